@@ -1,0 +1,44 @@
+"""What crosses the border between the front end and the engine.
+
+`wire` holds the messages and their framing, `streams` the mailboxes that turn step frames back into one
+stream per choice, `client` the interface that both transports (a child process, the same event loop) offer.
+Nothing here knows about text, HTTP or torch.
+"""
+
+from engine.messages.client import EngineClient, EngineState, EngineUnavailable
+from engine.messages.streams import Delta, StreamRouter, TokenStream
+from engine.messages.wire import (
+    Abort,
+    EngineStats,
+    Failed,
+    Finish,
+    Frame,
+    ModelInfo,
+    Ready,
+    Request,
+    SamplingParams,
+    Shutdown,
+    Submit,
+    TokenLogprobs,
+)
+
+__all__ = [
+    "Abort",
+    "Delta",
+    "EngineClient",
+    "EngineState",
+    "EngineStats",
+    "EngineUnavailable",
+    "Failed",
+    "Finish",
+    "Frame",
+    "ModelInfo",
+    "Ready",
+    "Request",
+    "SamplingParams",
+    "Shutdown",
+    "StreamRouter",
+    "Submit",
+    "TokenLogprobs",
+    "TokenStream",
+]

@@ -1,0 +1,195 @@
+"""Messages between front end and engine, and their framing on a byte stream.
+
+One message is a 4-byte little-endian length and a msgpack body. Towards the engine go `Submit`, `Abort` and
+`Shutdown`; back come `Ready` or `Failed` once, then one `Frame` per step (and one whenever the counters changed
+without a step, and at least every `HEARTBEAT_SECONDS`).
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+HEARTBEAT_SECONDS = 0.5
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request samples. Every field has a neutral default, so rows mix freely in one batch.
+
+    temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
+    `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they are
+    the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One request: a prompt of token ids and `n` continuations of it.
+
+    Choice k streams under id `id + k`; the caller hands out ids so that these ranges never overlap while the
+    engine lives. `tools` turns on the calculator between python_start and python_end. Sequences share cached
+    prompt blocks only within one `cache_salt`.
+    """
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    n: int = 1
+    tools: bool = False
+    cache_salt: bytes = b""
+    priority: int = 0
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs of one emitted token: its own, and the `top` alternatives, best first."""
+
+    index: int  # position in Frame.tokens
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True):
+    """End of one choice. `stop_token` is the terminal or stop id that ended it; `message` explains an error."""
+
+    stream: int
+    reason: FinishReason
+    stop_token: int | None = None
+    cached_tokens: int = 0
+    message: str | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """Counters of the engine at one moment. Totals count from the engine's start."""
+
+    running: int = 0  # sequences that hold a row
+    waiting: int = 0  # sequences that wait for one
+    blocks_used: int = 0  # blocks in some block table
+    blocks_cached: int = 0  # unreferenced blocks that the prefix cache may serve again
+    blocks_total: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0  # prompt tokens computed or taken from the cache
+    cached_tokens: int = 0  # of those, taken from the prefix cache
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    generated_tokens: int = 0
+    preemptions: int = 0
+    batch_rows: int = 0  # rows in the last step
+    batch_tokens: int = 0  # tokens in the last step
+    step_seconds: float = 0.0  # duration of the last step
+    late_tokens: int = 0  # sampled tokens dropped because their row had been released
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine loaded; the front end validates requests against it."""
+
+    name: str
+    path: str  # folder that holds the tokenizer and the chat template
+    generation: str  # "G1".."G5"
+    vocab_size: int
+    max_model_len: int  # prompt and output tokens together
+    terminal_ids: list[int]
+    max_rows: int
+    block_size: int
+    num_blocks: int
+    device: str
+    dtype: str
+    parameters: int
+    weights_bytes: int = 0
+    sampling_defaults: dict[str, float] = {}  # what the model card recommends
+    features: list[tuple[str, str, str, str]] = []  # start-up table: feature, asked for, used, why
+    created: int = 0
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Ends the given streams with reason "abort"; unknown or finished ones are ignored."""
+
+    streams: list[int]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    pass
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+    info: ModelInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
+    """The engine could not start. `exit_code` follows the command line's table (2 usage, 3 model load)."""
+
+    message: str
+    exit_code: int = 3
+
+
+class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
+    """One step's outputs. Parallel lists `streams` and `tokens` hold each emitted token in order.
+
+    A stream can occur more than once (the tool machine emits its forced tokens together); `forced` lists the
+    positions of such tokens. Tokens of a stream always come before its `Finish`.
+    """
+
+    streams: list[int]
+    tokens: list[int]
+    forced: list[int]
+    logprobs: list[TokenLogprobs]
+    finished: list[Finish]
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort | Shutdown
+FromEngine = Ready | Failed | Frame
+
+_encoder = msgspec.msgpack.Encoder()
+to_engine = msgspec.msgpack.Decoder(ToEngine)
+from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """The message as it goes on the wire, length first."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "little") + body
+
+
+class Unframer:
+    """Cuts a byte stream into message bodies, whatever the sizes of its reads."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields each complete body. Raises ValueError when a length exceeds `MAX_MESSAGE_BYTES`."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= 4:
+            size = int.from_bytes(buffer[start : start + 4], "little")
+            if size > MAX_MESSAGE_BYTES:
+                raise ValueError(f"message of {size} bytes on the engine socket")
+            if len(buffer) - start - 4 < size:
+                break
+            yield bytes(buffer[start + 4 : start + 4 + size])
+            start += 4 + size
+        del buffer[:start]
