@@ -1,0 +1,22 @@
+"""Elementwise functions whose value for one element must not depend on its neighbours.
+
+torch's CPU loops compute full vectors with one implementation of exp and tanh and the remainder of a tensor with
+another, so the last bit of an element depends on where it lies. In float64 the two differ far below float32's
+resolution, and rounding makes them equal.
+"""
+
+import torch
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-x)) in x's dtype."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        return torch.sigmoid(x.double()).to(x.dtype)
+    return torch.sigmoid(x)
+
+
+def softcap(logits: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap * tanh(logits / cap), float32 whatever the input."""
+    if logits.device.type == "cpu" and not logits.requires_grad:
+        return (logits.double().div_(cap).tanh_().mul_(cap)).float()
+    return cap * torch.tanh(logits.float() / cap)

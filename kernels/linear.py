@@ -1,0 +1,48 @@
+"""Matrix products with weights, in a form whose rows do not depend on each other.
+
+On a CPU, `PackedLinear` holds its weight in oneDNN's blocked layout. That is the fastest product there for two rows
+and more, and each row's result is bit-equal whatever the number of rows, which a plain `F.linear` does not promise
+(its library picks other kernels, with another order of additions, by row count). A single row is padded to two, the
+one case in which oneDNN switches kernels too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether this weight has a oneDNN layout here."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T for inference. Takes a copy of the weight; on devices without a packed layout keeps it as it is."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        """weight: [out_features, in_features]."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packed = can_pack(weight)
+        weight = weight.detach()
+        if self.packed:
+            # A row count of None lets oneDNN choose a layout that serves every batch size.
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        else:
+            self.weight = weight.contiguous()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [rows, in_features] -> [rows, out_features]."""
+        if not self.packed:
+            return F.linear(x, self.weight)
+        if x.size(0) == 1:
+            return self._product(x.expand(2, -1).contiguous())[:1]
+        return self._product(x)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
