@@ -1,0 +1,86 @@
+"""A browser and tab for each test module, a fresh page for each test, and a server that answers by script."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from chat_page import ChatPage
+from playwright.sync_api import Browser, Page, sync_playwright
+from scripted_server import ScriptedServer
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str:
+    """The system's chromium; without one the test is skipped, or fails where a browser is required."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is not None:
+        return path
+    reason = "no chromium on this machine (tried: " + ", ".join(names) + ")"
+    if os.environ.get("CI_REQUIRE_BROWSER") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+# Module scope, not session scope: while this browser lives, its driver holds the thread's event loop, and no
+# asynchronous test could run.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def scripted_server() -> Iterator[ScriptedServer]:
+    server = ScriptedServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def scripted(scripted_server: ScriptedServer) -> Iterator[ScriptedServer]:
+    """The scripted server, without scripts and requests of earlier tests."""
+    scripted_server.reset()
+    yield scripted_server
+    scripted_server.release(100)
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> ChatPage:
+    """One tab for a whole module: opening the page anew costs far less than a new tab."""
+    return ChatPage(browser.new_page())
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Browser, scripted_server: ScriptedServer) -> Page:
+    """A page to import the page's modules in; it keeps no state that a test could leave behind."""
+    page = browser.new_page()
+    page.goto(scripted_server.url)
+    return page
+
+
+@pytest.fixture
+def server_url(scripted: ScriptedServer) -> str:
+    """Where the page is served. A module that drives a real server overrides this fixture."""
+    return scripted.url
+
+
+@pytest.fixture
+def chat(tab: ChatPage, server_url: str) -> Iterator[ChatPage]:
+    """The page, freshly loaded, with nothing stored by an earlier test."""
+    tab.open(server_url)
+    yield tab
+    tab.page.goto("about:blank")  # closes what an unfinished answer keeps open

@@ -1,0 +1,123 @@
+"""The page's modules that hold no DOM, one by one."""
+
+import pytest
+from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+def test_speed_is_counted_from_the_first_token(modules: Page) -> None:
+    live, final = modules.evaluate(
+        """async () => {
+          const { SpeedMeter } = await import('/static/speed.js');
+          const meter = new SpeedMeter(1000);
+          for (let k = 0; k <= 10; k++) meter.piece(1250 + 100 * k);
+          const live = [meter.firstToken, meter.tokens, meter.rate, meter.line('')];
+          meter.count({ prompt_tokens: 5, completion_tokens: 21 });
+          return [live, [meter.firstToken, meter.tokens, meter.rate, meter.line('length')]];
+        }"""
+    )
+    assert live == [0.25, 11, 10, "250 ms to first token · 10.0 tok/s · 11 tokens"]
+    assert final == [0.25, 21, 20, "250 ms to first token · 20.0 tok/s · 21 tokens · length limit"]
+
+
+def test_speed_says_nothing_it_cannot_know(modules: Page) -> None:
+    lines = modules.evaluate(
+        """async () => {
+          const { SpeedMeter } = await import('/static/speed.js');
+          const meter = new SpeedMeter(0);
+          const none = meter.line('stopped');
+          for (let k = 0; k < 50; k++) meter.piece(2000);
+          return [none, meter.line('')];
+        }"""
+    )
+    assert lines == ["stopped", "2.00 s to first token · 50 tokens"]
+
+
+def test_own_settings_stand_above_the_model_card(modules: Page) -> None:
+    steps = modules.evaluate(
+        """async () => {
+          const { Settings } = await import('/static/settings.js');
+          const kept = new Map();
+          const storage = { getItem: (k) => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, v) };
+          const card = { temperature: 0.6, top_k: 50, min_p: 0.1, seed: 'x', unknown: 3 };
+          const settings = new Settings(storage);
+          settings.recommend(card);
+          const steps = [settings.request()];
+          const problems = ['temperature=2.5', 'top_k=1.5', 'top_p=0', 'seed=abc'].map((pair) => {
+            const [name, text] = pair.split('=');
+            return settings.set(name, text);
+          });
+          settings.set('temperature', '0');
+          settings.set('seed', '7');
+          const later = new Settings(storage);
+          later.recommend({ ...card, top_k: 20 });
+          steps.push(problems.filter(Boolean).length, later.request());
+          later.set('temperature', '');
+          later.reset();
+          return [...steps, later.request(), later.changed];
+        }"""
+    )
+    assert steps[0] == {"temperature": 0.6, "top_k": 50, "min_p": 0.1}
+    assert steps[1] == 4
+    assert steps[2] == {"temperature": 0, "top_k": 20, "min_p": 0.1, "seed": 7}
+    assert steps[3:] == [{"temperature": 0.6, "top_k": 20, "min_p": 0.1}, False]
+
+
+def test_broken_storage_is_no_obstacle(modules: Page) -> None:
+    request = modules.evaluate(
+        """async () => {
+          const { Settings } = await import('/static/settings.js');
+          const deny = () => { throw new Error('denied'); };
+          const settings = new Settings({ getItem: deny, setItem: deny });
+          settings.set('temperature', '1.5');
+          return [settings.request(), new Settings({ getItem: () => '[1', setItem: deny }).request()];
+        }"""
+    )
+    assert request == [{"temperature": 1.5}, {}]
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (
+            '{"error":{"message":"Too hot.","type":"t","param":"temperature","code":"out_of_range"}}',
+            "Too hot.",
+            "out_of_range",
+        ),
+        ('{"error":"Unauthorized"}', "Unauthorized", None),
+        ('{"detail":"No."}', "No.", None),
+        ("<html>proxy</html>", "HTTP status 400", None),
+        ("", "HTTP status 400", None),
+    ],
+)
+def test_error_bodies_of_all_kinds(modules: Page, body: str, message: str, code: str | None) -> None:
+    found = modules.evaluate(
+        """async (body) => {
+          const { errorOfResponse } = await import('/static/errors.js');
+          const headers = { 'Retry-After': '3' };
+          const error = await errorOfResponse(new Response(body, { status: 400, headers }));
+          return [error.message, error.code, error.retryAfter];
+        }""",
+        body,
+    )
+    assert found == [message, code, 3]
+
+
+def test_wire_leaves_out_what_was_not_said(modules: Page) -> None:
+    wire = modules.evaluate(
+        """async () => {
+          const { Conversation } = await import('/static/conversation.js');
+          const conversation = new Conversation();
+          conversation.addUser('one');
+          conversation.addAnswer().content = 'two';
+          const third = conversation.addUser('three');
+          conversation.addAnswer();
+          const full = conversation.wire('Be brief.');
+          conversation.truncate(third.id);
+          return [full, conversation.wire('  '), conversation.lastAnswer().content];
+        }"""
+    )
+    one, two = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+    system, three = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "three"}
+    assert wire == [[system, one, two, three], [one, two], "two"]
