@@ -1,11 +1,12 @@
 """What crosses the border between the front end and the engine.
 
-`wire` holds the messages and their framing, `streams` the mailboxes that turn step frames back into one
+`wire` holds the messages and their framing, `config` what an engine is started with, `streams` the mailboxes that turn step frames back into one
 stream per choice, `client` the interface that both transports (a child process, the same event loop) offer.
 Nothing here knows about text, HTTP or torch.
 """
 
 from engine.messages.client import EngineClient, EngineState, EngineUnavailable
+from engine.messages.config import BatchingMode, EngineConfig
 from engine.messages.streams import Delta, StreamRouter, TokenStream
 from engine.messages.wire import (
     Abort,
@@ -24,8 +25,10 @@ from engine.messages.wire import (
 
 __all__ = [
     "Abort",
+    "BatchingMode",
     "Delta",
     "EngineClient",
+    "EngineConfig",
     "EngineState",
     "EngineStats",
     "EngineUnavailable",

@@ -1,7 +1,7 @@
 """Messages between front end and engine, and their framing on a byte stream.
 
-One message is a 4-byte little-endian length and a msgpack body. Towards the engine go `Submit`, `Abort` and
-`Shutdown`; back come `Ready` or `Failed` once, then one `Frame` per step (and one whenever the counters changed
+One message is a 4-byte little-endian length and a msgpack body. Towards the engine go an `EngineConfig`
+once, then `Submit`, `Abort` and `Shutdown`; back come `Ready` or `Failed` once, then one `Frame` per step (and one whenever the counters changed
 without a step, and at least every `HEARTBEAT_SECONDS`).
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
+
+from engine.messages.config import EngineConfig
 
 HEARTBEAT_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -45,7 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Choice k streams under id `id + k`; the caller hands out ids so that these ranges never overlap while the
     engine lives. `tools` turns on the calculator between python_start and python_end. Sequences share cached
-    prompt blocks only within one `cache_salt`.
+    prompt blocks only within one `cache_salt`. A smaller `priority` goes first.
     """
 
     id: int
@@ -157,7 +159,7 @@ class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort | Shutdown
+ToEngine = EngineConfig | Submit | Abort | Shutdown
 FromEngine = Ready | Failed | Frame
 
 _encoder = msgspec.msgpack.Encoder()

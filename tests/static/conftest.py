@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from chat_page import ChatPage
+from tests.static.chat_page import ChatPage
 from playwright.sync_api import Browser, Page, sync_playwright
-from scripted_server import ScriptedServer
+from tests.static.scripted_server import ScriptedServer
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",

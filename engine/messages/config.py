@@ -1,0 +1,46 @@
+"""What an engine is started with; sent to the engine process as its first message."""
+
+from typing import Literal
+
+import msgspec
+
+BatchingMode = Literal["continuous", "static", "single"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Where the model is and how the engine serves it.
+
+    model: a nanochat base directory, a checkpoint folder, a transformers folder or a hub id; None finds one.
+    source, tag, step: which checkpoint of a nanochat base directory (None: nanochat's own guesses).
+    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU.
+    threads: CPU threads of the engine process (None: one per core).
+    max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
+    block_size: tokens per KV block. num_blocks: blocks in the pool (None: sized from memory and max_rows).
+    kv_page_size: the pool's capacity is rounded up to a multiple of this many tokens.
+    max_batched_tokens: most tokens in one step. max_chunk: most prompt tokens of one sequence in one step.
+    max_model_len: most tokens of a sequence, prompt and output (None: what the model was trained for).
+    batch_timeout_ms: longest that an idle engine waits for company before its first step.
+    lookahead: launch step N+1 before looking at the tokens of step N.
+    overrides: model constants that a checkpoint cannot tell (see GPTConfig), by name.
+    """
+
+    model: str | None = None
+    source: str | None = None
+    tag: str | None = None
+    step: int | None = None
+    served_name: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = None
+    max_rows: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_page_size: int | None = None
+    max_batched_tokens: int = 2048
+    max_chunk: int | None = None
+    max_model_len: int | None = None
+    batching: BatchingMode = "continuous"
+    batch_timeout_ms: float = 0.0
+    enable_prefix_caching: bool = True
+    lookahead: bool = True
+    overrides: dict[str, float] = {}
