@@ -1,0 +1,328 @@
+"""nanochat's GPT, all five generations, written once.
+
+The same modules train (`forward`), and serve from a paged cache (`hidden` with an `attend` callback, then
+`logits`). Everything works on a flat token axis: a token's position and its predecessor's id are inputs, so a
+chunk may start anywhere in a sequence. Parameter names are those of nanochat's checkpoints.
+
+Sources of the formulas: karpathy/nanochat, nanochat/gpt.py at the commits named in engine/config.py.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.config import GPTConfig
+from kernels.activation import sigmoid, softcap
+from kernels.linear import PackedLinear
+from kernels.norm import rms_norm
+from kernels.rope import rope_table, rotate_and_norm
+
+# attend(layer, query [tokens, heads, d], key and value [tokens, kv_heads, d]) -> [tokens, heads, d]
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+SMEAR_CHANNELS = 24
+
+
+class Attention(nn.Module):
+    """Query-key-normed rotary attention; values may carry a gated embedding of the token itself."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        width, head_dim = config.n_embd, config.head_dim
+        self.c_q: nn.Module = nn.Linear(width, config.n_head * head_dim, bias=False)
+        self.c_k: nn.Module = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
+        self.c_v: nn.Module = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
+        self.c_proj: nn.Module = nn.Linear(width, width, bias=False)
+        self.c_qkv: PackedLinear | None = None  # the three in one product, in a model packed for serving
+        if config.has_value_embedding(layer):
+            channels = config.value_gate_channels
+            assert channels is not None
+            self.ve_gate = nn.Linear(channels, config.n_kv_head, bias=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        value_embedding: torch.Tensor | None,
+        attend: Attend,
+    ) -> torch.Tensor:
+        """x: [tokens, width], normalised. value_embedding: [tokens, kv_heads * head_dim] or None."""
+        config = self.config
+        assert config.qk_scale is not None and config.value_gate_scale is not None
+        tokens, head_dim = x.size(0), config.head_dim
+        if self.c_qkv is not None:
+            sizes = [config.n_head * head_dim, config.n_kv_head * head_dim, config.n_kv_head * head_dim]
+            q, k, v = self.c_qkv(x).split(sizes, dim=-1)
+        else:
+            q, k, v = self.c_q(x), self.c_k(x), self.c_v(x)
+        q = q.reshape(tokens, config.n_head, head_dim)
+        k = k.reshape(tokens, config.n_kv_head, head_dim)
+        v = v.reshape(tokens, config.n_kv_head, head_dim)
+        if value_embedding is not None:
+            gate = config.value_gate_scale * sigmoid(_gate(self.ve_gate, x))  # [tokens, kv_heads]
+            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
+        q = rotate_and_norm(q, cos, sin, config.rms_eps, config.qk_scale)
+        k = rotate_and_norm(k, cos, sin, config.rms_eps, config.qk_scale)
+        out: torch.Tensor = self.c_proj(attend(self.layer, q, k, v).reshape(tokens, -1))
+        return out
+
+
+class MLP(nn.Module):
+    """Squared ReLU between two projections."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc: nn.Module = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj: nn.Module = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.eps = config.rms_eps
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        value_embedding: torch.Tensor | None,
+        attend: Attend,
+    ) -> torch.Tensor:
+        x = x + self.attn(rms_norm(x, self.eps), cos, sin, value_embedding, attend)
+        x = x + self.mlp(rms_norm(x, self.eps))
+        return x
+
+
+class GPT(nn.Module):
+    """A nanochat model. Weights are uninitialised until `init_weights`, `randomize` or a state dict."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, width, layers = config.padded_vocab_size, config.n_embd, config.n_layer
+        assert rows is not None
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(rows, width),
+                "h": nn.ModuleList([Block(config, layer) for layer in range(layers)]),
+            }
+        )
+        self.lm_head: nn.Module = nn.Linear(width, rows, bias=False)
+        if config.constants.residual_scalars:
+            self.resid_lambdas = nn.Parameter(torch.ones(layers))
+            self.x0_lambdas = nn.Parameter(torch.zeros(layers))
+        if config.value_gate_channels:
+            kv_width = config.n_kv_head * config.head_dim
+            self.value_embeds = nn.ModuleDict(
+                {
+                    str(layer): nn.Embedding(rows, kv_width)
+                    for layer in range(layers)
+                    if config.has_value_embedding(layer)
+                }
+            )
+        if config.constants.smear:
+            self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
+        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    # -- the network ------------------------------------------------------------------------------------------
+
+    def hidden(
+        self, ids: torch.Tensor, previous_ids: torch.Tensor, positions: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """The normalised residual stream after the last block, [tokens, width].
+
+        ids, positions: [tokens] int64. previous_ids: the id before each token in its own sequence (any id
+        where the position is 0); only models with smear look at it.
+        """
+        config, eps = self.config, self.config.rms_eps
+        cos_table, sin_table = self.rope(ids.device)
+        cos, sin = cos_table[positions], sin_table[positions]
+        x = rms_norm(self._embed(ids), eps)
+        if config.constants.smear:
+            x = self._smear(x, previous_ids, positions)
+        x0, middle = x, x
+        for layer, block in enumerate(self._blocks()):
+            if config.constants.residual_scalars:
+                x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
+            embedding = self._value_embedding(layer, ids) if config.has_value_embedding(layer) else None
+            x = block(x, cos, sin, embedding, attend)
+            if layer == config.n_layer // 2:
+                middle = x
+        if config.constants.smear:
+            x = x - self.backout_lambda.to(x.dtype) * middle
+        return rms_norm(x, eps)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Soft-capped float32 logits over the real vocabulary. hidden: [rows, width] -> [rows, vocab_size].
+        """
+        raw: torch.Tensor = self.lm_head(hidden)
+        return softcap(raw[:, : self.config.vocab_size], self.config.softcap)
+
+    def _smear(self, x: torch.Tensor, previous_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Mixes the previous token's embedding in. It is a function of that token's id alone, so chunked
+        prefill, prefix hits and preemption need no carried state.
+        """
+        previous = rms_norm(self._embed(previous_ids), self.config.rms_eps)
+        gate = self.smear_lambda.to(x.dtype) * sigmoid(_gate(self.smear_gate, x))  # [tokens, 1]
+        return x + torch.where(positions.unsqueeze(1) > 0, gate * previous, 0.0)
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.transformer["wte"](ids)
+        return x
+
+    def _value_embedding(self, layer: int, ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.value_embeds[str(layer)](ids)
+        return x
+
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self.transformer["h"]
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def rope(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin tables, [10 * sequence_len, head_dim / 2] float32, made on first use."""
+        if self._rope is None or self._rope[0].device != device:
+            config = self.config
+            assert config.rope_base is not None
+            rounding = torch.bfloat16 if config.rope_dtype == "bfloat16" else torch.float32
+            self._rope = rope_table(config.rope_len, config.head_dim, config.rope_base, rounding, device)
+        return self._rope
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [batch, time, vocab_size], or with targets the mean cross entropy (a target of -1 is
+        ignored).
+
+        ids, targets: [batch, time] int64; every row starts at position 0.
+        """
+        batch, time = ids.shape
+        if time > self.config.rope_len:
+            raise ValueError(f"{time} positions exceed the rotary table of {self.config.rope_len}")
+        positions = torch.arange(time, device=ids.device).repeat(batch)
+        previous = F.pad(ids[:, :-1], (1, 0)).reshape(-1)
+        attend = _DenseAttention(self.config, batch, time)
+        x = self.hidden(ids.reshape(-1), previous, positions, attend)
+        logits = self.logits(x)
+        if targets is None:
+            return logits.view(batch, time, -1)
+        if not self.config.use_fp32_logits:
+            logits = logits.to(x.dtype)
+        return F.cross_entropy(logits, targets.reshape(-1), ignore_index=-1)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Weights for training, as nanochat starts: outputs of every block and the head begin at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                fan_out, fan_in = module.weight.shape
+                std = fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5)
+                nn.init.normal_(module.weight, mean=0.0, std=std)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, mean=0.0, std=1.0)
+        zeroed = [self.lm_head]
+        for block in self._blocks():
+            assert isinstance(block, Block)
+            zeroed += [block.attn.c_proj, block.mlp.c_proj]
+            if hasattr(block.attn, "ve_gate"):
+                zeroed.append(block.attn.ve_gate)
+        if self.config.constants.smear:
+            zeroed.append(self.smear_gate)
+        for module in zeroed:
+            assert isinstance(module.weight, torch.Tensor)
+            module.weight.zero_()
+        if self.config.constants.residual_scalars:
+            self.resid_lambdas.fill_(1.0)
+            self.x0_lambdas.fill_(0.1)
+
+    @torch.no_grad()
+    def randomize(self, seed: int) -> None:
+        """Seeded random weights with every path alive: what benchmarks and tests run on without a checkpoint.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in sorted(self.named_parameters()):
+            std = parameter.size(-1) ** -0.5 if parameter.dim() == 2 and "wte" not in name else 1.0
+            if parameter.dim() == 1:
+                std = 0.3
+            values = torch.randn(parameter.shape, generator=generator) * std
+            parameter.copy_(values + 1.0 if name == "resid_lambdas" else values)
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class _DenseAttention:
+    """Causal attention over whole rows, without a cache: the training path's `attend`."""
+
+    def __init__(self, config: GPTConfig, batch: int, time: int) -> None:
+        self.config = config
+        self.batch = batch
+        self.time = time
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        split = (self.batch, self.time, -1, self.config.head_dim)
+        q, k, v = (t.view(split).transpose(1, 2) for t in (q, k, v))
+        window = self.config.window(layer)
+        grouped = q.size(1) != k.size(1)
+        if window is None or window >= self.time:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        else:
+            row = torch.arange(self.time, device=q.device)
+            distance = row.unsqueeze(1) - row.unsqueeze(0)
+            mask = (distance >= 0) & (distance <= window)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return out.transpose(1, 2).reshape(self.batch * self.time, -1, self.config.head_dim)
+
+
+def _gate(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The first channels of x through a tiny projection, [tokens, outputs].
+
+    As a sum over channels rather than a matrix product: with a handful of inputs and outputs a library picks
+    its kernel by the number of tokens, and results would change with the company a token has.
+    """
+    weight = linear.weight
+    assert isinstance(weight, torch.Tensor)
+    return (x[:, None, : weight.size(1)] * weight.to(x.dtype)).sum(-1)
+
+
+def pack_for_serving(model: GPT) -> GPT:
+    """A model for inference with fused, packed projections. Embeddings are shared with `model`, which is
+    unchanged; the caller may drop it to free its projections.
+    """
+    with torch.device("meta"):
+        served = GPT(model.config)
+    served.transformer["wte"] = model.transformer["wte"]
+    served.lm_head = PackedLinear(_weight(model.lm_head))
+    for name in ("value_embeds", "smear_gate", "resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"):
+        if hasattr(model, name):
+            setattr(served, name, getattr(model, name))
+    for source, target in zip(model._blocks(), served._blocks(), strict=True):
+        assert isinstance(source, Block) and isinstance(target, Block)
+        attn = source.attn
+        target.attn.c_qkv = PackedLinear(torch.cat([_weight(m) for m in (attn.c_q, attn.c_k, attn.c_v)]))
+        del target.attn.c_q, target.attn.c_k, target.attn.c_v
+        target.attn.c_proj = PackedLinear(_weight(attn.c_proj))
+        target.mlp.c_fc = PackedLinear(_weight(source.mlp.c_fc))
+        target.mlp.c_proj = PackedLinear(_weight(source.mlp.c_proj))
+        if hasattr(attn, "ve_gate"):
+            target.attn.ve_gate = attn.ve_gate
+    return served.eval()
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    assert isinstance(module.weight, torch.Tensor)
+    return module.weight

@@ -1,0 +1,210 @@
+"""Runs steps on the device, strictly in launch order, without ever blocking the event loop.
+
+`launch` copies what the step needs out of the plan (the loop may change sequences the moment it returns) and
+queues it; `collect` awaits its result. One worker thread executes the steps: step N+1 is queued while N runs,
+and takes the tokens that N samples from the rows' device state.
+
+                loop     plan N+1  stage N+1  launch | await N        | process N | plan N+2 ...
+                thread   ... step N ................ | step N+1 .................. | step N+2 ...
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.model import GPT
+from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
+from engine.plan import Chunk, Plan
+from engine.sequence import Sequence
+from engine.state import RowState
+from kernels.attention import KVCache, Span, paged_attention, table_blocks
+from kernels.sampling import Sampled, sample
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What one sampling chunk produced. `valid` is False when its logits were not finite."""
+
+    token: int
+    valid: bool
+    logprob: float | None = None
+    top_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Tokens in the order of the plan's sampling chunks; seconds that the step took on the device's thread,
+    and of those the seconds inside the model's forward.
+    """
+
+    tokens: list[SampledToken]
+    seconds: float
+    forward_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowReset:
+    """A row whose penalty counts start from these tokens."""
+
+    row: int
+    prompt: list[int]
+    output: list[int]
+
+
+@dataclass(slots=True)
+class StagedStep:
+    """A plan in numbers: everything that the step thread reads. Lists run over the step's tokens unless
+    noted.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    previous_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    fed_tokens: list[int] = field(default_factory=list)  # tokens whose id is in device state,
+    fed_rows: list[int] = field(default_factory=list)  # and the rows that hold it
+    tables: list[int] = field(default_factory=list)  # block tables of all spans, one behind the other
+    spans: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, length, context, table entries
+    sampling: list[SamplingRow] = field(default_factory=list)
+    sampling_tokens: list[int] = field(default_factory=list)  # last token of each sampling chunk
+    resets: list[RowReset] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepHandle:
+    plan: Plan
+    future: "Future[StepResult]"
+
+
+class ModelRunner:
+    """One model, its KV cache and its rows on one device."""
+
+    def __init__(self, model: GPT, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...]) -> None:
+        self.model = model
+        self.cache = cache
+        self.device = cache.keys.device
+        self.terminal_ids = terminal_ids
+        self.state = RowState(max_rows, model.config.vocab_size, self.device)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+
+    def launch(self, plan: Plan) -> StepHandle:
+        staged = self.stage(plan)
+        return StepHandle(plan, self._thread.submit(self._execute, staged))
+
+    async def collect(self, handle: StepHandle) -> StepResult:
+        """The result of a launched step. Raises whatever its execution raised."""
+        return await asyncio.wrap_future(handle.future)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # -- on the loop --------------------------------------------------------------------------------------------
+
+    def stage(self, plan: Plan) -> StagedStep:
+        step = StagedStep()
+        for sequence in (*plan.admitted, *plan.extended):
+            self._stage_reset(step, sequence)
+        for chunk in plan.chunks:
+            self._stage_chunk(step, chunk)
+        return step
+
+    def _stage_reset(self, step: StagedStep, sequence: Sequence) -> None:
+        if has_penalty(sequence.request.params) and sequence.row is not None:
+            length = sequence.prompt_length
+            step.resets.append(RowReset(sequence.row, sequence.tokens[:length], sequence.tokens[length:]))
+
+    def _stage_chunk(self, step: StagedStep, chunk: Chunk) -> None:
+        tokens, table, size = chunk.sequence.tokens, chunk.block_table, self.cache.block_size
+        first, start, end = len(step.ids), chunk.start, chunk.start + chunk.length
+        if chunk.feeds_back:
+            step.fed_tokens.append(first)
+            step.fed_rows.append(chunk.row)
+            step.ids.append(0)
+        else:
+            step.ids += tokens[start:end]
+        if start:
+            step.previous_ids += tokens[start - 1 : end - 1]
+        else:
+            step.previous_ids.append(0)
+            step.previous_ids += tokens[: end - 1]
+        step.positions += range(start, end)
+        step.slots += [table[p // size] * size + p % size for p in range(start, end)]
+        used, entries = -(-end // size), table_blocks(end, size)
+        step.tables += table[:used]
+        step.tables += [0] * (entries - used)
+        step.spans.append((first, chunk.length, end, entries))
+        if chunk.samples:
+            step.sampling.append(sampling_row(chunk, self.terminal_ids))
+            step.sampling_tokens.append(len(step.ids) - 1)
+
+    # -- on the step thread -------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _execute(self, step: StagedStep) -> StepResult:
+        started = time.perf_counter()
+        for reset in step.resets:
+            self.state.reset_counts(reset.row, reset.prompt, reset.output)
+        ids, attend = self._tensor(step.ids), self._attend(step)
+        if step.fed_tokens:
+            ids[self._tensor(step.fed_tokens)] = self.state.last_token[self._tensor(step.fed_rows)]
+        previous, positions = self._tensor(step.previous_ids), self._tensor(step.positions)
+        forward_started = time.perf_counter()
+        hidden = self.model.hidden(ids, previous, positions, attend)
+        tokens: list[SampledToken] = []
+        if step.sampling:
+            logits = self.model.logits(hidden[self._tensor(step.sampling_tokens)])
+            forward_seconds = time.perf_counter() - forward_started
+            tokens = self._sample(step, logits)
+        else:
+            forward_seconds = time.perf_counter() - forward_started
+        return StepResult(tokens, time.perf_counter() - started, forward_seconds)
+
+    def _attend(self, step: StagedStep) -> Callable[..., torch.Tensor]:
+        slots, tables = self._tensor(step.slots), self._tensor(step.tables)
+        spans: list[Span] = []
+        first = 0
+        for start, length, context, entries in step.spans:
+            spans.append(Span(start, length, context, tables[first : first + entries]))
+            first += entries
+        config, cache = self.model.config, self.cache
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            cache.write(layer, slots, k, v)
+            return paged_attention(q, cache, layer, spans, config.window(layer))
+
+        return attend
+
+    def _sample(self, step: StagedStep, logits: torch.Tensor) -> list[SampledToken]:
+        batch = sampling_batch(step.sampling, self.state, self.device)
+        sampled = sample(logits, batch)
+        counted = None
+        if batch.repetition is not None:
+            counted = torch.tensor([row.penalised for row in step.sampling], device=self.device)
+        self.state.sampled(self._tensor([row.row for row in step.sampling]), sampled.tokens, counted)
+        return _to_host(step.sampling, sampled)
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def _to_host(rows: list[SamplingRow], sampled: Sampled) -> list[SampledToken]:
+    tokens, valid = sampled.tokens.tolist(), sampled.valid.tolist()
+    if sampled.logprobs is None or sampled.top_ids is None or sampled.top_logprobs is None:
+        return [SampledToken(token, ok) for token, ok in zip(tokens, valid, strict=True)]
+    details = iter(
+        zip(sampled.logprobs.tolist(), sampled.top_ids.tolist(), sampled.top_logprobs.tolist(), strict=True)
+    )
+    result: list[SampledToken] = []
+    for row, token, ok in zip(rows, tokens, valid, strict=True):
+        count = row.params.logprobs
+        if count is None:
+            result.append(SampledToken(token, ok))
+        else:
+            logprob, ids, values = next(details)
+            result.append(SampledToken(token, ok, logprob, ids[:count], values[:count]))
+    return result

@@ -1,0 +1,102 @@
+"""Turns the sampling parameters of a step's rows into the tensors that kernels.sampling works on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.messages import SamplingParams
+from engine.plan import Chunk
+from engine.state import RowState
+from kernels.philox import uniform
+from kernels.sampling import SamplingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """One row that samples in a step, as the host sees it at launch."""
+
+    row: int
+    params: SamplingParams
+    choice: int
+    position: int  # of the token to be sampled
+    banned: tuple[int, ...]  # ids that may not be sampled yet (min_tokens)
+
+    @property
+    def penalised(self) -> bool:
+        return has_penalty(self.params)
+
+
+def has_penalty(params: SamplingParams) -> bool:
+    return bool(
+        params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    )
+
+
+def stop_ids(params: SamplingParams, terminal_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Every id that ends a row with these parameters."""
+    return params.stop_token_ids if params.ignore_eos else (*terminal_ids, *params.stop_token_ids)
+
+
+def sampling_row(chunk: Chunk, terminal_ids: tuple[int, ...]) -> SamplingRow:
+    sequence = chunk.sequence
+    params = sequence.request.params
+    position = chunk.start + chunk.length
+    early = position - sequence.prompt_length < params.min_tokens
+    banned = stop_ids(params, terminal_ids) if early else ()
+    return SamplingRow(chunk.row, params, sequence.choice, position, banned)
+
+
+def sampling_batch(rows: list[SamplingRow], state: RowState, device: torch.device) -> SamplingBatch:
+    """Only parameters that some row of the step uses become tensors."""
+    params = [row.params for row in rows]
+
+    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([getattr(p, name) for p in params], dtype=dtype, device=device)
+
+    batch = SamplingBatch(temperature=column("temperature", torch.float32))
+    if any(p.temperature > 0 for p in params):
+        batch.uniform = torch.from_numpy(
+            uniform(
+                np.array([p.seed for p in params], dtype=np.int64),
+                np.array([row.choice for row in rows], dtype=np.int64),
+                np.array([row.position for row in rows], dtype=np.int64),
+            )
+        ).to(device)
+        if any(p.top_k > 0 for p in params):
+            batch.top_k = column("top_k", torch.int64)
+        if any(p.top_p < 1 for p in params):
+            batch.top_p = column("top_p", torch.float32)
+        if any(p.min_p > 0 for p in params):
+            batch.min_p = column("min_p", torch.float32)
+    if any(row.penalised for row in rows):
+        batch.repetition = column("repetition_penalty", torch.float32)
+        batch.presence = column("presence_penalty", torch.float32)
+        batch.frequency = column("frequency_penalty", torch.float32)
+        index = torch.tensor([row.row for row in rows], dtype=torch.int64, device=device)
+        batch.prompt_seen, batch.output_counts = state.counts(index)
+    _add_bias(batch, rows, device)
+    wanting = [index for index, p in enumerate(params) if p.logprobs is not None]
+    if wanting:
+        batch.logprob_rows = torch.tensor(wanting, dtype=torch.int64, device=device)
+        batch.logprob_count = max(p.logprobs or 0 for p in params)
+    return batch
+
+
+def _add_bias(batch: SamplingBatch, rows: list[SamplingRow], device: torch.device) -> None:
+    where: list[int] = []
+    ids: list[int] = []
+    values: list[float] = []
+    for index, row in enumerate(rows):
+        for id, value in row.params.logit_bias.items():
+            where.append(index)
+            ids.append(id)
+            values.append(value)
+        for id in set(row.banned):
+            where.append(index)
+            ids.append(id)
+            values.append(float("-inf"))
+    if where:
+        batch.bias_rows = torch.tensor(where, dtype=torch.int64, device=device)
+        batch.bias_ids = torch.tensor(ids, dtype=torch.int64, device=device)
+        batch.bias_values = torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,0 +1,174 @@
+"""Chat templates written in jinja, from Hugging Face folders.
+
+The template is a stranger's program: it runs in jinja's immutable sandbox. It renders to one string, in which
+the special tokens of the template's own text must become ids while the same spellings inside messages must
+not. So a mark is put before every character of a message where such a spelling begins (or could begin or end
+across the message's edge); in the rendered text a marked character is literal, and the marks vanish. Text
+between special tokens is encoded in one piece, so borders between template and message tokenise as they do in
+training.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from engine.text.files import CONFIG, read_json, token_spelling
+from engine.text.template import ChatMessage, TemplateError, checked
+from engine.text.tokenizer import Tokenizer, TokenizerError
+
+MAX_RENDERED_CHARACTERS = 2**24
+
+
+class JinjaTemplate:
+    """A sandboxed chat template over one tokenizer.
+
+    The template sees `messages`, `add_generation_prompt`, the named special tokens of tokenizer_config.json,
+    and what transformers offers: `raise_exception`, `strftime_now`, `tojson`, loop controls, generation
+    blocks. Raises TokenizerError when the template does not compile.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer, folder: Path) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TokenizerError(f"the chat template does not compile: {error}") from error
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        spellings = {name: token_spelling(value) for name, value in config.items() if name.endswith("_token")}
+        self._names = {name: spelling for name, spelling in spellings.items() if spelling is not None}
+        self._names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos or ""} | self._names
+        self._tokenizer = tokenizer
+        self._specials = tokenizer.special_tokens
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._alternatives = "|".join(map(re.escape, longest_first))
+        # Every tail of text that could go on as a special token, and every head that could end one.
+        self._heads = {token[:i] for token in self._specials for i in range(1, len(token))}
+        self._tails = {token[i:] for token in self._specials for i in range(1, len(token))}
+        self._longest = len(longest_first[0])
+        self.terminal_ids = _terminal_ids(folder, tokenizer)
+
+    def render(self, messages: Sequence[ChatMessage], *, continue_final: bool = False) -> list[int]:
+        turns = checked(messages, continue_final)
+        mark, end = _unused_characters("".join(turn.content for turn in turns))
+        content = [self._shield(turn.content, mark) for turn in turns]
+        if continue_final:
+            content[-1] += end
+        shielded = [{"role": turn.role, "content": text} for turn, text in zip(turns, content, strict=True)]
+        text = self._run(shielded, not continue_final)
+        if continue_final:
+            text, found, _ = text.rpartition(end)
+            if not found:
+                raise TemplateError("the model's chat template does not show the message to be continued")
+        return self._encode(text, mark)
+
+    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        try:
+            # Piece by piece, so that a runaway template is stopped before it fills the memory.
+            pieces: list[str] = []
+            size = 0
+            for piece in self._template.generate(given, tools=None, documents=None, **self._names):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_RENDERED_CHARACTERS:
+                    raise TemplateError(f"the rendered text exceeds {MAX_RENDERED_CHARACTERS} characters")
+            return "".join(pieces)
+        except TemplateError:
+            raise
+        except Exception as error:  # the template's own program failed, with whatever error it caused
+            raise TemplateError(f"the model's chat template refuses this conversation: {error}") from error
+
+    def _shield(self, text: str, mark: str) -> str:
+        """`text` with a mark before each character that must not begin (or carry on) a special token."""
+        marks = {match.start() for match in re.finditer(f"(?={self._alternatives})", text)}
+        # Templates often trim, so what counts as the edge is looked at with and without the white space.
+        left = len(text) - len(text.lstrip())
+        right = len(text.rstrip())
+        for start, stop in {(0, len(text)), (left, right)}:
+            inside = start < stop and any(text[start:stop] in token for token in self._specials)
+            if inside or any(text.startswith(tail, start) for tail in self._tails):
+                marks.add(start)
+        for stop in {len(text), right}:
+            for start in range(max(0, stop - self._longest), stop):
+                if text[start:stop] in self._heads:
+                    marks.add(start)
+        pieces: list[str] = []
+        previous = 0
+        for position in sorted(marks):
+            pieces += [text[previous:position], mark]
+            previous = position
+        return "".join([*pieces, text[previous:]])
+
+    def _encode(self, text: str, mark: str) -> list[int]:
+        ids: list[int] = []
+        literal: list[str] = []
+        start = 0
+        for match in re.finditer(f"{mark}(.?)|({self._alternatives})", text, re.DOTALL):
+            literal.append(text[start : match.start()])
+            start = match.end()
+            if match[2] is None:
+                literal.append(match[1])
+                continue
+            ids += self._tokenizer.encode("".join(literal))
+            ids.append(self._specials[match[2]])
+            literal = []
+        return ids + self._tokenizer.encode("".join([*literal, text[start:]]))
+
+
+def _terminal_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The end-of-turn id, those that generation_config.json or config.json name, and bos.
+
+    Configurations name wrong ones often enough (library defaults), so only special ids are believed.
+    """
+    named: list[object] = [tokenizer.encode_special(tokenizer.eos)] if tokenizer.eos is not None else []
+    for file in ("generation_config.json", "config.json"):
+        if (folder / file).is_file():
+            value = read_json(folder / file).get("eos_token_id")
+            named += value if isinstance(value, list) else [value]
+    named.append(tokenizer.get_bos_token_id())
+    return list(dict.fromkeys(id for id in named if isinstance(id, int) and tokenizer.is_special(id)))
+
+
+def _unused_characters(text: str) -> tuple[str, str]:
+    """Two private-use characters that do not occur in `text`."""
+    present = set(text)
+    candidates: Iterable[int] = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+    unused = (chr(code) for code in candidates if chr(code) not in present)
+    try:
+        return next(unused), next(unused)
+    except StopIteration:
+        raise TemplateError("the conversation uses every private-use character") from None
+
+
+def _refuse(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def _tojson(value: object, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    """Plain JSON: jinja's own filter escapes for HTML. Never to ASCII, which would write the marks
+    differently."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks the assistant's part for training; here it is only its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (as the base class declares it)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -1,0 +1,76 @@
+"""Incremental decoding equals decoding at once, for any tokens in any pieces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.text import IncrementalDecoder, Tokenizer, load_tokenizer
+from tests.engine.golden import G1
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(G1)
+
+
+# Bytes of real characters, broken ones, merged tokens, special tokens, and ids beyond the vocabulary.
+PIECES = st.one_of(
+    st.text(max_size=4).map(lambda text: list(text.encode())),
+    st.lists(st.integers(0x80, 0xFF), max_size=4),
+    st.lists(st.integers(0, 502), max_size=4),
+    st.sampled_from([[503], [507], [600], list("\ufffd".encode()), list("\ufeff".encode())]),
+)
+
+
+@given(st.lists(PIECES, max_size=12))
+def test_pieces_join_to_the_whole(tokenizer: Tokenizer, pieces: list[list[int]]) -> None:
+    ids = [id for piece in pieces for id in piece]
+    shown = IncrementalDecoder(tokenizer, skip_special=False)
+    hidden = IncrementalDecoder(tokenizer)
+    assert "".join(map(shown.push, pieces)) + shown.flush() == tokenizer.decode(ids)
+    ordinary = [id for id in ids if not tokenizer.is_special(id)]
+    assert "".join(map(hidden.push, pieces)) + hidden.flush() == tokenizer.decode(ordinary)
+
+
+@given(st.lists(PIECES, max_size=12))
+def test_one_by_one_never_waits_longer_than_needed(tokenizer: Tokenizer, pieces: list[list[int]]) -> None:
+    """After each token, everything is out except a tail that could still become a character."""
+    decoder = IncrementalDecoder(tokenizer)
+    raw, text = b"", ""
+    for id in (id for piece in pieces for id in piece if not tokenizer.is_special(id)):
+        text += decoder.push([id])
+        raw += tokenizer.token_bytes(id)
+        held = next(n for n in range(4) if raw[: len(raw) - n].decode("utf-8", "replace") == text)
+        tail = raw[len(raw) - held :]
+        assert not held or _unfinished(tail)
+
+
+def _unfinished(tail: bytes) -> bool:
+    try:
+        tail.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data" and error.start == 0
+    return False
+
+
+def test_a_real_replacement_character_passes(tokenizer: Tokenizer) -> None:
+    decoder = IncrementalDecoder(tokenizer)
+    assert decoder.push(list("a\ufffdb".encode())) == "a\ufffdb"
+    assert decoder.flush() == ""
+
+
+def test_a_dangling_partial_only_at_flush(tokenizer: Tokenizer) -> None:
+    decoder = IncrementalDecoder(tokenizer)
+    assert decoder.push([0x41, 0xF0, 0x9F]) == "A"
+    assert decoder.push([0x98]) == ""
+    assert decoder.flush() == "\ufffd"
+    assert decoder.push([0x42]) == "B"
+
+
+def test_special_and_hidden_tokens(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("a"), 508, *tokenizer.encode("1"), 509, 507]
+    assert IncrementalDecoder(tokenizer).push(ids) == "a1"
+    everything = IncrementalDecoder(tokenizer, skip_special=False)
+    assert everything.push(ids) == "a<|python_start|>1<|python_end|><|assistant_end|>"
+    tools_only = IncrementalDecoder(tokenizer, skip_special=False, hidden=[503, 507])
+    assert tools_only.push(ids) == "a<|python_start|>1<|python_end|>"
