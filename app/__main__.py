@@ -1,0 +1,80 @@
+"""`python -m app`: the command line of the server."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from app.config import Config, check
+from app.options import Action, CommandLine, UsageError, to_toml
+from app.settings import package_version
+
+EXIT_OK = 0
+EXIT_FAULT = 1
+EXIT_USAGE = 2
+
+ACTIONS = (
+    Action("help", "show this and end"),
+    Action("version", "print the version and end"),
+    Action("print-config", "print the settings in force as TOML and end"),
+    Action("dry-run", "load the model, print what would be served, and end"),
+)
+
+
+def command_line() -> CommandLine[Config]:
+    about = "Serves a language model over HTTP, with a chat page."
+    return CommandLine("python -m app", about, Config(), ACTIONS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the server; returns the exit code: 0 clean, 1 fault, 2 usage, 3 model, 98 port in use."""
+    return launch(command_line(), sys.argv[1:] if argv is None else argv)
+
+
+def launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
+    """What `line` says about `argv`, done."""
+    try:
+        return _launch(line, argv)
+    except UsageError as error:
+        print(f"{line.prog}: {error}", file=sys.stderr)
+        print(f"See {line.prog} --help", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_OK
+    except BrokenPipeError:
+        return EXIT_FAULT
+    finally:
+        _let_go_of_output()
+
+
+def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
+    config, actions = line.parse(argv, os.environ)
+    if "help" in actions:
+        print(line.help(), end="")
+        return EXIT_OK
+    if "version" in actions:
+        print(f"fastpath {package_version()}")
+        return EXIT_OK
+    check(config)
+    if "print-config" in actions:
+        print(to_toml(config), end="")
+        return EXIT_OK
+
+    # Only now: the web libraries take a third of a second to import.
+    from app.logs import set_up_logging
+    from app.serve import dry_run, run
+
+    set_up_logging(config.server.log_level, config.server.log_format)
+    return dry_run(config) if "dry-run" in actions else run(config)
+
+
+def _let_go_of_output() -> None:
+    """Flushes; where nobody reads any more, the interpreter's own flush at exit is kept from complaining."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""From validated prompts to choices that the engine works on."""
+
+from collections.abc import Sequence
+
+from app.choices import Choice
+from app.context import Context
+from app.errors import ApiError
+from app.sampling import Sampling
+from engine.messages import ModelInfo, Request, SamplingParams
+
+Prompt = tuple[list[int], str]  # token ids, and the text to echo before the answer
+
+
+def submit(
+    context: Context,
+    info: ModelInfo,
+    prompts: Sequence[Prompt],
+    params: Sequence[SamplingParams],
+    sampling: Sampling,
+    *,
+    tools: bool = False,
+    hidden: frozenset[int] = frozenset(),
+) -> list[Choice]:
+    """One engine request per prompt; without `params` nothing is generated. Choice index: prompt * n + k.
+
+    `hidden` ids have no text. Either every prompt is submitted or none. Raises Unavailable (503).
+    """
+    context.check_room(len(prompts) * sampling.n, info)
+    choices: list[Choice] = []
+    try:
+        for at, (prompt, text) in enumerate(prompts):
+            if not params:
+                choices += [
+                    Choice(len(choices) + k, None, prompt, sampling, context.text, hidden, text)
+                    for k in range(sampling.n)
+                ]
+                continue
+            request = Request(
+                id=context.client.next_id(sampling.n),
+                prompt=prompt,
+                params=params[at],
+                n=sampling.n,
+                tools=tools,
+                cache_salt=sampling.cache_salt,
+            )
+            choices += [
+                Choice(at * sampling.n + k, stream, prompt, sampling, context.text, hidden, text)
+                for k, stream in enumerate(context.submit(request))
+            ]
+    except ApiError:
+        context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])
+        raise
+    return choices

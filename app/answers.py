@@ -1,0 +1,217 @@
+"""The bytes of an answer: events of a stream, or one JSON body.
+
+Per token only its text is escaped; everything around it was encoded when the request came in. An event that
+carries more than text (logprobs, token ids, usage, the end) is put together from its parts.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from app.choices import Choice, Piece
+from app.errors import ApiError
+from app.generation import Usage
+from app.logprobs import chat_logprobs, completion_logprobs
+from app.schema import Delivery
+from app.text import TextService
+
+DONE = b"data: [DONE]\n\n"
+
+encode = msgspec.json.encode
+
+
+@dataclass(slots=True, kw_only=True)
+class Format:
+    """One request's answer; subclasses say how a choice looks in it.
+
+    `prefix` names the id, `chunk_object` and `body_object` are OpenAI's names for an event and a body.
+    """
+
+    delivery: Delivery
+    text: TextService
+    seed: int
+    fingerprint: str
+    wants_logprobs: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = ""
+    _sent: dict[int, int] = field(default_factory=dict)  # tokens per choice, for usage in every event
+    _head: bytes = b""
+    _tail: bytes = b""
+    _fast: bool = False
+    _before: dict[int, bytes] = field(default_factory=dict)
+    _after: bytes = b""
+
+    prefix = ""
+    body_object = ""
+    chunk_object = ""
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        delivery = self.delivery
+        head = {"id": self.id, "object": self.chunk_object, "created": self.created, "model": delivery.model}
+        self._head = b"data: " + encode(head)[:-1] + b',"choices":['
+        self._tail = (b'],"usage":null' if delivery.include_usage else b"]") + b"}\n\n"
+        self._fast = not (self.wants_logprobs or delivery.token_ids or delivery.continuous_usage)
+        self._after = self.close_text() + b',"logprobs":null,"finish_reason":null}' + self._tail
+
+    def open_text(self) -> bytes:
+        raise NotImplementedError
+
+    def close_text(self) -> bytes:
+        raise NotImplementedError
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
+        raise NotImplementedError
+
+    def opening(self, choices: Sequence[Choice]) -> bytes:
+        """Events that come before any token."""
+        raise NotImplementedError
+
+    def event(self, choice: Choice, piece: Piece) -> bytes:
+        if self._fast and piece.finish is None:
+            before = self._before.get(choice.index)
+            if before is None:
+                before = self._head + b'{"index":%d,' % choice.index + self.open_text()
+                self._before[choice.index] = before
+            return before + encode(piece.text) + self._after
+        return self._full_event(choice, piece)
+
+    def ending(self, usage: Usage) -> bytes:
+        """The usage event if it was asked for, and the end of the stream."""
+        if not self.delivery.include_usage:
+            return DONE
+        last = {**self._signature(), "usage": usage.payload()}
+        return self._head + b"]," + encode(last)[1:] + b"\n\n" + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return b"data: " + encode({"error": error.payload()}) + b"\n\n" + DONE
+
+    def body(self, answers: Sequence[tuple[Choice, list[Piece]]], usage: Usage) -> bytes:
+        """The whole answer, not streamed."""
+        body: dict[str, object] = {
+            "id": self.id,
+            "object": self.body_object,
+            "created": self.created,
+            "model": self.delivery.model,
+            "choices": [self._answer(choice, pieces) for choice, pieces in answers],
+            "usage": usage.payload(),
+            **self._signature(),
+        }
+        self.add_prompt_ids(body, [choice for choice, _ in answers])
+        return encode(body)
+
+    def message(self, choice: Choice, text: str) -> dict[str, object]:
+        """A choice's text as the body holds it."""
+        raise NotImplementedError
+
+    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+        """Chat answers carry the ids of their one prompt at the top."""
+
+    def _answer(self, choice: Choice, pieces: list[Piece]) -> dict[str, object]:
+        last = pieces[-1]
+        answer: dict[str, object] = {
+            "index": choice.index,
+            **self.message(choice, "".join(piece.text for piece in pieces)),
+            "logprobs": self.logprobs(pieces) if self.wants_logprobs else None,
+            "finish_reason": last.finish,
+            "stop_reason": last.stop_reason,
+        }
+        if self.delivery.token_ids:
+            answer["token_ids"] = [token for piece in pieces for token in piece.tokens]
+        return answer
+
+    def _signature(self) -> dict[str, object]:
+        return {"system_fingerprint": self.fingerprint, "seed": self.seed}
+
+    def _full_event(self, choice: Choice, piece: Piece) -> bytes:
+        rest: dict[str, object] = {
+            "logprobs": self.logprobs([piece]) if self.wants_logprobs and piece.tokens else None,
+            "finish_reason": piece.finish,
+        }
+        if piece.finish is not None:
+            rest["stop_reason"] = piece.stop_reason
+        if self.delivery.token_ids:
+            rest["token_ids"] = piece.tokens
+        top: dict[str, object] = self._signature() if piece.finish is not None else {}
+        sent = self._sent[choice.index] = self._sent.get(choice.index, 0) + len(piece.tokens)
+        if self.delivery.continuous_usage:
+            top["usage"] = Usage(len(choice.prompt), sent, choice.cached_tokens).payload()
+        elif self.delivery.include_usage:
+            top["usage"] = None
+        text = self.open_text() + encode(piece.text) + self.close_text()
+        start = self._head + b'{"index":%d,' % choice.index + text + b","
+        end = b"]," + encode(top)[1:] if top else b"]}"
+        return start + encode(rest)[1:] + end + b"\n\n"
+
+    def _first_event(self, choice: Choice, inner: bytes, extra: dict[str, object]) -> bytes:
+        more = b"," + encode(extra)[1:-1] if extra else b""
+        start = self._head + b'{"index":%d,' % choice.index
+        return start + inner + b',"logprobs":null,"finish_reason":null' + more + b"}"
+
+
+class ChatFormat(Format):
+    """/v1/chat/completions: a role first, then content."""
+
+    prefix = "chatcmpl"
+    body_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def open_text(self) -> bytes:
+        return b'"delta":{"content":'
+
+    def close_text(self) -> bytes:
+        return b"}"
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
+        return chat_logprobs(pieces, self.text)
+
+    def opening(self, choices: Sequence[Choice]) -> bytes:
+        role = b'"delta":{"role":"assistant","content":""}'
+        tail = self._tail
+        if self.delivery.token_ids:
+            tail = b'],"prompt_token_ids":' + encode(choices[0].prompt) + tail[1:]
+        return b"".join(self._first_event(choice, role, {}) + tail for choice in choices)
+
+    def message(self, choice: Choice, text: str) -> dict[str, object]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+        if self.delivery.token_ids:
+            body["prompt_token_ids"] = choices[0].prompt
+
+
+class CompletionFormat(Format):
+    """/v1/completions: text, with the prompt's own text first when it is echoed."""
+
+    prefix = "cmpl"
+    body_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def open_text(self) -> bytes:
+        return b'"text":'
+
+    def close_text(self) -> bytes:
+        return b""
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
+        return completion_logprobs(pieces, self.text)
+
+    def opening(self, choices: Sequence[Choice]) -> bytes:
+        events = []
+        for choice in choices:
+            if choice.prompt_text or self.delivery.token_ids:
+                extra: dict[str, object] = {}
+                if self.delivery.token_ids:
+                    extra = {"token_ids": [], "prompt_token_ids": choice.prompt}
+                inner = b'"text":' + encode(choice.prompt_text)
+                events.append(self._first_event(choice, inner, extra) + self._tail)
+        return b"".join(events)
+
+    def message(self, choice: Choice, text: str) -> dict[str, object]:
+        message: dict[str, object] = {"text": choice.prompt_text + text}
+        if self.delivery.token_ids:
+            message["prompt_token_ids"] = choice.prompt
+        return message

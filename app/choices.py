@@ -1,0 +1,174 @@
+"""One choice of an answer: from token ids to the pieces of text that may be sent.
+
+A piece is made for each token that yields text. A token that yields none (half a character, the beginning of
+a stop string) is not lost: it waits, with its logprobs, for the piece that carries its text, or for the last
+one.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from app.sampling import Sampling
+from app.text import TextService, matcher
+from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+
+MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event for all of them
+
+
+@dataclass(slots=True)
+class Piece:
+    """Text that became certain, and the tokens behind it.
+
+    `offsets` holds, for each token, the character of the answer at which its text begins. `finish` is "stop"
+    or "length" on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was
+    given.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    offsets: Sequence[int] = ()
+    finish: str | None = None
+    stop_reason: str | int | None = None
+
+
+class EngineFault(Exception):
+    """The engine ended a choice with an error."""
+
+
+class Choice:
+    """Consumes the deltas of one stream. `stream` is None when nothing is to be generated."""
+
+    __slots__ = (
+        "_chars",
+        "_decoder",
+        "_held_logprobs",
+        "_held_offsets",
+        "_held_tokens",
+        "_matcher",
+        "_min_tokens",
+        "_sampling",
+        "_simple",
+        "_special",
+        "cached_tokens",
+        "completion_tokens",
+        "done",
+        "index",
+        "last_token_at",
+        "prompt",
+        "prompt_text",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        stream: TokenStream | None,
+        prompt: list[int],
+        sampling: Sampling,
+        text: TextService,
+        hidden: Collection[int] = frozenset(),
+        prompt_text: str = "",
+    ) -> None:
+        self.index = index
+        self.stream = stream
+        self.prompt = prompt
+        self.prompt_text = prompt_text  # echoed before the answer
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.done = False
+        self.last_token_at = 0.0
+        self._sampling = sampling
+        self._special = text.is_special
+        self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
+        self._matcher = matcher(sampling.stop, sampling.include_stop)
+        self._min_tokens = sampling.min_tokens
+        self._simple = self._matcher is None and sampling.logprobs is None
+        self._chars = len(prompt_text)
+        self._held_tokens: list[int] = []
+        self._held_logprobs: list[TokenLogprobs | None] = []
+        self._held_offsets: list[int] = []
+
+    def feed(self, delta: Delta) -> list[Piece]:
+        """The pieces that a delta completes. Raises EngineFault when it ends in an error."""
+        if self.done:
+            return []
+        pieces: list[Piece] = []
+        finish = delta.finish
+        if self._simple and finish is None and len(delta.tokens) == 1 and not self._held_tokens:
+            # By far the most frequent case: one token, nothing to watch for.
+            self.completion_tokens += 1
+            text = self._decoder.push(delta.tokens)
+            if text:
+                return [Piece(text, delta.tokens)]
+            self._held_tokens = delta.tokens
+            return pieces
+        last = len(delta.tokens) - 1
+        for k, token in enumerate(delta.tokens):
+            ends = k == last and finish is not None and finish.stop_token == token
+            text = "" if ends and not self._shows(token) else self._decoder.push((token,))
+            self._hold(token, delta.logprobs[k] if delta.logprobs else None, text)
+            if text:
+                text, stop = self._match(text)
+                if stop is not None:
+                    self.done = True
+                    return [*pieces, self._piece(text, "stop", stop)]
+                if text:
+                    pieces.append(self._piece(text))
+        if len(pieces) > MERGE_ABOVE:
+            pieces = [_merged(pieces)]
+        if finish is not None:
+            self._finish(finish, pieces)
+        return pieces
+
+    def _shows(self, stop_token: int) -> bool:
+        """A stop id that the client named has text if the client wants stops in the output."""
+        return self._sampling.include_stop and not self._special(stop_token)
+
+    def _hold(self, token: int, logprobs: TokenLogprobs | None, text: str) -> None:
+        self.completion_tokens += 1
+        self._held_tokens.append(token)
+        if self._sampling.logprobs is not None:
+            self._held_logprobs.append(logprobs)
+            self._held_offsets.append(self._chars)
+            self._chars += len(text)
+
+    def _match(self, text: str) -> tuple[str, str | None]:
+        if self._matcher is None or self.completion_tokens <= self._min_tokens:
+            return text, None
+        return self._matcher.push(text)
+
+    def _piece(self, text: str, finish: str | None = None, stop_reason: str | int | None = None) -> Piece:
+        piece = Piece(text, self._held_tokens, self._held_logprobs, self._held_offsets, finish, stop_reason)
+        self._held_tokens = []
+        if self._held_logprobs:
+            self._held_logprobs = []
+            self._held_offsets = []
+        return piece
+
+    def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
+        self.done = True
+        self.cached_tokens = finish.cached_tokens
+        if finish.reason not in ("stop", "length"):
+            raise EngineFault(finish.message or f"The engine ended the request ({finish.reason}).")
+        rest, stop = self._match(self._decoder.flush())
+        if stop is None and self._matcher is not None:
+            rest += self._matcher.flush()
+        reason: str = "stop" if stop is not None else finish.reason
+        by = stop if stop is not None else self._named_stop(finish.stop_token)
+        if not rest and not self._held_tokens and pieces:
+            pieces[-1].finish, pieces[-1].stop_reason = reason, by
+        else:
+            pieces.append(self._piece(rest, reason, by))
+
+    def _named_stop(self, token: int | None) -> int | None:
+        return token if token in self._sampling.stop_token_ids else None
+
+
+def _merged(pieces: list[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.tokens],
+        [item for piece in pieces for item in piece.logprobs],
+        [item for piece in pieces for item in piece.offsets],
+    )

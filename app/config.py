@@ -1,0 +1,274 @@
+"""The server's configuration: every setting, its default, its flag and its meaning.
+
+The fields below are the flag table (see app/options.py): the command line, the environment twins, the TOML
+file, `--help` and `--print-config` are generated from them.
+"""
+# ruff: noqa: RUF009  (each default is made by a function that returns a dataclass field)
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from app.options import UsageError, choice, many, option, real, switch, text, whole
+from app.settings import HttpSettings, SamplingDefaults
+from engine.messages import BatchingMode, EngineConfig
+
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Source = Literal["base", "mid", "sft", "rl"]
+Transport = Literal["process", "inline"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+_source: Callable[[str], Source] = choice("base", "mid", "sft", "rl")
+_mode: Callable[[str], BatchingMode] = choice("continuous", "static", "single")
+
+
+def _device(value: str) -> str:
+    """nanochat's empty device means "find out"."""
+    if value and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
+    return value or "auto"
+
+
+def _assignment(value: str) -> str:
+    name, separator, number = value.partition("=")
+    if not separator or not name.isidentifier():
+        raise ValueError(f"{value!r} is not of the form NAME=NUMBER")
+    real(-1e12, 1e12)(number)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which model, under which name, on which device."""
+
+    model: str | None = option(
+        None,
+        text,
+        "a nanochat base directory, a checkpoint folder, a Hugging Face folder or a hub id",
+        metavar="MODEL",
+        shown="nanochat's own folder if it holds any, else the embedded model",
+        positional=True,
+    )
+    source: Source | None = option(
+        None,
+        _source,
+        "which training stage of a nanochat base directory: base, mid, sft or rl",
+        "-i",
+        shown="the first of sft, rl, mid, base that is there",
+    )
+    model_tag: str | None = option(
+        None, text, "which model of a nanochat base directory", "-g", shown="the deepest one"
+    )
+    step: int | None = option(None, whole(0), "which step of a checkpoint folder", "-s", shown="the last one")
+    served_model_name: tuple[str, ...] = many(
+        text, "names that /v1/models and the `model` field of requests know the model by"
+    )
+    max_model_len: int | None = option(
+        None, whole(2), "most tokens of a sequence, prompt and output", shown="what the model was trained for"
+    )
+    device: str = option("auto", _device, "auto, cpu, cuda, cuda:N or mps", "--device-type")
+    dtype: Dtype = option(
+        "auto",
+        choice("auto", "float32", "bfloat16"),
+        "precision of weights and KV: auto, float32 or bfloat16; auto is bfloat16 on a GPU",
+        "-d",
+    )
+    threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per core")
+    model_override: tuple[str, ...] = many(
+        _assignment, "model constants that a checkpoint cannot tell", metavar="NAME=NUMBER"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How requests share the model."""
+
+    batching: BatchingMode | None = option(
+        None,
+        _mode,
+        "continuous (requests join and leave at every step), static (a gathered batch runs to its end) or "
+        "single (one request at a time); stands above the next two",
+        metavar="MODE",
+        shown="continuous",
+    )
+    enable_batch_decode: bool | None = switch(
+        None, "decode several requests together; without it: single", shown="on"
+    )
+    enable_dynamic_batching: bool | None = switch(
+        None, "form batches from waiting requests; without it: one request at a time", shown="on"
+    )
+    batch_size: int | None = option(
+        None,
+        whole(1, 4096),
+        "most sequences that run at once",
+        "--max-num-seqs",
+        shown="8 on a CPU, 256 on cuda",
+    )
+    batch_timeout_ms: float = option(
+        0.0,
+        real(0, 60_000),
+        "longest that an idle engine waits for company before its first step",
+        metavar="MS",
+    )
+    max_num_batched_tokens: int = option(2048, whole(1, 1 << 20), "most tokens in one step")
+    prefill_chunk: int | None = option(
+        None, whole(1, 1 << 20), "most prompt tokens of one sequence in one step", metavar="TOKENS"
+    )
+    block_size: int = option(16, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS")
+    num_blocks: int | None = option(None, whole(1), "KV blocks in the pool", shown="sized from memory")
+    kv_page_size: int | None = option(
+        None, whole(1, 1 << 20), "round the KV pool up to a multiple of this many tokens", metavar="TOKENS"
+    )
+    enable_prefix_caching: bool = switch(
+        True, "reuse the KV of prompts that begin alike", off=["--no-prefix-caching"]
+    )
+    lookahead: bool = switch(True, "launch a step before the tokens of the last one were looked at")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """What applies to requests that do not say otherwise, and their limits.
+
+    None leaves the route's own default: OpenAI's on /v1, nanochat's (0.8, 50, 512) on /chat/completions.
+    """
+
+    temperature: float | None = option(
+        None, real(0, 2), "default temperature", "-t", shown="by route: 1 or 0.8"
+    )
+    top_k: int | None = option(None, whole(0), "default top-k, 0 is off", "-k", shown="by route: off or 50")
+    max_tokens: int | None = option(
+        None, whole(1), "default limit on output tokens", "-m", shown="by route: the room left or 512"
+    )
+    seed: int | None = option(
+        None, whole(0, 2**63 - 1), "seed of requests that bring none", shown="a new one for each"
+    )
+    max_queue: int = option(
+        512, whole(0), "choices that may wait for a row before new requests get 503", metavar="CHOICES"
+    )
+    max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
+    sse_ping_interval: float = option(
+        15.0,
+        real(0, 3600),
+        "seconds of silence before a stream gets a comment line; 0 is never",
+        metavar="SECONDS",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where the server listens, how it ends, what it writes."""
+
+    host: str = option("127.0.0.1", text, "address to listen on")
+    port: int = option(8000, whole(0, 65535), "port to listen on, 0 takes a free one", "-p")
+    ui: bool = switch(True, "serve the chat page at /")
+    engine: Transport = option(
+        "process",
+        choice("process", "inline"),
+        "run the engine in a child process, or inline in the server's own",
+        metavar="WHERE",
+    )
+    drain_timeout: float = option(
+        30.0,
+        real(0, 86_400),
+        "seconds that open streams get to end after SIGTERM or Ctrl-C",
+        "--shutdown-timeout",
+        metavar="SECONDS",
+    )
+    log_level: LogLevel = option(
+        "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"
+    )
+    log_format: LogFormat = option("text", choice("text", "json"), "text, or json with one object per line")
+    access_log: bool = switch(False, "log a line for each request")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that a server is started with."""
+
+    model: Model = field(default_factory=Model)
+    batching: Batching = field(default_factory=Batching)
+    requests: Requests = field(default_factory=Requests)
+    server: Server = field(default_factory=Server)
+
+    def mode(self) -> tuple[BatchingMode, int | None]:
+        """The batching mode and the most rows that it allows (None: no limit but the batch size).
+
+        The seed's two flags: dynamic batching is continuous batching, batch decoding alone takes requests
+        one by one through the batched path, neither is the single-request path.
+        """
+        batching = self.batching
+        decode, dynamic = batching.enable_batch_decode, batching.enable_dynamic_batching
+        if batching.batching is not None:
+            return batching.batching, 1 if batching.batching == "single" else None
+        if dynamic:
+            return "continuous", None
+        if decode is False:
+            return "single", 1
+        if dynamic is False:
+            return "continuous", 1
+        return "continuous", None
+
+    def engine_config(self) -> EngineConfig:
+        """What the engine is told."""
+        model, batching = self.model, self.batching
+        mode, limit = self.mode()
+        rows = batching.batch_size
+        overrides = dict(item.split("=", 1) for item in model.model_override)
+        return EngineConfig(
+            model=model.model,
+            source=model.source,
+            tag=model.model_tag,
+            step=model.step,
+            served_name=model.served_model_name[0] if model.served_model_name else None,
+            device=model.device,
+            dtype=model.dtype,
+            threads=model.threads,
+            max_rows=limit if limit is not None else rows,
+            block_size=batching.block_size,
+            num_blocks=batching.num_blocks,
+            kv_page_size=batching.kv_page_size,
+            max_batched_tokens=batching.max_num_batched_tokens,
+            max_chunk=batching.prefill_chunk,
+            max_model_len=model.max_model_len,
+            batching=mode,
+            batch_timeout_ms=0.0 if limit == 1 else batching.batch_timeout_ms,
+            enable_prefix_caching=batching.enable_prefix_caching,
+            lookahead=batching.lookahead,
+            overrides={name: float(number) for name, number in overrides.items()},
+        )
+
+    def http_settings(self) -> HttpSettings:
+        """What the HTTP layer is told."""
+        requests = self.requests
+
+        def filled(own: SamplingDefaults) -> SamplingDefaults:
+            return replace(
+                own,
+                temperature=own.temperature if requests.temperature is None else requests.temperature,
+                top_k=own.top_k if requests.top_k is None else requests.top_k,
+                max_tokens=own.max_tokens if requests.max_tokens is None else requests.max_tokens,
+                seed=requests.seed,
+            )
+
+        own = HttpSettings()
+        return HttpSettings(
+            served_names=self.model.served_model_name,
+            sampling=filled(own.sampling),
+            chat=filled(own.chat),
+            max_body_bytes=requests.max_body_bytes,
+            max_queue=requests.max_queue,
+            ping_interval=requests.sse_ping_interval,
+            ui=self.server.ui,
+        )
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for settings that contradict each other."""
+    if config.batching.max_num_batched_tokens < (config.batching.batch_size or 1):
+        raise UsageError(
+            f"--max-num-batched-tokens: {config.batching.max_num_batched_tokens} is less than --batch-size "
+            f"{config.batching.batch_size}; a running sequence takes at least one token of each step"
+        )

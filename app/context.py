@@ -1,0 +1,59 @@
+"""What every route needs, and the one place where a request is let in."""
+
+import math
+from dataclasses import dataclass, field
+
+from app.errors import Draining, EngineGone, Unavailable
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.settings import HttpSettings
+from app.text import TextService
+from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
+from engine.text import TokenizerError
+
+
+@dataclass(slots=True)
+class Context:
+    """The parts of one server."""
+
+    client: EngineClient
+    text: TextService
+    settings: HttpSettings
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def ready(self) -> bool:
+        return self.client.state == EngineState.READY and not self.lifecycle.draining
+
+    async def model(self) -> ModelInfo:
+        """The loaded model, with its tokenizer in place. Raises Unavailable (503) when no request can be
+        taken.
+        """
+        if self.lifecycle.draining:
+            raise Draining()
+        if self.client.state == EngineState.LOADING:
+            raise EngineGone("The model is still being loaded.")
+        if self.client.state != EngineState.READY:
+            raise EngineGone("The engine is not running; it is being restarted.")
+        try:
+            info = self.client.info
+            await self.text.prepare(info)
+        except (EngineUnavailable, TokenizerError, OSError) as error:
+            raise EngineGone(str(error)) from error
+        return info
+
+    def check_room(self, choices: int, info: ModelInfo) -> None:
+        """Raises Unavailable (503) when too many choices wait already."""
+        waiting = self.lifecycle.open_choices - info.max_rows
+        if waiting + choices > self.settings.max_queue and waiting > 0:
+            seconds = math.ceil(self.metrics.mean_latency() * (waiting / max(info.max_rows, 1)))
+            raise Unavailable(
+                "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
+            )
+
+    def submit(self, request: Request) -> list[TokenStream]:
+        try:
+            return self.client.submit(request)
+        except EngineUnavailable as error:
+            raise EngineGone(str(error) or "The engine is not ready.") from None

@@ -1,0 +1,124 @@
+"""What can be wrong with a request, as one tree of exceptions, and its shape on the wire.
+
+Every error answers with `{"error": {"message", "type", "param", "code"}}`, codes are strings. The same object
+becomes an SSE event when it happens after the headers have left.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.responses import Response
+
+SERVER_ERROR = "server_error"
+INVALID_REQUEST = "invalid_request_error"
+UNAVAILABLE = "service_unavailable"
+
+
+class ApiError(Exception):
+    """Ends one request. `param` names the field at fault, `headers` travel with the HTTP answer."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        type: str = INVALID_REQUEST,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.type = type
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def payload(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class RequestError(ApiError):
+    """The client's request is wrong: status 400 unless the subclass says otherwise."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(400, code, message, param=param)
+
+
+class Unsupported(RequestError):
+    """A known field with a value that this server does not act on; never silently dropped."""
+
+    def __init__(self, param: str, why: str = "") -> None:
+        detail = f": {why}" if why else "."
+        super().__init__("unsupported_parameter", f"'{param}' is not supported by this server{detail}", param)
+
+
+class ContextLengthExceeded(RequestError):
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__("context_length_exceeded", message, param)
+
+
+class TooLarge(ApiError):
+    def __init__(self, limit: int) -> None:
+        message = f"The request body is larger than {limit} bytes."
+        super().__init__(413, "request_too_large", message, headers={"connection": "close"})
+
+
+class Unavailable(ApiError):
+    """Status 503 with Retry-After: the client may try again."""
+
+    def __init__(self, code: str, message: str, retry_after: int = 1) -> None:
+        super().__init__(503, code, message, type=UNAVAILABLE, headers={"retry-after": str(retry_after)})
+
+
+class EngineGone(Unavailable):
+    def __init__(self, message: str = "The engine is not ready.") -> None:
+        super().__init__("engine_unavailable", message, retry_after=2)
+
+
+class Draining(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("draining", "The server is shutting down and takes no new requests.", retry_after=5)
+        self.headers["connection"] = "close"
+
+
+class ServerShutdown(Unavailable):
+    def __init__(self) -> None:
+        super().__init__(
+            "server_shutdown", "The server shut down before the answer was complete.", retry_after=5
+        )
+
+
+class DeadlineExceeded(ApiError):
+    def __init__(self, seconds: float) -> None:
+        message = f"The request took longer than {seconds:g} seconds."
+        super().__init__(504, "deadline_exceeded", message, type="timeout_error", headers=_NO_RETRY)
+
+
+class InternalError(ApiError):
+    """A fault of ours in this one request. Clients are told not to run it again by themselves."""
+
+    def __init__(self, message: str = "The server failed to answer this request.") -> None:
+        super().__init__(500, "internal_error", message, type=SERVER_ERROR, headers=_NO_RETRY)
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer began; there is nobody to tell."""
+
+
+_NO_RETRY = {"x-should-retry": "false"}
+
+
+def error_body(error: ApiError, *, detail: bool = False) -> bytes:
+    """The JSON body; `detail` adds the field that nanochat's clients read."""
+    body: dict[str, object] = {"error": error.payload()}
+    if detail:
+        body["detail"] = error.message
+    return msgspec.json.encode(body)
+
+
+def error_response(error: ApiError, *, detail: bool = False) -> Response:
+    return Response(
+        error_body(error, detail=detail), error.status, headers=error.headers, media_type="application/json"
+    )

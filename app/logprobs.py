@@ -1,0 +1,62 @@
+"""Logprobs in OpenAI's two shapes, with the true bytes of each token."""
+
+from collections.abc import Sequence
+
+from app.choices import Piece
+from app.text import TextService
+from engine.messages import TokenLogprobs
+
+LOWEST = -9999.0  # JSON has no -Infinity
+
+
+def token_string(data: bytes) -> str:
+    """A token as text; one that is no UTF-8 by itself is spelled byte by byte."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def chat_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
+    """One item per token; a token that the tool machine wrote was certain: logprob 0, no alternatives."""
+    content: list[dict[str, object]] = []
+    for piece in pieces:
+        for token, item in zip(piece.tokens, piece.logprobs, strict=True):
+            top = [] if item is None else list(zip(item.top_ids, item.top_logprobs, strict=True))
+            entry = _entry(text, token, 0.0 if item is None else item.logprob)
+            entry["top_logprobs"] = [_entry(text, id, value) for id, value in top]
+            content.append(entry)
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
+    """Parallel lists; the sampled token is among its own alternatives even outside the best ones."""
+    tokens: list[str] = []
+    values: list[float] = []
+    tops: list[dict[str, float]] = []
+    offsets: list[int] = []
+    for piece in pieces:
+        for token, item, offset in zip(piece.tokens, piece.logprobs, piece.offsets, strict=True):
+            spelled = token_string(text.token_bytes(token))
+            value = 0.0 if item is None else _clamp(item.logprob)
+            tokens.append(spelled)
+            values.append(value)
+            tops.append({**_alternatives(item, text), spelled: value})
+            offsets.append(offset)
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _alternatives(item: TokenLogprobs | None, text: TextService) -> dict[str, float]:
+    if item is None:
+        return {}
+    pairs = zip(item.top_ids, item.top_logprobs, strict=True)
+    return {token_string(text.token_bytes(id)): _clamp(value) for id, value in pairs}
+
+
+def _entry(text: TextService, token: int, logprob: float) -> dict[str, object]:
+    data = text.token_bytes(token)
+    return {"token": token_string(data), "logprob": _clamp(logprob), "bytes": list(data)}
+
+
+def _clamp(value: float) -> float:
+    return value if value > LOWEST else LOWEST  # NaN, too

@@ -1,0 +1,185 @@
+"""OpenAI's routes: /v1/chat/completions, /v1/completions, /v1/models."""
+
+import hashlib
+import time
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.admission import Prompt, submit
+from app.answers import ChatFormat, CompletionFormat, Format
+from app.body import read_object
+from app.choices import Choice
+from app.context import Context
+from app.errors import ApiError, ClientGone, RequestError
+from app.fields import shown
+from app.generation import Generation
+from app.sampling import Sampling
+from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
+from app.stream import Answer, EventStream, JsonAnswer
+from engine.messages import EngineUnavailable, ModelInfo
+
+F = TypeVar("F", bound=Format)
+
+
+class Endpoint:
+    """An ASGI application that turns a JSON body into an answer.
+
+    Not a function endpoint, because Starlette puts a layer around every event that those send.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        try:
+            body = await read_object(scope, receive, self.context.settings)
+        except ClientGone:
+            self.context.metrics.disconnects += 1
+            return
+        info = await self.context.model()
+        answer = await self.prepare(body, info, started)
+        await answer(scope, receive, send)
+
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+        """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""
+        raise NotImplementedError
+
+    def format(self, kind: type[F], info: ModelInfo, sampling: Sampling, delivery: Delivery) -> F:
+        return kind(
+            delivery=delivery,
+            text=self.context.text,
+            seed=sampling.seed,
+            fingerprint=fingerprint(info, self.context.settings.version),
+            wants_logprobs=sampling.logprobs is not None,
+        )
+
+    def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
+        context = self.context
+        generation = Generation(context.client, choices, context.metrics, started)
+        kind = EventStream if format.delivery.stream else JsonAnswer
+        return kind(generation, format, context.settings, context.lifecycle, context.metrics)
+
+
+class ChatCompletions(Endpoint):
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+        context = self.context
+        chat = parse_chat(body, info, context.settings)
+        try:
+            prompt = await context.text.render(chat.messages, continue_final=chat.continue_final)
+        except ValueError as error:
+            message = f"'messages' do not fit the chat template: {shown(error, 200)}"
+            raise RequestError("invalid_value", message, "messages") from None
+        params = chat.sampling.params(len(prompt), info, "messages")
+        format = self.format(ChatFormat, info, chat.sampling, chat.delivery)
+        tools = context.settings.tools
+        choices = submit(context, info, [(prompt, "")], [params], chat.sampling, tools=tools)
+        return self.answer(choices, format, started)
+
+
+class Completions(Endpoint):
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+        context = self.context
+        wanted = parse_completion(body, info, context.settings)
+        prompts = await self._encode(wanted)
+        params = []
+        if not wanted.score_only:
+            for k, (prompt, _) in enumerate(prompts):
+                name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
+                params.append(wanted.sampling.params(len(prompt), info, name))
+        format = self.format(CompletionFormat, info, wanted.sampling, wanted.delivery)
+        choices = submit(context, info, prompts, params, wanted.sampling)
+        return self.answer(choices, format, started)
+
+    async def _encode(self, wanted: CompletionRequest) -> list[Prompt]:
+        """Texts get a BOS in front, token ids are used as given. With echo, the texts come along."""
+        text = self.context.text
+        encoded = iter(
+            await text.encode([p for p in wanted.prompts if isinstance(p, str)], bos=wanted.add_bos)
+        )
+        prompts: list[Prompt] = []
+        for prompt in wanted.prompts:
+            if isinstance(prompt, str):
+                prompts.append((next(encoded), prompt if wanted.echo else ""))
+            else:
+                prompts.append((prompt, text.decode(prompt) if wanted.echo else ""))
+        return prompts
+
+
+class Models:
+    """GET /v1/models and /v1/models/{id}."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    async def list(self, request: HttpRequest) -> Response:
+        info = self._info()
+        names = served_names(info, self.context.settings) if info is not None else ()
+        data = [model_card(name, info) for name in names if info is not None]
+        return _json({"object": "list", "data": data})
+
+    async def show(self, request: HttpRequest) -> Response:
+        name = str(request.path_params["id"])
+        info = self._info()
+        if info is None or name not in (*served_names(info, self.context.settings), info.name):
+            message = f"The model '{shown(name)}' does not exist."
+            raise ApiError(404, "model_not_found", message, type="not_found_error", param="model")
+        return _json(model_card(name, info))
+
+    def _info(self) -> ModelInfo | None:
+        try:
+            return self.context.client.info
+        except EngineUnavailable:
+            return None
+
+
+def model_card(name: str, info: ModelInfo) -> dict[str, object]:
+    """A model as /v1/models shows it; `meta.sampling_defaults` is what its card recommends."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": info.created,
+        "owned_by": "fastpath",
+        "root": info.name,
+        "parent": None,
+        "max_model_len": info.max_model_len,
+        "meta": {
+            "n_vocab": info.vocab_size,
+            "n_ctx_train": info.max_model_len,
+            "n_params": info.parameters,
+            "size": info.weights_bytes,
+            "generation": info.generation,
+            "device": info.device,
+            "dtype": info.dtype,
+            "max_rows": info.max_rows,
+            "block_size": info.block_size,
+            "num_blocks": info.num_blocks,
+            "sampling_defaults": info.sampling_defaults,
+            "features": [
+                dict(zip(("feature", "asked", "used", "why"), row, strict=True)) for row in info.features
+            ],
+        },
+    }
+
+
+def fingerprint(info: ModelInfo, version: str) -> str:
+    """Changes when the model or the code does."""
+    facts = (
+        version,
+        info.name,
+        info.path,
+        info.generation,
+        info.dtype,
+        info.device,
+        info.parameters,
+        info.created,
+    )
+    return "fp_" + hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

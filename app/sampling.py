@@ -1,0 +1,236 @@
+"""The sampling fields that all text routes share, and the fields that are refused by name."""
+
+from dataclasses import dataclass
+
+from app.errors import ContextLengthExceeded, RequestError, Unsupported
+from app.fields import Fields, as_integer, as_number, shown, wrong_type
+from app.settings import SamplingDefaults
+from engine.messages import ModelInfo, SamplingParams
+
+MAX_TOKENS = 2**31 - 1
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+MAX_SALT = 128
+LOWEST_TEMPERATURE = 0.01  # anything between 0 and this would overflow the logits
+_SEED_BITS = 63
+
+# Known fields and the values of theirs that change nothing; any other value is refused by name.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": ([],),
+    "guided_grammar": (),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "grammar": (),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "logits_processors": ([],),
+    "custom_logit_processor": (),
+    "kv_transfer_params": (),
+    "vllm_xargs": ({},),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (1,),
+    "priority": (0,),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one HTTP request samples, before the length of its prompt is known."""
+
+    n: int
+    max_tokens: int | None  # None: the room that is left, or the server's default if that is shorter
+    max_tokens_field: str
+    default_max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    seed: int
+    stop: tuple[str, ...]
+    include_stop: bool
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    logprobs: int | None
+    skip_special: bool
+    cache_salt: bytes
+
+    def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
+        """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
+        room = info.max_model_len - prompt_tokens
+        if room <= 0:
+            raise ContextLengthExceeded(
+                f"The prompt has {prompt_tokens} tokens; this model's context is {info.max_model_len}, "
+                "and at least one token is needed for the answer.",
+                prompt_field,
+            )
+        if self.max_tokens is not None and self.max_tokens > room:
+            raise ContextLengthExceeded(
+                f"The prompt has {prompt_tokens} tokens and '{self.max_tokens_field}' is {self.max_tokens}; "
+                f"together they exceed this model's context of {info.max_model_len} tokens.",
+                self.max_tokens_field,
+            )
+        limit = self.max_tokens if self.max_tokens is not None else min(room, self.default_max_tokens or room)
+        if self.min_tokens > limit:
+            message = f"'min_tokens' is {self.min_tokens}, but at most {limit} tokens can be generated."
+            raise RequestError("out_of_range", message, "min_tokens")
+        return SamplingParams(
+            max_tokens=limit,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            seed=self.seed & ((1 << _SEED_BITS) - 1),
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
+        )
+
+
+def refuse_unsupported(fields: Fields) -> None:
+    for name, neutral in NEUTRAL.items():
+        value = fields.get(name)
+        if value is not None and not any(_same(value, harmless) for harmless in neutral):
+            raise Unsupported(name)
+
+
+def parse_sampling(
+    fields: Fields,
+    info: ModelInfo,
+    defaults: SamplingDefaults,
+    *,
+    max_n: int,
+    logprobs: int | None,
+    max_tokens_field: str,
+    least_tokens: int = 1,
+) -> Sampling:
+    """Reads every shared field. Ranges are those of the documented API; RequestError names the first bad
+    field.
+    """
+    temperature = _or(fields.number("temperature", 0, 2), defaults.temperature)
+    n = fields.integer("n", 1, max_n) or 1
+    _check_best_of(fields, n)
+    seed = fields.integer("seed", -(2**63), 2**63 - 1)
+    top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    salt = (fields.string("cache_salt") or "").encode()
+    if len(salt) > MAX_SALT:
+        raise RequestError("out_of_range", f"'cache_salt' is longer than {MAX_SALT} bytes.", "cache_salt")
+    return Sampling(
+        n=n,
+        max_tokens=fields.integer(max_tokens_field, least_tokens, MAX_TOKENS),
+        max_tokens_field=max_tokens_field,
+        default_max_tokens=defaults.max_tokens,
+        min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
+        temperature=max(temperature, LOWEST_TEMPERATURE) if temperature > 0 else 0.0,
+        top_k=min(max(defaults.top_k if top_k is None else top_k, 0), info.vocab_size),
+        top_p=_or(fields.number("top_p", 0, 1, above=True), defaults.top_p),
+        min_p=fields.number("min_p", 0, 1) or 0.0,
+        repetition_penalty=_or(fields.number("repetition_penalty", 0.01, 10), 1.0),
+        presence_penalty=fields.number("presence_penalty", -2, 2) or 0.0,
+        frequency_penalty=fields.number("frequency_penalty", -2, 2) or 0.0,
+        logit_bias=_parse_bias(fields, info),
+        seed=defaults.draw_seed() if seed is None else seed,
+        stop=_parse_stop(fields),
+        include_stop=fields.boolean("include_stop_str_in_output"),
+        stop_token_ids=_parse_stop_ids(fields, info),
+        ignore_eos=fields.boolean("ignore_eos"),
+        logprobs=logprobs,
+        skip_special=fields.boolean("skip_special_tokens", True),
+        cache_salt=salt,
+    )
+
+
+def _same(value: object, harmless: object) -> bool:
+    """Equal as JSON: Python's False == 0 must not let `"priority": false` pass."""
+    return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _check_best_of(fields: Fields, n: int) -> None:
+    best_of = fields.integer("best_of", 1, MAX_TOKENS)
+    if best_of is not None and best_of != n:
+        raise Unsupported("best_of", f"it must equal 'n', which is {n}.")
+
+
+def _parse_stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise wrong_type("stop", "a string or a list of strings", value)
+    if len(items) > MAX_STOPS:
+        raise RequestError("out_of_range", f"'stop' holds more than {MAX_STOPS} strings.", "stop")
+    stops = []
+    for item in items:
+        if not isinstance(item, str):
+            raise wrong_type("stop", "a string or a list of strings", value)
+        if not 0 < len(item) <= MAX_STOP_CHARS:
+            message = f"'stop' strings must have between 1 and {MAX_STOP_CHARS} characters, got {len(item)}."
+            raise RequestError("out_of_range", message, "stop")
+        stops.append(item)
+    return tuple(stops)
+
+
+def _parse_stop_ids(fields: Fields, info: ModelInfo) -> tuple[int, ...]:
+    items = fields.items("stop_token_ids") or []
+    if len(items) > MAX_STOP_IDS:
+        raise RequestError(
+            "out_of_range", f"'stop_token_ids' holds more than {MAX_STOP_IDS} ids.", "stop_token_ids"
+        )
+    return tuple(as_integer(item, "stop_token_ids", 0, info.vocab_size - 1) for item in items)
+
+
+def _parse_bias(fields: Fields, info: ModelInfo) -> dict[int, float]:
+    bias = fields.nested("logit_bias")
+    if bias is None:
+        return {}
+    if len(bias.values) > MAX_BIASES:
+        raise RequestError(
+            "out_of_range", f"'logit_bias' holds more than {MAX_BIASES} entries.", "logit_bias"
+        )
+    result: dict[int, float] = {}
+    for key, value in bias.values.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < info.vocab_size):
+            message = (
+                f"'logit_bias' has the key '{shown(key)}'; keys are ids from 0 to {info.vocab_size - 1}."
+            )
+            raise RequestError("out_of_range", message, "logit_bias")
+        result[int(key)] = as_number(value, "logit_bias", -100, 100)
+    return result

@@ -1,0 +1,94 @@
+"""The ASGI application: routes, error handlers, lifespan.
+
+    app = create_app(client, TextService(), HttpSettings())
+    app.state.context.lifecycle   # draining, see app.lifecycle
+
+The application neither starts nor closes the engine: whoever made the client does.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sse_starlette.sse import AppStatus
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from app.context import Context
+from app.errors import ApiError, Unavailable, error_response
+from app.fields import shown
+from app.middleware import Faults, RequestIds
+from app.nanochat import NanochatCompletions
+from app.openai import ChatCompletions, Completions, Models
+from app.page import page_routes, static_folder
+from app.settings import HttpSettings
+from app.status import Status
+from app.text import TextService
+from engine.messages import EngineClient
+
+DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
+
+
+def create_app(client: EngineClient, text: TextService, settings: HttpSettings | None = None) -> Starlette:
+    """The server over one engine. `app.state.context` gives access to its parts."""
+    context = Context(client, text, settings or HttpSettings())
+
+    async def on_api_error(request: HttpRequest, error: Exception) -> Response:
+        if not isinstance(error, ApiError):
+            raise error
+        if isinstance(error, Unavailable):
+            context.metrics.rejected(error.code)
+        return error_response(error, detail=request.url.path in DETAIL_PATHS)
+
+    app = Starlette(
+        routes=_routes(context),
+        middleware=[Middleware(RequestIds), Middleware(Faults)],
+        exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
+        lifespan=_lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.context = context
+    return app
+
+
+def _routes(context: Context) -> list[BaseRoute]:
+    status = Status(context)
+    models = Models(context)
+    return [
+        Route("/v1/chat/completions", ChatCompletions(context), methods=["POST"]),
+        Route("/v1/completions", Completions(context), methods=["POST"]),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{id:path}", models.show),
+        Route("/chat/completions", NanochatCompletions(context), methods=["POST"]),
+        Route("/health", status.health),
+        Route("/ready", status.ready),
+        Route("/stats", status.stats),
+        Route("/stats/stream", status.stats_stream),
+        Route("/metrics", status.metrics),
+        *page_routes(static_folder() if context.settings.ui else None),
+    ]
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    # By default sse-starlette cuts its streams 0.4 s after SIGTERM; ours end through the lifecycle.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    yield
+
+
+async def _on_http_error(request: HttpRequest, error: Exception) -> Response:
+    """Starlette's own errors (unknown path, wrong method) in our shape."""
+    if not isinstance(error, HTTPException):
+        raise error
+    path = shown(request.url.path, 100)
+    if error.status_code == 404:
+        answer = ApiError(404, "not_found", f"There is nothing at {path}.", type="not_found_error")
+    elif error.status_code == 405:
+        message = f"{request.method} is not allowed on {path}."
+        answer = ApiError(405, "method_not_allowed", message, headers=error.headers)
+    else:
+        answer = ApiError(error.status_code, "http_error", str(error.detail), headers=error.headers)
+    return error_response(answer, detail=request.url.path in DETAIL_PATHS)

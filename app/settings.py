@@ -1,0 +1,61 @@
+"""What the HTTP layer can be told; the command line fills it in."""
+
+import secrets
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+
+def package_version() -> str:
+    try:
+        return version("fastpath")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """Used for a field that a request leaves out. `max_tokens` None means the room that is left, `seed` None
+    one that is drawn for each request.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+    seed: int | None = None
+
+    def draw_seed(self) -> int:
+        return secrets.randbelow(2**31) if self.seed is None else self.seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """Limits and defaults of the HTTP layer. Times are in seconds, sizes in bytes.
+
+    served_names: names a request may use for the model, the first one is reported; empty: the model's own
+    name.
+    sampling: defaults of the /v1 routes; chat: defaults of nanochat's /chat/completions.
+    header_grace: how long a stream's headers wait for the first token, so that early failures get a real
+    status.
+    ping_interval: silence after which a comment line keeps a stream alive (0: never).
+    send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
+    max_queue: choices that may wait beyond the engine's rows before new requests get 503.
+    tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    """
+
+    served_names: tuple[str, ...] = ()
+    version: str = field(default_factory=package_version)
+    sampling: SamplingDefaults = SamplingDefaults()
+    chat: SamplingDefaults = SamplingDefaults(temperature=0.8, top_k=50, max_tokens=512)
+    max_body_bytes: int = 4 * 1024 * 1024
+    body_timeout: float = 30.0
+    header_grace: float = 1.0
+    ping_interval: float = 15.0
+    send_timeout: float = 30.0
+    request_timeout: float = 600.0
+    stats_interval: float = 0.5
+    max_n: int = 8
+    max_choices: int = 256
+    max_queue: int = 512
+    tools: bool = True
+    ui: bool = True

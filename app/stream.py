@@ -1,0 +1,209 @@
+"""The two ways to answer a generation: as server-sent events, or as one JSON body.
+
+Both race against the client: when it leaves, whatever still runs is aborted at once, queued or decoding,
+streamed or not. A stream's headers wait a moment for the first token, so that an early failure gets a real
+HTTP status; later ones become an error event. Whatever happens after the headers, a stream ends with
+`[DONE]`.
+"""
+
+import asyncio
+import logging
+
+from starlette.types import Receive, Scope, Send
+
+from app.answers import Format
+from app.choices import Piece
+from app.errors import ApiError, DeadlineExceeded, InternalError
+from app.generation import Generation, Update
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.settings import HttpSettings
+
+log = logging.getLogger("fastpath.http")
+
+PING = b": ping\n"  # one line and no blank one: a blank line would dispatch an event in some clients
+EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def departure(receive: Receive) -> None:
+    """Returns when the client has closed its connection (or the answer is complete)."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Answer:
+    """An ASGI application that answers one request from its generation."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        format: Format,
+        settings: HttpSettings,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+    ) -> None:
+        self.generation = generation
+        self.format = format
+        self.settings = settings
+        self.lifecycle = lifecycle
+        self.metrics = metrics
+
+    def interrupt(self, error: ApiError) -> None:
+        self.generation.interrupt(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self.generation
+        try:
+            with self.lifecycle.answering(self, len(generation.choices)):
+                await self._race(receive, send)
+        finally:
+            generation.close()
+
+    async def _race(self, receive: Receive, send: Send) -> None:
+        limit = self.settings.request_timeout
+        deadline = asyncio.get_running_loop().call_later(limit, self.interrupt, DeadlineExceeded(limit))
+        worker = asyncio.ensure_future(self.answer(send))
+        watcher = asyncio.ensure_future(departure(receive))
+        try:
+            await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if not worker.done():
+                self.metrics.disconnects += 1
+        finally:
+            deadline.cancel()
+            self.generation.close()
+            worker.cancel()
+            watcher.cancel()
+            await asyncio.wait((worker, watcher))
+        if not worker.cancelled() and (error := worker.exception()) is not None:
+            raise error
+
+    async def answer(self, send: Send) -> None:
+        raise NotImplementedError
+
+
+class JsonAnswer(Answer):
+    """Collects everything, then sends one body."""
+
+    async def answer(self, send: Send) -> None:
+        generation = self.generation
+        collected: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
+        updates = generation.initial
+        while True:
+            for choice, pieces in updates:
+                collected[choice.index] += pieces
+            if generation.done:
+                break
+            updates = await generation.next()
+        body = self.format.body([(c, collected[c.index]) for c in generation.choices], generation.usage())
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class EventStream(Answer):
+    """One event per token; what arrives while a write is under way goes out together in the next one."""
+
+    async def answer(self, send: Send) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._sending_since: float | None = None
+        self._last_write = self._loop.time()
+        self._stalled = False
+        updates = await self._first_updates()
+        await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+        self._task = asyncio.current_task()
+        self._timer = self._loop.call_later(self._interval(), self._tick)
+        try:
+            await self._stream(updates)
+        except asyncio.CancelledError:
+            if not self._stalled:
+                raise
+            self.metrics.slow_readers += 1
+            log.info("a reader took nothing for %g s; its request was aborted", self.settings.send_timeout)
+        finally:
+            self._timer.cancel()
+
+    async def _first_updates(self) -> list[Update]:
+        """What is known when the headers must leave. Errors until then become a real status."""
+        generation = self.generation
+        if generation.initial or generation.done:
+            return generation.initial
+        try:
+            async with asyncio.timeout(self.settings.header_grace):
+                updates: list[Update] = []
+                while not updates and not generation.done:
+                    updates = await generation.next()
+                return updates
+        except TimeoutError:
+            return []
+
+    async def _stream(self, updates: list[Update]) -> None:
+        generation, format = self.generation, self.format
+        data = format.opening(generation.choices)
+        try:
+            while True:
+                data += self._events(updates)
+                if generation.done:
+                    break
+                if data:
+                    await self._write(data)
+                elif self._silent():
+                    self.metrics.pings += 1
+                    await self._write(PING)
+                data = b""
+                updates = await generation.next()
+            data += format.ending(generation.usage())
+        except ApiError as error:
+            data += format.failure(error)
+        except Exception:
+            log.exception("a stream failed")
+            data += format.failure(InternalError())
+        await self._write(data, more=False)
+
+    def _events(self, updates: list[Update]) -> bytes:
+        if len(updates) == 1 and len(updates[0][1]) == 1:
+            self.metrics.events += 1
+            self.metrics.writes += 1
+            return self.format.event(updates[0][0], updates[0][1][0])
+        if not updates:
+            return b""
+        events = [self.format.event(choice, piece) for choice, pieces in updates for piece in pieces]
+        self.metrics.events += len(events)
+        self.metrics.writes += 1
+        return b"".join(events)
+
+    async def _write(self, data: bytes, more: bool = True) -> None:
+        self._sending_since = self._loop.time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._last_write = self._loop.time()
+        self._sending_since = None
+
+    def _silent(self) -> bool:
+        interval = self.settings.ping_interval
+        return interval > 0 and self._loop.time() - self._last_write >= interval
+
+    def _interval(self) -> float:
+        """How often the timer looks: as often as the shorter of its two duties needs."""
+        return min(self.settings.ping_interval or self.settings.send_timeout, self.settings.send_timeout)
+
+    def _tick(self) -> None:
+        """Wakes a silent stream for its ping, ends one whose reader takes nothing."""
+        now = self._loop.time()
+        wait = self._interval()
+        if self._sending_since is not None:
+            stuck = now - self._sending_since
+            if stuck >= self.settings.send_timeout:
+                self._stalled = True
+                if self._task is not None:
+                    self._task.cancel()
+                return
+            wait = min(wait, self.settings.send_timeout - stuck)
+        elif self._silent():
+            self.generation.nudge()
+        elif self.settings.ping_interval > 0:
+            wait = min(wait, self.settings.ping_interval - (now - self._last_write))
+        self._timer = self._loop.call_later(max(wait, 0.001), self._tick)

@@ -1,0 +1,91 @@
+"""Models that benchmarks run on: seeded random weights, or a checkpoint."""
+
+from pathlib import Path
+
+import torch
+
+from engine.config import GPTConfig
+from engine.model import GPT
+
+# The size of the embedded model, and that of nanochat's d20 and d32.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layer": 8, "n_embd": 512, "n_head": 8, "n_kv_head": 8, "vocab_size": 8192, "sequence_len": 1024},
+    "d20": {"n_layer": 20, "n_embd": 1280, "n_head": 10, "n_kv_head": 10, "vocab_size": 65536, "sequence_len": 2048},
+    "d32": {"n_layer": 32, "n_embd": 2048, "n_head": 16, "n_kv_head": 16, "vocab_size": 65536, "sequence_len": 2048},
+}
+
+
+def random_model(size: str, dtype: torch.dtype, device: str, seed: int = 0) -> GPT:
+    """A G1 model of a named size with seeded random weights."""
+    model = GPT(GPTConfig.for_generation("G1", **SIZES[size]))
+    model.randomize(seed)
+    return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+
+class ByteTokenizer:
+    """nanochat's five methods over bytes, for engines that are fed with ids."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def encode_special(self, text: str, /) -> int:
+        raise KeyError(text)
+
+    def get_bos_token_id(self) -> int:
+        return self._vocab_size - 1
+
+    def encode(self, text: str, /) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int], /) -> str:
+        return bytes(id for id in ids if id < 256).decode(errors="replace")
+
+    def get_vocab_size(self) -> int:
+        return self._vocab_size
+
+
+def write_transformers_folder(model: GPT, folder: Path) -> None:
+    """The same weights in transformers' layout, for peers."""
+    import json
+
+    from safetensors.torch import save_file
+
+    config = model.config
+    names = {"wte": "model.embed_tokens", "lm_head": "lm_head"}
+    parts = {"c_q": "q_proj", "c_k": "k_proj", "c_v": "v_proj"}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        pieces = name.split(".")
+        if "h" not in pieces:
+            new = names[pieces[-2]]
+        else:
+            layer, kind, leaf = pieces[2], pieces[3], pieces[4]
+            if kind == "attn":
+                new = f"model.layers.{layer}.self_attn.{parts.get(leaf, 'o_proj')}"
+            else:
+                new = f"model.layers.{layer}.mlp.{'fc1' if leaf == 'c_fc' else 'fc2'}"
+        tensors[f"{new}.weight"] = tensor.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "max_position_embeddings": config.sequence_len,
+        "hidden_act": "relu2",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"},
+        "final_logit_softcapping": config.softcap,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": config.vocab_size - 1,
+        "eos_token_id": config.vocab_size - 1,
+        "pad_token_id": config.vocab_size - 1,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    (folder / "config.json").write_text(json.dumps(settings, indent=1))

@@ -1,0 +1,143 @@
+"""A stand-in for the engine process: answers every request with its own prompt, without torch.
+
+What a request's prompt begins with decides what happens to it, see `Echo.submit`; the flags change the start.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import cast
+
+from engine.messages import (
+    Abort,
+    EngineConfig,
+    EngineStats,
+    Failed,
+    Finish,
+    Frame,
+    ModelInfo,
+    Ready,
+    Request,
+    Shutdown,
+    Submit,
+)
+from engine.messages.wire import HEARTBEAT_SECONDS, Unframer, encode, to_engine
+
+HOLD = 97  # one token, then nothing
+CRASH = 98  # one token, then the process dies
+FREEZE = 99  # one token, then the event loop stops
+STUCK = 100  # one token, then steps stop while the heart beats on
+
+
+class Echo(asyncio.Protocol):
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.unframer = Unframer()
+        self.gone = asyncio.Event()
+        self.config: asyncio.Future[EngineConfig] = asyncio.get_running_loop().create_future()
+        self.open: dict[int, Request] = {}
+        self.steps = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+
+    def data_received(self, data: bytes) -> None:
+        for body in self.unframer.feed(data):
+            message = to_engine.decode(body)
+            if isinstance(message, EngineConfig):
+                self.config.set_result(message)
+            elif isinstance(message, Submit):
+                self.submit(message.request)
+            elif isinstance(message, Abort):
+                for id in message.streams:
+                    self.open.pop(id, None)
+                self.frame([], [], [])
+            elif isinstance(message, Shutdown):
+                self.gone.set()
+
+    def frame(self, streams: list[int], tokens: list[int], finished: list[Finish]) -> None:
+        self.steps += bool(tokens)
+        stats = EngineStats(running=len(self.open), steps=self.steps, blocks_total=64)
+        self.transport.write(encode(Frame(streams, tokens, [], [], finished, stats)))
+
+    def submit(self, request: Request) -> None:
+        first = request.prompt[0] if request.prompt else 0
+        self.open[request.id] = request
+        self.frame([request.id], [first], [])
+        if first == CRASH:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif first == FREEZE:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif first not in (HOLD, STUCK):
+            self.open.pop(request.id)
+            for token in request.prompt[1:]:
+                self.frame([request.id], [token], [])
+            self.frame([], [], [Finish(request.id, "stop")])
+
+    def info(self, config: EngineConfig) -> ModelInfo:
+        return ModelInfo(
+            name=config.served_name or "echo",
+            path=config.model or "",
+            generation="G1",
+            vocab_size=512,
+            max_model_len=1024,
+            terminal_ids=[0],
+            max_rows=config.max_rows,
+            block_size=config.block_size,
+            num_blocks=64,
+            device="cpu",
+            dtype="float32",
+            parameters=0,
+        )
+
+
+async def serve(options: argparse.Namespace) -> int:
+    echo = Echo(options)
+    sock = socket.socket(fileno=options.fd)
+    await asyncio.get_running_loop().create_unix_connection(lambda: echo, sock=sock)
+    config = await echo.config
+    if options.fail:
+        echo.transport.write(encode(Failed(options.fail, 3)))
+        echo.transport.close()
+        await echo.gone.wait()
+        return 3
+    if options.die:
+        return 9
+    if options.once and not os.path.exists(options.once):
+        with open(options.once, "w"):
+            pass
+    elif options.once:
+        return 9
+    if not options.never_ready:
+        echo.transport.write(encode(Ready(echo.info(config))))
+    while not echo.gone.is_set():
+        if not options.never_ready:
+            echo.frame([], [], [])
+        try:
+            await asyncio.wait_for(echo.gone.wait(), HEARTBEAT_SECONDS)
+        except TimeoutError:
+            continue
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--fail", help="the model cannot be loaded, with this message")
+    parser.add_argument("--die", action="store_true", help="end while the model loads")
+    parser.add_argument("--once", help="a file: only the first start works, and creates it")
+    parser.add_argument("--never-ready", action="store_true", help="the model loads for ever")
+    options = parser.parse_args()
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    sys.exit(asyncio.run(serve(options)))
+
+
+if __name__ == "__main__":
+    main()

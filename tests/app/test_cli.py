@@ -1,0 +1,110 @@
+"""The command line as a process: exit codes, messages without tracebacks, what gets imported."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, SERVER, environment, finish, serving
+
+CHAT_WEB = [sys.executable, "-m", "app.chat_web"]
+
+
+@pytest.mark.parametrize("program", [SERVER, CHAT_WEB])
+def test_an_unknown_flag_is_2_with_a_suggestion(program: list[str]) -> None:
+    done = finish([*program, "--batchsize", "4"])
+    assert done.returncode == 2
+    assert "did you mean --batch-size?" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_a_bad_value_is_2_and_names_its_place() -> None:
+    done = finish([*SERVER, "--port", "-7"])
+    assert (done.returncode, "--port" in done.stderr) == (2, True)
+    done = finish(SERVER, APP_BATCH_SIZE="many")
+    assert (done.returncode, "APP_BATCH_SIZE" in done.stderr) == (2, True)
+    done = finish([*SERVER, "--host", "192.0.2.1"])
+    assert (done.returncode, "--host" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_help_version_and_print_config() -> None:
+    done = finish([*SERVER, "--help"])
+    assert done.returncode == 0 and "--batch-timeout-ms" in done.stdout
+    done = finish([*SERVER, "--version"])
+    assert done.returncode == 0 and done.stdout.startswith("fastpath ")
+    done = finish([*SERVER, "--print-config", "--batch-size", "5"], APP_PORT="77")
+    assert done.returncode == 0
+    assert "batch_size = 5" in done.stdout and "port = 77" in done.stdout
+
+
+def test_a_closed_output_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [*SERVER, "--help"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_a_port_in_use_is_98_at_once_in_plain_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = finish([*SERVER, "--model", "/does/not/exist", "--port", port])
+    assert done.returncode == 98
+    assert done.stderr.startswith(f"Port {port} on 127.0.0.1 is in use")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_that_the_engine_refuses_is_3() -> None:
+    done = finish([*SERVE_ECHO, "--fail", "there is nothing at /nowhere", "--", "--port", "0"])
+    assert done.returncode == 3
+    assert "there is nothing at /nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_model_path_is_3_with_the_real_engine() -> None:
+    done = finish([*SERVER, "/does/not/exist", "--port", "0"])
+    assert done.returncode == 3
+    assert "/does/not/exist does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_with_the_real_engine() -> None:
+    flags = ["--dry-run", "--threads", "1", "--served-model-name", "tiny", "other"]
+    done = finish([*SERVER, str(GOLDEN), *flags])
+    assert done.returncode == 0, done.stderr
+    assert "model tiny (G1" in done.stdout
+    assert "KV cache:" in done.stdout
+
+
+@pytest.mark.parametrize("transport", ["process", "inline"])
+def test_the_real_engine_answers(transport: str) -> None:
+    flags = ["--model", str(GOLDEN), "--threads", "1", "--dtype", "float32", "--engine", transport]
+    with serving(SERVER, *flags) as server:
+        answer = server.ask([97, 98, 99], stream=False)
+        assert answer.status == 200
+        assert json.loads(answer.read())["usage"]["completion_tokens"] > 0
+        server.signal(15)
+        assert server.wait() == 0
+
+
+def test_the_front_end_never_imports_torch() -> None:
+    code = (
+        "import sys, app.__main__, app.chat_web, app.serve, app.server, app.inline; "
+        "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    done = finish([sys.executable, "-c", code])
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_usage_loads_no_web_library() -> None:
+    code = "import sys, app.__main__ as m; m.main(['--help']); sys.exit('uvicorn' in sys.modules)"
+    assert finish([sys.executable, "-c", code]).returncode == 0

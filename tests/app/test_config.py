@@ -1,0 +1,177 @@
+"""The flag table: sources and their order, refusals that name the flag, batching modes, printing."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from app import chat_web
+from app.__main__ import command_line
+from app.config import Config, check
+from app.options import UsageError, table, to_toml
+
+
+def parse(*argv: str, env: dict[str, str] | None = None) -> Config:
+    return command_line().parse(argv, env or {})[0]
+
+
+def seed(*argv: str) -> Config:
+    return chat_web.command_line().parse(argv, {})[0]
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    config = parse()
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
+    assert config.server.drain_timeout == 30
+    engine = config.engine_config()
+    assert (engine.max_rows, engine.batching, engine.batch_timeout_ms) == (8, "continuous", 0)
+    assert parse("--device", "cuda:0").engine_config().max_rows == 256
+
+
+def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('port = 1\nbatch-size = 2\n[server]\nhost = "::1"\nui = false\n')
+    env = {"APP_PORT": "3", "APP_BATCH_SIZE": "4", "APP_CONFIG": str(file)}
+    config = parse("--port", "5", env=env)
+    assert config.server.port == 5
+    assert config.batching.batch_size == 4
+    assert (config.server.host, config.server.ui) == ("::1", False)
+
+
+def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
+    """Each entry of the table is set through the environment, printed, and read back from the file."""
+    samples = {
+        "served_model_name": "a,b",
+        "model_override": "softcap=20",
+        "source": "rl",
+        "batching": "static",
+        "temperature": "0.5",
+        "engine": "inline",
+    }
+    for entry in table(Config()):
+        if entry.flag.is_switch:
+            value = "false" if entry.default else "true"
+        else:
+            value = samples.get(entry.field) or str(entry.default if entry.default is not None else "7")
+        config = parse(env={entry.env: value})
+        got = getattr(getattr(config, entry.section), entry.field)
+        assert got not in (None, ()), entry.env
+        if entry.flag.is_switch:
+            assert got is not bool(entry.default), entry.env
+        file = tmp_path / "one.toml"
+        file.write_text(to_toml(config))
+        assert parse("--config", str(file)) == config, entry.field
+
+
+@pytest.mark.parametrize(
+    ("argv", "named", "said"),
+    [
+        (["--batchsize", "3"], "--batchsize", "did you mean --batch-size?"),
+        (["--no-prefix-cache"], "--no-prefix-cache", "did you mean --no-prefix-caching?"),
+        (["--port", "eighty"], "--port", "not a whole number"),
+        (["--port", "65536"], "--port", "between 0 and 65535"),
+        (["--temperature", "nan"], "--temperature", "between 0 and 2"),
+        (["--dtype", "bfloat"], "--dtype", "did you mean bfloat16?"),
+        (["--device", "gpu"], "--device", "none of"),
+        (["--host", ""], "--host", "empty"),
+        (["--port"], "--port", "expected one argument"),
+        (["--model-override", "softcap"], "--model-override", "NAME=NUMBER"),
+        (["a", "b"], "'b'", "unexpected argument"),
+        (["a", "--model", "b"], "--model", "differ"),
+        (["--config", "/does/not/exist.toml"], "/does/not/exist.toml", "No such file"),
+    ],
+)
+def test_refusals_name_the_flag(argv: list[str], named: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(*argv)
+    assert named in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_refusals_name_the_variable_or_the_place_in_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="APP_UI: 'maybe'"):
+        parse(env={"APP_UI": "maybe"})
+    file = tmp_path / "bad.toml"
+    for text, message in [
+        ("prot = 1", "unknown setting prot; did you mean port"),
+        ("port = true", "port: True is not of the right type"),
+        ("port = [1]", "port: .* is not of the right type"),
+        ("port = ", "bad.toml"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("argv", "mode", "rows"),
+    [
+        ([], "continuous", 8),
+        (["--enable-batch-decode"], "continuous", 8),
+        (["--enable-batch-decode", "--enable-dynamic-batching", "--batch-size", "3"], "continuous", 3),
+        (["--no-enable-batch-decode"], "single", 1),
+        (["--no-enable-dynamic-batching"], "continuous", 1),
+        (["--batching", "static"], "static", 8),
+        (["--batching", "single"], "single", 1),
+    ],
+)
+def test_batching_modes(argv: list[str], mode: str, rows: int) -> None:
+    engine = parse(*argv).engine_config()
+    assert (engine.batching, engine.max_rows) == (mode, rows)
+
+
+@pytest.mark.parametrize(
+    ("argv", "mode", "rows", "timeout"),
+    [
+        ([], "single", 1, 0),
+        (["--enable-batch-decode"], "continuous", 1, 0),
+        (["--enable-dynamic-batching"], "continuous", 4, 10),
+        (["--enable-batch-decode", "--enable-dynamic-batching", "--batch-size", "6"], "continuous", 6, 10),
+        (["--batching", "static", "--batch-timeout-ms", "5"], "static", 4, 5),
+    ],
+)
+def test_the_seed_command_line(argv: list[str], mode: str, rows: int, timeout: float) -> None:
+    engine = seed(*argv).engine_config()
+    assert (engine.batching, engine.max_rows, engine.batch_timeout_ms) == (mode, rows, timeout)
+
+
+def test_the_seed_short_names() -> None:
+    line = "-n 1 -i mid -t 0.5 -k 7 -m 9 -g d20 -s 650 -p 0 -d float32 --device-type cpu --host ::1"
+    config = seed(*shlex.split(line))
+    model = config.model
+    assert (model.source, model.model_tag, model.step) == ("mid", "d20", 650)
+    assert (model.dtype, model.device) == ("float32", "cpu")
+    assert (config.server.port, config.server.host) == (0, "::1")
+    http = config.http_settings()
+    assert (http.chat.temperature, http.chat.top_k, http.chat.max_tokens) == (0.5, 7, 9)
+    assert (http.sampling.temperature, http.sampling.top_k, http.sampling.max_tokens) == (0.5, 7, 9)
+    assert seed("--device-type", "").model.device == "auto"
+    assert seed().server.host == "0.0.0.0"
+    with pytest.raises(UsageError, match="--num-gpus"):
+        seed("-n", "2")
+
+
+def test_routes_keep_their_own_defaults_unless_told() -> None:
+    http = parse("--top-k", "3").http_settings()
+    assert (http.chat.temperature, http.chat.top_k, http.chat.max_tokens) == (0.8, 3, 512)
+    assert (http.sampling.temperature, http.sampling.top_k, http.sampling.max_tokens) == (1.0, 3, None)
+
+
+def test_a_budget_below_the_batch_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-num-batched-tokens"):
+        check(parse("--batch-size", "64", "--max-num-batched-tokens", "32"))
+
+
+def test_help_names_every_flag() -> None:
+    text = command_line().help()
+    for entry in table(Config()):
+        for name in entry.on_strings:
+            assert name in text
+
+
+def test_seed_and_page_reach_the_http_layer() -> None:
+    http = parse("--seed", "5", "--no-ui").http_settings()
+    assert (http.sampling.draw_seed(), http.chat.draw_seed(), http.ui) == (5, 5, False)
+    free = parse().http_settings()
+    assert free.ui
+    assert len({free.chat.draw_seed() for _ in range(4)}) > 1
