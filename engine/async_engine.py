@@ -68,7 +68,7 @@ class AsyncEngine:
         cache = KVCache.allocate(
             shape.n_layer, blocks, config.block_size, shape.n_kv_head, shape.head_dim, dtype, device
         )
-        pool = BlockPool(blocks, config.block_size)
+        pool = BlockPool(blocks, config.block_size, spread=-(-max_model_len // config.block_size))
         scheduler = Scheduler(
             SchedulerConfig(
                 max_rows=max_rows,

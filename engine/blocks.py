@@ -2,11 +2,12 @@
 
 A block is held by one or more block tables, or free. The free ones form one list in the order of their reuse:
 those without cached content at its head, cached ones behind them, least recently used first. Each operation
-is O(1). The pool does not know what a block contains; it tells the prefix cache when content is about to go.
+is O(1). A table may ask for the block behind its last one, since consecutive blocks can be read in place. The pool does not know what a block contains; it tells the prefix cache when content is about to go.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NewType
 
 BlockId = NewType("BlockId", int)
@@ -22,6 +23,8 @@ class BlockPool:
     cached: 1 where the prefix cache can serve the block's content.
     free: blocks without holder, cached or not. free_cached: the cached ones of those.
     on_evict: called with a cached block just before it is handed out for new content.
+    spread: distance between the blocks that a new pool hands out one after the other, so that each of the first
+        tables can grow into consecutive blocks.
     """
 
     __slots__ = (
@@ -36,7 +39,7 @@ class BlockPool:
         "refs",
     )
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, spread: int = 1) -> None:
         if num_blocks < 2 or block_size < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_size} tokens can hold nothing")
         self.num_blocks = num_blocks
@@ -46,9 +49,14 @@ class BlockPool:
         self.free = num_blocks - 1
         self.free_cached = 0
         self.on_evict: Callable[[BlockId], None] | None = None
-        # One ring through the sentinel: 0 -> 1 -> 2 -> ... -> 0.
-        self._next = [BlockId(b) for b in (*range(1, num_blocks), WRITE_OFF)]
-        self._prev = [BlockId(b) for b in (num_blocks - 1, *range(num_blocks - 1))]
+        # One ring through the sentinel: 0 -> 1 -> 1 + spread -> ... -> 2 -> 2 + spread -> ... -> 0.
+        spread = max(1, min(spread, num_blocks - 1))
+        order = [b for offset in range(1, spread + 1) for b in range(offset, num_blocks, spread)]
+        self._next = [WRITE_OFF] * num_blocks
+        self._prev = [WRITE_OFF] * num_blocks
+        for before, after in pairwise([WRITE_OFF, *map(BlockId, order), WRITE_OFF]):
+            self._next[before] = after
+            self._prev[after] = before
 
     @property
     def usable(self) -> int:
@@ -63,9 +71,14 @@ class BlockPool:
         """Blocks that hold this many tokens."""
         return -(-tokens // self.block_size)
 
-    def allocate(self) -> BlockId:
-        """Hands out the free block whose loss hurts least. Raises RuntimeError when none is free."""
-        block = self._next[WRITE_OFF]
+    def allocate(self, behind: BlockId = WRITE_OFF) -> BlockId:
+        """Hands out the free block whose loss hurts least, by preference the one next to `behind`.
+
+        Raises RuntimeError when none is free.
+        """
+        block = BlockId(behind + 1)
+        if behind == WRITE_OFF or block >= self.num_blocks or self.refs[block] or self.cached[block]:
+            block = self._next[WRITE_OFF]
         if block == WRITE_OFF:
             raise RuntimeError("no free block: look at `free` first")
         if self.cached[block]:

@@ -22,6 +22,9 @@ from kernels.rope import rope_table, rotate_and_norm
 # attend(layer, query [tokens, heads, d], key and value [tokens, kv_heads, d]) -> [tokens, heads, d]
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+# Rows of the rotary table for the step's tokens, each [tokens, 1, head_dim] (kernels.rope).
+Rope = tuple[torch.Tensor, torch.Tensor]
+
 SMEAR_CHANNELS = 24
 
 
@@ -46,8 +49,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        rope: Rope,
         value_embedding: torch.Tensor | None,
         attend: Attend,
     ) -> torch.Tensor:
@@ -56,18 +58,17 @@ class Attention(nn.Module):
         assert config.qk_scale is not None and config.value_gate_scale is not None
         tokens, head_dim = x.size(0), config.head_dim
         if self.c_qkv is not None:
-            sizes = [config.n_head * head_dim, config.n_kv_head * head_dim, config.n_kv_head * head_dim]
-            q, k, v = self.c_qkv(x).split(sizes, dim=-1)
+            sizes = [(config.n_head + config.n_kv_head) * head_dim, config.n_kv_head * head_dim]
+            qk, v = torch.split(self.c_qkv(x), sizes, dim=-1)
         else:
-            q, k, v = self.c_q(x), self.c_k(x), self.c_v(x)
-        q = q.reshape(tokens, config.n_head, head_dim)
-        k = k.reshape(tokens, config.n_kv_head, head_dim)
+            qk, v = torch.cat((self.c_q(x), self.c_k(x)), dim=-1), self.c_v(x)
+        qk = qk.view(tokens, config.n_head + config.n_kv_head, head_dim)
         v = v.reshape(tokens, config.n_kv_head, head_dim)
         if value_embedding is not None:
             gate = config.value_gate_scale * sigmoid(_gate(self.ve_gate, x))  # [tokens, kv_heads]
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        q = rotate_and_norm(q, cos, sin, config.rms_eps, config.qk_scale)
-        k = rotate_and_norm(k, cos, sin, config.rms_eps, config.qk_scale)
+        qk = rotate_and_norm(qk, *rope, config.rms_eps, config.qk_scale)
+        q, k = torch.split(qk, [config.n_head, config.n_kv_head], dim=1)
         out: torch.Tensor = self.c_proj(attend(self.layer, q, k, v).reshape(tokens, -1))
         return out
 
@@ -95,12 +96,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        rope: Rope,
         value_embedding: torch.Tensor | None,
         attend: Attend,
     ) -> torch.Tensor:
-        x = x + self.attn(rms_norm(x, self.eps), cos, sin, value_embedding, attend)
+        x = x + self.attn(rms_norm(x, self.eps), rope, value_embedding, attend)
         x = x + self.mlp(rms_norm(x, self.eps))
         return x
 
@@ -149,8 +149,8 @@ class GPT(nn.Module):
         where the position is 0); only models with smear look at it.
         """
         config, eps = self.config, self.config.rms_eps
-        cos_table, sin_table = self.rope(ids.device)
-        cos, sin = cos_table[positions], sin_table[positions]
+        own, other = self.rope(ids.device)
+        rope = own[positions].unsqueeze(1), other[positions].unsqueeze(1)
         x = rms_norm(self._embed(ids), eps)
         if config.constants.smear:
             x = self._smear(x, previous_ids, positions)
@@ -159,7 +159,7 @@ class GPT(nn.Module):
             if config.constants.residual_scalars:
                 x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             embedding = self._value_embedding(layer, ids) if config.has_value_embedding(layer) else None
-            x = block(x, cos, sin, embedding, attend)
+            x = block(x, rope, embedding, attend)
             if layer == config.n_layer // 2:
                 middle = x
         if config.constants.smear:
@@ -194,7 +194,7 @@ class GPT(nn.Module):
         return blocks
 
     def rope(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin tables, [10 * sequence_len, head_dim / 2] float32, made on first use."""
+        """The rotary table, two times [10 * sequence_len, head_dim] float32, made on first use."""
         if self._rope is None or self._rope[0].device != device:
             config = self.config
             assert config.rope_base is not None

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -56,6 +57,16 @@ class RowReset:
     output: list[int]
 
 
+class StagedSpan(NamedTuple):
+    """A `Span` before its table is on the device; `entries` counts the table's ids."""
+
+    start: int
+    length: int
+    context: int
+    entries: int
+    first: int | None
+
+
 @dataclass(slots=True)
 class StagedStep:
     """A plan in numbers: everything that the step thread reads. Lists run over the step's tokens unless
@@ -69,7 +80,7 @@ class StagedStep:
     fed_tokens: list[int] = field(default_factory=list)  # tokens whose id is in device state,
     fed_rows: list[int] = field(default_factory=list)  # and the rows that hold it
     tables: list[int] = field(default_factory=list)  # block tables of all spans, one behind the other
-    spans: list[tuple[int, int, int, int]] = field(default_factory=list)  # start, length, context, table entries
+    spans: list[StagedSpan] = field(default_factory=list)
     sampling: list[SamplingRow] = field(default_factory=list)
     sampling_tokens: list[int] = field(default_factory=list)  # last token of each sampling chunk
     resets: list[RowReset] = field(default_factory=list)
@@ -135,9 +146,11 @@ class ModelRunner:
         step.positions += range(start, end)
         step.slots += [table[p // size] * size + p % size for p in range(start, end)]
         used, entries = -(-end // size), table_blocks(end, size)
-        step.tables += table[:used]
+        blocks = table[:used]
+        step.tables += blocks
         step.tables += [0] * (entries - used)
-        step.spans.append((first, chunk.length, end, entries))
+        in_place = table[0] if blocks == list(range(table[0], table[0] + used)) else None
+        step.spans.append(StagedSpan(first, chunk.length, end, entries, in_place))
         if chunk.samples:
             step.sampling.append(sampling_row(chunk, self.terminal_ids))
             step.sampling_tokens.append(len(step.ids) - 1)
@@ -168,9 +181,10 @@ class ModelRunner:
         slots, tables = self._tensor(step.slots), self._tensor(step.tables)
         spans: list[Span] = []
         first = 0
-        for start, length, context, entries in step.spans:
-            spans.append(Span(start, length, context, tables[first : first + entries]))
-            first += entries
+        for span in step.spans:
+            table = tables[first : first + span.entries]
+            spans.append(Span(span.start, span.length, span.context, table, span.first))
+            first += span.entries
         config, cache = self.model.config, self.cache
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from engine.blocks import BlockPool
+from engine.blocks import WRITE_OFF, BlockPool
 from engine.messages import BatchingMode
 from engine.plan import Chunk, Plan
 from engine.prefix import PrefixCache
@@ -227,7 +227,7 @@ class Scheduler:
             need = self.pool.blocks_for(reach)
             while sequence.state is State.RUNNING and len(sequence.block_table) < need:
                 if self.pool.free:
-                    sequence.block_table.append(self.pool.allocate())
+                    sequence.block_table.append(self.pool.allocate(sequence.block_table[-1]))
                 else:
                     preempted.append(self._preempt(self._victim(sequence)))
         return preempted
@@ -311,15 +311,18 @@ class Scheduler:
         if pool.free <= watermark:
             return False
         matched = self.prefix.match(sequence)
-        fresh = pool.blocks_for(len(sequence.tokens)) - len(matched)
+        cached = len(matched)
+        fresh = pool.blocks_for(len(sequence.tokens)) - cached
         revived = sum(pool.refs[block] == 0 for block in matched)
         if fresh + revived + watermark > pool.free:
             return False
         for block in matched:
             pool.share(block)
-        sequence.block_table = [*matched, *(pool.allocate() for _ in range(fresh))]
-        sequence.published = len(matched)
-        sequence.num_computed = len(matched) * pool.block_size
+        sequence.block_table = matched  # a list of its own
+        for _ in range(fresh):
+            sequence.block_table.append(pool.allocate(matched[-1] if matched else WRITE_OFF))
+        sequence.published = cached
+        sequence.num_computed = cached * pool.block_size
         if not sequence.preemptions:
             sequence.cached_tokens = sequence.num_computed
             self._cached_tokens += sequence.num_computed

@@ -4,15 +4,19 @@ Layout of the cache, per layer: keys and values are each [blocks, block_size, kv
 lists a sequence's blocks in order, so position p lives in block table[p // block_size] at offset p % block_size.
 Block 0 is never part of a sequence: tables are padded with it.
 
-A query's result does not depend on how many queries share the call, on the block size, nor on what else is in the
-batch. That takes three habits, each for one way in which matrix libraries change their order of additions:
-queries are padded to at least `MIN_QUERIES` rows, keys to a multiple of `KEY_TILE` (their weights are exact zeros),
-and the product with the values is accumulated over tiles of `VALUE_TILE` keys.
+A query's result does not depend on how many queries share the call, on the block size, on where the blocks lie, nor
+on what else is in the batch. That takes three habits, each for one way in which matrix libraries change their order
+of additions: queries are padded to at least `MIN_QUERIES` rows, keys to a multiple of `KEY_TILE` (their weights are
+exact zeros), and the product with the values is accumulated over tiles of `VALUE_TILE` keys.
+
+Padded positions hold whatever was written there before. The cache admits finite numbers only, so that a weight of
+zero silences them.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 MIN_QUERIES = 8
 QUERY_TILE = 128  # bounds the score matrix to heads x QUERY_TILE x keys
@@ -47,10 +51,15 @@ class KVCache:
         )
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Stores one key and value per token. slots: [tokens], block * block_size + offset."""
+        """Stores one key and value per token. slots: [tokens], block * block_size + offset.
+
+        A value that is not finite is stored as zero: the sequence that it belongs to is lost anyway (its residual
+        stream holds the same number), and must not spoil the one that gets the block next (0 * NaN is NaN).
+        """
         width = self.keys.size(-1)
         self.keys[layer].view(-1, width).index_copy_(0, slots, keys.reshape(-1, width))
-        self.values[layer].view(-1, width).index_copy_(0, slots, values.reshape(-1, width))
+        finite = torch.nan_to_num(values.reshape(-1, width), nan=0.0, posinf=0.0, neginf=0.0)
+        self.values[layer].view(-1, width).index_copy_(0, slots, finite)
 
 
 @dataclass(slots=True)
@@ -59,12 +68,14 @@ class Span:
 
     context: positions of the sequence that exist after this step's write; the last query sits at context - 1.
     table: the sequence's block ids on the device, padded with block 0 to cover a multiple of KEY_TILE positions.
+    first: the first block, if the blocks are consecutive; their keys and values are then read where they lie.
     """
 
     start: int
     length: int
     context: int
     table: torch.Tensor
+    first: int | None = None
 
     @property
     def padded_context(self) -> int:
@@ -90,27 +101,28 @@ def paged_attention(
     window: keys visible to the left of the query's own position (None: all). Returns [tokens, heads, head_dim].
     """
     out = torch.empty_like(query)
+    head_dim = query.size(-1)
+    scaled = query * head_dim**-0.5
     for span in spans:
-        keys = _gather(cache.keys[layer], span)
-        values = _gather(cache.values[layer], span)
-        if span.padded_context > span.context:
-            # What an unused position holds is another request's past; not even its NaNs may leak (0 * NaN is NaN).
-            values[span.context :] = 0
-        head_dim = query.size(-1)
-        keys = keys.view(span.padded_context, -1, head_dim)
-        values = values.view(span.padded_context, -1, head_dim)
+        keys = _read(cache.keys[layer], span, head_dim)
+        values = _read(cache.values[layer], span, head_dim)
         for first in range(0, span.length, QUERY_TILE):
             count = min(QUERY_TILE, span.length - first)
             rows = slice(span.start + first, span.start + first + count)
             position = span.context - span.length + first
-            out[rows] = _attend(query[rows], keys, values, position, span.context, window)
+            out[rows] = _attend(scaled[rows], keys, values, position, span.context, window)
     return out
 
 
-def _gather(pool: torch.Tensor, span: Span) -> torch.Tensor:
-    """[padded context, kv_heads * head_dim] of one sequence, copied out of its blocks."""
+def _read(pool: torch.Tensor, span: Span, head_dim: int) -> torch.Tensor:
+    """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy of its blocks."""
+    size = span.padded_context
+    if span.first is not None:
+        start = span.first * pool.size(1)
+        if start + size <= pool.size(0) * pool.size(1):
+            return pool.view(-1, pool.size(2) // head_dim, head_dim)[start : start + size]
     blocks = pool.view(pool.size(0), -1).index_select(0, span.table)
-    return blocks.view(-1, pool.size(-1))[: span.padded_context]
+    return blocks.view(-1, pool.size(2) // head_dim, head_dim)[:size]
 
 
 def _attend(
@@ -121,15 +133,19 @@ def _attend(
     context: int,
     window: int | None,
 ) -> torch.Tensor:
-    """query [count, heads, d] at positions position.. over keys, values [length, kv_heads, d]."""
+    """query [count, heads, d], scaled, at positions position.. over keys, values [length, kv_heads, d]."""
     count, heads, head_dim = query.shape
     length, kv_heads, _ = keys.shape
     group = heads // kv_heads
     # Query heads that share a kv head become rows of one product: [kv_heads, group * count, d].
-    rows = query.view(count, kv_heads, group, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-    if rows.size(1) < MIN_QUERIES:
-        rows = torch.cat((rows, rows.new_zeros(kv_heads, MIN_QUERIES - rows.size(1), head_dim)), dim=1)
-    scores = torch.bmm(rows * head_dim**-0.5, keys.permute(1, 2, 0)).float()  # [kv_heads, rows, length]
+    if group == 1:
+        rows = query.transpose(0, 1)
+    else:
+        grouped = query.view(count, kv_heads, group, head_dim)
+        rows = grouped.permute(1, 2, 0, 3).reshape(kv_heads, group * count, head_dim)
+    if group * count < MIN_QUERIES:
+        rows = F.pad(rows, (0, 0, 0, MIN_QUERIES - group * count))
+    scores = torch.bmm(rows, keys.permute(1, 2, 0)).float()  # [kv_heads, rows, length]
     if count == 1:
         scores[:, :, context:] = float("-inf")
         if window is not None and position > window:
@@ -142,8 +158,10 @@ def _attend(
     result = torch.bmm(weights[:, :, :VALUE_TILE], values[:, :VALUE_TILE])
     for first in range(VALUE_TILE, length, VALUE_TILE):
         tile = slice(first, first + VALUE_TILE)
-        result = result + torch.bmm(weights[:, :, tile], values[:, tile])
-    result = result[:, : group * count].view(kv_heads, group, count, head_dim)
+        result += torch.bmm(weights[:, :, tile], values[:, tile])
+    if group == 1:
+        return result[:, :count].transpose(0, 1)
+    result = result[:, : group * count].reshape(kv_heads, group, count, head_dim)
     return result.permute(2, 0, 1, 3).reshape(count, heads, head_dim)
 
 

@@ -8,29 +8,32 @@ from kernels.norm import rms_norm
 def rope_table(
     length: int, head_dim: int, base: float, rounding: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each [length, head_dim / 2] float32, of position * base^(-2i / head_dim).
+    """Factors of a head's own half and of its other half, each [length, head_dim] float32.
 
+    The angle of channel i is position * base^(-2i / head_dim), and nanochat rotates by minus that angle: the first
+    half is left * cos + right * sin, the second right * cos - left * sin. Hence (cos, cos) and (sin, -sin).
     Values are rounded through `rounding`: checkpoints of nanochat's first generations were trained with a table
     stored in bfloat16, and serve best with the same one.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / base**exponent)
-    return angle.cos().to(rounding).float(), angle.sin().to(rounding).float()
+    cos, sin = angle.cos().to(rounding).float(), angle.sin().to(rounding).float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the two halves of each head by minus the angle (nanochat's sign).
+def rotate(x: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Rotates each head. x: [tokens, heads, head_dim]; own, other: [tokens, 1, head_dim], rows of the table.
 
-    x: [tokens, heads, head_dim]; cos, sin: [tokens, head_dim / 2]. The result has x's dtype.
+    Computed in float32; the result has x's dtype.
     """
     left, right = x.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat((left * cos + right * sin, right * cos - left * sin), dim=-1).to(x.dtype)
+    swapped = torch.cat((right, left), dim=-1)
+    return torch.addcmul(x * own, swapped, other).to(x.dtype)
 
 
 def rotate_and_norm(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float, scale: float
+    x: torch.Tensor, own: torch.Tensor, other: torch.Tensor, eps: float, scale: float
 ) -> torch.Tensor:
     """Rotation, then RMS norm per head, then a constant factor: what nanochat does to queries and keys."""
-    x = rms_norm(rotate(x, cos, sin), eps)
+    x = rms_norm(rotate(x, own, other), eps)
     return x if scale == 1.0 else x * scale

@@ -20,19 +20,21 @@ def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None)
 
 
 class Pool:
-    """Random sequences in a cache whose unused positions are poisoned with NaN."""
+    """Random sequences in a cache whose unused positions hold large leftovers."""
 
-    def __init__(self, heads: int, kv_heads: int, d: int, block_size: int, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, heads: int, kv_heads: int, d: int, block_size: int, *, in_place: bool = False) -> None:
+        generator = torch.Generator().manual_seed(0)
         self.block_size = block_size
+        self.in_place = in_place
         self.q = [torch.randn(n, heads, d, generator=generator) for n in LENGTHS]
         self.k = [torch.randn(n, kv_heads, d, generator=generator) for n in LENGTHS]
         self.v = [torch.randn(n, kv_heads, d, generator=generator) for n in LENGTHS]
         counts = [-(-n // block_size) for n in LENGTHS]
         self.cache = KVCache.allocate(1, 1 + sum(counts), block_size, kv_heads, d, torch.float32, "cpu")
-        self.cache.keys.fill_(float("nan"))
-        self.cache.values.fill_(float("nan"))
-        blocks = (torch.randperm(sum(counts), generator=generator) + 1).split(counts)
+        self.cache.keys.fill_(3e4)
+        self.cache.values.fill_(-3e4)
+        order = torch.arange(sum(counts)) if in_place else torch.randperm(sum(counts), generator=generator)
+        blocks = (order + 1).split(counts)
         self.tables = [b.tolist() for b in blocks]
         for table, k, v in zip(self.tables, self.k, self.v, strict=True):
             positions = range(k.size(0))
@@ -47,7 +49,9 @@ class Pool:
             used = -(-context // self.block_size)
             entries = table_blocks(context, self.block_size)
             table = self.tables[index][:used] + [0] * (entries - used)
-            spans.append(Span(start, count, context, torch.tensor(table)))
+            consecutive = table[:used] == list(range(table[0], table[0] + used))
+            first_block = table[0] if consecutive and self.in_place else None
+            spans.append(Span(start, count, context, torch.tensor(table), first_block))
             queries.append(self.q[index][first:context])
             start += count
         out = paged_attention(torch.cat(queries), self.cache, 0, spans, window)
@@ -69,10 +73,22 @@ def test_matches_float64(heads: int, kv_heads: int, d: int, window: int | None, 
 def test_a_query_does_not_depend_on_its_company(heads: int, kv_heads: int, d: int, window: int | None) -> None:
     whole = Pool(heads, kv_heads, d, 16)
     expected = whole.attend([(i, 0, n) for i, n in enumerate(LENGTHS)], window)
-    for block_size, chunk in ((16, 1), (1, 7), (32, 64), (16, 150)):
-        pool = Pool(heads, kv_heads, d, block_size)
+    for block_size, chunk, in_place in (
+        (16, 1, False), (1, 7, False), (32, 64, False), (16, 150, False), (16, 1, True), (8, 100, True)
+    ):  # fmt: skip
+        pool = Pool(heads, kv_heads, d, block_size, in_place=in_place)
         for index, n in enumerate(LENGTHS):
             pieces = [(index, first, min(chunk, n - first)) for first in range(0, n, chunk)]
             for piece, result in zip(pieces, pool.attend(pieces, window), strict=True):
                 _, first, count = piece
                 assert torch.equal(result, expected[index][first : first + count]), (block_size, piece)
+
+
+def test_values_that_are_not_finite_do_not_outlive_their_sequence() -> None:
+    """Its blocks go to the next sequence, whose masked positions still hold them."""
+    pool = Pool(2, 2, 16, 16)
+    expected = pool.attend([(1, 0, 2)], None)
+    bad = torch.full((14, 2, 16), float("nan"))
+    slots = torch.arange(2, 16) + pool.tables[1][0] * 16
+    pool.cache.write(0, slots, bad, bad)
+    assert torch.equal(pool.attend([(1, 0, 2)], None)[0], expected[0])
