@@ -14,7 +14,6 @@ from app.options import UsageError, choice, many, option, real, switch, text, wh
 from app.settings import HttpSettings, SamplingDefaults
 from engine.messages import BatchingMode, EngineConfig
 
-
 Dtype = Literal["auto", "float32", "bfloat16"]
 Source = Literal["base", "mid", "sft", "rl"]
 Transport = Literal["process", "inline"]

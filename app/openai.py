@@ -24,6 +24,8 @@ from engine.messages import EngineUnavailable, ModelInfo
 
 F = TypeVar("F", bound=Format)
 
+INTEGER_DEFAULTS = ("top_k", "max_tokens", "seed")
+
 
 class Endpoint:
     """An ASGI application that turns a JSON body into an answer.
@@ -158,7 +160,11 @@ def model_card(name: str, info: ModelInfo) -> dict[str, object]:
             "max_rows": info.max_rows,
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
-            "sampling_defaults": info.sampling_defaults,
+            "sampling_defaults": {
+                # The wire between the processes knows floats only; top_k is an integer to every client.
+                name: int(value) if value.is_integer() and name in INTEGER_DEFAULTS else value
+                for name, value in info.sampling_defaults.items()
+            },
             "features": [
                 dict(zip(("feature", "asked", "used", "why"), row, strict=True)) for row in info.features
             ],

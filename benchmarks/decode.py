@@ -1,7 +1,7 @@
 """Decoding speed of the engine alone: `python -m benchmarks.decode`.
 
-Tokens per second for 1 and 8 streams in the three batching modes, beside transformers' `generate` on the same seeded
-random weights in the same run, and where the time of a step goes.
+Tokens per second for 1 and 8 streams in the three batching modes, beside transformers' `generate` on the same
+seeded random weights in the same run, and where the time of a step goes.
 """
 
 import argparse
@@ -29,7 +29,9 @@ MODES: tuple[BatchingMode, ...] = ("continuous", "static", "single")
 
 @dataclass(slots=True)
 class Row:
-    """overhead_ms: Python outside the model's forward, per step; of it the loop's part and the step thread's."""
+    """overhead_ms: Python outside the model's forward, per step; of it the loop's part and the step
+    thread's.
+    """
 
     system: str
     streams: int
@@ -83,7 +85,9 @@ async def measure(model: GPT, mode: BatchingMode, prompts: list[list[int]], new:
     )
 
 
-def peer(model: GPT, prompts: list[list[int]], streams: list[int], args: argparse.Namespace) -> dict[str, object]:
+def peer(
+    model: GPT, prompts: list[list[int]], streams: list[int], args: argparse.Namespace
+) -> dict[str, object]:
     """transformers' figures on the same weights, from a process that cannot see this project."""
     script = Path(__file__).with_name("transformers_peer.py").resolve()
     settings = {
@@ -106,7 +110,9 @@ def peer(model: GPT, prompts: list[list[int]], streams: list[int], args: argpars
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -123,7 +129,10 @@ def main() -> None:
     streams = [int(count) for count in args.streams.split(",")]
     model = random_model(args.size, getattr(torch, args.dtype), args.device)
     rng = random.Random(0)
-    prompts = [[rng.randrange(model.config.vocab_size - 16) for _ in range(args.prompt_len)] for _ in range(max(streams))]
+    prompts = [
+        [rng.randrange(model.config.vocab_size - 16) for _ in range(args.prompt_len)]
+        for _ in range(max(streams))
+    ]
     rows: list[Row] = []
     for mode in MODES:
         for count in streams:
@@ -134,21 +143,48 @@ def main() -> None:
             speed = result[f"tok_s_{count}"]
             assert isinstance(speed, float)
             rows.append(Row("transformers generate", count, speed, 0.0))
-    print(f"{args.size}, random weights, {args.dtype} on {args.device}, {torch.get_num_threads()} threads, ", end="")
+    print(
+        f"{args.size}, random weights, {args.dtype} on {args.device}, {torch.get_num_threads()} threads, ",
+        end="",
+    )
     print(f"prompt {args.prompt_len}, {args.new} new tokens, median of {args.runs}")
-    header = ["system", "streams", "tok/s", "spread", "step ms", "forward ms", "loop ms", "thread ms", "overhead ms"]
+    header = [
+        "system",
+        "streams",
+        "tok/s",
+        "spread",
+        "step ms",
+        "forward ms",
+        "loop ms",
+        "thread ms",
+        "overhead ms",
+    ]
     print(
         table(
             header,
             [
-                [r.system, r.streams, r.tok_s, r.spread, *("" if v is None else v for v in (r.step_ms, r.forward_ms, r.loop_ms, r.thread_ms, r.overhead_ms))]
+                [
+                    r.system,
+                    r.streams,
+                    r.tok_s,
+                    r.spread,
+                    *(
+                        "" if v is None else v
+                        for v in (r.step_ms, r.forward_ms, r.loop_ms, r.thread_ms, r.overhead_ms)
+                    ),
+                ]
                 for r in rows
             ],
         )
     )
     if args.save:
         settings = {k: v for k, v in vars(args).items() if k != "save"} | {"threads": torch.get_num_threads()}
-        print("kept in", save(f"decode-{args.device}-{args.size}-{args.dtype}", [asdict(row) for row in rows], settings).name)
+        print(
+            "kept in",
+            save(
+                f"decode-{args.device}-{args.size}-{args.dtype}", [asdict(row) for row in rows], settings
+            ).name,
+        )
 
 
 if __name__ == "__main__":

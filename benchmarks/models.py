@@ -9,9 +9,30 @@ from engine.model import GPT
 
 # The size of the embedded model, and that of nanochat's d20 and d32.
 SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"n_layer": 8, "n_embd": 512, "n_head": 8, "n_kv_head": 8, "vocab_size": 8192, "sequence_len": 1024},
-    "d20": {"n_layer": 20, "n_embd": 1280, "n_head": 10, "n_kv_head": 10, "vocab_size": 65536, "sequence_len": 2048},
-    "d32": {"n_layer": 32, "n_embd": 2048, "n_head": 16, "n_kv_head": 16, "vocab_size": 65536, "sequence_len": 2048},
+    "tiny": {
+        "n_layer": 8,
+        "n_embd": 512,
+        "n_head": 8,
+        "n_kv_head": 8,
+        "vocab_size": 8192,
+        "sequence_len": 1024,
+    },
+    "d20": {
+        "n_layer": 20,
+        "n_embd": 1280,
+        "n_head": 10,
+        "n_kv_head": 10,
+        "vocab_size": 65536,
+        "sequence_len": 2048,
+    },
+    "d32": {
+        "n_layer": 32,
+        "n_embd": 2048,
+        "n_head": 16,
+        "n_kv_head": 16,
+        "vocab_size": 65536,
+        "sequence_len": 2048,
+    },
 }
 
 

@@ -1,7 +1,7 @@
 """transformers' `generate` on a folder, run as a program of its own: `transformers_peer.py FOLDER JSON`.
 
-It must not see this project: transformers looks for a package named `kernels`, and ours is not the one it means.
-Prints one JSON line: the greedy tokens of a check, and tokens per second for 1 and for 8 streams.
+It must not see this project: transformers looks for a package named `kernels`, and ours is not the one it
+means. Prints one JSON line: the greedy tokens of a check, and tokens per second for 1 and for 8 streams.
 """
 
 import json
@@ -9,7 +9,9 @@ import statistics
 import sys
 import time
 
-sys.meta_path[:] = [finder for finder in sys.meta_path if "fastpath" not in getattr(finder, "__module__", str(finder))]
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path if "fastpath" not in getattr(finder, "__module__", str(finder))
+]
 sys.path[:] = sys.path[1:]
 
 

@@ -45,7 +45,8 @@ class AsyncEngine:
     """Serves one model. Implements EngineClient for its own loop.
 
     model: its projections are copied into a packed form, so the caller may drop it. tokenizer: anything with
-    nanochat's five methods. meta: what the loader knows beyond the weights. Call `start` before the first request and `close` at the end, both on the loop.
+    nanochat's five methods. meta: what the loader knows beyond the weights. Call `start` before the first
+    request and `close` at the end, both on the loop.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class AsyncEngine:
         self._emit_scheduled = False
         self._task: asyncio.Task[None] | None = None
 
-    # -- EngineClient ------------------------------------------------------------------------------------------
+    # -- EngineClient
+    # ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> EngineState:
@@ -141,7 +143,8 @@ class AsyncEngine:
         return first
 
     def submit(self, request: Request) -> list[TokenStream]:
-        """Queues a request. Raises EngineUnavailable, or ValueError for a request that can never be served.
+        """Queues a request. Raises EngineUnavailable, or ValueError for a request that can never be
+        served.
         """
         if self._state is not EngineState.READY:
             raise EngineUnavailable(f"the engine is {self._state}")
@@ -183,7 +186,8 @@ class AsyncEngine:
         finally:
             self.abort([stream.id])
 
-    # -- the loop ----------------------------------------------------------------------------------------------
+    # -- the loop
+    # ----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         in_flight: StepHandle | None = None
@@ -249,7 +253,9 @@ def _max_model_len(model: GPT, config: EngineConfig) -> int:
     if config.max_model_len is None:
         return max(model.config.sequence_len, min(MIN_MODEL_LEN, covered))
     if not 2 <= config.max_model_len <= covered:
-        raise ValueError(f"max_model_len {config.max_model_len} is outside 2..{covered}, the model's rotary table")
+        raise ValueError(
+            f"max_model_len {config.max_model_len} is outside 2..{covered}, the model's rotary table"
+        )
     return config.max_model_len
 
 

@@ -2,7 +2,8 @@
 
 A block is held by one or more block tables, or free. The free ones form one list in the order of their reuse:
 those without cached content at its head, cached ones behind them, least recently used first. Each operation
-is O(1). A table may ask for the block behind its last one, since consecutive blocks can be read in place. The pool does not know what a block contains; it tells the prefix cache when content is about to go.
+is O(1). A table may ask for the block behind its last one, since consecutive blocks can be read in place. The
+pool does not know what a block contains; it tells the prefix cache when content is about to go.
 """
 
 from collections import Counter
@@ -23,8 +24,8 @@ class BlockPool:
     cached: 1 where the prefix cache can serve the block's content.
     free: blocks without holder, cached or not. free_cached: the cached ones of those.
     on_evict: called with a cached block just before it is handed out for new content.
-    spread: distance between the blocks that a new pool hands out one after the other, so that each of the first
-        tables can grow into consecutive blocks.
+    spread: distance between the blocks that a new pool hands out one after the other, so that each of the
+        first tables can grow into consecutive blocks.
     """
 
     __slots__ = (

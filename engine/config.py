@@ -52,7 +52,9 @@ class GPTConfig(FastPathFlags):
     n_head: int = 6
     n_kv_head: int = 6
     n_embd: int = 768
-    window_pattern: str = "L"  # one letter per layer, tiled; L: full context, S: short window; last layer is L
+    window_pattern: str = (
+        "L"  # one letter per layer, tiled; L: full context, S: short window; last layer is L
+    )
 
     generation: Generation = "G1"
     padded_vocab_size: int | None = None  # rows of the embedding tables; None: vocab_size
@@ -89,7 +91,8 @@ class GPTConfig(FastPathFlags):
                 window = self.sequence_len // constants.window_divisor
             self.short_window = -(-window // constants.window_multiple) * constants.window_multiple
         if self.rope_dtype is None:
-            # Until 2026-03 the table was stored in bf16 whatever the model ran in; since then in its own dtype.
+            # Until 2026-03 the table was stored in bf16 whatever the model ran in; since then in its own
+            # dtype.
             self.rope_dtype = "bfloat16" if self.generation in ("G1", "G2", "G3") else "float32"
 
     @property

@@ -34,7 +34,11 @@ class EngineCore:
     """Scheduler, runner and the outgoing frame."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, tokenizer: ToolTokenizer, terminal_ids: tuple[int, ...]
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        tokenizer: ToolTokenizer,
+        terminal_ids: tuple[int, ...],
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -48,7 +52,8 @@ class EngineCore:
         self._last_plan: Plan | None = None
         self._last_seconds = 0.0
 
-    # -- requests ----------------------------------------------------------------------------------------------
+    # -- requests
+    # ----------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
         """Queues a request. Raises ValueError, naming the field, for one that can never be served."""
@@ -88,7 +93,8 @@ class EngineCore:
         if request.n < 1:
             raise ValueError(f"n is {request.n}")
 
-    # -- steps -------------------------------------------------------------------------------------------------
+    # -- steps
+    # -------------------------------------------------------------------------------------------------
 
     def launch(self) -> StepHandle | None:
         """Plans and launches the next step; None when there is nothing to compute now."""
@@ -157,7 +163,8 @@ class EngineCore:
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
 
-    # -- the outgoing frame ------------------------------------------------------------------------------------
+    # -- the outgoing frame
+    # ------------------------------------------------------------------------------------
 
     def _emit(self, sequence: Sequence, token: int, sampled: SampledToken | None) -> None:
         frame = self._frame
@@ -201,9 +208,7 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        return Frame(
-            frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished, self.stats()
-        )
+        return Frame(frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished, self.stats())
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan

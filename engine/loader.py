@@ -61,7 +61,7 @@ def load_model(
         state = {name: _convert(name, tensors, device, chosen) for name in shapes}
     model.load_state_dict(state, strict=True, assign=True)
     meta = CheckpointMeta(
-        name=files.name,
+        name=_name(files, raw),
         path=files.tokenizer_folder,
         files=files,
         generation=detected.config.generation,
@@ -89,6 +89,12 @@ def _described(files: CheckpointFiles, raw: Mapping[str, object]) -> Mapping[str
     if not isinstance(described, dict):
         raise CheckpointError(f"{files.meta} has no model_config")
     return described
+
+
+def _name(files: CheckpointFiles, raw: Mapping[str, object]) -> str:
+    """Our own format may name its model; any other is known by its folder or hub id."""
+    name = raw.get("name") if files.layout == "fastpath" else None
+    return name if isinstance(name, str) and name else files.name
 
 
 def _sampling_defaults(files: CheckpointFiles, raw: Mapping[str, object]) -> dict[str, float]:

@@ -37,8 +37,8 @@ def pool_blocks(
         blocks = 1 + (fitting if device.type == "cuda" else min(wanted, fitting))
         if blocks <= per_sequence:
             raise ValueError(
-                f"a sequence of {max_model_len} tokens needs {per_sequence} KV blocks and memory holds {blocks - 1}; "
-                "lower max_model_len or set num_blocks"
+                f"a sequence of {max_model_len} tokens needs {per_sequence} KV blocks and memory holds "
+                f"{blocks - 1}; lower max_model_len or set num_blocks"
             )
     if config.kv_page_size:
         tokens = (blocks - 1) * config.block_size

@@ -138,7 +138,8 @@ class GPT(nn.Module):
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    # -- the network ------------------------------------------------------------------------------------------
+    # -- the network
+    # ------------------------------------------------------------------------------------------
 
     def hidden(
         self, ids: torch.Tensor, previous_ids: torch.Tensor, positions: torch.Tensor, attend: Attend
@@ -167,7 +168,8 @@ class GPT(nn.Module):
         return rms_norm(x, eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Soft-capped float32 logits over the real vocabulary. hidden: [rows, width] -> [rows, vocab_size].
+        """Soft-capped float32 logits over the real vocabulary. hidden: [rows, width] -> [rows,
+        vocab_size].
         """
         raw: torch.Tensor = self.lm_head(hidden)
         return softcap(raw[:, : self.config.vocab_size], self.config.softcap)
@@ -202,7 +204,8 @@ class GPT(nn.Module):
             self._rope = rope_table(config.rope_len, config.head_dim, config.rope_base, rounding, device)
         return self._rope
 
-    # -- training ---------------------------------------------------------------------------------------------
+    # -- training
+    # ---------------------------------------------------------------------------------------------
 
     def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [batch, time, vocab_size], or with targets the mean cross entropy (a target of -1 is
@@ -251,7 +254,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def randomize(self, seed: int) -> None:
-        """Seeded random weights with every path alive: what benchmarks and tests run on without a checkpoint.
+        """Seeded random weights with every path alive: what benchmarks and tests run on without a
+        checkpoint.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in sorted(self.named_parameters()):
@@ -307,7 +311,14 @@ def pack_for_serving(model: GPT) -> GPT:
         served = GPT(model.config)
     served.transformer["wte"] = model.transformer["wte"]
     served.lm_head = PackedLinear(_weight(model.lm_head))
-    for name in ("value_embeds", "smear_gate", "resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"):
+    for name in (
+        "value_embeds",
+        "smear_gate",
+        "resid_lambdas",
+        "x0_lambdas",
+        "smear_lambda",
+        "backout_lambda",
+    ):
         if hasattr(model, name):
             setattr(served, name, getattr(model, name))
     for source, target in zip(model._blocks(), served._blocks(), strict=True):

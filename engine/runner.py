@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from engine.model import GPT
-from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
 from engine.plan import Chunk, Plan
+from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
 from engine.sequence import Sequence
 from engine.state import RowState
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
@@ -114,7 +114,8 @@ class ModelRunner:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    # -- on the loop --------------------------------------------------------------------------------------------
+    # -- on the loop
+    # --------------------------------------------------------------------------------------------
 
     def stage(self, plan: Plan) -> StagedStep:
         step = StagedStep()
@@ -155,7 +156,8 @@ class ModelRunner:
             step.sampling.append(sampling_row(chunk, self.terminal_ids))
             step.sampling_tokens.append(len(step.ids) - 1)
 
-    # -- on the step thread -------------------------------------------------------------------------------------
+    # -- on the step thread
+    # -------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _execute(self, step: StagedStep) -> StepResult:

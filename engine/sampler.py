@@ -28,9 +28,7 @@ class SamplingRow:
 
 
 def has_penalty(params: SamplingParams) -> bool:
-    return bool(
-        params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    )
+    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
 def stop_ids(params: SamplingParams, terminal_ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -33,7 +33,8 @@ class RowState:
         return seen[rows], counts[rows]
 
     def sampled(self, rows: torch.Tensor, tokens: torch.Tensor, counted: torch.Tensor | None) -> None:
-        """Remembers what the rows sampled. counted: [n] bool, rows that keep penalty counts; None for none.
+        """Remembers what the rows sampled. counted: [n] bool, rows that keep penalty counts; None for
+        none.
         """
         self.last_token[rows] = tokens
         if counted is not None:

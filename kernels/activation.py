@@ -1,8 +1,8 @@
 """Elementwise functions whose value for one element must not depend on its neighbours.
 
-torch's CPU loops compute full vectors with one implementation of exp and tanh and the remainder of a tensor with
-another, so the last bit of an element depends on where it lies. In float64 the two differ far below float32's
-resolution, and rounding makes them equal.
+torch's CPU loops compute full vectors with one implementation of exp and tanh and the remainder of a tensor
+with another, so the last bit of an element depends on where it lies. In float64 the two differ far below
+float32's resolution, and rounding makes them equal.
 """
 
 import torch

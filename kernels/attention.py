@@ -1,16 +1,17 @@
 """Paged attention, reference version: plain torch, any device, one span of queries at a time.
 
-Layout of the cache, per layer: keys and values are each [blocks, block_size, kv_heads, head_dim]. A block table
-lists a sequence's blocks in order, so position p lives in block table[p // block_size] at offset p % block_size.
-Block 0 is never part of a sequence: tables are padded with it.
+Layout of the cache, per layer: keys and values are each [blocks, block_size, kv_heads, head_dim]. A block
+table lists a sequence's blocks in order, so position p lives in block table[p // block_size] at offset p %
+block_size. Block 0 is never part of a sequence: tables are padded with it.
 
-A query's result does not depend on how many queries share the call, on the block size, on where the blocks lie, nor
-on what else is in the batch. That takes three habits, each for one way in which matrix libraries change their order
-of additions: queries are padded to at least `MIN_QUERIES` rows, keys to a multiple of `KEY_TILE` (their weights are
-exact zeros), and the product with the values is accumulated over tiles of `VALUE_TILE` keys.
+A query's result does not depend on how many queries share the call, on the block size, on where the blocks
+lie, nor on what else is in the batch. That takes three habits, each for one way in which matrix libraries
+change their order of additions: queries are padded to at least `MIN_QUERIES` rows, keys to a multiple of
+`KEY_TILE` (their weights are exact zeros), and the product with the values is accumulated over tiles of
+`VALUE_TILE` keys.
 
-Padded positions hold whatever was written there before. The cache admits finite numbers only, so that a weight of
-zero silences them.
+Padded positions hold whatever was written there before. The cache admits finite numbers only, so that a
+weight of zero silences them.
 """
 
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class KVCache:
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Stores one key and value per token. slots: [tokens], block * block_size + offset.
 
-        A value that is not finite is stored as zero: the sequence that it belongs to is lost anyway (its residual
-        stream holds the same number), and must not spoil the one that gets the block next (0 * NaN is NaN).
+        A value that is not finite is stored as zero: the sequence that it belongs to is lost anyway (its
+        residual stream holds the same number), and must not spoil the one that gets the block next (0 * NaN
+        is NaN).
         """
         width = self.keys.size(-1)
         self.keys[layer].view(-1, width).index_copy_(0, slots, keys.reshape(-1, width))
@@ -67,8 +69,9 @@ class Span:
     """Consecutive queries of one sequence: rows [start, start + length) of the step's token axis.
 
     context: positions of the sequence that exist after this step's write; the last query sits at context - 1.
-    table: the sequence's block ids on the device, padded with block 0 to cover a multiple of KEY_TILE positions.
-    first: the first block, if the blocks are consecutive; their keys and values are then read where they lie.
+    table: the sequence's block ids on the device, padded with block 0 to cover a multiple of KEY_TILE
+    positions. first: the first block, if the blocks are consecutive; their keys and values are then read
+    where they lie.
     """
 
     start: int
@@ -97,8 +100,9 @@ def paged_attention(
 ) -> torch.Tensor:
     """Causal attention of each span's queries over its sequence's cached keys and values.
 
-    query: [tokens, heads, head_dim], scaled by nothing yet; the keys of these tokens are already in the cache.
-    window: keys visible to the left of the query's own position (None: all). Returns [tokens, heads, head_dim].
+    query: [tokens, heads, head_dim], scaled by nothing yet; the keys of these tokens are already in the
+    cache. window: keys visible to the left of the query's own position (None: all). Returns [tokens, heads,
+    head_dim].
     """
     out = torch.empty_like(query)
     head_dim = query.size(-1)
@@ -115,7 +119,7 @@ def paged_attention(
 
 
 def _read(pool: torch.Tensor, span: Span, head_dim: int) -> torch.Tensor:
-    """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy of its blocks."""
+    """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy."""
     size = span.padded_context
     if span.first is not None:
         start = span.first * pool.size(1)
@@ -165,9 +169,7 @@ def _attend(
     return result.permute(2, 0, 1, 3).reshape(count, heads, head_dim)
 
 
-def _hidden(
-    position: int, count: int, length: int, window: int | None, device: torch.device
-) -> torch.Tensor:
+def _hidden(position: int, count: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
     """[count, length] bool: keys that a query may not see, because they are later or left of its window."""
     queries = torch.arange(position, position + count, device=device).unsqueeze(1)
     keys = torch.arange(length, device=device).unsqueeze(0)

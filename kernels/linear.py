@@ -1,9 +1,9 @@
 """Matrix products with weights, in a form whose rows do not depend on each other.
 
-On a CPU, `PackedLinear` holds its weight in oneDNN's blocked layout. That is the fastest product there for two rows
-and more, and each row's result is bit-equal whatever the number of rows, which a plain `F.linear` does not promise
-(its library picks other kernels, with another order of additions, by row count). A single row is padded to two, the
-one case in which oneDNN switches kernels too.
+On a CPU, `PackedLinear` holds its weight in oneDNN's blocked layout. That is the fastest product there for
+two rows and more, and each row's result is bit-equal whatever the number of rows, which a plain `F.linear`
+does not promise (its library picks other kernels, with another order of additions, by row count). A single
+row is padded to two, the one case in which oneDNN switches kernels too.
 """
 
 import torch
@@ -22,7 +22,7 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T for inference. Takes a copy of the weight; on devices without a packed layout keeps it as it is."""
+    """y = x W^T for inference, with a copy of the weight; unpacked on devices without such a layout."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         """weight: [out_features, in_features]."""

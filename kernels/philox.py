@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10, vectorised with numpy.
 
-One draw is a pure function of (seed, choice, position), so a row's samples depend on nothing but its own request.
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+One draw is a pure function of (seed, choice, position), so a row's samples depend on nothing but its own
+request. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 import numpy as np

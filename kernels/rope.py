@@ -10,10 +10,10 @@ def rope_table(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors of a head's own half and of its other half, each [length, head_dim] float32.
 
-    The angle of channel i is position * base^(-2i / head_dim), and nanochat rotates by minus that angle: the first
-    half is left * cos + right * sin, the second right * cos - left * sin. Hence (cos, cos) and (sin, -sin).
-    Values are rounded through `rounding`: checkpoints of nanochat's first generations were trained with a table
-    stored in bfloat16, and serve best with the same one.
+    The angle of channel i is position * base^(-2i / head_dim), and nanochat rotates by minus that angle: the
+    first half is left * cos + right * sin, the second right * cos - left * sin. Hence (cos, cos) and (sin,
+    -sin). Values are rounded through `rounding`: checkpoints of nanochat's first generations were trained
+    with a table stored in bfloat16, and serve best with the same one.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / base**exponent)

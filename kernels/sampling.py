@@ -1,9 +1,10 @@
 """From logits to tokens, reference version: plain torch, per-row parameters, no row looks at another.
 
-Order: logprobs of the raw logits; logit bias; repetition, presence and frequency penalties; banned ids; then greedy
-rows take the argmax (lowest id wins ties), the others divide by temperature and keep what passes top-k, top-p and
-min-p. All three filters are thresholds on the logit, so tokens that tie at the border stay or go together, and the
-draw runs over the vocabulary in id order: one uniform number against the cumulative sum, in float64.
+Order: logprobs of the raw logits; logit bias; repetition, presence and frequency penalties; banned ids; then
+greedy rows take the argmax (lowest id wins ties), the others divide by temperature and keep what passes
+top-k, top-p and min-p. All three filters are thresholds on the logit, so tokens that tie at the border stay
+or go together, and the draw runs over the vocabulary in id order: one uniform number against the cumulative
+sum, in float64.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ NUCLEUS_GUESS = 256
 class SamplingBatch:
     """Parameters of the rows that sample in one step; every tensor is [rows] unless said otherwise.
 
-    A field is None when no row of the step needs it, which skips its work. Neutral values: temperature 0 is greedy,
-    top_k 0, top_p 1, min_p 0, repetition 1, presence and frequency 0.
+    A field is None when no row of the step needs it, which skips its work. Neutral values: temperature 0 is
+    greedy, top_k 0, top_p 1, min_p 0, repetition 1, presence and frequency 0.
     """
 
     temperature: torch.Tensor  # float32
@@ -94,8 +95,8 @@ def _adjust(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 def _draw(logits: torch.Tensor, batch: SamplingBatch, uniform: torch.Tensor) -> torch.Tensor:
     """Inverse-transform sampling over the ids that pass the filters; [rows] int64."""
     temperature = torch.where(batch.temperature > 0, batch.temperature, 1.0)
-    # float64: exp is the same for every element wherever it lies (see kernels/activation.py), and a temperature of
-    # 1e-9 does not overflow.
+    # float64: exp is the same for every element wherever it lies (see kernels/activation.py), and a
+    # temperature of 1e-9 does not overflow.
     scaled = logits.double() / temperature.double().unsqueeze(1)
     best = scaled.amax(dim=-1, keepdim=True)
     scaled = scaled - best  # best is 0, all others negative
@@ -139,8 +140,9 @@ def _nucleus(scaled: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The lowest scaled logit of the smallest set that holds a share top_p of the mass, [rows]."""
     vocab = scaled.size(1)
     wanted = top_p.unsqueeze(1) * torch.exp(scaled).cumsum(dim=-1)[:, -1:]
-    # The nucleus is nearly always small, and picking the best few is much cheaper than sorting a vocabulary. Either
-    # way a row's sorted prefix and its total are the same numbers, so the shortcut cannot change a result.
+    # The nucleus is nearly always small, and picking the best few is much cheaper than sorting a vocabulary.
+    # Either way a row's sorted prefix and its total are the same numbers, so the shortcut cannot change a
+    # result.
     best = scaled.topk(min(NUCLEUS_GUESS, vocab), dim=-1).values
     mass = torch.exp(best).cumsum(dim=-1)
     if bool((mass[:, -1:] < wanted).any()):

@@ -5,7 +5,9 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread() -> None:
-    """Tiny tensors gain nothing from threads, and waiting for each other's turn on a busy machine costs much."""
+    """Tiny tensors gain nothing from threads, and waiting for each other's turn on a busy machine costs
+    much.
+    """
     import torch
 
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
 """What crosses the border between the front end and the engine.
 
-`wire` holds the messages and their framing, `config` what an engine is started with, `streams` the mailboxes that turn step frames back into one
-stream per choice, `client` the interface that both transports (a child process, the same event loop) offer.
-Nothing here knows about text, HTTP or torch.
+`wire` holds the messages and their framing, `config` what an engine is started with, `streams` the mailboxes
+that turn step frames back into one stream per choice, `client` the interface that both transports (a child
+process, the same event loop) offer. Nothing here knows about text, HTTP or torch.
 """
 
 from engine.messages.client import EngineClient, EngineState, EngineUnavailable

@@ -1,7 +1,7 @@
 """Mailboxes: from one frame per step to one stream per choice.
 
-A producer never waits for a consumer. What arrives while the consumer is busy is merged into one `Delta`, so a slow
-reader costs memory for its tokens only, and a wake-up of one future per stream and step.
+A producer never waits for a consumer. What arrives while the consumer is busy is merged into one `Delta`, so
+a slow reader costs memory for its tokens only, and a wake-up of one future per stream and step.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from engine.messages.wire import EngineStats, Finish, Frame, Request, TokenLogpr
 class Delta:
     """What a stream received since its last `next()`: tokens in order, and its end, if it ended.
 
-    `forced` holds the positions within `tokens` that the tool machine wrote; `logprobs` is parallel to `tokens`
-    where the request asked for them (forced tokens have None), else empty.
+    `forced` holds the positions within `tokens` that the tool machine wrote; `logprobs` is parallel to
+    `tokens` where the request asked for them (forced tokens have None), else empty.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """Messages between front end and engine, and their framing on a byte stream.
 
 One message is a 4-byte little-endian length and a msgpack body. Towards the engine go an `EngineConfig`
-once, then `Submit`, `Abort` and `Shutdown`; back come `Ready` or `Failed` once, then one `Frame` per step (and one whenever the counters changed
-without a step, and at least every `HEARTBEAT_SECONDS`).
+once, then `Submit`, `Abort` and `Shutdown`; back come `Ready` or `Failed` once, then one `Frame` per step
+(and one whenever the counters changed without a step, and at least every `HEARTBEAT_SECONDS`).
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one request samples. Every field has a neutral default, so rows mix freely in one batch.
 
     temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
-    `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they are
-    the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they
+    are the log-softmax of the model's logits before penalties, bias, temperature and filters.
     """
 
     max_tokens: int
@@ -69,7 +69,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """End of one choice. `stop_token` is the terminal or stop id that ended it; `message` explains an error."""
+    """End of one choice. `stop_token` is the terminal or stop id behind it, `message` explains an error."""
 
     stream: int
     reason: FinishReason

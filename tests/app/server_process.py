@@ -78,12 +78,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], *flags: str, ready: bool = True) -> Iterator[Server]:
+def serving(
+    command: Sequence[str], *flags: str, ready: bool = True, cwd: Path = ROOT, **more: str
+) -> Iterator[Server]:
     """A server on a free port; `ready`: wait for its ready line, else for its listening line."""
     process = subprocess.Popen(
         [*command, "--port", "0", "--log-format", "json", *flags],
-        cwd=ROOT,
-        env=environment(),
+        cwd=cwd,
+        env=environment() | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -242,5 +242,3 @@ def _copy_pickle(folder: Path) -> None:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
-
-

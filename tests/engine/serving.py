@@ -20,7 +20,9 @@ class Answer:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What must not depend on the company: everything but the stream id and the share of cached tokens."""
+        """What must not depend on the company: everything but the stream id and the share of cached
+        tokens.
+        """
         assert self.finish is not None
         return (
             tuple(self.tokens),

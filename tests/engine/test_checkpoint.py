@@ -83,7 +83,11 @@ def test_one_flat_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("shards", "index"), [(1, False), (3, True), (3, False)])
 def test_folders_with_a_configuration(tmp_path: Path, layout: str, shards: int, index: bool) -> None:
     folder = write_checkpoint(
-        tmp_path / "model", "G1", layout=layout, shards=shards, index=index  # type: ignore[arg-type]
+        tmp_path / "model",
+        "G1",
+        layout=layout,
+        shards=shards,
+        index=index,  # type: ignore[arg-type]
     )
     files = locate(folder)
     assert files.layout == ("fastpath" if layout == "safetensors" else "transformers")

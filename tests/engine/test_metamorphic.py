@@ -1,7 +1,7 @@
 """A request's tokens and logprobs do not depend on its company: the project's backbone.
 
-Every axis on which an engine may treat the same work differently is turned, and every answer compared bit for bit
-with the one that the request gets alone, in one chunk, without cache. New features join the axes.
+Every axis on which an engine may treat the same work differently is turned, and every answer compared bit for
+bit with the one that the request gets alone, in one chunk, without cache. New features join the axes.
 """
 
 import asyncio
@@ -121,6 +121,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[GPT]:
 @pytest.fixture(scope="module")
 def reference(model: GPT) -> "list[list[tuple[object, ...]]]":
     """Each ask alone in an engine of its own kind: no cache, no lookahead, one row, one chunk."""
+
     async def run() -> list[list[tuple[object, ...]]]:
         engine = await started(model, TOKENIZER, enable_prefix_caching=False, lookahead=False, max_rows=1)
         result = await answers(engine, asks(0), together=False)

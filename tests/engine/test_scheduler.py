@@ -3,12 +3,12 @@
 from dataclasses import fields
 
 import pytest
-from tests.engine.fake_engine import FakeEngine, next_token, request
 
 from engine.messages import BatchingMode
 from engine.plan import Plan
 from engine.scheduler import SchedulerConfig
 from engine.sequence import Sequence, State
+from tests.engine.fake_engine import FakeEngine, next_token, request
 
 FIVES = [5] * 64  # shared beginnings
 LONG = list(range(2, 24))  # 22 different tokens

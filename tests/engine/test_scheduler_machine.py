@@ -1,13 +1,13 @@
 """Random histories: whatever is submitted, aborted, extended or preempted when, the tokens are the same."""
 
 import pytest
-from tests.engine.fake_engine import FakeEngine, request
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.scheduler import SchedulerConfig
 from engine.sequence import Sequence, State
+from tests.engine.fake_engine import FakeEngine, request
 
 MAX_LEN = 28
 # Few distinct beginnings, so that prefixes are shared wholly, partly and across block borders.

@@ -70,7 +70,9 @@ def test_matches_float64(heads: int, kv_heads: int, d: int, window: int | None, 
 
 @pytest.mark.parametrize("heads, kv_heads, d", [(4, 4, 64), (4, 2, 32), (2, 2, 128)])
 @pytest.mark.parametrize("window", [None, 37])
-def test_a_query_does_not_depend_on_its_company(heads: int, kv_heads: int, d: int, window: int | None) -> None:
+def test_a_query_does_not_depend_on_its_company(
+    heads: int, kv_heads: int, d: int, window: int | None
+) -> None:
     whole = Pool(heads, kv_heads, d, 16)
     expected = whole.attend([(i, 0, n) for i, n in enumerate(LENGTHS)], window)
     for block_size, chunk, in_place in (

@@ -90,7 +90,12 @@ def test_rows_do_not_see_each_other() -> None:
         batch.logprob_rows, batch.logprob_count = wanting[: len(index)], 4
         result = sample(values[index].clone(), batch)
         assert result.logprobs is not None and result.top_logprobs is not None and result.top_ids is not None
-        return [result.tokens.tolist(), result.logprobs.tolist(), result.top_logprobs.tolist(), result.top_ids.tolist()]
+        return [
+            result.tokens.tolist(),
+            result.logprobs.tolist(),
+            result.top_logprobs.tolist(),
+            result.top_ids.tolist(),
+        ]
 
     together = run(torch.arange(rows))
     for row in range(rows):

@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from tests.static.chat_page import ChatPage
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.static.chat_page import ChatPage
 from tests.static.scripted_server import ScriptedServer
 
 CHROMIUM_FLAGS = [

@@ -1,8 +1,15 @@
 """The chat page in a real browser, against a server that answers by script."""
 
 import pytest
-from tests.static.chat_page import ChatPage, check_growing_answer, check_new_chat, check_regenerate, check_stop
 from playwright.sync_api import expect
+
+from tests.static.chat_page import (
+    ChatPage,
+    check_growing_answer,
+    check_new_chat,
+    check_regenerate,
+    check_stop,
+)
 from tests.static.scripted_server import (
     DONE,
     GATE,
