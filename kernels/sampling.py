@@ -56,14 +56,16 @@ class Sampled:
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
     """logits: [rows, vocab] float32; may be overwritten. Returns one token per row."""
-    valid = torch.isfinite(logits.amax(dim=-1))
+    best, tokens = logits.max(dim=-1)  # a NaN anywhere makes the best one NaN
+    valid = torch.isfinite(best)
     raw = None
     if batch.logprob_rows is not None:
         raw = torch.log_softmax(logits[batch.logprob_rows], dim=-1)
-    logits = _adjust(logits, batch)
-    tokens = logits.argmax(dim=-1)
+    adjusted = _adjust(logits, batch)
+    if adjusted is not logits:
+        tokens = adjusted.argmax(dim=-1)
     if batch.uniform is not None:
-        tokens = torch.where(batch.temperature > 0, _draw(logits, batch, batch.uniform), tokens)
+        tokens = torch.where(batch.temperature > 0, _draw(adjusted, batch, batch.uniform), tokens)
     result = Sampled(tokens, valid)
     if raw is not None:
         assert batch.logprob_rows is not None
