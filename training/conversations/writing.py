@@ -1,0 +1,85 @@
+"""Small writing tasks: definitions, sentences about a thing, descriptions, poems, rhymes."""
+
+from random import Random
+
+from training.conversations.exchange import Exchange
+from training.conversations.phrasing import article, as_typed, capitalise, expand
+from training.conversations.stories.cast import ANIMALS, COLOURS, OBJECTS
+from training.conversations.tables import table
+
+_DEFINE = (
+    "What is {x}?",
+    "What's {x}?",
+    "[Explain|Tell me|Can you tell me|Please explain|Can you explain|Do you know] what {x} is.",
+    "Describe {x}.",
+    "Tell me about {x}.",
+    "Define {x}.",
+    "What do you know about {x}?",
+    "[Explain|Explain to me] {x}.",
+    "What does {bare} mean?",
+    "Explain {x} in simple words.",
+    "What is {x}? Explain it to a child.",
+    "{bare}?",
+)
+
+
+def definition(rng: Random) -> Exchange:
+    """What something is, in one sentence."""
+    thing, told = rng.choice(table("definitions"))
+    bare = thing.split(" ", 1)[1] if thing.startswith(("a ", "an ", "the ")) else thing
+    verb = "are" if thing == "the lungs" else "is"
+    ask = expand(rng, rng.choice(_DEFINE), {"x": thing, "bare": bare})
+    if ask.startswith(("Do", "Can")):
+        ask = ask.rstrip(".") + "?"
+    return Exchange(as_typed(rng, capitalise(ask)), f"{capitalise(thing)} {verb} {told}.")
+
+
+def sentence(rng: Random) -> Exchange:
+    """A sentence with a given word."""
+    animal, thing, colour = rng.choice(ANIMALS), rng.choice(OBJECTS), rng.choice(COLOURS)
+    word = rng.choice((animal, thing, colour))
+    verb = expand(rng, "[found|saw|wanted|carried|liked|looked at|took]")
+    if word == colour:
+        text = f"The {animal} {verb} a {colour} {thing}.".replace("a orange", "an orange")
+    elif word == animal:
+        text = f"The {animal} {verb} {article(thing)} {thing}."
+    else:
+        text = f"The {animal} {verb} the {thing}."
+    ask = rng.choice(
+        (
+            f'Write a sentence with the word "{word}".',
+            f"Make a sentence with {word}.",
+            f'Use the word "{word}" in a sentence.',
+            f"Write one sentence about {article(word)} {word}."
+            if word != colour
+            else f'Use "{word}" in a sentence.',
+            f"Give me a sentence with the word {word}.",
+        )
+    )
+    return Exchange(as_typed(rng, ask), text)
+
+
+def poem(rng: Random) -> Exchange:
+    """Two or four rhymed lines on a subject."""
+    subject, *couplets = rng.choice(table("poems"))
+    ask = expand(
+        rng,
+        "[Write|Tell me|Make|Can you write|Please write] a [short |little |]poem about {s}.",
+        {"s": subject},
+    )
+    return Exchange(as_typed(rng, ask), "\n".join(couplets).replace(" / ", "\n"))
+
+
+def rhyme(rng: Random) -> Exchange:
+    """A word that rhymes with another."""
+    group = rng.choice(table("rhymes"))
+    word, other = rng.sample(group, 2)
+    ask = rng.choice(
+        (
+            f"What rhymes with {word}?",
+            f'Which word rhymes with "{word}"?',
+            f"Tell me a word that rhymes with {word}.",
+            f"Find a rhyme for {word}.",
+        )
+    )
+    return Exchange(as_typed(rng, ask), f"{capitalise(other)} rhymes with {word}.", capitalise(other))

@@ -1,0 +1,237 @@
+"""From the shards to token files: reading, sorting into sources, generating, tokenising in parallel.
+
+A source is three arrays in the run's folder: `NAME.tokens.npy` (uint16, documents one after another),
+`NAME.lengths.npy` (int32, tokens of each document) and `NAME.mask.npy` (uint8, 1 where the assistant speaks).
+"""
+
+import json
+import lzma
+import multiprocessing
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from training.conversations import FAMILIES, STORY_FAMILIES, generate
+from training.conversations.exchange import Message
+from training.conversations.tales import plain_story
+from training.prompts import is_held_out
+from training.settings import Settings
+from training.template import render
+from training.tokenizer import Encoder, load
+
+# Kinds of chat that make up a source; those not named are left out (gsm8k is too hard; jokes get memorised).
+CHAT_SOURCES = {
+    "dolly": "assistant",
+    "instruct_small": "assistant",
+    "simplify": "assistant",
+    "words": "knowledge",
+    "what_is": "knowledge",
+    "trivia": "knowledge",
+    "nq": "knowledge",
+    "story_qa": "story_qa",
+    "stories": "stories",
+    "smalltalk": "smalltalk",
+    "selfdialog": "chitchat",
+    "personachat": "chitchat",
+    "topical": "chitchat",
+    "sgd": "task",
+    "taskmaster": "task",
+}
+# Small talk about who the assistant is comes from training/conversations alone.
+_ABOUT_SELF = re.compile(
+    r"(?i)\b(your|ur) (name|age|boss|maker|creator|owner|birthday)|who (are|made|built|created|is your)|"
+    r"what are you\b|"
+    r"are you (a|an|real|human|alive|chatgpt|siri|alexa|cortana)|how old|your (mom|dad|parents|family)|"
+    r"\b(bot|bots|human|humans|digital|software|chatbot|robot|artificial)\b"
+)
+CHUNK = 2000
+
+
+class DataError(Exception):
+    """The data folder lacks something or a shard cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One tokenised source."""
+
+    name: str
+    tokens: np.ndarray
+    lengths: np.ndarray
+    mask: np.ndarray | None
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)[:-1]))
+
+
+def read_shard(path: Path) -> Iterator[dict[str, object]]:
+    """The items of one `.jsonl.xz` file. Raises DataError if it is damaged."""
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def plain_texts(data: Path) -> Iterator[tuple[str, str]]:
+    """(source, text) of every pretraining item."""
+    for path in sorted(data.glob("pretrain-*.jsonl.xz")):
+        name = path.name.split(".")[0].removeprefix("pretrain-")
+        for item in read_shard(path):
+            source = name
+            if name.startswith("children"):
+                source = "children-simple" if item["tier"] == "simple" else "children-other"
+            yield source, str(item["text"])
+
+
+def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
+    """(source, messages) of every chat item that is used; held-out prompts are left out."""
+    for path in sorted(data.glob("chat-*.jsonl.xz")):
+        for item in read_shard(path):
+            source = CHAT_SOURCES.get(str(item["kind"]))
+            messages = item["messages"]
+            assert isinstance(messages, list)
+            asked = [turn["content"] for turn in messages if turn["role"] == "user"]
+            if source is None or any(map(is_held_out, asked)):
+                continue
+            if source == "smalltalk" and any(_ABOUT_SELF.search(turn["content"]) for turn in messages):
+                continue
+            yield source, messages
+
+
+def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
+    """Text for the tokenizer, half prose and half chat, up to `settings.tokenizer_bytes`."""
+    rng = Random(settings.seed)
+    left = settings.tokenizer_bytes
+    prose = [text for source, text in plain_texts(data) if source != "classics" and rng.random() < 0.35]
+    chat = ["\n".join(turn["content"] for turn in messages) for _, messages in conversations(data)]
+    talk = [
+        "\n".join(m["content"] for m in turns)
+        for _, turns in generate(FAMILIES, settings.generated_talk // 10, 0)
+    ]
+    stories = [plain_story(rng) for _ in range(settings.generated_stories // 20)]
+    for pool in (prose, chat, talk + stories):
+        rng.shuffle(pool)
+        budget = left // 2
+        for text in pool:
+            budget -= len(text)
+            if budget < 0:
+                break
+            yield text
+
+
+# -- tokenising, in worker processes ------------------------------------------------------------------------
+
+Job = tuple[str, str, object]  # source, what to do, its input
+Result = tuple[str, np.ndarray, np.ndarray, np.ndarray | None]
+_encoder: list[Encoder] = []
+
+
+def _start_worker(folder: Path) -> None:
+    _encoder[:] = [load(folder)]
+
+
+def _work(job: Job) -> Result:
+    source, what, given = job
+    encoder = _encoder[0]
+    bos = encoder.special("<|bos|>")
+    documents: list[list[int]] = []
+    masks: list[list[int]] = []
+    if what == "texts":
+        assert isinstance(given, list)
+        documents = [[bos, *encoder.encode(text)] for text in given]
+    elif what == "stories":
+        assert isinstance(given, tuple)
+        rng = Random(f"{source} {given}")
+        documents = [[bos, *encoder.encode(plain_story(rng))] for _ in range(given[1])]
+    else:
+        for messages in _talks(what, given, source):
+            ids, mask = render(messages, encoder)
+            documents.append(ids)
+            masks.append(mask)
+    lengths = np.array([len(ids) for ids in documents], dtype=np.int32)
+    tokens = np.fromiter((i for ids in documents for i in ids), dtype=np.uint16, count=int(lengths.sum()))
+    if not masks:
+        return source, tokens, lengths, None
+    return (
+        source,
+        tokens,
+        lengths,
+        np.fromiter((m for mask in masks for m in mask), dtype=np.uint8, count=len(tokens)),
+    )
+
+
+def _talks(what: str, given: object, source: str) -> Iterable[list[Message]]:
+    if what == "conversations":
+        assert isinstance(given, list)
+        return given
+    assert isinstance(given, tuple)
+    families = STORY_FAMILIES if what == "tales" else FAMILIES
+    return (messages for _, messages in generate(families, given[1], f"{source} {given}"))
+
+
+def _jobs(data: Path, settings: Settings) -> Iterator[Job]:
+    """The work in a fixed order, so that the outcome does not depend on the number of workers."""
+    for what, items in (("texts", plain_texts(data)), ("conversations", conversations(data))):
+        waiting: dict[str, list[object]] = {}
+        for source, item in items:
+            chunk = waiting.setdefault(source, [])
+            chunk.append(item)
+            if len(chunk) == CHUNK:
+                yield source, what, waiting.pop(source)
+        for source, chunk in waiting.items():
+            yield source, what, chunk
+    for source, what, count in (
+        ("generated_stories", "stories", settings.generated_stories),
+        ("generated_tales", "tales", settings.generated_tales),
+        ("generated_talk", "talk", settings.generated_talk),
+    ):
+        for at in range(0, count, CHUNK):
+            yield source, what, (settings.seed * 1_000_003 + at, min(CHUNK, count - at))
+
+
+def prepare(data: Path, settings: Settings, tokenizer: Path, folder: Path, workers: int) -> dict[str, int]:
+    """Tokenise everything into `folder`; returns the tokens of each source."""
+    if not data.is_dir():
+        raise DataError(f"no data folder {data}")
+    parts: dict[str, list[Result]] = {}
+    if workers > 1:
+        with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer,)) as pool:
+            for result in pool.imap(_work, _jobs(data, settings)):
+                parts.setdefault(result[0], []).append(result)
+    else:
+        _start_worker(tokenizer)
+        for result in map(_work, _jobs(data, settings)):
+            parts.setdefault(result[0], []).append(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {}
+    for name, results in sorted(parts.items()):
+        np.save(folder / f"{name}.tokens.npy", np.concatenate([r[1] for r in results]))
+        np.save(folder / f"{name}.lengths.npy", np.concatenate([r[2] for r in results]))
+        masks = [r[3] for r in results if r[3] is not None]
+        if masks:
+            np.save(folder / f"{name}.mask.npy", np.concatenate(masks))
+        sizes[name] = int(sum(len(r[1]) for r in results))
+    (folder / "sizes.json").write_text(json.dumps(sizes, indent=1))
+    return sizes
+
+
+def open_sources(folder: Path) -> dict[str, Source]:
+    """The sources that `prepare` wrote."""
+    sizes = json.loads((folder / "sizes.json").read_text())
+    sources = {}
+    for name in sizes:
+        mask = folder / f"{name}.mask.npy"
+        sources[name] = Source(
+            name,
+            np.load(folder / f"{name}.tokens.npy", mmap_mode="r"),
+            np.load(folder / f"{name}.lengths.npy"),
+            np.load(mask, mmap_mode="r") if mask.exists() else None,
+        )
+    return sources
