@@ -37,6 +37,7 @@ from engine.terminals import NanochatTokenizer, terminal_ids
 from kernels.attention import KVCache
 
 MIN_MODEL_LEN = 1024
+DEFAULT_BLOCK_SIZE = 16
 ROWS_ON_CPU = 8
 ROWS_ON_CUDA = 256
 
@@ -61,15 +62,18 @@ class AsyncEngine:
         device, dtype = weight.device, weight.dtype
         max_rows = config.max_rows or (ROWS_ON_CUDA if device.type == "cuda" else ROWS_ON_CPU)
         max_model_len = _max_model_len(model, config)
-        blocks = pool_blocks(model.config, config, max_rows, max_model_len, dtype, device)
-        terminals = terminal_ids(tokenizer)
+        block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
+        blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype, device)
+        # A sequence can never be longer than the pool; its last token is not read back and needs no place.
+        max_model_len = min(max_model_len, (blocks - 1) * block_size + 1)
+        terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
         parameters = model.parameter_count()
         served = pack_for_serving(model)
         shape = model.config
         cache = KVCache.allocate(
-            shape.n_layer, blocks, config.block_size, shape.n_kv_head, shape.head_dim, dtype, device
+            shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
         )
-        pool = BlockPool(blocks, config.block_size, spread=-(-max_model_len // config.block_size))
+        pool = BlockPool(blocks, block_size, spread=-(-max_model_len // block_size))
         scheduler = Scheduler(
             SchedulerConfig(
                 max_rows=max_rows,
@@ -93,7 +97,7 @@ class AsyncEngine:
             max_model_len=max_model_len,
             terminal_ids=list(terminals),
             max_rows=max_rows,
-            block_size=config.block_size,
+            block_size=block_size,
             num_blocks=blocks - 1,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
@@ -128,7 +132,7 @@ class AsyncEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self.core.runner.close()
+        await asyncio.to_thread(self.core.runner.close)  # a step may still run
         self._router.fail_all("the engine was closed")
 
     async def wait_closed(self) -> None:

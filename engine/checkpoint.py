@@ -65,14 +65,16 @@ class CheckpointFiles:
 class CheckpointMeta:
     """What is known about a loaded checkpoint beyond its weights.
 
-    path: folder of the tokenizer and the chat template. hints: the seed's flags that the file sets, as
-    defaults. notes: what was unusual. raw: the describing JSON, unknown keys included.
+    path: folder of the tokenizer and the chat template. terminal_ids: what ends a turn. hints: the seed's
+    flags that the file sets, as defaults. notes: what was unusual. raw: the describing JSON, unknown keys
+    included.
     """
 
     name: str
     path: Path
     files: CheckpointFiles
     generation: Generation
+    terminal_ids: list[int] = field(default_factory=list)
     sampling_defaults: dict[str, float] = field(default_factory=dict)
     hints: dict[str, bool | int | float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

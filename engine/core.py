@@ -14,7 +14,7 @@ from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
 from engine.messages.wire import FinishReason
 from engine.plan import Chunk, Plan
 from engine.runner import ModelRunner, SampledToken, StepHandle, StepResult
-from engine.sampler import stop_ids
+from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, State
 from engine.tools import ToolMachine, ToolTokenizer
@@ -83,6 +83,7 @@ class EngineCore:
         """The front end has checked requests already; a faulty one may still only fail itself."""
         vocab = self.runner.model.config.vocab_size
         params = request.params
+        check_params(params, vocab)
         for name, ids in (
             ("prompt", request.prompt),
             ("logit_bias", params.logit_bias),
@@ -125,16 +126,14 @@ class EngineCore:
         message = f"the step failed: {type(error).__name__}: {error}"
         for chunk in plan.chunks:
             self._finish(chunk.sequence, "error", message=message, poisoned=True)
-        # A sequence that ended while the step ran may have published blocks that were never written.
-        self.scheduler.prefix.clear()
+        self.scheduler.recompute()
 
     def _process_token(self, chunk: Chunk, sampled: SampledToken) -> None:
         sequence = chunk.sequence
         if not self.scheduler.token(chunk, sampled.token):
             return
-        if not sampled.valid:
-            message = "the model's output was not finite"
-            self._finish(sequence, "error", message=message, poisoned=True)
+        if sampled.error is not None:
+            self._finish(sequence, "error", message=sampled.error, poisoned=True)
             return
         self._emit(sequence, sampled.token, sampled)
         params = sequence.request.params

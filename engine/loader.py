@@ -23,7 +23,7 @@ from engine.checkpoint import (
 )
 from engine.detect import Detected, detect
 from engine.model import GPT
-from engine.text import Tokenizer, load_tokenizer
+from engine.text import Tokenizer, TokenizerError, load_chat_template, load_tokenizer
 from engine.transformers_format import native_config, native_name
 
 SCALE_SUFFIX = ".scale"
@@ -65,6 +65,7 @@ def load_model(
         path=files.tokenizer_folder,
         files=files,
         generation=detected.config.generation,
+        terminal_ids=_terminal_ids(files, tokenizer),
         sampling_defaults=_sampling_defaults(files, raw),
         hints=detected.hints,
         notes=detected.notes,
@@ -89,6 +90,14 @@ def _described(files: CheckpointFiles, raw: Mapping[str, object]) -> Mapping[str
     if not isinstance(described, dict):
         raise CheckpointError(f"{files.meta} has no model_config")
     return described
+
+
+def _terminal_ids(files: CheckpointFiles, tokenizer: Tokenizer) -> list[int]:
+    """As the chat template has them; a folder without one (a base model) leaves it to the tokenizer."""
+    try:
+        return list(load_chat_template(files.tokenizer_folder, tokenizer).terminal_ids)
+    except TokenizerError:
+        return []
 
 
 def _name(files: CheckpointFiles, raw: Mapping[str, object]) -> str:

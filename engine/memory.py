@@ -20,19 +20,20 @@ def block_bytes(model: GPTConfig, block_size: int, dtype: torch.dtype) -> int:
 def pool_blocks(
     model: GPTConfig,
     config: EngineConfig,
+    block_size: int,
     max_rows: int,
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
     """Blocks to allocate, the write-off block included. Raises ValueError if not even one sequence fits."""
-    per_sequence = -(-max_model_len // config.block_size)
+    per_sequence = -(-max_model_len // block_size)
     if config.num_blocks is not None:
-        if config.num_blocks < 2:
-            raise ValueError(f"num_blocks is {config.num_blocks}; at least 2 are needed")
-        blocks = config.num_blocks
+        if config.num_blocks < 1:
+            raise ValueError(f"num_blocks is {config.num_blocks}; at least 1 is needed")
+        blocks = 1 + config.num_blocks
     else:
-        fitting = _budget(device) // block_bytes(model, config.block_size, dtype)
+        fitting = _budget(device) // block_bytes(model, block_size, dtype)
         wanted = SEQUENCES_PER_ROW * max_rows * per_sequence
         blocks = 1 + (fitting if device.type == "cuda" else min(wanted, fitting))
         if blocks <= per_sequence:
@@ -40,10 +41,10 @@ def pool_blocks(
                 f"a sequence of {max_model_len} tokens needs {per_sequence} KV blocks and memory holds "
                 f"{blocks - 1}; lower max_model_len or set num_blocks"
             )
-    if config.kv_page_size:
-        tokens = (blocks - 1) * config.block_size
-        tokens = -(-tokens // config.kv_page_size) * config.kv_page_size
-        blocks = 1 + -(-tokens // config.block_size)
+    page = config.kv_page_size or model.kv_page_size
+    if page:
+        tokens = -(-(blocks - 1) * block_size // page) * page
+        blocks = 1 + -(-tokens // block_size)
     return blocks
 
 

@@ -25,6 +25,9 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # Rows of the rotary table for the step's tokens, each [tokens, 1, head_dim] (kernels.rope).
 Rope = tuple[torch.Tensor, torch.Tensor]
 
+# A projection is packed in a model for serving.
+Projection = nn.Module | PackedLinear
+
 SMEAR_CHANNELS = 24
 
 
@@ -36,10 +39,10 @@ class Attention(nn.Module):
         self.config = config
         self.layer = layer
         width, head_dim = config.n_embd, config.head_dim
-        self.c_q: nn.Module = nn.Linear(width, config.n_head * head_dim, bias=False)
-        self.c_k: nn.Module = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
-        self.c_v: nn.Module = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
-        self.c_proj: nn.Module = nn.Linear(width, width, bias=False)
+        self.c_q: Projection = nn.Linear(width, config.n_head * head_dim, bias=False)
+        self.c_k: Projection = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
+        self.c_v: Projection = nn.Linear(width, config.n_kv_head * head_dim, bias=False)
+        self.c_proj: Projection = nn.Linear(width, width, bias=False)
         self.c_qkv: PackedLinear | None = None  # the three in one product, in a model packed for serving
         if config.has_value_embedding(layer):
             channels = config.value_gate_channels
@@ -78,8 +81,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc: nn.Module = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.c_proj: nn.Module = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.c_fc: Projection = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj: Projection = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
@@ -119,7 +122,7 @@ class GPT(nn.Module):
                 "h": nn.ModuleList([Block(config, layer) for layer in range(layers)]),
             }
         )
-        self.lm_head: nn.Module = nn.Linear(width, rows, bias=False)
+        self.lm_head: Projection = nn.Linear(width, rows, bias=False)
         if config.constants.residual_scalars:
             self.resid_lambdas = nn.Parameter(torch.ones(layers))
             self.x0_lambdas = nn.Parameter(torch.zeros(layers))
@@ -237,7 +240,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, mean=0.0, std=std)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, mean=0.0, std=1.0)
-        zeroed = [self.lm_head]
+        zeroed: list[Projection] = [self.lm_head]
         for block in self._blocks():
             assert isinstance(block, Block)
             zeroed += [block.attn.c_proj, block.mlp.c_proj]
@@ -245,9 +248,8 @@ class GPT(nn.Module):
                 zeroed.append(block.attn.ve_gate)
         if self.config.constants.smear:
             zeroed.append(self.smear_gate)
-        for module in zeroed:
-            assert isinstance(module.weight, torch.Tensor)
-            module.weight.zero_()
+        for projection in zeroed:
+            _weight(projection).zero_()
         if self.config.constants.residual_scalars:
             self.resid_lambdas.fill_(1.0)
             self.x0_lambdas.fill_(0.1)
@@ -310,7 +312,7 @@ def pack_for_serving(model: GPT) -> GPT:
     with torch.device("meta"):
         served = GPT(model.config)
     served.transformer["wte"] = model.transformer["wte"]
-    served.lm_head = PackedLinear(_weight(model.lm_head))
+    _pack(served, "lm_head", model.lm_head)
     for name in (
         "value_embeds",
         "smear_gate",
@@ -326,14 +328,19 @@ def pack_for_serving(model: GPT) -> GPT:
         attn = source.attn
         target.attn.c_qkv = PackedLinear(torch.cat([_weight(m) for m in (attn.c_q, attn.c_k, attn.c_v)]))
         del target.attn.c_q, target.attn.c_k, target.attn.c_v
-        target.attn.c_proj = PackedLinear(_weight(attn.c_proj))
-        target.mlp.c_fc = PackedLinear(_weight(source.mlp.c_fc))
-        target.mlp.c_proj = PackedLinear(_weight(source.mlp.c_proj))
+        _pack(target.attn, "c_proj", attn.c_proj)
+        _pack(target.mlp, "c_fc", source.mlp.c_fc)
+        _pack(target.mlp, "c_proj", source.mlp.c_proj)
         if hasattr(attn, "ve_gate"):
             target.attn.ve_gate = attn.ve_gate
     return served.eval()
 
 
-def _weight(module: nn.Module) -> torch.Tensor:
+def _pack(target: nn.Module, name: str, source: Projection) -> None:
+    delattr(target, name)  # a module's place takes no plain attribute while the module is registered
+    setattr(target, name, PackedLinear(_weight(source)))
+
+
+def _weight(module: Projection) -> torch.Tensor:
     assert isinstance(module.weight, torch.Tensor)
     return module.weight

@@ -25,13 +25,15 @@ from engine.state import RowState
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
 from kernels.sampling import Sampled, sample
 
+NOT_FINITE = "the model's output was not finite"
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What one sampling chunk produced. `valid` is False when its logits were not finite."""
+    """What one sampling chunk produced; with an error, no token."""
 
     token: int
-    valid: bool
+    error: str | None = None
     logprob: float | None = None
     top_ids: list[int] = field(default_factory=list)
     top_logprobs: list[float] = field(default_factory=list)
@@ -196,31 +198,44 @@ class ModelRunner:
         return attend
 
     def _sample(self, step: StagedStep, logits: torch.Tensor) -> list[SampledToken]:
-        batch = sampling_batch(step.sampling, self.state, self.device)
+        try:
+            return self._sample_rows(step.sampling, logits)
+        except Exception:  # whichever row it was, the others must not fail with it
+            return [self._sample_alone(row, logits[i : i + 1]) for i, row in enumerate(step.sampling)]
+
+    def _sample_alone(self, row: SamplingRow, logits: torch.Tensor) -> SampledToken:
+        try:
+            return self._sample_rows([row], logits)[0]
+        except Exception as error:
+            return SampledToken(0, f"sampling failed: {type(error).__name__}: {error}")
+
+    def _sample_rows(self, rows: list[SamplingRow], logits: torch.Tensor) -> list[SampledToken]:
+        batch = sampling_batch(rows, self.state, self.device)
         sampled = sample(logits, batch)
         counted = None
         if batch.repetition is not None:
-            counted = torch.tensor([row.penalised for row in step.sampling], device=self.device)
-        self.state.sampled(self._tensor([row.row for row in step.sampling]), sampled.tokens, counted)
-        return _to_host(step.sampling, sampled)
+            counted = torch.tensor([row.penalised for row in rows], device=self.device)
+        self.state.sampled(self._tensor([row.row for row in rows]), sampled.tokens, counted)
+        return _to_host(rows, sampled)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
 def _to_host(rows: list[SamplingRow], sampled: Sampled) -> list[SampledToken]:
-    tokens, valid = sampled.tokens.tolist(), sampled.valid.tolist()
+    tokens = sampled.tokens.tolist()
+    errors = [None if valid else NOT_FINITE for valid in sampled.valid.tolist()]
     if sampled.logprobs is None or sampled.top_ids is None or sampled.top_logprobs is None:
-        return [SampledToken(token, ok) for token, ok in zip(tokens, valid, strict=True)]
+        return [SampledToken(token, error) for token, error in zip(tokens, errors, strict=True)]
     details = iter(
         zip(sampled.logprobs.tolist(), sampled.top_ids.tolist(), sampled.top_logprobs.tolist(), strict=True)
     )
     result: list[SampledToken] = []
-    for row, token, ok in zip(rows, tokens, valid, strict=True):
+    for row, token, error in zip(rows, tokens, errors, strict=True):
         count = row.params.logprobs
         if count is None:
-            result.append(SampledToken(token, ok))
+            result.append(SampledToken(token, error))
         else:
             logprob, ids, values = next(details)
-            result.append(SampledToken(token, ok, logprob, ids[:count], values[:count]))
+            result.append(SampledToken(token, error, logprob, ids[:count], values[:count]))
     return result

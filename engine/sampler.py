@@ -1,5 +1,6 @@
 """Turns the sampling parameters of a step's rows into the tensors that kernels.sampling works on."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from engine.plan import Chunk
 from engine.state import RowState
 from kernels.philox import uniform
 from kernels.sampling import SamplingBatch
+
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,27 @@ class SamplingRow:
     @property
     def penalised(self) -> bool:
         return has_penalty(self.params)
+
+
+def check_params(params: SamplingParams, vocab_size: int) -> None:
+    """Raises ValueError, naming the field, for a value that sampling has no meaning for."""
+    allowed = {
+        "max_tokens": params.max_tokens >= 1,
+        "min_tokens": params.min_tokens >= 0,
+        "temperature": 0 <= params.temperature < math.inf,
+        "top_k": 0 <= params.top_k < 2**31,
+        "top_p": 0 < params.top_p <= 1,
+        "min_p": 0 <= params.min_p <= 1,
+        "repetition_penalty": 0 < params.repetition_penalty < math.inf,
+        "presence_penalty": math.isfinite(params.presence_penalty),
+        "frequency_penalty": math.isfinite(params.frequency_penalty),
+        "logit_bias": not any(math.isnan(value) for value in params.logit_bias.values()),
+        "seed": -(2**63) <= params.seed < 2**63,
+        "logprobs": params.logprobs is None or 0 <= params.logprobs <= min(MAX_LOGPROBS, vocab_size),
+    }
+    for name, ok in allowed.items():
+        if not ok:
+            raise ValueError(f"{name} is {getattr(params, name)!r}, outside its range")
 
 
 def has_penalty(params: SamplingParams) -> bool:
@@ -82,19 +106,11 @@ def sampling_batch(rows: list[SamplingRow], state: RowState, device: torch.devic
 
 
 def _add_bias(batch: SamplingBatch, rows: list[SamplingRow], device: torch.device) -> None:
-    where: list[int] = []
-    ids: list[int] = []
-    values: list[float] = []
-    for index, row in enumerate(rows):
-        for id, value in row.params.logit_bias.items():
-            where.append(index)
-            ids.append(id)
-            values.append(value)
-        for id in set(row.banned):
-            where.append(index)
-            ids.append(id)
-            values.append(float("-inf"))
-    if where:
-        batch.bias_rows = torch.tensor(where, dtype=torch.int64, device=device)
-        batch.bias_ids = torch.tensor(ids, dtype=torch.int64, device=device)
+    biased = [(index, id) for index, row in enumerate(rows) for id in row.params.logit_bias]
+    if biased:
+        values = [value for row in rows for value in row.params.logit_bias.values()]
+        batch.bias = torch.tensor(biased, dtype=torch.int64, device=device).unbind(1)
         batch.bias_values = torch.tensor(values, dtype=torch.float32, device=device)
+    banned = [(index, id) for index, row in enumerate(rows) for id in row.banned]
+    if banned:
+        batch.banned = torch.tensor(banned, dtype=torch.int64, device=device).unbind(1)

@@ -186,6 +186,18 @@ class Scheduler:
             self.finish(sequence)
         return sequence
 
+    def recompute(self) -> None:
+        """Sends every running sequence back to the queue, because what its blocks hold is in doubt.
+
+        A launched step that failed may have left blocks unwritten that others matched in the prefix cache.
+        Their tokens in flight are void, too; seeds are counters, so the same ones will be sampled again.
+        """
+        self.prefix.clear()
+        for sequence in list(self._running.values()):
+            sequence.in_flight = 0
+            sequence.epoch += 1
+            self._preempt(sequence)
+
     def unfinished(self) -> list[Sequence]:
         """Every sequence that runs or waits."""
         return list(self._unfinished.values())

@@ -104,12 +104,15 @@ def paged_attention(
     cache. window: keys visible to the left of the query's own position (None: all). Returns [tokens, heads,
     head_dim].
     """
-    out = torch.empty_like(query)
     head_dim = query.size(-1)
     scaled = query * head_dim**-0.5
+    if len(spans) == 1 and query.size(0) == 1:  # one stream: every call counts
+        span = spans[0]
+        keys, values = (_read(pool, span, head_dim) for pool in (cache.keys[layer], cache.values[layer]))
+        return _attend(scaled, keys, values, span.context - 1, span.context, window)
+    out = torch.empty_like(query)
     for span in spans:
-        keys = _read(cache.keys[layer], span, head_dim)
-        values = _read(cache.values[layer], span, head_dim)
+        keys, values = (_read(pool, span, head_dim) for pool in (cache.keys[layer], cache.values[layer]))
         for first in range(0, span.length, QUERY_TILE):
             count = min(QUERY_TILE, span.length - first)
             rows = slice(span.start + first, span.start + first + count)
@@ -151,7 +154,8 @@ def _attend(
         rows = F.pad(rows, (0, 0, 0, MIN_QUERIES - group * count))
     scores = torch.bmm(rows, keys.permute(1, 2, 0)).float()  # [kv_heads, rows, length]
     if count == 1:
-        scores[:, :, context:] = float("-inf")
+        if context < length:
+            scores[:, :, context:] = float("-inf")
         if window is not None and position > window:
             scores[:, :, : position - window] = float("-inf")
     else:
@@ -159,7 +163,10 @@ def _attend(
         scores[:, : group * count].view(kv_heads, group, count, length).masked_fill_(hidden, float("-inf"))
     weights = torch.softmax(scores, dim=-1).to(values.dtype)
     values = values.transpose(0, 1)  # [kv_heads, length, d]
-    result = torch.bmm(weights[:, :, :VALUE_TILE], values[:, :VALUE_TILE])
+    if length <= VALUE_TILE:
+        result = torch.bmm(weights, values)
+    else:
+        result = torch.bmm(weights[:, :, :VALUE_TILE], values[:, :VALUE_TILE])
     for first in range(VALUE_TILE, length, VALUE_TILE):
         tile = slice(first, first + VALUE_TILE)
         result += torch.bmm(weights[:, :, tile], values[:, tile])

@@ -8,7 +8,6 @@ row is padded to two, the one case in which oneDNN switches kernels too.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -21,12 +20,11 @@ def can_pack(weight: torch.Tensor) -> bool:
     )
 
 
-class PackedLinear(nn.Module):
+class PackedLinear:
     """y = x W^T for inference, with a copy of the weight; unpacked on devices without such a layout."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         """weight: [out_features, in_features]."""
-        super().__init__()
         self.out_features, self.in_features = weight.shape
         self.packed = can_pack(weight)
         weight = weight.detach()
@@ -36,7 +34,7 @@ class PackedLinear(nn.Module):
         else:
             self.weight = weight.contiguous()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in_features] -> [rows, out_features]."""
         if not self.packed:
             return F.linear(x, self.weight)

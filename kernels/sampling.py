@@ -32,10 +32,11 @@ class SamplingBatch:
     frequency: torch.Tensor | None = None  # float32
     prompt_seen: torch.Tensor | None = None  # with [rows, vocab] bool
     output_counts: torch.Tensor | None = None  # and [rows, vocab] int32
-    # (row, id) pairs, int64, with what is added to their logits; -inf bans an id
-    bias_rows: torch.Tensor | None = None
-    bias_ids: torch.Tensor | None = None
-    bias_values: torch.Tensor | None = None  # float32
+    # Rows and ids, int64, of the logits that a value (float32) is added to, and of those that may not be
+    # sampled.
+    bias: tuple[torch.Tensor, ...] | None = None
+    bias_values: torch.Tensor | None = None
+    banned: tuple[torch.Tensor, ...] | None = None
     logprob_rows: torch.Tensor | None = None  # int64, rows whose logprobs are wanted
     logprob_count: int = 0  # alternatives to report for them
 
@@ -76,7 +77,10 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
 
 
 def _adjust(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Bias, bans and penalties. A row with every id banned keeps its logits: it must still end."""
+    """Bias, penalties, bans. A row with every id banned keeps its logits: it must still end."""
+    if batch.bias is not None:
+        assert batch.bias_values is not None
+        logits = logits.index_put(batch.bias, batch.bias_values, accumulate=True)
     if batch.repetition is not None:
         assert batch.presence is not None and batch.frequency is not None
         assert batch.prompt_seen is not None and batch.output_counts is not None
@@ -86,11 +90,10 @@ def _adjust(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         logits = torch.where(logits > 0, logits / factor, logits * factor)
         logits = logits - batch.frequency.unsqueeze(1) * counts
         logits = logits - batch.presence.unsqueeze(1) * (counts > 0)
-    if batch.bias_rows is not None:
-        assert batch.bias_ids is not None and batch.bias_values is not None
-        biased = logits.index_put((batch.bias_rows, batch.bias_ids), batch.bias_values, accumulate=True)
-        possible = torch.isfinite(biased).any(dim=-1, keepdim=True)
-        logits = torch.where(possible, biased, logits)
+    if batch.banned is not None:
+        remaining = logits.index_put(batch.banned, logits.new_tensor(float("-inf")))
+        possible = torch.isfinite(remaining).any(dim=-1, keepdim=True)
+        logits = torch.where(possible, remaining, logits)
     return logits
 
 

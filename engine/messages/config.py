@@ -15,8 +15,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU.
     threads: CPU threads of the engine process (None: one per core).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
-    block_size: tokens per KV block. num_blocks: blocks in the pool (None: sized from memory and max_rows).
-    kv_page_size: the pool's capacity is rounded up to a multiple of this many tokens.
+    block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
+    sequences can hold (None: sized from memory and max_rows).
+    kv_page_size: the pool is rounded up to a multiple of this many tokens (None: the model's own, if any).
     max_batched_tokens: most tokens in one step. max_chunk: most prompt tokens of one sequence in one step.
     max_model_len: most tokens of a sequence, prompt and output (None: what the model was trained for).
     batch_timeout_ms: longest that an idle engine waits for company before its first step.
@@ -33,7 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int | None = None
     max_rows: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
     num_blocks: int | None = None
     kv_page_size: int | None = None
     max_batched_tokens: int = 2048

@@ -15,8 +15,8 @@ CONFIGS: list[dict[str, object]] = [
     {"max_chunk": 1},
     {"max_chunk": 7, "block_size": 1},
     {"max_chunk": 64, "block_size": 32},
-    {"num_blocks": 18},
-    {"num_blocks": 270, "block_size": 1, "max_chunk": 7},
+    {"num_blocks": 17},
+    {"num_blocks": 269, "block_size": 1, "max_chunk": 7},
 ]
 
 

@@ -30,14 +30,14 @@ AXES: dict[str, dict[str, object]] = {
     "no prefix cache": {"enable_prefix_caching": False},
     "no lookahead": {"lookahead": False},
     "three rows": {"max_rows": 3},
-    "preemption": {"num_blocks": 1 + FEW_TOKENS // 16},
+    "preemption": {"num_blocks": FEW_TOKENS // 16},
     "preemption, blocks of 1, chunks of 7": {
-        "num_blocks": 1 + FEW_TOKENS,
+        "num_blocks": FEW_TOKENS,
         "block_size": 1,
         "max_chunk": 7,
         "enable_prefix_caching": False,
     },
-    "preemption without lookahead": {"num_blocks": 1 + FEW_TOKENS // 8, "block_size": 8, "lookahead": False},
+    "preemption without lookahead": {"num_blocks": FEW_TOKENS // 8, "block_size": 8, "lookahead": False},
     "static batches": {"batching": "static", "batch_timeout_ms": 1.0},
     "single": {"batching": "single"},
 }

@@ -116,20 +116,37 @@ def test_penalties_bias_and_bans() -> None:
         frequency=torch.tensor([0.0, 0.0, 0.5]),
         prompt_seen=seen,
         output_counts=counts,
-        bias_rows=torch.tensor([2, 2]),
-        bias_ids=torch.tensor([5, 9]),
-        bias_values=torch.tensor([float("-inf"), 4.0]),
+        bias=(torch.tensor([2]), torch.tensor([9])),
+        bias_values=torch.tensor([4.0]),
+        banned=(torch.tensor([2]), torch.tensor([5])),
     )
     assert sample(values, batch).tokens.tolist() == [6, 6, 9]
+
+
+def test_bias_comes_before_penalties() -> None:
+    """(2 + 0.5) / 2 = 1.25 is below 1.3; 2 / 2 + 0.5 = 1.5 would not be."""
+    values = torch.zeros(1, VOCAB)
+    values[0, 5], values[0, 6] = 2.0, 1.3
+    seen = torch.zeros(1, VOCAB, dtype=torch.bool)
+    seen[0, 5] = True
+    batch = SamplingBatch(
+        temperature=torch.zeros(1),
+        repetition=torch.tensor([2.0]),
+        presence=torch.zeros(1),
+        frequency=torch.zeros(1),
+        prompt_seen=seen,
+        output_counts=torch.zeros(1, VOCAB, dtype=torch.int32),
+        bias=(torch.tensor([0]), torch.tensor([5])),
+        bias_values=torch.tensor([0.5]),
+    )
+    assert sample(values, batch).tokens.tolist() == [6]
 
 
 def test_a_row_with_every_id_banned_still_samples() -> None:
     ids = torch.arange(VOCAB)
     batch = SamplingBatch(
         temperature=torch.zeros(1),
-        bias_rows=torch.zeros(VOCAB, dtype=torch.int64),
-        bias_ids=ids,
-        bias_values=torch.full((VOCAB,), float("-inf")),
+        banned=(torch.zeros(VOCAB, dtype=torch.int64), ids),
     )
     result = sample(logits(1), batch)
     assert result.valid.tolist() == [True] and 0 <= result.tokens.item() < VOCAB
