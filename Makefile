@@ -1,18 +1,30 @@
 # The README's two commands are `make run` and `make test`; both install what they need into .venv.
 PYTHON ?= python3
-# The CPU build that development and CI are pinned to. `make install TORCH=torch` takes the registry's
-# newest build instead (with CUDA on Linux); an installed CUDA build is used with `VENV_FLAGS=--system-site-packages`.
-TORCH ?= torch==2.13.0
+# Without TORCH the torch that is there stays; where there is none, TESTED is installed, the version that
+# development and CI use. It is a CPU build only where the configured index offers one: PyPI's for Linux brings
+# CUDA along. `make install TORCH=torch` takes the index's newest, and with
+# `make install VENV_FLAGS=--system-site-packages` a torch that the machine has is used.
+TESTED := torch==2.13.0
+TORCH ?=
 VENV_FLAGS ?=
 ARGS ?=
 
+# The stamp holds what was asked for; when more is asked for than that, the installation is redone.
+ASKED := $(strip $(TORCH) $(VENV_FLAGS))
+CHANGED := $(filter-out $(shell cat .venv/.installed 2>/dev/null),$(ASKED))
+ifdef CHANGED
+.PHONY: .venv/.installed
+endif
+
 .PHONY: install run test test-all lint
 .venv/.installed: pyproject.toml Makefile
-	test -x .venv/bin/python || $(PYTHON) -m venv $(VENV_FLAGS) .venv
+	test -x .venv/bin/pip -a -z "$(CHANGED)" || $(PYTHON) -m venv $(VENV_FLAGS) .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -c "import torch" 2>/dev/null || .venv/bin/python -m pip install --quiet "$(TORCH)"
+	$(if $(CHANGED),.venv/bin/python -m pip uninstall --quiet --yes torch)
+	$(if $(TORCH),,.venv/bin/python -c "import torch" 2>/dev/null ||) \
+		.venv/bin/python -m pip install --quiet "$(or $(TORCH),$(TESTED))"
 	.venv/bin/python -m pip install --quiet -e ".[dev,oracle]"
-	touch $@
+	$(if $(ASKED),echo "$(ASKED)" >,touch) $@
 
 install: .venv/.installed
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from app.choices import Choice
 from app.context import Context
-from app.errors import ApiError
 from app.sampling import Sampling
 from engine.messages import ModelInfo, Request, SamplingParams
 
@@ -23,7 +22,8 @@ def submit(
 ) -> list[Choice]:
     """One engine request per prompt; without `params` nothing is generated. Choice index: prompt * n + k.
 
-    `hidden` ids have no text. Either every prompt is submitted or none. Raises Unavailable (503).
+    `hidden` ids have no text. Either every prompt is submitted or none. Raises Unavailable (503), or
+    RequestError for a prompt that the engine can never serve.
     """
     context.check_room(len(prompts) * sampling.n, info)
     choices: list[Choice] = []
@@ -47,7 +47,7 @@ def submit(
                 Choice(at * sampling.n + k, stream, prompt, sampling, context.text, hidden, text)
                 for k, stream in enumerate(context.submit(request))
             ]
-    except ApiError:
+    except BaseException:
         context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])
         raise
     return choices

@@ -32,12 +32,12 @@ class Piece:
     stop_reason: str | int | None = None
 
 
-class EngineFault(Exception):
-    """The engine ended a choice with an error."""
-
-
 class Choice:
-    """Consumes the deltas of one stream. `stream` is None when nothing is to be generated."""
+    """Consumes the deltas of one stream. `stream` is None when nothing is to be generated.
+
+    `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
+    ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
+    """
 
     __slots__ = (
         "_chars",
@@ -53,6 +53,7 @@ class Choice:
         "cached_tokens",
         "completion_tokens",
         "done",
+        "fault",
         "index",
         "last_token_at",
         "prompt",
@@ -75,8 +76,9 @@ class Choice:
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
         self.completion_tokens = 0
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None if stream is not None else 0
         self.done = False
+        self.fault: str | None = None
         self.last_token_at = 0.0
         self._sampling = sampling
         self._special = text.is_special
@@ -90,7 +92,7 @@ class Choice:
         self._held_offsets: list[int] = []
 
     def feed(self, delta: Delta) -> list[Piece]:
-        """The pieces that a delta completes. Raises EngineFault when it ends in an error."""
+        """The pieces that a delta completes, also when it ends in an error."""
         if self.done:
             return []
         pieces: list[Piece] = []
@@ -103,6 +105,8 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
+        if finish is not None and finish.reason in ("stop", "length"):
+            self.cached_tokens = finish.cached_tokens
         last = len(delta.tokens) - 1
         for k, token in enumerate(delta.tokens):
             ends = k == last and finish is not None and finish.stop_token == token
@@ -148,9 +152,9 @@ class Choice:
 
     def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
         self.done = True
-        self.cached_tokens = finish.cached_tokens
         if finish.reason not in ("stop", "length"):
-            raise EngineFault(finish.message or f"The engine ended the request ({finish.reason}).")
+            self.fault = finish.message or f"The engine ended the request ({finish.reason})."
+            return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:
             rest += self._matcher.flush()

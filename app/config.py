@@ -12,6 +12,7 @@ from typing import Literal
 
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
+from engine.flags import OVERRIDES, OverrideKind
 from engine.messages import BatchingMode, EngineConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -26,17 +27,40 @@ _mode: Callable[[str], BatchingMode] = choice("continuous", "static", "single")
 
 def _device(value: str) -> str:
     """nanochat's empty device means "find out"."""
-    if value and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
+    if value == "mps":
+        raise ValueError("mps has no float64, which sampling needs; use cpu")
+    if value and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:N")
     return value or "auto"
 
 
-def _assignment(value: str) -> str:
-    name, separator, number = value.partition("=")
-    if not separator or not name.isidentifier():
-        raise ValueError(f"{value!r} is not of the form NAME=NUMBER")
-    real(-1e12, 1e12)(number)
+def _windows(value: str) -> str:
+    if not re.fullmatch("[SLsl]+", value):
+        raise ValueError(f"{value!r} may hold the letters S and L only")
     return value
+
+
+_constant: dict[OverrideKind, Callable[[str], int | float | str]] = {
+    "whole": whole(0),
+    "real": real(-1e12, 1e12),
+    "dtype": choice("bfloat16", "float32"),
+    "windows": _windows,
+}
+
+
+def _assignment(value: str) -> str:
+    name, separator, constant = value.partition("=")
+    if not separator:
+        raise ValueError(f"{value!r} is not of the form NAME=VALUE")
+    if name not in OVERRIDES:
+        raise ValueError(f"there is no model constant {name!r}; there are {', '.join(OVERRIDES)}")
+    _constant[OVERRIDES[name]](constant)
+    return value
+
+
+def _overrides(assignments: tuple[str, ...]) -> dict[str, float | str]:
+    pairs = (item.split("=", 1) for item in assignments)
+    return {name: _constant[OVERRIDES[name]](constant) for name, constant in pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +92,9 @@ class Model:
     max_model_len: int | None = option(
         None, whole(2), "most tokens of a sequence, prompt and output", shown="what the model was trained for"
     )
-    device: str = option("auto", _device, "auto, cpu, cuda, cuda:N or mps", "--device-type")
+    device: str = option(
+        "auto", _device, "auto, cpu, cuda or cuda:N; auto is cuda where there is one", "--device-type"
+    )
     dtype: Dtype = option(
         "auto",
         choice("auto", "float32", "bfloat16"),
@@ -77,7 +103,7 @@ class Model:
     )
     threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per core")
     model_override: tuple[str, ...] = many(
-        _assignment, "model constants that a checkpoint cannot tell", metavar="NAME=NUMBER"
+        _assignment, "model constants that a checkpoint cannot tell", metavar="NAME=VALUE"
     )
 
 
@@ -116,7 +142,9 @@ class Batching:
     prefill_chunk: int | None = option(
         None, whole(1, 1 << 20), "most prompt tokens of one sequence in one step", metavar="TOKENS"
     )
-    block_size: int = option(16, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS")
+    block_size: int | None = option(
+        None, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS", shown="16"
+    )
     num_blocks: int | None = option(None, whole(1), "KV blocks in the pool", shown="sized from memory")
     kv_page_size: int | None = option(
         None, whole(1, 1 << 20), "round the KV pool up to a multiple of this many tokens", metavar="TOKENS"
@@ -215,7 +243,6 @@ class Config:
         model, batching = self.model, self.batching
         mode, limit = self.mode()
         rows = batching.batch_size
-        overrides = dict(item.split("=", 1) for item in model.model_override)
         return EngineConfig(
             model=model.model,
             source=model.source,
@@ -236,7 +263,7 @@ class Config:
             batch_timeout_ms=0.0 if limit == 1 else batching.batch_timeout_ms,
             enable_prefix_caching=batching.enable_prefix_caching,
             lookahead=batching.lookahead,
-            overrides={name: float(number) for name, number in overrides.items()},
+            overrides=_overrides(model.model_override),
         )
 
     def http_settings(self) -> HttpSettings:

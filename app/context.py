@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass, field
 
-from app.errors import Draining, EngineGone, Unavailable
+from app.errors import Draining, EngineGone, RequestError, Unavailable
+from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
-from engine.text import TokenizerError
+from engine.text import ChatMessage, TokenizerError
 
 
 @dataclass(slots=True)
@@ -52,8 +53,21 @@ class Context:
                 "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
             )
 
+    async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
+        """The conversation as the model's template writes it. Raises RequestError when the template
+        refuses.
+        """
+        try:
+            return await self.text.render(messages, continue_final=continue_final)
+        except ValueError as error:
+            message = f"'messages' do not fit the chat template: {shown(error, 200)}"
+            raise RequestError("invalid_value", message, "messages") from None
+
     def submit(self, request: Request) -> list[TokenStream]:
+        """Raises EngineGone (503), or RequestError for what the engine can never serve."""
         try:
             return self.client.submit(request)
         except EngineUnavailable as error:
             raise EngineGone(str(error) or "The engine is not ready.") from None
+        except ValueError as error:
+            raise RequestError("invalid_value", f"The engine refuses: {shown(error, 200)}") from None

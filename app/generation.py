@@ -6,10 +6,9 @@ Nothing here knows HTTP.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.choices import Choice, EngineFault, Piece
+from app.choices import Choice, Piece
 from app.errors import ApiError, EngineGone, InternalError
 from app.metrics import Metrics
 from engine.messages import Delta, EngineClient, EngineState
@@ -19,16 +18,19 @@ Update = tuple[Choice, list[Piece]]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """What an answer cost; `cached_tokens` is None, and left out of the payload, where nobody knows it."""
+
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
 
     def payload(self) -> dict[str, object]:
+        cached = {} if self.cached_tokens is None else {"cached_tokens": self.cached_tokens}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": cached,
         }
 
 
@@ -66,8 +68,11 @@ class Generation:
     async def next(self) -> list[Update]:
         """Waits for news; an empty list is a nudge. Cancelling loses nothing.
 
-        Raises the ApiError of `interrupt`, or the one that an engine's failure amounts to.
+        Raises the ApiError of `interrupt`, or the one that an engine's failure amounts to; what arrived
+        together with the failure is returned first.
         """
+        if self._error is not None:
+            raise self._error
         choice = self._single
         if choice is not None and choice.stream is not None:
             arrived = [(choice, await choice.stream.next())]
@@ -77,13 +82,10 @@ class Generation:
             arrived, self._arrived = self._arrived, []
         if self._error is not None:
             raise self._error
-        try:
-            return [(choice, pieces) for choice, delta in arrived if (pieces := self._feed(choice, delta))]
-        except EngineFault as fault:
-            self._metrics.finished("error")
-            if self._client.state != EngineState.READY:
-                raise EngineGone(str(fault)) from None
-            raise InternalError(str(fault)) from None
+        updates = [(choice, pieces) for choice, delta in arrived if (pieces := self._feed(choice, delta))]
+        if self._error is not None and not updates:
+            raise self._error
+        return updates
 
     def nudge(self) -> None:
         """Makes `next` return, even with nothing."""
@@ -97,14 +99,19 @@ class Generation:
         self._error = error
         self.nudge()
 
-    def usage(self, choices: Sequence[Choice] | None = None) -> Usage:
-        """Tokens of each prompt count once, however many choices continue it."""
-        chosen = self.choices if choices is None else choices
-        prompts = {id(choice.prompt): choice for choice in chosen}
+    def usage(self) -> Usage:
+        """Tokens of each prompt count once, however many choices continue it; what the cache had of them is
+        what the first choice found there.
+        """
+        prompts: dict[int, Choice] = {}
+        for choice in self.choices:
+            prompts.setdefault(id(choice.prompt), choice)
+        cached = [choice.cached_tokens for choice in prompts.values()]
+        known = [tokens for tokens in cached if tokens is not None]
         return Usage(
             sum(len(choice.prompt) for choice in prompts.values()),
-            sum(choice.completion_tokens for choice in chosen),
-            sum(choice.cached_tokens for choice in prompts.values()),
+            sum(choice.completion_tokens for choice in self.choices),
+            sum(known) if len(known) == len(cached) else None,
         )
 
     def close(self) -> None:
@@ -132,9 +139,17 @@ class Generation:
                 self._metrics.first_token(now - self._started, len(delta.tokens), now)
             choice.last_token_at = now
         pieces = choice.feed(delta)
-        if pieces and (reason := pieces[-1].finish) is not None:
+        if choice.fault is not None:
+            self._fail(choice.fault)
+        elif pieces and (reason := pieces[-1].finish) is not None:
             self._end(choice, reason)
         return pieces
+
+    def _fail(self, message: str) -> None:
+        """Once what is known has been returned, `next` raises."""
+        self._metrics.finished("error")
+        gone = self._client.state != EngineState.READY
+        self._error = self._error or (EngineGone(message) if gone else InternalError(message))
 
     def _end(self, choice: Choice, reason: str) -> None:
         self._running.discard(choice.index)

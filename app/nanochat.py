@@ -32,7 +32,7 @@ from app.errors import (
 )
 from app.fields import Fields, as_object, missing, shown, wrong_type
 from app.generation import Generation, Update
-from app.sampling import LOWEST_TEMPERATURE, Sampling
+from app.sampling import Sampling
 from app.settings import HttpSettings
 from app.stream import PING, departure
 from engine.messages import ModelInfo
@@ -95,7 +95,7 @@ class NanochatCompletions:
     async def _submit(self, body: dict[str, object], info: ModelInfo, started: float) -> Generation:
         context = self.context
         messages, sampling = parse(Fields(body), info, context.settings)
-        prompt = await context.text.render(messages)
+        prompt = await context.render(messages)
         room = info.max_model_len - len(prompt)
         params = sampling.params(len(prompt), info, "messages")  # raises when there is no room at all
         params = msgspec.structs.replace(params, max_tokens=min(params.max_tokens, room))
@@ -126,7 +126,7 @@ def parse(fields: Fields, info: ModelInfo, settings: HttpSettings) -> tuple[list
         max_tokens_field="max_tokens",
         default_max_tokens=max_tokens or defaults.max_tokens,  # clamped to the room, never refused for it
         min_tokens=0,
-        temperature=max(temperature, LOWEST_TEMPERATURE) if temperature > 0 else 0.0,
+        temperature=temperature,
         top_k=min(defaults.top_k if top_k is None else top_k, info.vocab_size),
         top_p=defaults.top_p,
         min_p=0.0,

@@ -14,7 +14,7 @@ from app.answers import ChatFormat, CompletionFormat, Format
 from app.body import read_object
 from app.choices import Choice
 from app.context import Context
-from app.errors import ApiError, ClientGone, RequestError
+from app.errors import ApiError, ClientGone
 from app.fields import shown
 from app.generation import Generation
 from app.sampling import Sampling
@@ -71,11 +71,7 @@ class ChatCompletions(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
         context = self.context
         chat = parse_chat(body, info, context.settings)
-        try:
-            prompt = await context.text.render(chat.messages, continue_final=chat.continue_final)
-        except ValueError as error:
-            message = f"'messages' do not fit the chat template: {shown(error, 200)}"
-            raise RequestError("invalid_value", message, "messages") from None
+        prompt = await context.render(chat.messages, continue_final=chat.continue_final)
         params = chat.sampling.params(len(prompt), info, "messages")
         format = self.format(ChatFormat, info, chat.sampling, chat.delivery)
         tools = context.settings.tools
@@ -161,8 +157,9 @@ def model_card(name: str, info: ModelInfo) -> dict[str, object]:
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
             "sampling_defaults": {
-                # The wire between the processes knows floats only; top_k is an integer to every client.
-                name: int(value) if value.is_integer() and name in INTEGER_DEFAULTS else value
+                # The wire between the processes makes floats of whole numbers; to every client top_k is
+                # an integer.
+                name: int(value) if float(value).is_integer() and name in INTEGER_DEFAULTS else value
                 for name, value in info.sampling_defaults.items()
             },
             "features": [

@@ -14,7 +14,6 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_SALT = 128
-LOWEST_TEMPERATURE = 0.01  # anything between 0 and this would overflow the logits
 _SEED_BITS = 63
 
 # Known fields and the values of theirs that change nothing; any other value is refused by name.
@@ -134,15 +133,15 @@ def parse_sampling(
     *,
     max_n: int,
     logprobs: int | None,
-    max_tokens_field: str,
     least_tokens: int = 1,
 ) -> Sampling:
     """Reads every shared field. Ranges are those of the documented API; RequestError names the first bad
     field.
     """
-    temperature = _or(fields.number("temperature", 0, 2), defaults.temperature)
     n = fields.integer("n", 1, max_n) or 1
     _check_best_of(fields, n)
+    old_limit = fields.integer("max_tokens", least_tokens, MAX_TOKENS)
+    limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
     top_k = fields.integer("top_k", -1, MAX_TOKENS)
     salt = (fields.string("cache_salt") or "").encode()
@@ -150,11 +149,11 @@ def parse_sampling(
         raise RequestError("out_of_range", f"'cache_salt' is longer than {MAX_SALT} bytes.", "cache_salt")
     return Sampling(
         n=n,
-        max_tokens=fields.integer(max_tokens_field, least_tokens, MAX_TOKENS),
-        max_tokens_field=max_tokens_field,
+        max_tokens=old_limit if limit is None else limit,
+        max_tokens_field="max_tokens" if limit is None else "max_completion_tokens",
         default_max_tokens=defaults.max_tokens,
         min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
-        temperature=max(temperature, LOWEST_TEMPERATURE) if temperature > 0 else 0.0,
+        temperature=_or(fields.number("temperature", 0, 2), defaults.temperature),
         top_k=min(max(defaults.top_k if top_k is None else top_k, 0), info.vocab_size),
         top_p=_or(fields.number("top_p", 0, 1, above=True), defaults.top_p),
         min_p=fields.number("min_p", 0, 1) or 0.0,

@@ -65,14 +65,12 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
         raise RequestError("invalid_value", "'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
-    limit_field = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
     sampling = parse_sampling(
         fields,
         info,
         settings.sampling,
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
-        max_tokens_field=limit_field,
     )
     return ChatRequest(messages, _parse_continue(fields, messages), sampling, delivery)
 
@@ -89,14 +87,12 @@ def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSet
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     if echo and logprobs is not None:
         raise Unsupported("echo", "'echo' together with 'logprobs' needs logprobs of the prompt.")
-    limit_field = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
     sampling = parse_sampling(
         fields,
         info,
         settings.sampling,
         max_n=settings.max_n,
         logprobs=logprobs,
-        max_tokens_field=limit_field,
         least_tokens=0 if echo else 1,
     )
     if sampling.n * len(prompts) > settings.max_choices:

@@ -47,42 +47,52 @@ class Row:
         return None if self.loop_ms is None or self.thread_ms is None else self.loop_ms + self.thread_ms
 
 
-async def run_streams(engine: AsyncEngine, prompts: list[list[int]], new: int) -> float:
-    """Seconds until all prompts have their `new` tokens."""
+async def run_streams(
+    engine: AsyncEngine, prompts: list[list[int]], new: int
+) -> tuple[float, list[list[int]]]:
+    """Seconds until all prompts have their `new` greedy tokens, and the tokens."""
 
-    async def one(prompt: list[int]) -> None:
+    async def one(prompt: list[int]) -> list[int]:
+        tokens: list[int] = []
         params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
-        async for _ in engine.generate(Request(id=engine.next_id(1), prompt=prompt, params=params)):
-            pass
+        async for delta in engine.generate(Request(id=engine.next_id(1), prompt=prompt, params=params)):
+            tokens += delta.tokens
+        return tokens
 
     started = time.perf_counter()
-    await asyncio.gather(*(one(prompt) for prompt in prompts))
-    return time.perf_counter() - started
+    tokens = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    return time.perf_counter() - started, tokens
 
 
-async def measure(model: GPT, mode: BatchingMode, prompts: list[list[int]], new: int, runs: int) -> Row:
-    rows = max(len(prompts), 1)
-    config = EngineConfig(max_rows=max(8, rows), batching=mode, enable_prefix_caching=False)
+async def measure(
+    model: GPT, mode: BatchingMode, prompts: list[list[int]], args: argparse.Namespace
+) -> tuple[Row, list[int]]:
+    """One mode with all prompts at once; the row, and the tokens of the first prompt."""
+    config = EngineConfig(
+        max_rows=max(8, len(prompts)), batching=mode, enable_prefix_caching=False, threads=args.threads
+    )
     engine = AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
     await engine.start()
-    await run_streams(engine, prompts, min(new, 16))
+    await run_streams(engine, prompts, min(args.new, 16))
     overhead = engine.core.overhead
     overhead.plan = overhead.process = overhead.step = overhead.forward = 0.0
     steps = engine.stats().steps
-    seconds = [await run_streams(engine, prompts, new) for _ in range(runs)]
+    runs = [await run_streams(engine, prompts, args.new) for _ in range(args.runs)]
     steps = engine.stats().steps - steps
-    median = statistics.median(seconds)
     await engine.close()
-    return Row(
+    seconds = [run[0] for run in runs]
+    median = statistics.median(seconds)
+    row = Row(
         f"fastpath {mode}",
         len(prompts),
-        len(prompts) * new / median,
+        len(prompts) * args.new / median,
         (max(seconds) - min(seconds)) / median,
         1e3 * sum(seconds) / steps,
         1e3 * overhead.forward / steps,
         1e3 * (overhead.plan + overhead.process) / steps,
         1e3 * (overhead.step - overhead.forward) / steps,
     )
+    return row, runs[0][1][0]
 
 
 def peer(
@@ -95,7 +105,7 @@ def peer(
         "rows": streams,
         "new": args.new,
         "runs": args.runs,
-        "threads": torch.get_num_threads(),
+        "threads": args.threads,
         "dtype": args.dtype,
         "device": args.device,
     }
@@ -109,7 +119,39 @@ def peer(
     return result
 
 
-def main() -> None:
+def agreement(ours: list[int], theirs: list[int]) -> int:
+    """Leading tokens that both systems chose alike: they ran on the same weights, if it is all or nearly
+    all.
+    """
+    return next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), len(ours))
+
+
+def measure_all(args: argparse.Namespace) -> list[Row]:
+    model = random_model(args.size, getattr(torch, args.dtype), args.device)
+    rng = random.Random(0)
+    streams = [int(count) for count in args.streams.split(",")]
+    vocabulary = model.config.vocab_size - 16
+    prompts = [[rng.randrange(vocabulary) for _ in range(args.prompt_len)] for _ in range(max(streams))]
+    rows: list[Row] = []
+    tokens: list[int] = []
+    # The peer in the middle, so that a machine that changes its pace treats both alike.
+    for mode in MODES:
+        for count in streams:
+            row, tokens = asyncio.run(measure(model, mode, prompts[:count], args))
+            rows.append(row)
+        if mode == MODES[0] and not args.no_peer:
+            result = peer(model, prompts, streams, args)
+            theirs = result["tokens"]
+            assert isinstance(theirs, list)
+            print(f"greedy tokens equal to transformers': {agreement(tokens, theirs)} of {args.new}")
+            for count in streams:
+                speed = result[f"tok_s_{count}"]
+                assert isinstance(speed, float)
+                rows.append(Row("transformers generate", count, speed, 0.0))
+    return rows
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,71 +162,30 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--streams", default="1,8")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    streams = [int(count) for count in args.streams.split(",")]
-    model = random_model(args.size, getattr(torch, args.dtype), args.device)
-    rng = random.Random(0)
-    prompts = [
-        [rng.randrange(model.config.vocab_size - 16) for _ in range(args.prompt_len)]
-        for _ in range(max(streams))
-    ]
-    rows: list[Row] = []
-    for mode in MODES:
-        for count in streams:
-            rows.append(asyncio.run(measure(model, mode, prompts[:count], args.new, args.runs)))
-    if not args.no_peer:
-        result = peer(model, prompts, streams, args)
-        for count in streams:
-            speed = result[f"tok_s_{count}"]
-            assert isinstance(speed, float)
-            rows.append(Row("transformers generate", count, speed, 0.0))
-    print(
-        f"{args.size}, random weights, {args.dtype} on {args.device}, {torch.get_num_threads()} threads, ",
-        end="",
-    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)  # the step thread alone has a team, as in the engine process
+    rows = measure_all(args)
+    print(f"{args.size}, random weights, {args.dtype} on {args.device}, {args.threads} threads, ", end="")
     print(f"prompt {args.prompt_len}, {args.new} new tokens, median of {args.runs}")
-    header = [
-        "system",
-        "streams",
-        "tok/s",
-        "spread",
-        "step ms",
-        "forward ms",
-        "loop ms",
-        "thread ms",
-        "overhead ms",
-    ]
-    print(
-        table(
-            header,
-            [
-                [
-                    r.system,
-                    r.streams,
-                    r.tok_s,
-                    r.spread,
-                    *(
-                        "" if v is None else v
-                        for v in (r.step_ms, r.forward_ms, r.loop_ms, r.thread_ms, r.overhead_ms)
-                    ),
-                ]
-                for r in rows
-            ],
+    header = ["system", "streams", "tok/s", "spread", "step ms", "forward", "loop", "thread", "overhead ms"]
+    cells = []
+    for row in rows:
+        times = (row.step_ms, row.forward_ms, row.loop_ms, row.thread_ms, row.overhead_ms)
+        cells.append(
+            [row.system, row.streams, row.tok_s, row.spread, *("" if t is None else t for t in times)]
         )
-    )
+    print(table(header, cells))
     if args.save:
-        settings = {k: v for k, v in vars(args).items() if k != "save"} | {"threads": torch.get_num_threads()}
-        print(
-            "kept in",
-            save(
-                f"decode-{args.device}-{args.size}-{args.dtype}", [asdict(row) for row in rows], settings
-            ).name,
-        )
+        settings = {name: value for name, value in vars(args).items() if name != "save"}
+        name = f"decode-{args.device}-{args.size}-{args.dtype}"
+        print("kept in", save(name, [asdict(row) for row in rows], settings).name)
 
 
 if __name__ == "__main__":

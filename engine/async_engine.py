@@ -86,7 +86,8 @@ class AsyncEngine:
             pool,
             PrefixCache(pool, enabled=config.enable_prefix_caching),
         )
-        runner = ModelRunner(served, cache, max_rows, terminals)
+        threads = config.threads or torch.get_num_threads()
+        runner = ModelRunner(served, cache, max_rows, terminals, threads)
         self.core = EngineCore(scheduler, runner, tokenizer, terminals)
         self.on_frame: Callable[[Frame], None] | None = None
         self.info = ModelInfo(
@@ -104,7 +105,7 @@ class AsyncEngine:
             parameters=parameters,
             weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
             sampling_defaults=meta.sampling_defaults if meta else {},
-            features=_features(config, served, max_rows),
+            features=_features(config, served, max_rows, threads),
             created=int(time.time()),
         )
         self._router = StreamRouter()
@@ -263,10 +264,11 @@ def _max_model_len(model: GPT, config: EngineConfig) -> int:
     return config.max_model_len
 
 
-def _features(config: EngineConfig, served: GPT, max_rows: int) -> list[tuple[str, str, str, str]]:
+def _features(
+    config: EngineConfig, served: GPT, max_rows: int, threads: int
+) -> list[tuple[str, str, str, str]]:
     """The start-up table: feature, asked for, used, why."""
     packed = getattr(served.lm_head, "packed", False)
-    threads = torch.get_num_threads()
     return [
         ("attention", "auto", "paged reference (torch)", "no faster kernel for this device yet"),
         (

@@ -9,21 +9,14 @@ from dataclasses import dataclass, field, fields
 
 from engine.checkpoint import CheckpointError
 from engine.config import Generation, GPTConfig
-from engine.flags import FastPathFlags
+from engine.flags import OVERRIDES, FastPathFlags
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 WTE = "transformer.wte.weight"
 SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_embd")
-CONSTANTS = (
-    "rope_base",
-    "qk_scale",
-    "value_gate_scale",
-    "softcap",
-    "short_window",
-    "rms_eps",
-    "rope_dtype",
-)
+# What a description may say beside the sizes.
+CONSTANTS = tuple(name for name in OVERRIDES if name not in ("sequence_len", "window_pattern"))
 # Tensors of experiments that lived for hours in January 2026.
 _TRANSIENT = ("value_embed_A.", "value_embed_B.", "v0_lambdas", "bigram_")
 # Flags that name code, or allow a slow stand-in for it, never come from a downloaded file.
@@ -75,11 +68,10 @@ def detect(
 ) -> Detected:
     """Configuration of the model with these tensors and this `model_config`.
 
-    Keys of `described` that are unknown here are ignored. `overrides` are fields of GPTConfig and win over
-    both. Raises CheckpointError.
+    Keys of `described` that are unknown here are ignored. `overrides` are the fields of GPTConfig that
+    `OVERRIDES` lists and win over both. Raises CheckpointError.
     """
-    overrides = dict(overrides or {})
-    _check_overrides(overrides)
+    overrides = _overridden(overrides or {})
     generation = detect_generation(shapes)
     values: dict[str, object] = {name: _size(described, name) for name in SIZES}
     notes: list[str] = []
@@ -104,12 +96,16 @@ def detect(
     return Detected(config, hints, notes)
 
 
-def _check_overrides(overrides: Mapping[str, object]) -> None:
-    fixed = {"generation", "padded_vocab_size", "n_kv_head", "value_gate_channels", *SIZES} - {"sequence_len"}
-    known = {entry.name for entry in fields(GPTConfig)} - fixed
-    unknown = sorted(set(overrides) - known)
+def _overridden(overrides: Mapping[str, object]) -> dict[str, object]:
+    """The overrides, with the whole numbers that the wire between the processes made floats of restored."""
+    unknown = sorted(set(overrides) - set(OVERRIDES))
     if unknown:
-        raise CheckpointError(f"no override {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise CheckpointError(f"no override {', '.join(unknown)}; there are {', '.join(OVERRIDES)}")
+    values = dict(overrides)
+    for name, value in overrides.items():
+        if OVERRIDES[name] == "whole" and isinstance(value, float) and value.is_integer():
+            values[name] = int(value)
+    return values
 
 
 def _size(described: Mapping[str, object], name: str) -> int:
@@ -180,6 +176,9 @@ def _check_constants(config: GPTConfig) -> None:
     gate: object = config.value_gate_scale
     if not isinstance(gate, int | float) or isinstance(gate, bool):
         raise CheckpointError(f"value_gate_scale is {gate!r}, not a number")
+    length: object = config.sequence_len
+    if not isinstance(length, int) or length < 1:
+        raise CheckpointError(f"sequence_len is {length!r}, not a positive number of tokens")
     window: object = config.short_window
     if not isinstance(window, int) or isinstance(window, bool) or window < 0:
         raise CheckpointError(f"short_window is {window!r}, not a number of tokens")

@@ -62,7 +62,7 @@ class Attention(nn.Module):
         tokens, head_dim = x.size(0), config.head_dim
         if self.c_qkv is not None:
             sizes = [(config.n_head + config.n_kv_head) * head_dim, config.n_kv_head * head_dim]
-            qk, v = torch.split(self.c_qkv(x), sizes, dim=-1)
+            qk, v = torch.split_with_sizes(self.c_qkv(x), sizes, dim=-1)
         else:
             qk, v = torch.cat((self.c_q(x), self.c_k(x)), dim=-1), self.c_v(x)
         qk = qk.view(tokens, config.n_head + config.n_kv_head, head_dim)
@@ -71,7 +71,7 @@ class Attention(nn.Module):
             gate = config.value_gate_scale * sigmoid(_gate(self.ve_gate, x))  # [tokens, kv_heads]
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         qk = rotate_and_norm(qk, *rope, config.rms_eps, config.qk_scale)
-        q, k = torch.split(qk, [config.n_head, config.n_kv_head], dim=1)
+        q, k = torch.split_with_sizes(qk, [config.n_head, config.n_kv_head], dim=1)
         out: torch.Tensor = self.c_proj(attend(self.layer, q, k, v).reshape(tokens, -1))
         return out
 

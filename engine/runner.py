@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.blocks import WRITE_OFF
 from engine.model import GPT
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
@@ -97,13 +98,18 @@ class StepHandle:
 class ModelRunner:
     """One model, its KV cache and its rows on one device."""
 
-    def __init__(self, model: GPT, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: GPT, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...], threads: int
+    ) -> None:
         self.model = model
         self.cache = cache
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids
         self.state = RowState(max_rows, model.config.vocab_size, self.device)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+        # torch's CPU threads form one team per calling thread, and a second team, even an idle one, keeps the
+        # first from spinning between two products, which costs it a wake-up each. So only this thread has
+        # one.
+        self._thread = ThreadPoolExecutor(1, "step", torch.set_num_threads, (threads,))
 
     def launch(self, plan: Plan) -> StepHandle:
         staged = self.stage(plan)
@@ -125,6 +131,11 @@ class ModelRunner:
             self._stage_reset(step, sequence)
         for chunk in plan.chunks:
             self._stage_chunk(step, chunk)
+        if len(step.ids) == 1:
+            # A product with one row is padded to two (kernels.linear): once here is cheaper than once per
+            # product.
+            for column in (step.ids, step.previous_ids, step.positions, step.slots):
+                column.append(WRITE_OFF)
         return step
 
     def _stage_reset(self, step: StagedStep, sequence: Sequence) -> None:

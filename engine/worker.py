@@ -18,6 +18,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
+import msgspec
+
 from engine.messages import (
     Abort,
     EngineConfig,
@@ -168,8 +170,9 @@ def load(config: EngineConfig) -> "AsyncEngine":
     from engine.async_engine import AsyncEngine
     from engine.loader import load_model
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    # Loading on one thread leaves the machine's threads to the step thread alone (engine/runner.py).
+    config = msgspec.structs.replace(config, threads=config.threads or torch.get_num_threads())
+    torch.set_num_threads(1)
     model, tokenizer, meta = load_model(
         config.model,
         device=choose_device(config.device),
@@ -183,12 +186,17 @@ def load(config: EngineConfig) -> "AsyncEngine":
 
 
 def choose_device(name: str) -> str:
-    """The device to use: the one asked for, if it is there; for "auto" cuda, then mps, then cpu."""
+    """The device to use: the one asked for, if it is there; for "auto" cuda where there is one, else cpu.
+
+    Never mps, which has no float64: sampling draws in it.
+    """
     import torch
 
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         return next(kind for kind, is_there in found.items() if is_there)
+    if name == "mps":
+        raise DeviceMissing("--device mps has no float64, which sampling needs; use cpu")
     kind, _, index = name.partition(":")
     if not found.get(kind, False) or (index and int(index) >= torch.cuda.device_count()):
         raise DeviceMissing(f"--device {name}: torch {torch.__version__} sees no such device here")

@@ -14,7 +14,7 @@ Padded positions hold whatever was written there before. The cache admits finite
 weight of zero silences them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,13 @@ class KVCache:
     keys: torch.Tensor
     values: torch.Tensor
     block_size: int
+    # Per layer, keys and values as [blocks * block_size, kv_heads * head_dim]: views made once.
+    slots: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = self.keys.size(-1)
+        flat = (pool.view(pool.size(0), -1, width).unbind(0) for pool in (self.keys, self.values))
+        self.slots = list(zip(*flat, strict=True))
 
     @classmethod
     def allocate(
@@ -58,10 +65,9 @@ class KVCache:
         residual stream holds the same number), and must not spoil the one that gets the block next (0 * NaN
         is NaN).
         """
-        width = self.keys.size(-1)
-        self.keys[layer].view(-1, width).index_copy_(0, slots, keys.reshape(-1, width))
-        finite = torch.nan_to_num(values.reshape(-1, width), nan=0.0, posinf=0.0, neginf=0.0)
-        self.values[layer].view(-1, width).index_copy_(0, slots, finite)
+        cached_keys, cached_values = self.slots[layer]
+        cached_keys.index_copy_(0, slots, keys.flatten(1))
+        cached_values.index_copy_(0, slots, values.flatten(1).nan_to_num(0.0, 0.0, 0.0))
 
 
 @dataclass(slots=True)
@@ -106,13 +112,9 @@ def paged_attention(
     """
     head_dim = query.size(-1)
     scaled = query * head_dim**-0.5
-    if len(spans) == 1 and query.size(0) == 1:  # one stream: every call counts
-        span = spans[0]
-        keys, values = (_read(pool, span, head_dim) for pool in (cache.keys[layer], cache.values[layer]))
-        return _attend(scaled, keys, values, span.context - 1, span.context, window)
-    out = torch.empty_like(query)
+    out = torch.zeros_like(query)
     for span in spans:
-        keys, values = (_read(pool, span, head_dim) for pool in (cache.keys[layer], cache.values[layer]))
+        keys, values = (_read(pool, span, cache.block_size, head_dim) for pool in cache.slots[layer])
         for first in range(0, span.length, QUERY_TILE):
             count = min(QUERY_TILE, span.length - first)
             rows = slice(span.start + first, span.start + first + count)
@@ -121,15 +123,18 @@ def paged_attention(
     return out
 
 
-def _read(pool: torch.Tensor, span: Span, head_dim: int) -> torch.Tensor:
-    """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy."""
-    size = span.padded_context
+def _read(pool: torch.Tensor, span: Span, block_size: int, head_dim: int) -> torch.Tensor:
+    """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy.
+
+    pool: [blocks * block_size, kv_heads * head_dim].
+    """
+    size, width = span.padded_context, pool.size(1)
     if span.first is not None:
-        start = span.first * pool.size(1)
-        if start + size <= pool.size(0) * pool.size(1):
-            return pool.view(-1, pool.size(2) // head_dim, head_dim)[start : start + size]
-    blocks = pool.view(pool.size(0), -1).index_select(0, span.table)
-    return blocks.view(-1, pool.size(2) // head_dim, head_dim)[:size]
+        start = span.first * block_size
+        if start + size <= pool.size(0):
+            return pool[start : start + size].view(size, -1, head_dim)
+    blocks = pool.view(-1, block_size * width).index_select(0, span.table)
+    return blocks.view(-1, width // head_dim, head_dim)[:size]
 
 
 def _attend(

@@ -34,7 +34,11 @@ class EngineClient(Protocol):
         ...
 
     def submit(self, request: Request) -> list[TokenStream]:
-        """Queues a request; one stream per choice. Raises EngineUnavailable when the engine is not ready."""
+        """Queues a request; one stream per choice. Raises EngineUnavailable when the engine is not ready.
+
+        An engine in this process raises ValueError for a request that it can never serve; behind a process
+        border such a request's streams end with an error.
+        """
         ...
 
     def abort(self, streams: Iterable[int]) -> None:

@@ -22,7 +22,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     max_model_len: most tokens of a sequence, prompt and output (None: what the model was trained for).
     batch_timeout_ms: longest that an idle engine waits for company before its first step.
     lookahead: launch step N+1 before looking at the tokens of step N.
-    overrides: model constants that a checkpoint cannot tell (see GPTConfig), by name.
+    overrides: model constants that a checkpoint cannot tell, by name (see engine.flags.OVERRIDES).
     """
 
     model: str | None = None
@@ -44,4 +44,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     batch_timeout_ms: float = 0.0
     enable_prefix_caching: bool = True
     lookahead: bool = True
-    overrides: dict[str, float] = {}
+    overrides: dict[str, float | str] = {}

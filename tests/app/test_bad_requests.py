@@ -6,6 +6,8 @@ import json
 import pytest
 
 from app.settings import HttpSettings
+from engine.messages import Request, TokenStream
+from engine.text import NanochatTemplate
 from tests.app.scripted_engine import VOCAB, ScriptedEngine, says
 from tests.app.serving import Served, served
 
@@ -271,7 +273,7 @@ async def test_what_is_allowed() -> None:
             reply = await s.chat(**extra)
             assert reply.status_code == 200, f"{extra}: {reply.text}"
         params = [request.params for request in s.engine.requests]
-        assert [p.temperature for p in params[:2]] == [0.0, 0.01]
+        assert [p.temperature for p in params[:2]] == [0.0, 1e-9]
         assert [p.top_k for p in params[4:7]] == [0, 0, VOCAB]
         assert params[-1].logit_bias == {5: -100.0}
         assert all(
@@ -298,6 +300,63 @@ async def test_what_is_allowed() -> None:
         assert (await s.complete(prompt=[1] * 255)).json()["usage"]["completion_tokens"] == 1
 
 
+async def test_both_token_limits_are_checked_and_the_newer_one_wins() -> None:
+    async with served(ScriptedEngine(says("okay"))) as s:
+        for path, prompt in ((CHAT, {"messages": USER}), (TEXT, {"prompt": "x"})):
+            for bad, good in (
+                ("max_tokens", "max_completion_tokens"),
+                ("max_completion_tokens", "max_tokens"),
+            ):
+                await refused(s, path, {**prompt, bad: "5", good: 2}, bad, "invalid_type")
+                await refused(s, path, {**prompt, bad: 0, good: 2}, bad, "out_of_range")
+            for old in (1, 3, 1000):
+                limits = {"max_tokens": old, "max_completion_tokens": 2}
+                reply = await s.http.post(path, json=prompt | limits)
+                assert reply.json()["usage"]["completion_tokens"] == 2
+
+
+class Fussy(ScriptedEngine):
+    """Takes the first prompt of a request, then refuses as it is told to."""
+
+    def __init__(self, refusal: Exception) -> None:
+        super().__init__()
+        self.refusal = refusal
+
+    def submit(self, request: Request) -> list[TokenStream]:
+        if self.requests:
+            raise self.refusal
+        return super().submit(request)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"), [(ValueError("a prompt of 9 tokens needs 3 blocks"), 400), (KeyError("bug"), 500)]
+)
+async def test_a_prompt_that_the_engine_refuses_takes_the_others_with_it(
+    refusal: Exception, status: int
+) -> None:
+    engine = Fussy(refusal)
+    async with served(engine) as s:
+        reply = await s.complete(prompt=["a", "b"], n=2)
+        assert reply.status_code == status
+        if status == 400:
+            assert "9 tokens needs 3 blocks" in reply.json()["error"]["message"]
+        first = engine.requests[0].id
+        assert (engine.aborted, engine.open_streams) == ([first, first + 1], 0)
+
+
+async def test_a_template_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> list[int]:
+        raise ValueError("roles must alternate")
+
+    monkeypatch.setattr(NanochatTemplate, "render", refuse)
+    async with served(ScriptedEngine()) as s:
+        for path in (CHAT, NANO):
+            reply = await s.http.post(path, json={"messages": USER})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages")
+            assert "roles must alternate" in reply.json()["error"]["message"]
+        assert reply.json()["detail"] == reply.json()["error"]["message"]
+
+
 async def test_nanochat_limits() -> None:
     async with served(ScriptedEngine(says("ok"), max_model_len=100_000)) as s:
         cases: list[tuple[dict[str, object], str]] = [
@@ -319,6 +378,8 @@ async def test_nanochat_limits() -> None:
             assert (reply.status_code, answer["error"]["param"]) == (400, param)
             assert answer["detail"] == answer["error"]["message"]
         assert s.engine.requests == []
+        await s.http.post(NANO, json={"messages": USER, "temperature": 0.001})
+        assert s.engine.requests.pop().params.temperature == 0.001
         edge = {"messages": [{"role": "user", "content": "x" * 8000}] * 4, "temperature": 2, "top_k": 200}
         assert (await s.http.post(NANO, json={**edge, "max_tokens": 4096})).text.endswith(
             '{"done": true}\n\n'

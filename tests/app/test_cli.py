@@ -1,13 +1,16 @@
 """The command line as a process: exit codes, messages without tracebacks, what gets imported."""
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, SERVER, environment, finish, serving
+from tests.engine.checkpoints import write_checkpoint
 
 CHAT_WEB = [sys.executable, "-m", "app.chat_web"]
 
@@ -86,12 +89,18 @@ def test_dry_run_with_the_real_engine() -> None:
 
 
 @pytest.mark.parametrize("transport", ["process", "inline"])
-def test_the_real_engine_answers(transport: str) -> None:
-    flags = ["--model", str(GOLDEN), "--threads", "1", "--dtype", "float32", "--engine", transport]
+def test_the_real_engine_answers(transport: str, tmp_path: Path) -> None:
+    recommended = {"temperature": 0.7, "top_k": 40}
+    write_checkpoint(tmp_path, "G1", layout="safetensors", meta={"sampling_defaults": recommended})
+    flags = ["--model", str(tmp_path), "--threads", "1", "--dtype", "float32", "--engine", transport]
     with serving(SERVER, *flags) as server:
         answer = server.ask([97, 98, 99], stream=False)
         assert answer.status == 200
         assert json.loads(answer.read())["usage"]["completion_tokens"] > 0
+        with contextlib.closing(server.connect()) as connection:
+            connection.request("GET", "/v1/models")
+            (card,) = json.loads(connection.getresponse().read())["data"]
+        assert repr(card["meta"]["sampling_defaults"]) == repr(recommended)
         server.signal(15)
         assert server.wait() == 0
 

@@ -3,12 +3,14 @@
 import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app import chat_web
 from app.__main__ import command_line
 from app.config import Config, check
 from app.options import UsageError, table, to_toml
+from engine.messages import EngineConfig
 
 
 def parse(*argv: str, env: dict[str, str] | None = None) -> Config:
@@ -24,8 +26,15 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
     assert config.server.drain_timeout == 30
     engine = config.engine_config()
-    assert (engine.max_rows, engine.batching, engine.batch_timeout_ms) == (8, "continuous", 0)
-    assert parse("--device", "cuda:0").engine_config().max_rows == 256
+    assert (engine.max_rows, engine.batching, engine.batch_timeout_ms) == (None, "continuous", 0)
+    assert (engine.block_size, engine.kv_page_size) == (None, None)  # the model's own
+
+
+def test_model_overrides_reach_the_engine() -> None:
+    given = ["softcap=20", "short_window=128", "rope_dtype=bfloat16", "window_pattern=SSL"]
+    engine = parse("--model-override", *given).engine_config()
+    wanted = {"softcap": 20.0, "short_window": 128, "rope_dtype": "bfloat16", "window_pattern": "SSL"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(engine), type=EngineConfig).overrides == wanted
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
@@ -75,7 +84,14 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         (["--device", "gpu"], "--device", "none of"),
         (["--host", ""], "--host", "empty"),
         (["--port"], "--port", "expected one argument"),
-        (["--model-override", "softcap"], "--model-override", "NAME=NUMBER"),
+        (["--device", "mps"], "--device", "no float64"),
+        (["--model-override", "softcap"], "--model-override", "NAME=VALUE"),
+        (["--model-override", "softcap=many"], "--model-override", "not a number"),
+        (["--model-override", "sequence_len=2.5"], "--model-override", "not a whole number"),
+        (["--model-override", "rope_dtype=float16"], "--model-override", "did you mean"),
+        (["--model-override", "window_pattern=SXL"], "--model-override", "letters S and L"),
+        (["--model-override", "n_layer=3"], "--model-override", "'n_layer'; there are rope_base, "),
+        (["--model-override", "kv_block_size=8"], "--model-override", "'kv_block_size'"),
         (["a", "b"], "'b'", "unexpected argument"),
         (["a", "--model", "b"], "--model", "differ"),
         (["--config", "/does/not/exist.toml"], "/does/not/exist.toml", "No such file"),
@@ -106,16 +122,16 @@ def test_refusals_name_the_variable_or_the_place_in_the_file(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("argv", "mode", "rows"),
     [
-        ([], "continuous", 8),
-        (["--enable-batch-decode"], "continuous", 8),
+        ([], "continuous", None),
+        (["--enable-batch-decode"], "continuous", None),
         (["--enable-batch-decode", "--enable-dynamic-batching", "--batch-size", "3"], "continuous", 3),
         (["--no-enable-batch-decode"], "single", 1),
         (["--no-enable-dynamic-batching"], "continuous", 1),
-        (["--batching", "static"], "static", 8),
+        (["--batching", "static"], "static", None),
         (["--batching", "single"], "single", 1),
     ],
 )
-def test_batching_modes(argv: list[str], mode: str, rows: int) -> None:
+def test_batching_modes(argv: list[str], mode: str, rows: int | None) -> None:
     engine = parse(*argv).engine_config()
     assert (engine.batching, engine.max_rows) == (mode, rows)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +50,19 @@ async def test_health_and_ready() -> None:
         assert (await s.http.get("/v1/models")).json() == {"object": "list", "data": []}
         assert (await s.http.get("/stats")).status_code == 200
         assert (await s.http.get("/metrics")).status_code == 200
+
+
+async def test_model_cards() -> None:
+    engine = ScriptedEngine()
+    assert engine.model is not None
+    for value in (50.0, 50):  # as it comes from the engine's process, and from an engine in this one
+        recommended = {"temperature": 1, "top_k": value}
+        engine.model = msgspec.structs.replace(engine.model, sampling_defaults=recommended)
+        async with served(engine) as s:
+            reply = await s.http.get("/v1/models")
+            assert reply.status_code == 200
+            (card,) = reply.json()["data"]
+            assert repr(card["meta"]["sampling_defaults"]) == "{'temperature': 1, 'top_k': 50}"
 
 
 async def test_request_ids() -> None:

@@ -209,6 +209,22 @@ async def test_an_error_after_the_headers_is_an_event_and_done() -> None:
             assert error["error"]["message"] == 'a "quoted" reason'
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_text_that_arrives_with_an_error_is_sent_before_it(n: int) -> None:
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        task = asyncio.ensure_future(s.complete(prompt="x", stream=True, n=n))
+        await engine.until(lambda: bool(engine.requests))
+        id = engine.requests[0].id
+        engine.emit(id, b"ab", Finish(id, "error", message="it broke"))
+        reply = await task
+        *_, error, done = events(reply.text)
+        assert stream_text(reply.text) == "ab"
+        assert (error["error"]["message"], done) == ("it broke", "[DONE]")
+        assert engine.open_streams == 0
+        assert dict(s.context.metrics.finishes) == {"stop": 0, "length": 0, "abort": n - 1, "error": 1}
+
+
 async def test_n_choices_stream_in_ascending_order() -> None:
     async with served(ScriptedEngine(lambda r, k: [*f"choice {k}".encode(), END])) as s:
         reply = await s.chat(n=3, stream=True)
@@ -245,6 +261,25 @@ async def test_continuous_usage() -> None:
         )
         chunks = [c for c in events(reply.text) if isinstance(c, dict)]
         assert [c["usage"]["completion_tokens"] for c in chunks] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("stop", [None, "b"])
+async def test_cached_tokens_are_those_of_the_first_choice_and_untold_where_unknown(stop: str | None) -> None:
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        task = asyncio.ensure_future(s.complete(prompt=[list(range(40))], n=2, stop=stop))
+        await engine.until(lambda: bool(engine.requests))
+        first = engine.requests[0].id
+        for id in (first, first + 1):
+            engine.emit(id, b"a")
+            engine.emit(id, b"b")
+            if stop:
+                await engine.until(lambda id=id: id in engine.aborted)
+            # The second choice finds in the cache what the first one left there.
+            engine.emit(id, b"c", Finish(id, "length", cached_tokens=16 if id == first else 32))
+        usage = (await task).json()["usage"]
+        assert usage["prompt_tokens"] == 40
+        assert usage["prompt_tokens_details"] == ({} if stop else {"cached_tokens": 16})
 
 
 async def test_nanochat_route() -> None:

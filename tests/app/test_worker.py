@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 
+import pytest
+
 from app.supervisor import Patience, ProcessEngine
 from engine.messages import (
     EngineConfig,
@@ -16,7 +18,7 @@ from engine.messages import (
     TokenLogprobs,
 )
 from engine.messages.wire import Unframer, from_engine
-from engine.worker import DeviceMissing, Outbox, failure
+from engine.worker import DeviceMissing, Outbox, choose_device, failure
 from tests.app.server_process import GOLDEN
 from tests.app.test_supervisor import until, whole
 
@@ -106,3 +108,14 @@ def test_failures_are_one_line() -> None:
     failed = failure(RuntimeError("odd"))
     assert (failed.message, failed.exit_code) == ("RuntimeError: odd", 3)
     assert failure(DeviceMissing("--device cuda: none here")).exit_code == 2
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    for name, reason in (("mps", "float64"), ("cuda", "no such device")):
+        with pytest.raises(DeviceMissing, match=reason):
+            choose_device(name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device("auto") == "cuda"

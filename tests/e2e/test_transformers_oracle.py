@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.api import Answer, Api, connected, random_prompt
 from tests.e2e.conftest import start
 from tests.engine.checkpoints import write_checkpoint
+from tests.optional import missing
 
 PROMPTS = [random_prompt(1 + (k * 37) % 190, seed=k) for k in range(64)]
 NEW = 12
@@ -36,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def theirs(folders: dict[str, Path]) -> dict[str, list[Greedy]]:
     """What transformers says, in a process that cannot see this project."""
     if find_spec("transformers") is None:
-        pytest.skip("the oracle, transformers, is not installed")
+        missing("the oracle, transformers, is not installed")
     root = folders["MHA"].parent
     (root / "prompts.json").write_text(json.dumps(PROMPTS))
     script = Path(__file__).with_name("transformers_greedy.py")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine.loader import load_model
 from engine.model import GPT
 from tests.engine.checkpoints import GENERATIONS, description, make_model, write_checkpoint
 from tests.engine.golden import G1, G5, expected
+from tests.optional import missing
 
 IDS = torch.randint(0, 512, (2, 200), generator=torch.Generator().manual_seed(1))
 
@@ -116,7 +118,8 @@ with torch.inference_mode():
 
 
 def test_against_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="the oracle is not installed")
+    if find_spec("transformers") is None:
+        missing("the oracle, transformers, is not installed")
     folder = write_checkpoint(tmp_path / "model", "G1", layout="transformers")
     torch.save(IDS, tmp_path / "ids.pt")
     script = tmp_path / "oracle.py"
@@ -186,12 +189,19 @@ def test_overrides_and_hybrids(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, "G5", **constants)
     model, _, _ = load_model(folder, overrides=constants)
     assert torch.equal(logits(model), logits(source))
+    # Numbers reach the engine's process as floats.
+    on_wire = {name: float(value) if isinstance(value, int) else value for name, value in constants.items()}
+    again = load_model(folder, overrides=on_wire | {"sequence_len": 64.0})[0]
+    assert repr((again.config.short_window, again.config.sequence_len)) == "(17, 64)"
     # The same constants may be in the description.
     again = write_checkpoint(tmp_path / "again", "G5", model_config=constants, **constants)
     assert torch.equal(logits(load_model(again)[0]), logits(source))
     for overrides, message in (
         ({"n_layer": 2}, "no override n_layer"),
         ({"soft_cap": 2}, "no override soft_cap"),
+        ({"use_fp32_logits": False}, "no override use_fp32_logits"),
+        ({"sequence_len": 0}, "sequence_len is 0"),
+        ({"short_window": 16.5}, "short_window is 16.5"),
         ({"softcap": 0}, "softcap is 0"),
         ({"rope_base": "big"}, "rope_base is 'big'"),
         ({"window_pattern": "LX"}, "window_pattern"),
