@@ -32,10 +32,10 @@ run: install
 	.venv/bin/python -m app $(ARGS)
 
 test: install
-	.venv/bin/python -m pytest -q -m "not slow" $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: install
-	.venv/bin/python -m pytest -q $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .

@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.config import GPTConfig
 from kernels.activation import sigmoid, softcap
-from kernels.linear import PackedLinear
+from kernels.linear import PackedLinear, Projection, project_add, project_relu
 from kernels.norm import rms_norm
 from kernels.rope import rope_table, rotate_and_norm
 
@@ -24,9 +24,6 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Rows of the rotary table for the step's tokens, each [tokens, 1, head_dim] (kernels.rope).
 Rope = tuple[torch.Tensor, torch.Tensor]
-
-# A projection is packed in a model for serving.
-Projection = nn.Module | PackedLinear
 
 SMEAR_CHANNELS = 24
 
@@ -55,8 +52,12 @@ class Attention(nn.Module):
         rope: Rope,
         value_embedding: torch.Tensor | None,
         attend: Attend,
+        residual: torch.Tensor,
     ) -> torch.Tensor:
-        """x: [tokens, width], normalised. value_embedding: [tokens, kv_heads * head_dim] or None."""
+        """What attention adds to `residual`, [tokens, width], and that itself.
+
+        x: the normalised residual stream. value_embedding: [tokens, kv_heads * head_dim] or None.
+        """
         config = self.config
         assert config.qk_scale is not None and config.value_gate_scale is not None
         tokens, head_dim = x.size(0), config.head_dim
@@ -72,8 +73,7 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         qk = rotate_and_norm(qk, *rope, config.rms_eps, config.qk_scale)
         q, k = torch.split_with_sizes(qk, [config.n_head, config.n_kv_head], dim=1)
-        out: torch.Tensor = self.c_proj(attend(self.layer, q, k, v).reshape(tokens, -1))
-        return out
+        return project_add(self.c_proj, attend(self.layer, q, k, v).reshape(tokens, -1), residual)
 
 
 class MLP(nn.Module):
@@ -84,9 +84,9 @@ class MLP(nn.Module):
         self.c_fc: Projection = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.c_proj: Projection = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
-        return out
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """residual plus the network's value at x, its normalised form; both [tokens, width]."""
+        return project_add(self.c_proj, project_relu(self.c_fc, x).square(), residual)
 
 
 class Block(nn.Module):
@@ -103,9 +103,9 @@ class Block(nn.Module):
         value_embedding: torch.Tensor | None,
         attend: Attend,
     ) -> torch.Tensor:
-        x = x + self.attn(rms_norm(x, self.eps), rope, value_embedding, attend)
-        x = x + self.mlp(rms_norm(x, self.eps))
-        return x
+        # forward() rather than a call: the hooks that a call looks for do not exist, and cost time per token.
+        x = self.attn.forward(rms_norm(x, self.eps), rope, value_embedding, attend, x)
+        return self.mlp.forward(rms_norm(x, self.eps), x)
 
 
 class GPT(nn.Module):
@@ -163,7 +163,8 @@ class GPT(nn.Module):
             if config.constants.residual_scalars:
                 x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             embedding = self._value_embedding(layer, ids) if config.has_value_embedding(layer) else None
-            x = block(x, rope, embedding, attend)
+            assert isinstance(block, Block)
+            x = block.forward(x, rope, embedding, attend)
             if layer == config.n_layer // 2:
                 middle = x
         if config.constants.smear:

@@ -17,9 +17,8 @@ weight of zero silences them.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
-MIN_QUERIES = 8
+MIN_QUERIES = 8  # half of it is enough for heads of up to 64 channels
 QUERY_TILE = 128  # bounds the score matrix to heads x QUERY_TILE x keys
 KEY_TILE = 64
 VALUE_TILE = 256
@@ -155,8 +154,11 @@ def _attend(
     else:
         grouped = query.view(count, kv_heads, group, head_dim)
         rows = grouped.permute(1, 2, 0, 3).reshape(kv_heads, group * count, head_dim)
-    if group * count < MIN_QUERIES:
-        rows = F.pad(rows, (0, 0, 0, MIN_QUERIES - group * count))
+    least = MIN_QUERIES if head_dim > 64 else MIN_QUERIES // 2
+    if group * count < least:
+        padded = rows.new_zeros(kv_heads, least, head_dim)
+        padded[:, : group * count] = rows
+        rows = padded
     scores = torch.bmm(rows, keys.permute(1, 2, 0)).float()  # [kv_heads, rows, length]
     if count == 1:
         if context < length:

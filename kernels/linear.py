@@ -8,6 +8,9 @@ row is padded to two, the one case in which oneDNN switches kernels too.
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+_pointwise = torch.ops.mkldnn._linear_pointwise
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -16,7 +19,6 @@ def can_pack(weight: torch.Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch._C._has_mkldnn
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
@@ -36,12 +38,40 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in_features] -> [rows, out_features]."""
-        if not self.packed:
-            return F.linear(x, self.weight)
-        if x.size(0) == 1:
-            return self._product(x.expand(2, -1).contiguous())[:1]
-        return self._product(x)
+        return self._product(x, "none") if self.packed else F.linear(x, self.weight)
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+    def relu(self, x: torch.Tensor) -> torch.Tensor:
+        """max(x W^T, 0)."""
+        return self._product(x, "relu") if self.packed else F.relu(F.linear(x, self.weight))
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """residual + x W^T. residual: [rows, out_features]."""
+        if not self.packed:
+            return residual + F.linear(x, self.weight)
+        if x.size(0) == 1:
+            return self.add(x.expand(2, -1).contiguous(), residual.expand(2, -1).contiguous())[:1]
+        out: torch.Tensor = _pointwise.binary(x, residual, self.weight, None, "add")
         return out
+
+    def _product(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        if x.size(0) == 1:
+            return self._product(x.expand(2, -1).contiguous(), activation)[:1]
+        out: torch.Tensor = _pointwise(x, self.weight, None, activation, [], "")
+        return out
+
+
+# A layer of a model for training, or one packed for serving.
+Projection = nn.Module | PackedLinear
+
+
+def project_relu(projection: Projection, x: torch.Tensor) -> torch.Tensor:
+    """max(projection(x), 0), in one call where the projection is packed."""
+    return projection.relu(x) if isinstance(projection, PackedLinear) else F.relu(projection(x))
+
+
+def project_add(projection: Projection, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """residual + projection(x), in one call where the projection is packed."""
+    if isinstance(projection, PackedLinear):
+        return projection.add(x, residual)
+    out: torch.Tensor = residual + projection(x)
+    return out
