@@ -67,7 +67,6 @@ class AsyncEngine:
         # A sequence can never be longer than the pool; its last token is not read back and needs no place.
         max_model_len = min(max_model_len, (blocks - 1) * block_size + 1)
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
-        parameters = model.parameter_count()
         served = pack_for_serving(model)
         shape = model.config
         cache = KVCache.allocate(
@@ -90,30 +89,36 @@ class AsyncEngine:
         runner = ModelRunner(served, cache, max_rows, terminals, threads)
         self.core = EngineCore(scheduler, runner, tokenizer, terminals)
         self.on_frame: Callable[[Frame], None] | None = None
-        self.info = ModelInfo(
-            name=config.served_name or (meta.name if meta else "fastpath"),
-            path=str(meta.path) if meta else "",
-            generation=shape.generation,
-            vocab_size=shape.vocab_size,
-            max_model_len=max_model_len,
-            terminal_ids=list(terminals),
-            max_rows=max_rows,
-            block_size=block_size,
-            num_blocks=blocks - 1,
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            parameters=parameters,
-            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-            sampling_defaults=meta.sampling_defaults if meta else {},
-            features=_features(config, served, max_rows, threads),
-            created=int(time.time()),
-        )
+        self.info = self._describe(model, served, meta, threads)
         self._router = StreamRouter()
         self._ids = itertools.count(1)
         self._state = EngineState.LOADING
         self._work = asyncio.Event()
         self._emit_scheduled = False
         self._task: asyncio.Task[None] | None = None
+
+    def _describe(self, model: GPT, served: GPT, meta: CheckpointMeta | None, threads: int) -> ModelInfo:
+        """What the front end is told; call it when `core` stands."""
+        scheduler, cache = self.core.scheduler, self.core.runner.cache
+        limits, pool = scheduler.config, scheduler.pool
+        return ModelInfo(
+            name=self.config.served_name or (meta.name if meta else "fastpath"),
+            path=str(meta.path) if meta else "",
+            generation=model.config.generation,
+            vocab_size=model.config.vocab_size,
+            max_model_len=limits.max_model_len,
+            terminal_ids=list(self.core.terminal_ids),
+            max_rows=limits.max_rows,
+            block_size=pool.block_size,
+            num_blocks=pool.usable,
+            device=str(cache.keys.device),
+            dtype=str(cache.keys.dtype).removeprefix("torch."),
+            parameters=model.parameter_count(),
+            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+            sampling_defaults=meta.sampling_defaults if meta else {},
+            features=_features(self.config, served, limits.max_rows, threads),
+            created=int(time.time()),
+        )
 
     # -- EngineClient
     # ------------------------------------------------------------------------------------------
