@@ -20,3 +20,16 @@ def softcap(logits: torch.Tensor, cap: float) -> torch.Tensor:
     if logits.device.type == "cpu" and not logits.requires_grad:
         return (logits.double().div_(cap).tanh_().mul_(cap)).float()
     return cap * torch.tanh(logits.float() / cap)
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(x) in x's dtype."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        wide = x.double()
+        return wide.mul(wide.sigmoid()).to(x.dtype)
+    return torch.nn.functional.silu(x)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up."""
+    return silu(gate).mul_(up) if not gate.requires_grad else silu(gate) * up

@@ -1,4 +1,8 @@
-"""Rotary position embedding as nanochat has it, and the query-key norm that follows it."""
+"""Rotary position embedding, and the query-key norm of nanochat that follows it.
+
+A table holds two factors for each position and channel, of a head's own half and of its other half:
+rotated = x * own + swap_halves(x) * other. Which way a family turns is in its table.
+"""
 
 import torch
 
@@ -19,6 +23,20 @@ def rope_table(
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / base**exponent)
     cos, sin = angle.cos().to(rounding).float(), angle.sin().to(rounding).float()
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
+
+
+def rotation_table(
+    length: int, frequencies: torch.Tensor, scale: float = 1.0, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table of Llama and its relatives, each part [length, head_dim] float32.
+
+    frequencies: [head_dim / 2] float32, radians per position of each pair of channels. They turn by plus that
+    angle: the first half is left * cos - right * sin, the second right * cos + left * sin. scale multiplies
+    the whole table.
+    """
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies.to(device))
+    cos, sin = angle.cos().mul_(scale), angle.sin().mul_(scale)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""What an attention backend is to the engine, whoever wrote its kernels."""
+
+from typing import Protocol
+
+import torch
+
+from kernels.spec import AttentionSpec
+
+
+class AttentionBackend(Protocol):
+    """Attention over paged keys and values. Index tensors are int32 on the device; a row of -1 is padding.
+
+    Pages are views [blocks, block_size, kv_heads, head_dim] with any strides but the last, which is 1, so
+    that either order in memory does. Unused slots of pages hold finite numbers. Block 0 is nobody's.
+
+    capture_safe: all calls may run while a CUDA graph is captured, and its replay does the same on new
+    contents of the same tensors.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def capture_safe(self) -> bool: ...
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        """Once per step and window that the model has, before its layers. rows, positions: [entries] of the
+        step's single queries, possibly none."""
+        ...
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        """One query per entry, q [entries, heads, head_dim], over keys 0..positions[entry] of its row.
+
+        block_tables: [rows, blocks of a row]. out: [entries, heads * head_dim]; that of padding may hold
+        anything finite.
+        """
+        ...
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        """Chunk c's queries are tokens cu_queries[c]..cu_queries[c + 1] of q [tokens, heads, head_dim], at
+        the last positions of the contexts[c] that row chunk_rows[c] has. Causal. out: [tokens, heads *
+        head_dim]; tokens of no chunk are left alone."""
+        ...
+
+
+__all__ = ["AttentionBackend", "AttentionSpec"]

@@ -1,0 +1,57 @@
+"""One backend for single queries, another for chunks."""
+
+import torch
+
+from kernels.backends.base import AttentionBackend
+
+
+class PairBackend:
+    def __init__(self, single: AttentionBackend, chunked: AttentionBackend) -> None:
+        self.single = single
+        self.chunked = chunked
+        self.name = f"{single.name} + {chunked.name}"
+        self.version = f"{single.version} + {chunked.version}"
+        self.capture_safe = single.capture_safe and chunked.capture_safe
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        self.single.plan(rows, positions, window=window, pdl=pdl)
+        self.chunked.plan(rows[:0], positions[:0], window=window, pdl=pdl)
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        pages = (k_pages, v_pages, block_tables)
+        self.single.decode(q, *pages, rows, positions, out, scale=scale, window=window, pdl=pdl)
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        pages = (k_pages, v_pages, block_tables)
+        self.chunked.prefill(
+            q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+        )

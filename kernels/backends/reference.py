@@ -1,0 +1,95 @@
+"""Attention in plain torch, one row after the other: the reference on a device that keeps its tables there.
+
+It reads lengths on the host, so no graph can hold it. For comparison and for finding faults, not for serving.
+"""
+
+import torch
+
+from kernels.backends.base import AttentionSpec
+
+
+class TorchBackend:
+    name = "torch"
+    version: str = torch.__version__
+    capture_safe = False
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.block_size = spec.block_size
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        pass
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            if row >= 0:
+                keys, values = self._read(k_pages, v_pages, block_tables[row], position + 1)
+                out[entry] = _attend(q[entry : entry + 1], keys, values, position, scale, window)[0]
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        borders = cu_queries.tolist()
+        for chunk, (row, context) in enumerate(zip(chunk_rows.tolist(), contexts.tolist(), strict=True)):
+            first, last = borders[chunk], borders[chunk + 1]
+            if row >= 0 and first < last:
+                keys, values = self._read(k_pages, v_pages, block_tables[row], context)
+                position = context - (last - first)
+                out[first:last] = _attend(q[first:last], keys, values, position, scale, window)
+
+    def _read(
+        self, k_pages: torch.Tensor, v_pages: torch.Tensor, table: torch.Tensor, context: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [context, kv_heads, head_dim] of one row."""
+        blocks = table[: -(-context // self.block_size)].long()
+        keys, values = (pages[blocks].flatten(0, 1)[:context] for pages in (k_pages, v_pages))
+        return keys, values
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: int,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """query: [count, heads, head_dim] at positions position.. ; [count, heads * head_dim], computed in
+    float32."""
+    count, heads, _ = query.shape
+    group = heads // keys.size(1)
+    keys, values = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
+    at = torch.arange(position, position + count, device=query.device).unsqueeze(1)
+    key = torch.arange(keys.size(0), device=query.device).unsqueeze(0)
+    hidden = key > at if window is None else (key > at) | (key < at - window)
+    # Values of keys that nobody sees may belong to others by now.
+    values = values.masked_fill(hidden.all(dim=0)[:, None, None], 0.0)
+    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)

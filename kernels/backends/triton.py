@@ -1,0 +1,70 @@
+"""Attention by our own Triton kernels."""
+
+import torch
+import triton
+
+from kernels.backends.base import AttentionSpec
+from kernels.triton.decode import DecodeWorkspace, paged_decode, plan_decode
+from kernels.triton.prefill import paged_prefill
+
+
+class TritonBackend:
+    name = "triton"
+    version: str = triton.__version__
+    capture_safe = True
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.workspace = DecodeWorkspace.allocate(
+            spec.max_rows,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.max_context,
+            spec.device,
+            dtype=spec.dtype,
+        )
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        if rows.size(0):
+            plan_decode(rows, positions, self.workspace, window=window, pdl=pdl)
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        if rows.size(0):
+            pages = (k_pages, v_pages, block_tables)
+            paged_decode(q, *pages, rows, positions, out, self.workspace, scale=scale, window=window, pdl=pdl)
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        if chunk_rows.size(0):
+            pages = (k_pages, v_pages, block_tables)
+            paged_prefill(
+                q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+            )

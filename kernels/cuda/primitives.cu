@@ -1,0 +1,78 @@
+// Single instructions that the kernels of this folder are made of. Compiled by NVRTC in front of each kernel, with
+// no headers at all; tests/kernels/emulation.h holds the same names for a host compiler.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED_BYTES(name) extern __shared__ __align__(128) unsigned char name[]
+
+DEVICE int thread_index() { return (int)threadIdx.x; }
+DEVICE int block_index() { return (int)blockIdx.x; }
+DEVICE int grid_size() { return (int)gridDim.x; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+DEVICE float warp_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Programmatic dependent launch. The first lets the next kernel of the stream start, the second waits until the
+// previous ones are complete and what they wrote can be read.
+DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// 16 bytes that are read once: they shall not push anything out of the caches.
+DEVICE uint4 load_once(const u16* address) {
+    uint4 v;
+#ifdef LOAD_256
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+#else
+    asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+#endif
+    return v;
+}
+
+DEVICE void prefetch_line(const u16* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// 16 bytes from global to shared memory in the background, past the L1 cache.
+DEVICE void copy_in_background(void* shared, const u16* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// d[16x8] += a[16x16] b[16x8], bf16 inputs. With g = lane / 4 and c = lane % 4 a lane holds a0: row g, k 2c and 2c+1;
+// a1: row g+8, the same k; a2: row g, k 2c+8 and 2c+9; a3: row g+8; b0: k 2c and 2c+1 of column g; b1: k 2c+8 and
+// 2c+9; d0, d1: row g, columns 2c and 2c+1; d2, d3: row g+8.
+DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Thread block clusters: a barrier in two halves, and stores into another block's shared memory.
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEVICE u32 peer_address(const void* pointer, int peer) {
+    u32 address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(peer));
+    return address;
+}
+DEVICE void store_to_peer(float4* pointer, int peer, float4 v) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(peer_address(pointer, peer)), "f"(v.x),
+                 "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+DEVICE void store_to_peer(float* pointer, int peer, float v) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(peer_address(pointer, peer)), "f"(v) : "memory");
+}
+
+DEVICE float low_half(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+DEVICE u16 to_bf16(float value) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+DEVICE float inverse_root(float value) { return rsqrtf(value); }
+DEVICE float exponential(float value) { return __expf(value); }

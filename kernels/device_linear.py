@@ -1,0 +1,140 @@
+"""A projection on a GPU: for each number of rows the fastest product that was measured.
+
+Up to 64 rows kernels.skinny reads the weight once and does what stands around the product on the way; cuBLAS
+serves the rest, with norm, activation and bias as kernels of their own. kernels.probe decides between them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.probe import Choices, Library, Product
+from kernels.skinny import Activation, skinny_linear
+from kernels.triton.activation import relu_squared, swiglu
+from kernels.triton.norm import rms_norm
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScratch:
+    """Buffers that all projections of a network share, for the route through cuBLAS.
+
+    normed: normalised inputs, flat. wide: products in front of a swiglu, flat; empty where there is none.
+    """
+
+    normed: torch.Tensor
+    wide: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls, tokens: int, inputs: int, wide: int, dtype: torch.dtype, device: torch.device
+    ) -> "LinearScratch":
+        """inputs: the widest input behind a norm. wide: the most outputs of a projection with swiglu, or
+        0."""
+        return cls(*(torch.zeros(tokens * width, dtype=dtype, device=device) for width in (inputs, wide)))
+
+    @property
+    def bytes(self) -> int:
+        return (self.normed.numel() + self.wide.numel()) * self.normed.element_size()
+
+
+class DeviceLinear:
+    """y = x W^T + b, with what a decoder puts around it. Every call only queues work and allocates nothing.
+
+    In all methods x is [rows, inputs], and out has unit stride inside a row.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        choices: Choices,
+        scratch: LinearScratch,
+        pdl: bool = False,
+    ) -> None:
+        """weight: [outputs, inputs], contiguous. pdl: ours may start before the previous kernel has ended."""
+        self.weight, self.bias = weight, bias
+        self.out_features, self.in_features = weight.shape
+        self.choices, self.scratch, self.pdl = choices, scratch, pdl
+
+    def linear(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """out = x W^T + b."""
+        if not self._skinny(x, out, None, "none", False):
+            self._product(x, out)
+
+    def norm_linear(self, x: torch.Tensor, out: torch.Tensor, eps: float) -> None:
+        """out = norm(x) W^T + b, the norm an RMS norm without weight."""
+        if not self._skinny(x, out, eps, "none", False):
+            self._product(self._normed(x, eps), out)
+
+    def norm_linear_activation(
+        self, x: torch.Tensor, out: torch.Tensor, eps: float, activation: Activation
+    ) -> None:
+        """out = activation(norm(x) W^T + b). swiglu: W interleaved in groups of 8, out half as wide."""
+        if self._skinny(x, out, eps, activation, False):
+            return
+        normed = self._normed(x, eps)
+        if activation == "swiglu":
+            wide = self.scratch.wide[: x.size(0) * self.out_features].view(x.size(0), self.out_features)
+            self._product(normed, wide)
+            swiglu(wide, out, pdl=self.pdl)
+            return
+        self._product(normed, out)
+        if activation == "relu2":
+            relu_squared(out, out, pdl=self.pdl)
+
+    def linear_residual(self, x: torch.Tensor, residual: torch.Tensor) -> None:
+        """residual += x W^T + b, in place."""
+        if self._skinny(x, residual, None, "none", True):
+            return
+        torch.addmm(residual, x, self.weight.t(), out=residual)
+        if self.bias is not None:
+            residual.add_(self.bias)
+
+    def _skinny(
+        self, x: torch.Tensor, out: torch.Tensor, eps: float | None, activation: Activation, accumulate: bool
+    ) -> bool:
+        """Whether the measured choice is a kernel of ours; if so, queues it."""
+        if self.bias is not None:
+            return False
+        product = Product(self.out_features, self.in_features, eps is not None, activation, accumulate)
+        variant = self.choices.variant(product, x.size(0))
+        if variant is None:
+            return False
+        skinny_linear(
+            x,
+            self.weight,
+            out,
+            eps=eps,
+            activation=activation,
+            accumulate=accumulate,
+            variant=variant,
+            pdl=self.pdl,
+        )
+        return True
+
+    def _normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        normed = self.scratch.normed[: x.numel()].view(x.shape)
+        rms_norm(x, None, eps, normed, pdl=self.pdl)
+        return normed
+
+    def _product(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        if self.bias is None:
+            torch.mm(x, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+
+def through_cublas(scratch: LinearScratch, pdl: bool = False) -> Library:
+    """The route that kernels.probe compares with."""
+
+    def run(product: Product, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float) -> None:
+        linear = DeviceLinear(weight, choices=Choices(), scratch=scratch, pdl=pdl)
+        if product.accumulate:
+            linear.linear_residual(x, out)
+        elif product.norm:
+            linear.norm_linear_activation(x, out, eps, product.activation)
+        else:
+            linear.linear(x, out)
+
+    return run

@@ -1,0 +1,22 @@
+"""What implementations of attention are chosen by, beside the device."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """A model's attention and the engine's sizes: what a backend is chosen by and allocates for.
+
+    max_rows: most entries of a decode step and most chunks of a mixed one. max_context: positions of a row.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    max_rows: int
+    max_context: int
+    device: torch.device

@@ -1,0 +1,236 @@
+"""Attention of one kv head's queries over a stretch of one row's keys, tile by tile."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _page_ids(table, start, end, BLOCK_SIZE: tl.constexpr, PAGES: tl.constexpr, PER: tl.constexpr):
+    """[PAGES, 1, 1] int64: the pages that hold a tile's keys; block 0 for those behind the end."""
+    key = start + tl.arange(0, PAGES) * PER
+    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0).to(tl.int64)[:, None, None]
+
+
+@triton.jit
+def _places(
+    pages,
+    start,
+    stride_block: tl.constexpr,
+    stride_offset: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    PER: tl.constexpr,
+):
+    """[PAGES, PER, D] int64: where a tile's keys lie, seen from one head's first number."""
+    offset = tl.arange(0, PER)[None, :, None]
+    if PER < BLOCK_SIZE:
+        offset += start % BLOCK_SIZE
+    return pages * stride_block + (offset * stride_offset + tl.arange(0, D)[None, None, :])
+
+
+@triton.jit
+def _accumulate(query, key, value, inside, most, total, mixed, MASKED: tl.constexpr):
+    """One tile of keys and values [PAGES, PER, D] into a query's [1, 1, D] (maximum, sum, accumulator).
+
+    inside: [PAGES, PER], which keys count, where MASKED; one of them does, so that the maximum is finite.
+    """
+    score = tl.sum(key.to(tl.float32) * query, axis=2)
+    if MASKED:
+        score = tl.where(inside, score, float("-inf"))
+    peak = tl.maximum(most, tl.max(tl.max(score, axis=1), axis=0))
+    fade, weight = tl.exp2(most - peak), tl.exp2(score - peak)
+    total = total * fade + tl.sum(tl.sum(weight, axis=1), axis=0)
+    # Keys of one page first: those lie in one thread, where pages may lie in several.
+    mixed = mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value.to(tl.float32), axis=1), axis=0)
+    return peak, total, mixed
+
+
+@triton.jit
+def _partial_tile(
+    query,
+    keys,
+    values,
+    table,
+    stride_k_block: tl.constexpr,
+    stride_k_offset: tl.constexpr,
+    stride_v_block: tl.constexpr,
+    stride_v_offset: tl.constexpr,
+    tile,
+    end,
+    seen,
+    most,
+    total,
+    mixed,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    PAGES: tl.constexpr,
+    PER: tl.constexpr,
+):
+    """A tile of which only keys seen..end count: the others' slots may hold anything, and are not read."""
+    position = tile + tl.arange(0, PAGES)[:, None] * PER + tl.arange(0, PER)[None, :]
+    inside = (position < end) & (position >= seen)
+    pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
+    k_place = keys + _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
+    v_place = values + _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+    key = tl.load(k_place, mask=inside[:, :, None], other=0.0)
+    value = tl.load(v_place, mask=inside[:, :, None], other=0.0)
+    if tile + seen >= 0:
+        most, total, mixed = _accumulate(query, key, value, inside, most, total, mixed, True)
+    return most, total, mixed
+
+
+@triton.jit
+def attend_single(
+    query,
+    keys,
+    values,
+    table,
+    stride_k_block: tl.constexpr,
+    stride_k_offset: tl.constexpr,
+    stride_v_block: tl.constexpr,
+    stride_v_offset: tl.constexpr,
+    start,
+    end,
+    seen,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One query over keys start..end by multiplying and adding: a matrix unit would idle at 15 of 16 rows.
+
+    query: [D] float32, scaled. Returns the maximum, the sum (scalars) and the accumulator [D]. Whole tiles go
+    without masks, which would cost more than the loads.
+    """
+    PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
+    PAGES: tl.constexpr = BLOCK_KEYS // PER
+    query = query[None, None, :]
+    most, total = float("-inf"), 0.0
+    mixed = tl.zeros([D], tl.float32)
+    whole = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
+    if HAS_WINDOW:  # noqa: SIM102 (one condition is the compiler's, the other the device's)
+        if seen > start:
+            most, total, mixed = _partial_tile(
+                query,
+                keys,
+                values,
+                table,
+                stride_k_block,
+                stride_k_offset,
+                stride_v_block,
+                stride_v_offset,
+                start,
+                end,
+                seen,
+                most,
+                total,
+                mixed,
+                D,
+                BLOCK_SIZE,
+                PAGES,
+                PER,
+            )
+            start += BLOCK_KEYS
+            whole = tl.maximum(whole, start)
+    # Loads and arithmetic stand under two conditions that always hold, which the compiler cannot know: left
+    # alone it moves half of the loads behind the arithmetic on the others, and waits several times for memory
+    # instead of once.
+    loads = end > seen
+    if PREFETCH:
+        # Page ids run two tiles ahead, keys and values one; what lies behind the end is read from block 0.
+        pages = _page_ids(table, start, end, BLOCK_SIZE, PAGES, PER)
+        k_place = _places(pages, start, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
+        v_place = _places(pages, start, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+        key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+        pages = _page_ids(table, start + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
+        for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=1):
+            ahead = tile + BLOCK_KEYS
+            k_place = _places(pages, ahead, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
+            v_place = _places(pages, ahead, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            key_next, value_next = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            pages = _page_ids(table, ahead + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
+            if tile + seen >= 0:
+                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+            key, value = key_next, value_next
+    else:
+        for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=STAGES):
+            pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
+            k_place = _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
+            v_place = _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            if tile + seen >= 0:
+                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+    if whole < end:
+        most, total, mixed = _partial_tile(
+            query,
+            keys,
+            values,
+            table,
+            stride_k_block,
+            stride_k_offset,
+            stride_v_block,
+            stride_v_offset,
+            whole,
+            end,
+            seen,
+            most,
+            total,
+            mixed,
+            D,
+            BLOCK_SIZE,
+            PAGES,
+            PER,
+        )
+    return most, total, mixed
+
+
+@triton.jit
+def attend_group(
+    query,
+    keys,
+    values,
+    table,
+    stride_k_block: tl.constexpr,
+    stride_k_offset: tl.constexpr,
+    stride_v_block: tl.constexpr,
+    stride_v_offset: tl.constexpr,
+    start,
+    end,
+    seen,
+    scale,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The queries that share a kv head over keys start..end, as matrix products.
+
+    query: [ROWS, D]. Returns the maxima and sums [ROWS] and the accumulators [ROWS, D].
+    """
+    most = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, D], tl.float32)
+    channel = tl.arange(0, D)[None, :]
+    for tile in tl.range(start, end, BLOCK_KEYS, num_stages=STAGES):
+        position = tile + tl.arange(0, BLOCK_KEYS)
+        inside = position < end
+        if HAS_WINDOW:
+            inside = inside & (position >= seen)
+        page = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        offset = position % BLOCK_SIZE
+        k_place = (page * stride_k_block + offset * stride_k_offset)[:, None] + channel
+        v_place = (page * stride_v_block + offset * stride_v_offset)[:, None] + channel
+        key = tl.load(keys + k_place, mask=inside[:, None], other=0.0)
+        value = tl.load(values + v_place, mask=inside[:, None], other=0.0)
+        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        score = tl.where(inside[None, :], score, float("-inf"))
+        peak = tl.maximum(most, tl.max(score, axis=1))
+        fade, weight = tl.exp2(most - peak), tl.exp2(score - peak[:, None])
+        total = total * fade + tl.sum(weight, axis=1)
+        mixed = tl.dot(weight.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
+        most = peak
+    return most, total, mixed

@@ -1,0 +1,253 @@
+"""What lies between a layer's qkv product and its attention, in one launch: bias, value embedding, rotation,
+query-key norm, and the write of keys and values to their pages. Reference: kernels.rope, kernels.fused.
+
+A program takes one token and a few heads of one kind (query, key or value) as two tiles [heads, head_dim /
+2], the left and the right halves, so that rotation needs no exchange between threads.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.triton.parts import begin, inverse_rms, rounded
+
+Order = Literal["rope", "rope_norm", "norm_rope"]
+
+TILE = 1024  # numbers a program holds: one load of 16 bytes per thread and half, in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class RotarySpec:
+    """How a layer treats its queries and keys.
+
+    order: "rope" rotates only; "rope_norm" (nanochat) rotates, then normalises each head; "norm_rope" (Qwen3)
+    normalises with weights, then rotates. qk_scale: a factor on both at the end.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    order: Order
+    eps: float
+    qk_scale: float
+
+
+@triton.jit
+def _spread(pointer, like, D: tl.constexpr):
+    """D / 2 numbers for every row of a tile, float32.
+
+    Each thread loads what it needs: the cache serves it faster than threads can exchange it.
+    """
+    return tl.load(tl.broadcast_to(pointer + tl.arange(0, D // 2)[None, :], like.shape)).to(tl.float32)
+
+
+@triton.jit
+def _normalised(left, right, weight, eps, D: tl.constexpr, dtype: tl.constexpr):
+    """RMS norm per head over both halves, rounded to `dtype`. weight: [D] or None."""
+    inverse = inverse_rms(tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1), D, eps)[:, None]
+    left, right = left * inverse, right * inverse
+    if weight is not None:
+        left = left * _spread(weight, left, D)
+        right = right * _spread(weight + D // 2, left, D)
+    return rounded(left, dtype), rounded(right, dtype)
+
+
+@triton.jit
+def _rotated(
+    left,
+    right,
+    own,
+    other,
+    weight,
+    eps,
+    scale,
+    D: tl.constexpr,
+    ORDER: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Both halves after norm, rotation and scale. own, other: the position's rows of the table."""
+    own_left, own_right = _spread(own, left, D), _spread(own + D // 2, left, D)
+    other_left, other_right = _spread(other, left, D), _spread(other + D // 2, left, D)
+    if ORDER == "norm_rope":
+        left, right = _normalised(left, right, weight, eps, D, dtype)
+    turned_left = rounded(left * own_left + right * other_left, dtype)
+    turned_right = rounded(right * own_right + left * other_right, dtype)
+    if ORDER == "rope_norm":
+        turned_left, turned_right = _normalised(turned_left, turned_right, weight, eps, D, dtype)
+    return turned_left * scale, turned_right * scale
+
+
+@triton.jit
+def _finite(x):
+    """x with zeros for what is not a finite number; a comparison with NaN is false."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
+
+
+@triton.jit
+def _with_embedding(x, embedding, column, inside, gate, dtype: tl.constexpr):
+    """x + gate * embedding, each step rounded as torch rounds it. gate: [heads, 1]."""
+    added = tl.load(embedding + column, mask=inside, other=0.0).to(tl.float32)
+    return rounded(x + rounded(gate * added, dtype), dtype)
+
+
+@triton.jit
+def _rotate_and_store_kernel(
+    qkv,
+    positions,
+    slots,
+    own,
+    other,
+    k_pages,
+    v_pages,
+    bias,
+    q_weight,
+    k_weight,
+    value_embedding,
+    value_ids,
+    gate,
+    stride_qkv,
+    stride_own,
+    stride_other,
+    stride_k_block,
+    stride_k_offset,
+    stride_k_head,
+    stride_v_block,
+    stride_v_offset,
+    stride_v_head,
+    stride_embedding,
+    stride_gate,
+    eps,
+    scale,
+    H: tl.constexpr,
+    KV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    ORDER: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    Q_PARTS: tl.constexpr = (H + GROUP - 1) // GROUP
+    KV_PARTS: tl.constexpr = (KV + GROUP - 1) // GROUP
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    part = tl.program_id(0) % (Q_PARTS + 2 * KV_PARTS)
+    token = (tl.program_id(0) // (Q_PARTS + 2 * KV_PARTS)).to(tl.int64)
+    is_query = part < Q_PARTS
+    is_value = part >= Q_PARTS + KV_PARTS
+    # The part's first head counted from its kind's first, and that one's place among all heads of the row.
+    kind = tl.where(is_query, 0, tl.where(is_value, H + KV, H))
+    first = tl.where(is_query, part, tl.where(is_value, part - Q_PARTS - KV_PARTS, part - Q_PARTS)) * GROUP
+    head = (first + tl.arange(0, GROUP))[:, None]
+    channel = tl.arange(0, D // 2)[None, :]
+    column = head * D + channel
+    begin(PDL)
+    # No early exit for padding: the load of x need not wait for that of the slot.
+    slot = tl.load(slots + token)
+    exists = head < tl.where(is_query, H, KV)
+    stored = exists & (slot >= 0)
+    row = qkv + token * stride_qkv + kind * D
+    left = tl.load(row + column, mask=exists, other=0.0).to(tl.float32)
+    right = tl.load(row + column + D // 2, mask=exists, other=0.0).to(tl.float32)
+    if bias is not None:
+        added = bias + kind * D + column
+        left = rounded(left + tl.load(added, mask=exists, other=0.0).to(tl.float32), dtype)
+        right = rounded(right + tl.load(added + D // 2, mask=exists, other=0.0).to(tl.float32), dtype)
+    block, offset = (slot // BLOCK_SIZE).to(tl.int64), slot % BLOCK_SIZE
+    if is_value:
+        if value_embedding is not None:
+            source = token
+            if value_ids is not None:
+                source = tl.load(value_ids + token).to(tl.int64)
+            strength = tl.load(gate + token * stride_gate + head, mask=head < KV, other=0.0).to(tl.float32)
+            embedding = value_embedding + source * stride_embedding
+            left = _with_embedding(left, embedding, column, exists, strength, dtype)
+            right = _with_embedding(right, embedding + D // 2, column, exists, strength, dtype)
+        page = v_pages + block * stride_v_block + offset * stride_v_offset
+        page += head * stride_v_head + channel
+        tl.store(page, _finite(left).to(dtype), mask=stored)
+        tl.store(page + D // 2, _finite(right).to(dtype), mask=stored)
+    else:
+        position = tl.maximum(tl.load(positions + token), 0).to(tl.int64)
+        own_row, other_row = own + position * stride_own, other + position * stride_other
+        if is_query:
+            left, right = _rotated(left, right, own_row, other_row, q_weight, eps, scale, D, ORDER, dtype)
+            tl.store(row + column, left.to(dtype), mask=stored)
+            tl.store(row + column + D // 2, right.to(dtype), mask=stored)
+        else:
+            left, right = _rotated(left, right, own_row, other_row, k_weight, eps, scale, D, ORDER, dtype)
+            page = k_pages + block * stride_k_block + offset * stride_k_offset
+            page += head * stride_k_head + channel
+            tl.store(page, left.to(dtype), mask=stored)
+            tl.store(page + D // 2, right.to(dtype), mask=stored)
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    own: torch.Tensor,
+    other: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    spec: RotarySpec,
+    *,
+    bias: torch.Tensor | None = None,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    value_embedding: torch.Tensor | None = None,
+    value_ids: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Queries are finished in place, keys and values go to their pages; values that are not finite become 0.
+
+    qkv: [tokens, (heads + 2 kv_heads) * head_dim], rows of any stride. positions, slots: [tokens] int32; a
+    slot is block * block_size + offset, and a token with a negative one is left alone. own, other:
+    [positions, head_dim] float32 (kernels.rope). k_pages, v_pages: [blocks, block_size, kv_heads, head_dim]
+    views. bias: [(heads + 2 kv_heads) * head_dim]. q_weight, k_weight: [head_dim], for the norm.
+    value_embedding: [tokens, kv_heads * head_dim], or with value_ids [tokens] int32 the whole table [vocab,
+    kv_heads * head_dim]; it is multiplied by gate [tokens, kv_heads] and added to the value. ValueError: a
+    head_dim or block size that is no power of two, or a value embedding without a gate.
+    """
+    dim, block_size = spec.head_dim, k_pages.size(1)
+    if dim & (dim - 1) or dim < 2 or block_size & (block_size - 1):
+        raise ValueError(f"head_dim {dim} and block size {block_size} must be powers of two")
+    if (value_embedding is None) != (gate is None):
+        raise ValueError("a value embedding and its gate come together")
+    group = min(max(1, TILE // dim), triton.next_power_of_2(max(spec.heads, spec.kv_heads)))
+    parts = -(-spec.heads // group) + 2 * -(-spec.kv_heads // group)
+    _rotate_and_store_kernel[(qkv.size(0) * parts,)](
+        qkv,
+        positions,
+        slots,
+        own,
+        other,
+        k_pages,
+        v_pages,
+        bias,
+        q_weight,
+        k_weight,
+        value_embedding,
+        value_ids,
+        gate,
+        qkv.stride(0),
+        own.stride(0),
+        other.stride(0),
+        *k_pages.stride()[:3],
+        *v_pages.stride()[:3],
+        value_embedding.stride(0) if value_embedding is not None else 0,
+        gate.stride(0) if gate is not None else 0,
+        spec.eps,
+        spec.qk_scale,
+        H=spec.heads,
+        KV=spec.kv_heads,
+        D=dim,
+        BLOCK_SIZE=block_size,
+        GROUP=group,
+        ORDER=spec.order,
+        PDL=pdl,
+        num_warps=max(1, group * dim // 512),
+        launch_pdl=pdl,
+    )

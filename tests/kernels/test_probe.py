@@ -1,0 +1,172 @@
+"""The choice between products: measured with a clock of the test's own, kept in a file."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import probe
+from kernels.nvrtc import CompileError
+from kernels.probe import Choice, Choices, Product, Projection, choose, read_cache, write_cache
+from kernels.skinny import Variant, variants
+
+QKV = Product(6144, 2048, True, "none", False)
+O = Product(2048, 2048, False, "none", True)  # noqa: E741
+ODD = Product(2040, 2048, False, "none", True)
+
+
+class Clock:
+    """Says how long each candidate takes; counts the measurements."""
+
+    def __init__(self, skinny: Callable[[int], float], cublas: float) -> None:
+        self.skinny, self.cublas = skinny, cublas
+        self.running = ""
+        self.rows = 0
+        self.measured = 0
+
+    def __call__(self, body: Callable[[], None]) -> float:
+        self.measured += 1
+        body()
+        return self.cublas if self.running == "cublas" else self.skinny(self.rows)
+
+    def library(
+        self, product: Product, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float
+    ) -> None:
+        self.running = "cublas"
+
+
+@pytest.fixture
+def on_a_hopper(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Variant]]:
+    """Everything of the probe that touches a device; returns the kernels that were made ready."""
+    ready: list[tuple[int, Variant]] = []
+
+    def prepare(k: int, variant: Variant, device: torch.device) -> None:
+        ready.append((k, variant))
+
+    monkeypatch.setattr(probe, "prepare", prepare)
+    monkeypatch.setattr(probe, "prepare_all", lambda wanted, device: None)
+    monkeypatch.setattr(probe, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(probe._Probe, "refuses", _refuses)
+    return ready
+
+
+def _refuses(self: probe._Probe, projection: Projection) -> str | None:
+    product = projection.product
+    return probe.unsupported(
+        product.n, product.k, product.activation, product.accumulate, torch.bfloat16, (9, 0)
+    )
+
+
+def run(
+    clock: Clock,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    products: Iterable[Product] = (QKV, O, ODD),
+    mode: probe.Mode = "auto",
+) -> Choices:
+    def skinny(x: torch.Tensor, *rest: object, **options: object) -> None:
+        clock.running, clock.rows = "skinny", x.size(0)
+
+    monkeypatch.setattr(probe, "skinny_linear", skinny)
+    weights = [torch.empty(1, dtype=torch.bfloat16)] * 2
+    projections = [Projection(f"p{i}", product, weights) for i, product in enumerate(products)]
+    return choose(projections, clock.library, mode=mode, timer=clock, cache=cache)
+
+
+def test_takes_the_faster_for_each_row_count(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(lambda rows: 1e-6 * rows, cublas=20e-6)
+    choices = run(clock, tmp_path / "c.json", monkeypatch)
+    for rows in (1, 2, 5, 8, 9, 16):
+        chosen = choices.variant(QKV, rows)
+        assert chosen is not None and chosen.fits(rows, QKV.n, QKV.k)
+    # In between, the next measured one above decides: 16 and below ours, 32 and above cuBLAS.
+    assert all(choices.variant(QKV, rows) is None for rows in (17, 24, 32, 64, 65, 4096))
+    assert (
+        choices.variant(ODD, 1) is None and choices.variant(Product(16, 32, False, "none", False), 1) is None
+    )
+    assert choices.variant(QKV, 1) in variants(1, QKV.n, QKV.k)
+    rows = {row[0]: row[1:] for row in choices.explain()}
+    assert (
+        rows["linear p0 M=8"][0].startswith("skinny (")
+        and rows["linear p0 M=8"][1] == "skinny 4.0 us, cuBLAS 10.0 us"
+    )
+    assert rows["linear p0 M=64"][0] == "cuBLAS" and "multiple of 16" in rows["linear p2 M=64"][1]
+
+
+def test_a_warm_start_measures_nothing(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(lambda rows: 1e-6, cublas=20e-6)
+    first = run(clock, tmp_path / "c.json", monkeypatch)
+    before = clock.measured
+    on_a_hopper.clear()
+    again = run(clock, tmp_path / "c.json", monkeypatch)
+    assert before > 0 and clock.measured == before
+    assert again.table == first.table
+    # Every chosen kernel is loaded, since a graph capture cannot do that.
+    assert {v for _, v in on_a_hopper} == {
+        c.variant for by in again.table.values() for c in by.values() if c.variant
+    }
+    # What is new alone is measured.
+    run(clock, tmp_path / "c.json", monkeypatch, [QKV, Product(4096, 2048, True, "none", False)])
+    assert before < clock.measured < 2 * before
+
+
+def test_modes(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = Clock(lambda rows: 1.0, cublas=1e-6)
+    cache = tmp_path / "c.json"
+    assert run(slow, cache, monkeypatch, mode="cublas").variant(QKV, 1) is None and slow.measured == 0
+    assert run(slow, cache, monkeypatch, [QKV], mode="skinny").variant(QKV, 1) is not None
+    assert not cache.exists()
+    assert run(slow, cache, monkeypatch, [QKV]).variant(QKV, 1) is None
+    with pytest.raises(ValueError, match="p0: outputs must be a multiple of 16"):
+        run(slow, cache, monkeypatch, [ODD], mode="skinny")
+
+
+def test_a_kernel_that_fails_leaves_cublas(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(k: int, variant: Variant, device: torch.device) -> None:
+        raise CompileError("no libnvrtc")
+
+    monkeypatch.setattr(probe, "prepare", fails)
+    clock = Clock(lambda rows: 1e-6, cublas=1.0)
+    choices = run(clock, tmp_path / "c.json", monkeypatch, [QKV])
+    assert choices.variant(QKV, 1) is None
+    assert all("no libnvrtc" in row[2] for row in choices.explain())
+    assert read_cache(tmp_path / "c.json") == {}, "a failure is tried again the next time"
+
+
+def test_cache_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "c.json"
+    choices = {"a": Choice(Variant(1, 2, 4, 8, 1, True, 3, True), 1.5, 2.5), "b": Choice(None, 3.0, 2.0)}
+    write_cache(path, choices)
+    assert read_cache(path) == choices
+    for damage in (
+        "",
+        "[]",
+        "{",
+        '{"a": 1}',
+        '{"a": {"variant": 3}}',
+        '{"a": {"variant": {"tiles": 1}}}',
+        "\0",
+    ):
+        path.write_text(damage)
+        assert read_cache(path) == {}
+    assert read_cache(tmp_path / "missing.json") == {}
+
+
+def test_on_a_cpu_everything_is_the_librarys() -> None:
+    weight = torch.zeros(QKV.n, QKV.k, dtype=torch.bfloat16)
+    choices = choose([Projection("qkv", QKV, [weight])], _never)
+    assert choices.variant(QKV, 1) is None
+    assert "cpu" in choices.explain()[0][2]
+
+
+def _never(product: Product, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float) -> None:
+    raise AssertionError("nothing to measure")

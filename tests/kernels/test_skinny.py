@@ -1,0 +1,183 @@
+"""kernels/cuda/skinny.cu, run thread by thread on the host (emulation.h), against float64."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.skinny import Activation, Variant, defines, skinny_linear, unsupported, variants
+from tests.optional import missing
+
+HERE = Path(__file__).parent
+FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
+Run = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Variant], ctypes.CDLL]:
+    """Compiles a variant for the host, once each."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        missing("needs g++")
+    folder = tmp_path_factory.mktemp("skinny")
+    built: dict[str, ctypes.CDLL] = {}
+
+    def get(k: int, variant: Variant) -> ctypes.CDLL:
+        options = [f"-D{name}={value}" for name, value in defines(k, variant).items()]
+        path = folder / ("_".join(options).replace("-D", "") + ".so")
+        if path.name not in built:
+            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
+            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_skinny.cpp")], check=True)
+            built[path.name] = ctypes.CDLL(str(path))
+        return built[path.name]
+
+    return get
+
+
+def emulate(
+    library: ctypes.CDLL,
+    variant: Variant,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    eps: float | None,
+    activation: Activation,
+    accumulate: bool,
+    multiprocessors: int,
+) -> None:
+    flags = FLAGS[activation] | (eps is not None) | accumulate * 8 | 16
+    (m, k), n = x.shape, weight.size(0)
+    status = library.emulate(
+        variant.grid(n, multiprocessors),
+        variant.shared_bytes(k),
+        *(ctypes.c_void_p(t.data_ptr()) for t in (x, weight, out)),
+        m,
+        n,
+        x.stride(0),
+        out.stride(0),
+        ctypes.c_float(eps or 0.0),
+        flags,
+        variant.prefetch,
+    )
+    assert status == 0, "the threads wait for each other for ever, or wrote past their shared memory"
+
+
+def exact(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float | None,
+    activation: Activation,
+    before: torch.Tensor | None,
+) -> torch.Tensor:
+    """The same in float64."""
+    x, weight = x.double(), weight.double()
+    y = x @ weight.T
+    if eps is not None:
+        y *= (x.square().mean(1, keepdim=True) + eps).rsqrt()
+    if activation == "relu2":
+        y = y.relu().square()
+    if activation == "swiglu":
+        pairs = y.unflatten(1, (-1, 2, 8))
+        y = (torch.nn.functional.silu(pairs[:, :, 0]) * pairs[:, :, 1]).flatten(1)
+    return y if before is None else before.double() + y
+
+
+def inputs(m: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x as rows of a wider, poisoned buffer; weight; residual."""
+    torch.manual_seed(m * 7 + n + k)
+    x = torch.full((m + 3, k + 8), float("nan"), dtype=torch.bfloat16)
+    x[:m, :k] = torch.randn(m, k)
+    weight = (torch.randn(n, k) / k**0.5).bfloat16()
+    return x[:m, :k], weight, torch.randn(m, n).bfloat16()
+
+
+CASES = [
+    # tiles, row groups, split, depth, persistent, multiprocessors; m, n, k; eps, activation, accumulate
+    (1, 1, 1, 2, False, 4, 1, 32, 512, None, "none", False),
+    (3, 1, 1, 2, False, 4, 3, 112, 544, 1e-6, "swiglu", False),
+    (1, 1, 2, 2, False, 4, 7, 48, 288, None, "none", True),
+    (1, 2, 4, 1, False, 4, 13, 96, 320, 1e-5, "swiglu", False),
+    (2, 2, 8, 1, False, 8, 16, 176, 256, None, "none", True),
+    (2, 4, 4, 2, False, 4, 31, 144, 512, 1e-5, "relu2", False),
+    (3, 8, 4, 2, False, 4, 57, 192, 512, None, "none", True),
+    (2, 1, 1, 2, True, 2, 6, 240, 512, 1e-5, "none", False),
+    (1, 2, 2, 2, True, 2, 11, 208, 352, None, "none", True),
+    (2, 8, 4, 1, True, 4, 33, 400, 256, 1e-5, "swiglu", False),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_float64(case: tuple[object, ...], build: Callable[[int, Variant], ctypes.CDLL]) -> None:
+    tiles, groups, split, depth, persistent, sms, m, n, k, eps, activation, accumulate = case
+    variant = Variant(tiles, groups, split, depth, 1, persistent, prefetch=3)  # type: ignore[arg-type]
+    assert variant.fits(m, n, k)  # type: ignore[arg-type]
+    x, weight, residual = inputs(m, n, k)  # type: ignore[arg-type]
+    columns = weight.size(0) // 2 if activation == "swiglu" else weight.size(0)
+    buffer = torch.full((m + 1, columns + 2), float("nan"), dtype=torch.bfloat16)  # type: ignore[operator]
+    out = buffer[:m, :columns]
+    if accumulate:
+        out.copy_(residual)
+    emulate(build(k, variant), variant, x, weight, out, eps, activation, accumulate, sms)  # type: ignore[arg-type]
+    want = exact(x, weight, eps, activation, residual if accumulate else None)  # type: ignore[arg-type]
+    error = (out.double() - want).norm() / want.norm()
+    assert error < 3e-3
+    assert (out.double() - want).abs().max() < 2e-2 * max(1.0, want.abs().max().item())
+    assert buffer[m:].isnan().all() and buffer[:, columns:].isnan().all()  # type: ignore[misc]
+
+
+def test_a_row_depends_on_nothing_else(build: Callable[[int, Variant], ctypes.CDLL]) -> None:
+    """Bit-equal alone, in company, and by any variant."""
+    n, k = 96, 544
+    x, weight, _ = inputs(40, n, k)
+    results = []
+    for m, shape in (
+        (40, (1, 8, 4, 1)),
+        (40, (3, 6, 1, 2)),
+        (5, (2, 1, 1, 2)),
+        (1, (1, 1, 8, 3)),
+        (9, (2, 2, 2, 1)),
+    ):
+        variant = Variant(*shape, 1)
+        out = torch.empty(m, n, dtype=torch.bfloat16)
+        emulate(build(k, variant), variant, x[:m], weight, out, 1e-5, "none", False, 132)
+        results.append(out)
+    for out in results[1:]:
+        assert torch.equal(out, results[0][: out.size(0)])
+
+
+def test_variants_fit() -> None:
+    for n, k in (
+        (6144, 2048),
+        (2048, 8192),
+        (65536, 2048),
+        (11008, 2048),
+        (2048, 5504),
+        (151936, 1024),
+        (16, 32),
+    ):
+        for m in (1, 7, 8, 12, 16, 24, 33, 48, 64):
+            found = variants(m, n, k)
+            assert found and len(set(found)) == len(found)
+            for variant in found:
+                assert variant.fits(m, n, k) and variant.grid(n, 132) % variant.split == 0
+                assert variant.depth * variant.tiles <= 16
+    assert variants(65, 2048, 2048) == []
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    assert unsupported(64, 64, "none", False, torch.bfloat16, (9, 0)) is None
+    assert "9.0" in (unsupported(64, 64, "none", False, torch.bfloat16, (8, 0)) or "")
+    assert "bfloat16" in (unsupported(64, 64, "none", False, torch.float32, (9, 0)) or "")
+    assert "16" in (unsupported(40, 64, "none", False, torch.bfloat16, (9, 0)) or "")
+    assert "32" in (unsupported(64, 48, "none", False, torch.bfloat16, (9, 0)) or "")
+    x, w = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(32, 64, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="out is"):
+        skinny_linear(x, w, torch.zeros(1, 16, dtype=torch.bfloat16), variant=Variant(1, 1, 1, 1, 1))
+    with pytest.raises(ValueError, match="does not fit"):
+        skinny_linear(
+            x.expand(9, -1), w, torch.zeros(9, 32, dtype=torch.bfloat16), variant=Variant(1, 1, 1, 1, 1)
+        )

@@ -1,0 +1,66 @@
+"""Kernels run on the GPU where there is one, else in Triton's interpreter on the CPU.
+
+Triton decides when it is imported, so this must come first: it is the folder's conftest for that reason.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.optional import missing
+
+TRITON = importlib.util.find_spec("triton") is not None
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if "triton.language" in sys.modules:
+        raise RuntimeError("triton was imported before TRITON_INTERPRET could be set")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _mend_interpreter() -> None:
+    """Two things that Triton's interpreter does otherwise than the GPU.
+
+    It cuts float32 off where bfloat16 is nearest, and with today's numpy cannot take a loop's bound from a
+    tensor.
+    """
+    import numpy as np
+    from triton.runtime import interpreter
+
+    convert, patch_tensor = interpreter._convert_float, interpreter._patch_lang_tensor
+
+    def nearest(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source.name, target.name) != ("fp32", "bf16"):
+            return convert(values, source, target, mode)
+        exact = torch.from_numpy(np.array(values, dtype=np.float32))
+        return exact.bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._convert_float = nearest
+    interpreter._patch_lang_tensor = with_index
+
+
+if TRITON and os.environ.get("TRITON_INTERPRET") == "1":
+    _mend_interpreter()
+
+
+class _Absent(pytest.File):
+    def collect(self) -> list[pytest.Item]:
+        return [_AbsentItem.from_parent(self, name="needs_triton")]
+
+
+class _AbsentItem(pytest.Item):
+    def runtest(self) -> None:
+        missing("triton is not installed")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
+    """Stands for a test module that could not even be imported."""
+    return None if TRITON else _Absent.from_parent(parent, path=module_path)

@@ -1,0 +1,121 @@
+"""Paged keys and values for tests of attention, and exact attention over them."""
+
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tests.kernels.triton.device import DEVICE, ints, poisoned, randn
+
+REL_L2 = {torch.bfloat16: 5e-3, torch.float32: 2e-6}
+
+
+def _products_of_bfloat16() -> None:
+    """Lets the interpreter multiply bfloat16 matrices by value: it keeps them as 16-bit integers, and takes
+    those."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        data = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
+        return interpreter.TensorHandle(data.view("float32"), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _products_of_bfloat16()
+
+
+@dataclass(slots=True)
+class Paged:
+    """Rows of the given contexts. keys, values: per row [context, kv_heads, head_dim], what the pages
+    hold."""
+
+    k_pages: torch.Tensor
+    v_pages: torch.Tensor
+    tables: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+def paged(
+    contexts: list[int],
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    *,
+    heads_first: bool = False,
+    spare_rows: int = 1,
+) -> Paged:
+    """Pages in random order, every slot that holds nobody's key poisoned, those of block 0 included."""
+    needed = [-(-context // block_size) for context in contexts]
+    blocks = list(range(1, 1 + sum(needed)))
+    random.Random(0).shuffle(blocks)
+    memory = (len(blocks) + 1, block_size, kv_heads, head_dim)
+    if heads_first:
+        memory = (len(blocks) + 1, kv_heads, block_size, head_dim)
+    k_pages, v_pages = (poisoned(*memory, dtype=dtype) for _ in range(2))
+    if heads_first:
+        k_pages, v_pages = k_pages.transpose(1, 2), v_pages.transpose(1, 2)
+    tables = torch.zeros(len(contexts) + spare_rows, max(needed, default=0) + 1, dtype=torch.int32)
+    keys, values = [], []
+    for row, context in enumerate(contexts):
+        mine = [blocks.pop() for _ in range(needed[row])]
+        tables[row, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
+        keys.append(randn(context, kv_heads, head_dim, dtype=dtype, seed=2 * row + 1))
+        values.append(randn(context, kv_heads, head_dim, dtype=dtype, seed=2 * row + 2))
+        for first in range(0, context, block_size):
+            block, count = mine[first // block_size], min(block_size, context - first)
+            k_pages[block, :count] = keys[-1][first : first + count]
+            v_pages[block, :count] = values[-1][first : first + count]
+    return Paged(k_pages, v_pages, tables.to(DEVICE), keys, values)
+
+
+def fused_queries(tokens: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """[tokens, heads, head_dim], the leading columns of a product that holds keys and values as well."""
+    qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype, seed=99)
+    return qkv[:, : heads * head_dim].unflatten(1, (heads, head_dim))
+
+
+def exact_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: int,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """query: [count, heads, head_dim] at positions position.. ; [count, heads * head_dim] in float64."""
+    count, heads, _ = query.shape
+    group = heads // keys.size(1)
+    wide_keys, wide_values = (x.double().repeat_interleave(group, dim=1) for x in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", query.double(), wide_keys) * scale
+    at = torch.arange(position, position + count, device=query.device)[:, None]
+    key = torch.arange(keys.size(0), device=query.device)[None, :]
+    hidden = key > at
+    if window is not None:
+        hidden |= key < at - window
+    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, wide_values).flatten(1)
+
+
+def assert_close(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    assert torch.isfinite(actual).all(), "something that nobody wrote has leaked"
+    difference = actual.double() - exact
+    error = (difference.norm() / exact.norm()).item()
+    assert error <= REL_L2[actual.dtype], f"relative error {error:.2e}"
+    assert difference.abs().max() <= (2e-2 if actual.dtype == torch.bfloat16 else 2e-5)
+
+
+__all__ = ["DEVICE", "Paged", "assert_close", "exact_attention", "fused_queries", "ints", "paged", "poisoned"]

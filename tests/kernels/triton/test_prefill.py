@@ -1,0 +1,137 @@
+"""Paged attention of chunks against exact attention."""
+
+import pytest
+import torch
+
+from kernels.triton.prefill import PrefillConfig, config_for, paged_prefill, tiles_of
+from tests.kernels.triton.device import DTYPES
+from tests.kernels.triton.paged import (
+    DEVICE,
+    assert_close,
+    exact_attention,
+    fused_queries,
+    ints,
+    paged,
+    poisoned,
+)
+
+bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+SMALL = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
+Chunk = tuple[int, int]  # queries, and cached positions before them
+
+
+def check(
+    chunks: list[Chunk],
+    heads: int,
+    kv_heads: int,
+    *,
+    head_dim: int = 32,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+    heads_first: bool = False,
+    window: int | None = None,
+    config: PrefillConfig | None = SMALL,
+    before: int = 0,
+    unused: int = 0,
+) -> None:
+    """before: single positions in front of the chunks. unused: chunks of length 0 behind them."""
+    cache = paged(
+        [sum(chunk) for chunk in chunks], kv_heads, head_dim, block_size, dtype, heads_first=heads_first
+    )
+    if window is not None:  # blocks that the window has left behind are no longer the row's
+        for row, (_, cached) in enumerate(chunks):
+            cache.tables[row, : max(0, cached - window) // block_size] = 0
+    starts = [before]
+    for count, _ in chunks:
+        starts.append(starts[-1] + count)
+    tokens = starts[-1] + 3
+    query = fused_queries(tokens, heads, kv_heads, head_dim, dtype)
+    out = poisoned(tokens, heads * head_dim, dtype=dtype)
+    paged_prefill(
+        query,
+        cache.k_pages,
+        cache.v_pages,
+        cache.tables,
+        ints([*range(len(chunks)), *[-1] * unused]),
+        ints([*starts, *[starts[-1]] * unused]),
+        ints([*(sum(chunk) for chunk in chunks), *[0] * unused]),
+        out,
+        scale=head_dim**-0.5,
+        window=window,
+        config=config,
+    )
+    for row, (count, cached) in enumerate(chunks):
+        mine = slice(starts[row], starts[row] + count)
+        keys, values = cache.keys[row], cache.values[row]
+        assert_close(out[mine], exact_attention(query[mine], keys, values, cached, head_dim**-0.5, window))
+    assert out[:before].isnan().all() and out[starts[-1] :].isnan().all(), "wrote what is not its own"
+
+
+BORDERS: list[Chunk] = [(1, 0), (15, 1), (16, 0), (17, 16), (2, 47), (33, 31)]
+
+
+@bits
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (8, 1), (3, 1)])
+def test_ragged_chunks(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
+    check(BORDERS, heads, kv_heads, dtype=dtype, before=3, unused=2)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 32, 64])
+@pytest.mark.parametrize("heads_first", [False, True], ids=["NHD", "HND"])
+def test_block_sizes_and_layouts(block_size: int, heads_first: bool) -> None:
+    config = PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
+    check([(40, 0), (9, 65)], 2, 1, block_size=block_size, heads_first=heads_first, config=config)
+
+
+@pytest.mark.parametrize("window", [0, 15, 16, 33, 500])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_windows(window: int, heads: int) -> None:
+    check([(1, 40), (20, 61), (40, 16)], heads, 1, window=window)
+
+
+CONFIGS = {
+    "default": None,
+    "wide": PrefillConfig(block_m=64, block_n=32, num_warps=4),
+    "long keys": PrefillConfig(block_m=16, block_n=128, num_warps=4),
+    "a head each": PrefillConfig(block_m=16, block_n=32, num_warps=4, pack=False, section=3),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("window", [None, 20])
+def test_configurations(name: str, window: int | None) -> None:
+    check([(70, 0), (5, 90), (16, 16)], 2, 1, head_dim=64, config=CONFIGS[name], window=window, before=1)
+
+
+def test_one_long_chunk() -> None:
+    check([(150, 150)], 1, 1, block_size=64, config=PrefillConfig(block_m=64, block_n=64))
+
+
+def test_no_chunk_at_all() -> None:
+    check([], 2, 2, before=2, unused=2)
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="do not fit a tile"):
+        check([(2, 0)], 32, 1)
+    with pytest.raises(ValueError, match="power of two"):
+        PrefillConfig(block_m=48)
+
+
+def test_tiles_bound_every_layout_of_chunks() -> None:
+    for queries in (4, 16):
+        for lengths in ([1], [16, 16], [15, 17, 1], [4, 8, 3, 0]):
+            needed = sum(-(-length // queries) for length in lengths)
+            assert needed <= tiles_of(sum(lengths), len(lengths), queries)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_there_is_a_configuration_for_every_shape(itemsize: int) -> None:
+    for group in (1, 2, 3, 8, 71):
+        for head_dim in (32, 128, 256):
+            for tokens, chunks in ((16, 1), (64, 8), (8192, 1), (8192, 64)):
+                config = config_for(group, head_dim, tokens, chunks, itemsize)
+                assert config.queries(group) * group <= config.block_m
+
+
+assert DEVICE
