@@ -1,6 +1,7 @@
 """`python -m app`: the command line of the server."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from app.settings import package_version
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USAGE = 2
+
+KERNELS = "kernels"  # a subcommand; a folder of this name is given as ./kernels
 
 ACTIONS = (
     Action("help", "show this and end"),
@@ -26,8 +29,22 @@ def command_line() -> CommandLine[Config]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the server; returns the exit code: 0 clean, 1 fault, 2 usage, 3 model, 98 port in use."""
-    return launch(command_line(), sys.argv[1:] if argv is None else argv)
+    """Runs the server; returns the exit code: 0 clean, 1 fault, 2 usage, 3 model, 98 port in use.
+
+    `kernels` as the first argument reports which kernels this machine's device uses and why, instead.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [KERNELS]:
+        return report_kernels(arguments[1:])
+    return launch(command_line(), arguments)
+
+
+def report_kernels(arguments: Sequence[str]) -> int:
+    """`python -m kernels` in a process of its own: it needs torch, which this one never imports."""
+    from app.child import environment
+
+    command = [sys.executable, "-P", "-m", KERNELS, *arguments]
+    return subprocess.run(command, env=environment(), check=False).returncode
 
 
 def launch(line: CommandLine[Config], argv: Sequence[str]) -> int:

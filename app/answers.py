@@ -41,7 +41,7 @@ class Format:
     _head: bytes = b""
     _tail: bytes = b""
     _fast: bool = False
-    _before: dict[int, bytes] = field(default_factory=dict)
+    _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     _after: bytes = b""
 
     prefix = ""
@@ -71,13 +71,23 @@ class Format:
         raise NotImplementedError
 
     def event(self, choice: Choice, piece: Piece) -> bytes:
-        if self._fast and piece.finish is None:
-            before = self._before.get(choice.index)
-            if before is None:
-                before = self._head + b'{"index":%d,' % choice.index + self.open_text()
-                self._before[choice.index] = before
-            return before + encode(piece.text) + self._after
-        return self._full_event(choice, piece)
+        around = self.around(choice) if piece.finish is None else None
+        if around is None:
+            return self._full_event(choice, piece)
+        before, after = around
+        return before + encode(piece.text) + after
+
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text (a JSON string) of a choice's event; None where there is
+        more to an event than its text.
+        """
+        if not self._fast:
+            return None
+        around = self._around.get(choice.index)
+        if around is None:
+            before = self._head + b'{"index":%d,' % choice.index + self.open_text()
+            around = self._around[choice.index] = (before, self._after)
+        return around
 
     def ending(self, usage: Usage) -> bytes:
         """The usage event if it was asked for, and the end of the stream."""

@@ -91,6 +91,11 @@ class Choice:
         self._held_logprobs: list[TokenLogprobs | None] = []
         self._held_offsets: list[int] = []
 
+    @property
+    def plain(self) -> bool:
+        """Whether the next token's text is all there is to it: nothing waits, nothing is watched for."""
+        return self._simple and not self._held_tokens and self._decoder.between_characters and not self.done
+
     def feed(self, delta: Delta) -> list[Piece]:
         """The pieces that a delta completes, also when it ends in an error."""
         if self.done:

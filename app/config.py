@@ -13,7 +13,8 @@ from typing import Literal
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
 from engine.flags import OVERRIDES, OverrideKind
-from engine.messages import BatchingMode, EngineConfig
+from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName
+from engine.messages.config import LoadFormat
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Source = Literal["base", "mid", "sft", "rl"]
@@ -38,6 +39,13 @@ def _windows(value: str) -> str:
     if not re.fullmatch("[SLsl]+", value):
         raise ValueError(f"{value!r} may hold the letters S and L only")
     return value
+
+
+def _stretch(value: str) -> float:
+    number = real(0, 1e6)(value)
+    if 0 < number < 1:
+        raise ValueError(f"{value} is less than 1: the running streams alone take as long as that")
+    return number
 
 
 _constant: dict[OverrideKind, Callable[[str], int | float | str]] = {
@@ -86,6 +94,12 @@ class Model:
         None, text, "which model of a nanochat base directory", "-g", shown="the deepest one"
     )
     step: int | None = option(None, whole(0), "which step of a checkpoint folder", "-s", shown="the last one")
+    load_format: LoadFormat = option(
+        "auto",
+        choice("auto", "dummy"),
+        "auto, or dummy for random weights of the model's config.json alone, for benchmarks",
+        metavar="FORMAT",
+    )
     served_model_name: tuple[str, ...] = many(
         text, "names that /v1/models and the `model` field of requests know the model by"
     )
@@ -138,9 +152,18 @@ class Batching:
         "longest that an idle engine waits for company before its first step",
         metavar="MS",
     )
-    max_num_batched_tokens: int = option(2048, whole(1, 1 << 20), "most tokens in one step")
+    max_num_batched_tokens: int | None = option(
+        None, whole(1, 1 << 20), "most tokens in one step", shown="2048 on a CPU, 8192 on cuda"
+    )
     prefill_chunk: int | None = option(
         None, whole(1, 1 << 20), "most prompt tokens of one sequence in one step", metavar="TOKENS"
+    )
+    prefill_stretch: float | None = option(
+        None,
+        _stretch,
+        "how many times longer than its running streams alone a step may take because of new prompts; 0: any",
+        metavar="TIMES",
+        shown="1.85 on cuda, 0 on a CPU",
     )
     block_size: int | None = option(
         None, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS", shown="16"
@@ -153,6 +176,28 @@ class Batching:
         True, "reuse the KV of prompts that begin alike", off=["--no-prefix-caching"]
     )
     lookahead: bool = switch(True, "launch a step before the tokens of the last one were looked at")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """How a GPU is used; on a CPU these change nothing."""
+
+    cuda_graphs: bool = switch(True, "replay each step as one captured CUDA graph")
+    attention_backend: AttentionName = option(
+        "auto",
+        choice("auto", "triton", "fa2", "fa3", "fa4", "torch"),
+        "attention kernels: auto, triton, fa2, fa3, fa4 or torch; see python -m app kernels",
+        metavar="NAME",
+    )
+    linear_backend: LinearName = option(
+        "auto",
+        choice("auto", "cublas", "skinny", "triton"),
+        "products of small batches: auto measures at start; cublas, skinny (up to 64 rows) and triton (to 256) force one",
+        metavar="NAME",
+    )
+    kv_bytes: int | None = option(
+        None, whole(1 << 20), "bytes of the KV pool", metavar="BYTES", shown="what the GPU has left"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +242,12 @@ class Server:
         "run the engine in a child process, or inline in the server's own",
         metavar="WHERE",
     )
+    api_workers: int = option(
+        1,
+        whole(1, 64),
+        "processes that answer HTTP, on one port and with one engine",
+        "--api-server-count",
+    )
     drain_timeout: float = option(
         30.0,
         real(0, 86_400),
@@ -209,6 +260,9 @@ class Server:
     )
     log_format: LogFormat = option("text", choice("text", "json"), "text, or json with one object per line")
     access_log: bool = switch(False, "log a line for each request")
+    trace: str | None = option(
+        None, text, "write a trace of every step there, for ui.perfetto.dev", metavar="FILE", shown="none"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +271,7 @@ class Config:
 
     model: Model = field(default_factory=Model)
     batching: Batching = field(default_factory=Batching)
+    gpu: Gpu = field(default_factory=Gpu)
     requests: Requests = field(default_factory=Requests)
     server: Server = field(default_factory=Server)
 
@@ -248,6 +303,7 @@ class Config:
             source=model.source,
             tag=model.model_tag,
             step=model.step,
+            load_format=model.load_format,
             served_name=model.served_model_name[0] if model.served_model_name else None,
             device=model.device,
             dtype=model.dtype,
@@ -258,11 +314,17 @@ class Config:
             kv_page_size=batching.kv_page_size,
             max_batched_tokens=batching.max_num_batched_tokens,
             max_chunk=batching.prefill_chunk,
+            prefill_stretch=batching.prefill_stretch,
             max_model_len=model.max_model_len,
             batching=mode,
             batch_timeout_ms=0.0 if limit == 1 else batching.batch_timeout_ms,
             enable_prefix_caching=batching.enable_prefix_caching,
             lookahead=batching.lookahead,
+            cuda_graphs=self.gpu.cuda_graphs,
+            attention_backend=self.gpu.attention_backend,
+            linear_backend=self.gpu.linear_backend,
+            kv_bytes=self.gpu.kv_bytes,
+            trace=self.server.trace,
             overrides=_overrides(model.model_override),
         )
 
@@ -293,8 +355,14 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises UsageError for settings that contradict each other."""
-    if config.batching.max_num_batched_tokens < (config.batching.batch_size or 1):
+    tokens = config.batching.max_num_batched_tokens
+    if tokens is not None and tokens < (config.batching.batch_size or 1):
         raise UsageError(
-            f"--max-num-batched-tokens: {config.batching.max_num_batched_tokens} is less than --batch-size "
+            f"--max-num-batched-tokens: {tokens} is less than --batch-size "
             f"{config.batching.batch_size}; a running sequence takes at least one token of each step"
+        )
+    if config.server.api_workers > 1 and config.server.engine == "inline":
+        raise UsageError(
+            f"--api-workers: {config.server.api_workers} processes cannot share an engine that runs inside "
+            "one of them; leave out --engine inline"
         )

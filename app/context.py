@@ -1,12 +1,13 @@
 """What every route needs, and the one place where a request is let in."""
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
-from app.metrics import Metrics
+from app.metrics import Counts, Metrics
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
@@ -15,17 +16,26 @@ from engine.text import ChatMessage, TokenizerError
 
 @dataclass(slots=True)
 class Context:
-    """The parts of one server."""
+    """The parts of one server.
+
+    `gather` turns what this process counted into what all front-end processes counted, if there are several.
+    """
 
     client: EngineClient
     text: TextService
     settings: HttpSettings
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
+    gather: Callable[[Counts], Awaitable[Counts]] | None = None
 
     @property
     def ready(self) -> bool:
         return self.client.state == EngineState.READY and not self.lifecycle.draining
+
+    async def counts(self) -> Counts:
+        """The whole server's."""
+        own = self.metrics.counts(self.lifecycle)
+        return own if self.gather is None else await self.gather(own)
 
     async def model(self) -> ModelInfo:
         """The loaded model, with its tokenizer in place. Raises Unavailable (503) when no request can be
@@ -46,7 +56,9 @@ class Context:
 
     def check_room(self, choices: int, info: ModelInfo) -> None:
         """Raises Unavailable (503) when too many choices wait already."""
-        waiting = self.lifecycle.open_choices - info.max_rows
+        # This process knows its own at once; the engine knows those of all processes, a message ago.
+        stats = self.client.stats()
+        waiting = max(self.lifecycle.open_choices, stats.running + stats.waiting) - info.max_rows
         if waiting + choices > self.settings.max_queue and waiting > 0:
             seconds = math.ceil(self.metrics.mean_latency() * (waiting / max(info.max_rows, 1)))
             raise Unavailable(

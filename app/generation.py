@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from app.choices import Choice, Piece
 from app.errors import ApiError, EngineGone, InternalError
 from app.metrics import Metrics
-from engine.messages import Delta, EngineClient, EngineState
+from engine.messages import Delta, EngineClient, EngineState, Lane
 
 Update = tuple[Choice, list[Piece]]
 
@@ -53,13 +53,12 @@ class Generation:
             if choice.stream is None:
                 choice.done = True
                 self.initial.append((choice, [Piece("", [], finish="length")]))
-        self._single = choices[0] if len(choices) == 1 and choices[0].stream is not None else None
-        # Several streams: one pump task each puts its deltas here.
-        self._arrived: list[tuple[Choice, Delta]] = []
-        self._event = asyncio.Event()
-        self._pumps: list[asyncio.Task[None]] = []
-        if self._single is None:
-            self._pumps = [asyncio.ensure_future(self._pump(c)) for c in choices if c.stream is not None]
+        self._streams = [(choice, choice.stream) for choice in choices if choice.stream is not None]
+        for _, stream in self._streams:
+            stream.listener = self._wake
+        self._lanes: dict[int, Lane] = {}  # by choice index
+        self._waiter: asyncio.Future[None] | None = None
+        self._nudged = False
 
     @property
     def done(self) -> bool:
@@ -73,31 +72,34 @@ class Generation:
         """
         if self._error is not None:
             raise self._error
-        choice = self._single
-        if choice is not None and choice.stream is not None:
-            arrived = [(choice, await choice.stream.next())]
-        else:
-            await self._event.wait()
-            self._event.clear()
-            arrived, self._arrived = self._arrived, []
-        if self._error is not None:
-            raise self._error
+        arrived = self._take()
+        while not arrived and not self._nudged:
+            await self._wait()
+            if self._error is not None:
+                raise self._error
+            arrived = self._take()
+        self._nudged = False
         updates = [(choice, pieces) for choice, delta in arrived if (pieces := self._feed(choice, delta))]
         if self._error is not None and not updates:
             raise self._error
         return updates
 
+    def shorten(self, choice: Choice, lane: Lane) -> None:
+        """Lets plain tokens of a choice take `lane` while a task waits in `next`: it is not woken for them.
+
+        What the lane takes it accounts for itself, as `_feed` does for the rest.
+        """
+        self._lanes[choice.index] = lane
+
     def nudge(self) -> None:
         """Makes `next` return, even with nothing."""
-        self._event.set()
-        if self._single is not None and self._single.stream is not None:
-            self._single.stream.pending()
-            self._single.stream.wake()
+        self._nudged = True
+        self._wake()
 
     def interrupt(self, error: ApiError) -> None:
         """Makes `next` raise `error`."""
         self._error = error
-        self.nudge()
+        self._wake()
 
     def usage(self) -> Usage:
         """Tokens of each prompt count once, however many choices continue it; what the cache had of them is
@@ -119,14 +121,35 @@ class Generation:
         if self._closed:
             return
         self._closed = True
-        for pump in self._pumps:
-            pump.cancel()
         self._client.abort(
             [c.stream.id for c in self.choices if c.stream is not None and not c.stream.finished]
         )
         for choice in self.choices:
             if not choice.done:
                 self._metrics.finished("abort")
+
+    def _take(self) -> list[tuple[Choice, Delta]]:
+        return [(choice, delta) for choice, stream in self._streams if (delta := stream.take()) is not None]
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        """Waits until `_wake` is called. The lanes are open just as long."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            if self._lanes:
+                for choice, stream in self._streams:
+                    if choice.plain and choice.completion_tokens:
+                        stream.lane = self._lanes[choice.index]
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self._lanes:
+                for _, stream in self._streams:
+                    stream.lane = None
 
     def _feed(self, choice: Choice, delta: Delta) -> list[Piece]:
         if choice.done:
@@ -159,14 +182,3 @@ class Generation:
         self._metrics.finished(reason)
         if not self._running:
             self._metrics.answered(time.perf_counter() - self._started)
-
-    async def _pump(self, choice: Choice) -> None:
-        stream = choice.stream
-        if stream is None:
-            return
-        while True:
-            delta = await stream.next()
-            self._arrived.append((choice, delta))
-            self._event.set()
-            if delta.finish is not None:
-                return

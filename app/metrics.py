@@ -1,26 +1,17 @@
-"""Counting in plain numbers while tokens flow, and Prometheus text when somebody asks.
+"""Counting in plain numbers while tokens flow; app/prometheus.py shows them.
 
-Names are vLLM's where the meaning is the same, so that its dashboards work; `fastpath_` is for what nobody
-else has. Each server has its own registry. Counters that the engine keeps are read from its latest
-statistics.
+Each process counts for itself. `Counts` is what it has counted at one moment, and can be added up.
 """
 
 import math
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
+import msgspec
 
 from app.lifecycle import Lifecycle
-from engine.messages import EngineClient, EngineState, EngineUnavailable
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -54,6 +45,10 @@ class Histogram:
         self._counts[bisect_left(self._buckets, value)] += times
         self.total += value * times
 
+    @property
+    def count(self) -> int:
+        return sum(self._counts)
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Prometheus' (upper bound, count up to it) pairs."""
         result: list[tuple[str, float]] = []
@@ -63,13 +58,25 @@ class Histogram:
             result.append(("+Inf" if bound == math.inf else str(float(bound)), seen))
         return result
 
+    def dump(self) -> list[float]:
+        """The total, then the count of each bucket: what `load` of another one adds to itself."""
+        return [self.total, *self._counts]
+
+    def load(self, dumped: Sequence[float]) -> None:
+        self.total += dumped[0]
+        self._counts = [own + int(other) for own, other in zip(self._counts, dumped[1:], strict=True)]
+
 
 class Metrics:
-    """What the HTTP layer counts. Times are in seconds, `now` is perf_counter's."""
+    """What the HTTP layer counts. Times are in seconds, `now` is perf_counter's.
+
+    Most streams get a token in each step, so `flowed` only counts how many waited since when, and the rest of
+    the work is done once per step.
+    """
 
     def __init__(self) -> None:
         self.time_to_first_token = Histogram(TTFT_BUCKETS)
-        self.inter_token_latency = Histogram(ITL_BUCKETS)
+        self._inter_token_latency = Histogram(ITL_BUCKETS)
         self.request_latency = Histogram(E2E_BUCKETS)
         self.finishes: Counter[str] = Counter(dict.fromkeys(FINISHES, 0))
         self.rejections: Counter[str] = Counter()
@@ -78,6 +85,8 @@ class Metrics:
         self.events = 0
         self.writes = 0
         self.pings = 0
+        self._step_at = 0.0  # when the tokens in `_gaps` came
+        self._gaps: dict[float, int] = {}  # time of the token before: how many
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._rate = 0.0
         self._rate_at = time.perf_counter()
@@ -90,8 +99,26 @@ class Metrics:
 
     def token_gap(self, seconds: float, tokens: int, now: float) -> None:
         """`tokens` arrived together, `seconds` after the ones before them."""
-        self.inter_token_latency.observe(seconds / tokens, tokens)
+        self._inter_token_latency.observe(seconds / tokens, tokens)
         self._count(tokens, now)
+
+    def flowed(self, last: float, now: float) -> None:
+        """A token arrived, and the stream's one before at `last`."""
+        if now != self._step_at:
+            self._settle()
+            self._step_at = now
+        gaps = self._gaps
+        gaps[last] = gaps.get(last, 0) + 1
+
+    def sent(self, events: int) -> None:
+        """Token events, in one write."""
+        self.events += events
+        self.writes += 1
+
+    @property
+    def inter_token_latency(self) -> Histogram:
+        self._settle()
+        return self._inter_token_latency
 
     def finished(self, reason: str) -> None:
         self.finishes[reason] += 1
@@ -104,17 +131,42 @@ class Metrics:
 
     def tokens_per_second(self) -> float:
         """Exponential average over about five seconds of the tokens that reached the HTTP layer."""
+        self._settle()
         self._fold(time.perf_counter())
         return self._rate
 
-    def recent_ttft(self, *quantiles: float) -> list[float | None]:
-        values = sorted(self._recent)
-        return [values[min(len(values) - 1, int(q * len(values)))] if values else None for q in quantiles]
-
     def mean_latency(self) -> float:
         """Seconds that a request took on average, 1 if nothing is known."""
-        count = self.request_latency.cumulative()[-1][1]
+        count = self.request_latency.count
         return self.request_latency.total / count if count else 1.0
+
+    def counts(self, lifecycle: Lifecycle) -> "Counts":
+        """All of it at this moment, to be shown or added up."""
+        return Counts(
+            time_to_first_token=self.time_to_first_token.dump(),
+            inter_token_latency=self.inter_token_latency.dump(),
+            request_latency=self.request_latency.dump(),
+            finishes=dict(self.finishes),
+            rejections=dict(self.rejections),
+            disconnects=self.disconnects,
+            slow_readers=self.slow_readers,
+            events=self.events,
+            writes=self.writes,
+            pings=self.pings,
+            tokens_per_second=self.tokens_per_second(),
+            recent_ttft=list(self._recent),
+            open_answers=lifecycle.open_answers,
+            open_choices=lifecycle.open_choices,
+        )
+
+    def _settle(self) -> None:
+        """Counts what `flowed` has put aside."""
+        if not self._gaps:
+            return
+        gaps, self._gaps = self._gaps, {}
+        for last, tokens in gaps.items():
+            self._inter_token_latency.observe(self._step_at - last, tokens)
+        self._count(sum(gaps.values()), self._step_at)
 
     def _count(self, tokens: int, now: float) -> None:
         self._uncounted += tokens
@@ -128,127 +180,53 @@ class Metrics:
         self._rate_at = now
 
 
-class Exporter(Collector):
-    """Renders one server's metrics from `Metrics`, the engine's statistics and the open answers."""
+class Counts(msgspec.Struct, kw_only=True):
+    """What one front-end process has counted, or several of them together."""
 
-    def __init__(self, metrics: Metrics, client: EngineClient, lifecycle: Lifecycle) -> None:
-        self._metrics = metrics
-        self._client = client
-        self._lifecycle = lifecycle
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+    time_to_first_token: list[float] = []  # histograms as Histogram.dump gives them; empty: nothing
+    inter_token_latency: list[float] = []
+    request_latency: list[float] = []
+    finishes: dict[str, int] = {}
+    rejections: dict[str, int] = {}
+    disconnects: int = 0
+    slow_readers: int = 0
+    events: int = 0
+    writes: int = 0
+    pings: int = 0
+    tokens_per_second: float = 0.0
+    recent_ttft: list[float] = []
+    open_answers: int = 0
+    open_choices: int = 0
 
-    def render(self) -> bytes:
-        return generate_latest(self._registry)
-
-    def describe(self) -> Iterable[Family]:
-        return ()
-
-    def collect(self) -> Iterator[Family]:
-        try:
-            name = self._client.info.name
-        except EngineUnavailable:
-            name = ""
-        labels = {"model_name": name, "engine": "0"}
-        yield from self._engine(labels)
-        yield from self._requests(labels)
-        yield from self._own(labels)
-
-    def _engine(self, labels: dict[str, str]) -> Iterator[Family]:
-        stats = self._client.stats()
-        use = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        yield _gauge("vllm:num_requests_running", "Sequences that hold a row.", stats.running, labels)
-        yield _gauge("vllm:num_requests_waiting", "Sequences that wait for a row.", stats.waiting, labels)
-        yield _gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", use, labels)
-        yield _counter("vllm:prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens, labels)
-        yield _counter("vllm:generation_tokens", "Tokens generated.", stats.generated_tokens, labels)
-        yield _counter("vllm:num_preemptions", "Sequences that lost their row.", stats.preemptions, labels)
-        yield _counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries, labels)
-        yield _counter(
-            "vllm:prefix_cache_hits", "Prompt tokens found in the cache.", stats.cached_tokens, labels
-        )
-        yield _counter("fastpath_steps", "Steps of the engine.", stats.steps, labels)
-        yield _counter(
-            "fastpath_late_tokens", "Sampled tokens whose row was gone.", stats.late_tokens, labels
-        )
-        yield _gauge("fastpath_batch_rows", "Rows in the last step.", stats.batch_rows, labels)
-        yield _gauge("fastpath_step_seconds", "Duration of the last step.", stats.step_seconds, labels)
-        yield _gauge(
-            "fastpath_blocks_cached", "Blocks kept for the prefix cache.", stats.blocks_cached, labels
+    def plus(self, other: "Counts") -> "Counts":
+        return Counts(
+            time_to_first_token=_added(self.time_to_first_token, other.time_to_first_token),
+            inter_token_latency=_added(self.inter_token_latency, other.inter_token_latency),
+            request_latency=_added(self.request_latency, other.request_latency),
+            finishes=dict(Counter(self.finishes) + Counter(other.finishes)),
+            rejections=dict(Counter(self.rejections) + Counter(other.rejections)),
+            disconnects=self.disconnects + other.disconnects,
+            slow_readers=self.slow_readers + other.slow_readers,
+            events=self.events + other.events,
+            writes=self.writes + other.writes,
+            pings=self.pings + other.pings,
+            tokens_per_second=self.tokens_per_second + other.tokens_per_second,
+            recent_ttft=self.recent_ttft + other.recent_ttft,
+            open_answers=self.open_answers + other.open_answers,
+            open_choices=self.open_choices + other.open_choices,
         )
 
-    def _requests(self, labels: dict[str, str]) -> Iterator[Family]:
-        metrics = self._metrics
-        yield _counters(
-            "vllm:request_success",
-            "Choices that ended, by reason.",
-            "finished_reason",
-            metrics.finishes,
-            labels,
-        )
-        yield _counters(
-            "vllm:admission_rejections",
-            "Requests turned away, by code.",
-            "reason",
-            metrics.rejections,
-            labels,
-        )
-        yield _histogram(
-            "vllm:time_to_first_token_seconds",
-            "From request to first token.",
-            metrics.time_to_first_token,
-            labels,
-        )
-        yield _histogram(
-            "vllm:inter_token_latency_seconds",
-            "Between tokens of a choice.",
-            metrics.inter_token_latency,
-            labels,
-        )
-        yield _histogram(
-            "vllm:e2e_request_latency_seconds", "From request to last token.", metrics.request_latency, labels
+    def past(self) -> "Counts":
+        """What remains when the process has ended: nothing is open and nothing flows."""
+        return msgspec.structs.replace(
+            self, tokens_per_second=0.0, recent_ttft=[], open_answers=0, open_choices=0
         )
 
-    def _own(self, labels: dict[str, str]) -> Iterator[Family]:
-        metrics = self._metrics
-        ready = self._client.state == EngineState.READY
-        yield _gauge("fastpath_engine_ready", "1 when the engine takes requests.", float(ready), labels)
-        yield _gauge(
-            "fastpath_draining", "1 while the server shuts down.", float(self._lifecycle.draining), labels
-        )
-        yield _gauge("fastpath_open_answers", "Answers under way.", self._lifecycle.open_answers, labels)
-        yield _gauge("fastpath_tokens_per_second", "Recent token rate.", metrics.tokens_per_second(), labels)
-        yield _counter("fastpath_disconnects", "Clients that left early.", metrics.disconnects, labels)
-        yield _counter(
-            "fastpath_slow_reader_aborts", "Readers that took nothing.", metrics.slow_readers, labels
-        )
-        yield _counter("fastpath_sse_events", "Token events sent.", metrics.events, labels)
-        yield _counter("fastpath_sse_writes", "Writes that carried them.", metrics.writes, labels)
-        yield _counter("fastpath_sse_pings", "Keep-alive comments sent.", metrics.pings, labels)
+    def ttft_quantiles(self, *quantiles: float) -> list[float | None]:
+        """Of recent requests; None where there were none."""
+        values = sorted(self.recent_ttft)
+        return [values[min(len(values) - 1, int(q * len(values)))] if values else None for q in quantiles]
 
 
-def _gauge(name: str, text: str, value: float, labels: dict[str, str]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family
-
-
-def _counter(name: str, text: str, value: float, labels: dict[str, str]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family
-
-
-def _counters(
-    name: str, text: str, label: str, values: Counter[str], labels: dict[str, str]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=[*labels, label])
-    for key, value in values.items():
-        family.add_metric([*labels.values(), key], value)
-    return family
-
-
-def _histogram(name: str, text: str, histogram: Histogram, labels: dict[str, str]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), histogram.cumulative(), histogram.total)
-    return family
+def _added(one: list[float], two: list[float]) -> list[float]:
+    return [a + b for a, b in zip(one, two, strict=True)] if one and two else one or two

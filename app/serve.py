@@ -5,55 +5,34 @@ The port is taken first, so that a busy one is told at once; HTTP answers while 
 """
 
 import asyncio
-import contextlib
 import errno
 import gc
-import json
 import logging
-import os
-import resource
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 import uvloop
 
 from app.config import Config
+from app.console import EXIT_FAULT, EXIT_OK, EXIT_PORT, announce, complain, say, summary
 from app.context import Context
+from app.fleet import Fleet
+from app.httpserver import BACKLOG, allow_many_connections, http_server
 from app.options import UsageError
 from app.server import create_app
+from app.stopping import Stopping
 from app.supervisor import EngineFailed, ManagedEngine, ProcessEngine
 from app.text import TextService
-from engine.messages import ModelInfo
 
 log = logging.getLogger("fastpath")
 
-EXIT_OK = 0
-EXIT_FAULT = 1
-EXIT_USAGE = 2
-EXIT_MODEL = 3
-EXIT_PORT = 98
-BACKLOG = 2048
-OPEN_FILES = 65536
-KEEP_ALIVE_SECONDS = 15
-ECHO_SECONDS = 0.03  # timeout(1) and some init programs send a signal to the process and again to its group
-CLOSE_SECONDS = 1  # for connections without an open answer, after the drain
 
 MakeEngine = Callable[[Config], ManagedEngine]
 
 
 class PortInUse(Exception):
     """Somebody else listens there."""
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, with the signals left to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def make_engine(config: Config) -> ManagedEngine:
@@ -77,24 +56,17 @@ def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
         )
         return EXIT_PORT
 
-    _allow_many_connections()
+    allow_many_connections()
 
     async def serve() -> int:
-        return await _Service(config, make_engine(config), listener).run()
+        engine = make_engine(config)
+        if config.server.api_workers == 1:
+            return await _Service(config, engine, listener).run()
+        assert isinstance(engine, ProcessEngine)
+        return await Fleet(config, engine, listener, url_of(config.server.host, listener)).run()
 
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve())
-
-
-def _allow_many_connections() -> None:
-    """Shells often allow 1,024 open files while the system would allow many more."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < BACKLOG:
-        log.warning("only %d files may be open at once, and each connection is one (ulimit -n)", wanted)
 
 
 def dry_run(config: Config, make_engine: MakeEngine = make_engine) -> int:
@@ -107,7 +79,7 @@ def dry_run(config: Config, make_engine: MakeEngine = make_engine) -> int:
             info = await engine.ready()
             await TextService().prepare(info)
         except (EngineFailed, ValueError, OSError) as error:
-            return _complain(error)
+            return complain(error)
         finally:
             await engine.close()
         say("\n".join(summary(info)))
@@ -147,37 +119,6 @@ def url_of(host: str, listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def summary(info: ModelInfo) -> list[str]:
-    """What people look for in the start-up lines."""
-    tokens = info.num_blocks * info.block_size
-    lines = [
-        f"model {info.name} ({info.generation}, {info.parameters / 1e6:.1f} M parameters, {info.dtype}) "
-        f"on {info.device}",
-        f"KV cache: {tokens:,} tokens in {info.num_blocks} blocks of {info.block_size}, "
-        f"{tokens / info.max_model_len:.1f} sequences of {info.max_model_len} tokens; {info.max_rows} rows",
-    ]
-    if info.features:
-        rows = [("feature", "asked for", "used", "why"), *info.features]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for row in rows:
-            lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
-    return lines
-
-
-def say(text: str) -> None:
-    """A line on standard output; a closed output is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
-
-
-def _complain(error: Exception) -> int:
-    code = error.exit_code if isinstance(error, EngineFailed) else EXIT_MODEL
-    what = {EXIT_MODEL: "The model cannot be served", EXIT_USAGE: "This cannot be had"}.get(code, "Stopping")
-    with contextlib.suppress(OSError, ValueError):
-        print(f"{what}: {error}", file=sys.stderr, flush=True)
-    return code
-
-
 class _Service:
     """One run of the server. `outcome` is its exit code, once something has decided it."""
 
@@ -188,29 +129,15 @@ class _Service:
         self.text = TextService()
         self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.drain: asyncio.Task[None] | None = None
-        self.signalled = 0.0
+        self.stopping = Stopping(self._start_drain, engine.kill)
         app = create_app(engine, self.text, config.http_settings())
         context = app.state.context
         assert isinstance(context, Context)
         self.lifecycle = context.lifecycle
-        self.http = HttpServer(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                log_config=None,
-                access_log=config.server.access_log,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=CLOSE_SECONDS,
-                backlog=BACKLOG,
-            )
-        )
+        self.http = http_server(app, config.server)
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        self.stopping.listen()
         url = url_of(self.config.server.host, self.listener)
         log.info("listening on %s, loading the model", url)
         serving = asyncio.create_task(self.http.serve(sockets=[self.listener]), name="http")
@@ -242,38 +169,20 @@ class _Service:
         except EngineFailed:
             return
         except (ValueError, OSError) as error:  # the tokenizer's files
-            self._decide(_complain(error))
+            self._decide(complain(error))
             return
-        for line in summary(info):
-            log.info("%s", line)
         gc.collect()
         gc.freeze()
-        if self.config.server.log_format == "json":
-            port = self.listener.getsockname()[1]
-            say(json.dumps({"event": "ready", "port": port, "url": url, "model": info.name}))
-        else:
-            say(f"Ready: {info.name} at {url}")
+        announce(self.config, info, url, self.listener.getsockname()[1])
 
     async def _mourn(self) -> None:
         """Ends the server when its engine is gone for good; a draining server ends by itself."""
         failure = await self.engine.failed()
-        if self.drain is None:
-            self._decide(_complain(failure))
+        if not self.stopping.asked:
+            self._decide(complain(failure))
 
-    def _on_signal(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self.drain is None and not self.outcome.done():
-            self.drain = asyncio.create_task(self._drain(), name="drain")
-            self.signalled = now
-            return
-        if now - self.signalled < ECHO_SECONDS:
-            return
-        log.info("second signal: stopping at once")
-        self.engine.kill()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(EXIT_OK)
+    def _start_drain(self) -> None:
+        self.drain = asyncio.create_task(self._drain(), name="drain")
 
     async def _drain(self) -> None:
         timeout = self.config.server.drain_timeout

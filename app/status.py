@@ -9,16 +9,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.context import Context
-from app.metrics import CONTENT_TYPE, Exporter
+from app.prometheus import CONTENT_TYPE, Exporter
 from engine.messages import EngineState, EngineUnavailable, ModelInfo
 
 
 class Status:
-    """The routes' handlers. None of them waits for the engine, and none shows a prompt."""
+    """The routes' handlers. None of them waits for the engine, and none shows a prompt.
+
+    With several front-end processes each of them answers for all.
+    """
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.exporter = Exporter(context.metrics, context.client, context.lifecycle)
+        self.exporter = Exporter(context.client, context.lifecycle)
 
     async def health(self, request: HttpRequest) -> Response:
         """200 while the process lives."""
@@ -43,21 +46,24 @@ class Status:
         return _json({"ready": False, "state": state}, 503, {"retry-after": "2"})
 
     async def stats(self, request: HttpRequest) -> Response:
-        return _json(self.snapshot())
+        return _json(await self.snapshot())
 
     async def stats_stream(self, request: HttpRequest) -> Response:
         """One snapshot per interval, until the client leaves or the server shuts down."""
         return EventSourceResponse(self._snapshots(), ping=0, sep="\n")
 
     async def metrics(self, request: HttpRequest) -> Response:
-        return Response(self.exporter.render(), headers={"content-type": CONTENT_TYPE})
+        return Response(
+            self.exporter.render(await self.context.counts()), headers={"content-type": CONTENT_TYPE}
+        )
 
-    def snapshot(self) -> dict[str, object]:
+    async def snapshot(self) -> dict[str, object]:
         """nanochat's keys, then the engine's counters, then what this layer measured."""
         context = self.context
         info = self._info()
         total, available = self._workers()
-        p50, p95 = context.metrics.recent_ttft(0.5, 0.95)
+        counts = await context.counts()
+        p50, p95 = counts.ttft_quantiles(0.5, 0.95)
         stats: dict[str, object] = {
             "total_workers": total,
             "available_workers": available,
@@ -67,20 +73,20 @@ class Status:
             "model": None if info is None else info.name,
             "max_rows": 0 if info is None else info.max_rows,
             **msgspec.structs.asdict(context.client.stats()),
-            "open_answers": context.lifecycle.open_answers,
-            "open_choices": context.lifecycle.open_choices,
-            "tokens_per_second": round(context.metrics.tokens_per_second(), 2),
+            "open_answers": counts.open_answers,
+            "open_choices": counts.open_choices,
+            "tokens_per_second": round(counts.tokens_per_second, 2),
             "ttft_p50_seconds": p50,
             "ttft_p95_seconds": p95,
-            "disconnects": context.metrics.disconnects,
-            "slow_reader_aborts": context.metrics.slow_readers,
+            "disconnects": counts.disconnects,
+            "slow_reader_aborts": counts.slow_readers,
         }
         return stats
 
     async def _snapshots(self) -> AsyncIterator[bytes]:
         closing = self.context.lifecycle.closing
         while True:
-            yield b"data: " + msgspec.json.encode(self.snapshot()) + b"\n\n"
+            yield b"data: " + msgspec.json.encode(await self.snapshot()) + b"\n\n"
             try:
                 async with asyncio.timeout(self.context.settings.stats_interval):
                     await closing.wait()

@@ -8,13 +8,16 @@ HTTP status; later ones become an error event. Whatever happens after the header
 
 import asyncio
 import logging
+from time import perf_counter
 
 from starlette.types import Receive, Scope, Send
 
 from app.answers import Format
 from app.choices import Piece
+from app.direct import DirectWrite, direct_write
 from app.errors import ApiError, DeadlineExceeded, InternalError
 from app.generation import Generation, Update
+from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import HttpSettings
@@ -51,12 +54,14 @@ class Answer:
         self.settings = settings
         self.lifecycle = lifecycle
         self.metrics = metrics
+        self.write: DirectWrite | None = None
 
     def interrupt(self, error: ApiError) -> None:
         self.generation.interrupt(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self.generation
+        self.write = direct_write(scope)
         try:
             with self.lifecycle.answering(self, len(generation.choices)):
                 await self._race(receive, send)
@@ -91,10 +96,15 @@ class JsonAnswer(Answer):
     async def answer(self, send: Send) -> None:
         generation = self.generation
         collected: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
+        lanes: dict[int, WaitingLane] = {}
+        for choice in generation.choices:
+            lane = WaitingLane(choice, self.format.text, self.metrics)
+            lanes[choice.index] = lane
+            generation.shorten(choice, lane)
         updates = generation.initial
         while True:
             for choice, pieces in updates:
-                collected[choice.index] += pieces
+                collected[choice.index] += lanes[choice.index].take() + pieces
             if generation.done:
                 break
             updates = await generation.next()
@@ -105,13 +115,17 @@ class JsonAnswer(Answer):
 
 
 class EventStream(Answer):
-    """One event per token; what arrives while a write is under way goes out together in the next one."""
+    """One event per token; what arrives while a write is under way goes out together in the next one.
+
+    Where the HTTP server takes body bytes without a coroutine (app/direct.py), plain tokens go straight from
+    the engine's frame to the connection, and this task sleeps until something else happens.
+    """
 
     async def answer(self, send: Send) -> None:
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._sending_since: float | None = None
-        self._last_write = self._loop.time()
+        self._last_write = perf_counter()
         self._stalled = False
         updates = await self._first_updates()
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
@@ -144,6 +158,7 @@ class EventStream(Answer):
     async def _stream(self, updates: list[Update]) -> None:
         generation, format = self.generation, self.format
         data = format.opening(generation.choices)
+        self._open_lanes()
         try:
             while True:
                 data += self._events(updates)
@@ -162,29 +177,44 @@ class EventStream(Answer):
         except Exception:
             log.exception("a stream failed")
             data += format.failure(InternalError())
-        await self._write(data, more=False)
+        await self._finish(data)
+
+    def _open_lanes(self) -> None:
+        if self.write is None:
+            return
+        for choice in self.generation.choices:
+            around = self.format.around(choice)
+            if around is not None:
+                spellings = self.format.text.spellings
+                lane = EventLane(choice, *around, spellings, self.write, self.metrics)
+                self.generation.shorten(choice, lane)
 
     def _events(self, updates: list[Update]) -> bytes:
-        if len(updates) == 1 and len(updates[0][1]) == 1:
-            self.metrics.events += 1
-            self.metrics.writes += 1
-            return self.format.event(updates[0][0], updates[0][1][0])
         if not updates:
             return b""
         events = [self.format.event(choice, piece) for choice, pieces in updates for piece in pieces]
-        self.metrics.events += len(events)
-        self.metrics.writes += 1
+        self.metrics.sent(len(events))
         return b"".join(events)
 
-    async def _write(self, data: bytes, more: bool = True) -> None:
-        self._sending_since = self._loop.time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        self._last_write = self._loop.time()
-        self._sending_since = None
+    async def _write(self, data: bytes) -> None:
+        if self.write is None or not self.write(data):
+            self._sending_since = perf_counter()
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._sending_since = None
+        self._last_write = perf_counter()
+
+    async def _finish(self, data: bytes) -> None:
+        self._sending_since = perf_counter()
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def _since_write(self) -> float:
+        """Seconds since the last write; what a lane took was written when it came."""
+        tokens = max(choice.last_token_at for choice in self.generation.choices)
+        return perf_counter() - max(self._last_write, tokens)
 
     def _silent(self) -> bool:
         interval = self.settings.ping_interval
-        return interval > 0 and self._loop.time() - self._last_write >= interval
+        return interval > 0 and self._since_write() >= interval
 
     def _interval(self) -> float:
         """How often the timer looks: as often as the shorter of its two duties needs."""
@@ -192,10 +222,9 @@ class EventStream(Answer):
 
     def _tick(self) -> None:
         """Wakes a silent stream for its ping, ends one whose reader takes nothing."""
-        now = self._loop.time()
         wait = self._interval()
         if self._sending_since is not None:
-            stuck = now - self._sending_since
+            stuck = perf_counter() - self._sending_since
             if stuck >= self.settings.send_timeout:
                 self._stalled = True
                 if self._task is not None:
@@ -205,5 +234,5 @@ class EventStream(Answer):
         elif self._silent():
             self.generation.nudge()
         elif self.settings.ping_interval > 0:
-            wait = min(wait, self.settings.ping_interval - (now - self._last_write))
+            wait = min(wait, self.settings.ping_interval - self._since_write())
         self._timer = self._loop.call_later(max(wait, 0.001), self._tick)

@@ -8,30 +8,16 @@ child's event loop beats on while a step runs in another thread.
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.child import ENGINE_COMMAND, Child
-from engine.messages import (
-    Abort,
-    EngineClient,
-    EngineConfig,
-    EngineState,
-    EngineStats,
-    EngineUnavailable,
-    Frame,
-    ModelInfo,
-    Ready,
-    Request,
-    Shutdown,
-    StreamRouter,
-    Submit,
-    TokenStream,
-)
-from engine.messages.wire import FromEngine
+from app.enginelink import LinkedEngine
+from engine.messages import EngineClient, EngineConfig, ModelInfo, Shutdown
 
 log = logging.getLogger("fastpath.engine")
 
@@ -91,10 +77,33 @@ class Patience:
     window: float = 600.0
 
 
-class ProcessEngine:
+class Restarts:
+    """How soon something that ended may be started again."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._ends: deque[float] = deque()
+
+    @property
+    def count(self) -> int:
+        return len(self._ends)
+
+    def delay(self) -> float | None:
+        """Seconds until the next start, now that it has ended; None when it ended too often."""
+        patience, ends = self._patience, self._ends
+        now = time.monotonic()
+        while ends and now - ends[0] > patience.window:
+            ends.popleft()
+        if len(ends) == len(patience.backoff):
+            return None
+        ends.append(now)
+        return patience.backoff[len(ends) - 1]
+
+
+class ProcessEngine(LinkedEngine):
     """A `ManagedEngine` in a child process.
 
-    `command` starts the child; `--fd N` is appended to it.
+    `command` starts the child; `--fd N` is appended to it, and `--listen N` where `share` was called.
     """
 
     def __init__(
@@ -104,65 +113,30 @@ class ProcessEngine:
         command: Sequence[str] = ENGINE_COMMAND,
         patience: Patience = Patience(),
     ) -> None:
+        super().__init__(patience.stale / patience.tick)
         self._config = config
         self._command = tuple(command)
         self._patience = patience
-        self._router = StreamRouter()
-        self._next_id = 1
+        self._shared: socket.socket | None = None
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
-        self._info: ModelInfo | None = None
-        self._dead = False
         self._closing = False
         self._failure: EngineFailed | None = None
-        self._was_ready = asyncio.Event()
-        self._gone = asyncio.Event()
         self._retired = asyncio.Event()
         self.restarts = 0
 
-    # The engine's client interface.
-
     @property
-    def state(self) -> EngineState:
-        if self._dead or self._gone.is_set():
-            return EngineState.DEAD
-        if self._child is None or not self._child.was_ready:
-            return EngineState.LOADING
-        stale = self._child.silent_ticks * self._patience.tick > self._patience.stale
-        return EngineState.DEAD if stale or self._child.lost.is_set() else EngineState.READY
+    def patience(self) -> Patience:
+        return self._patience
 
-    @property
-    def info(self) -> ModelInfo:
-        if self._info is None:
-            raise EngineUnavailable("the model is still loading")
-        return self._info
+    def share(self, listener: socket.socket) -> None:
+        """Further front ends will find the engine, and each that follows it, on this Unix socket."""
+        self._shared = listener
 
     @property
     def pid(self) -> int | None:
         """Process id of the running child."""
         return self._child.pid if self._child is not None else None
-
-    def next_id(self, n: int) -> int:
-        first = self._next_id
-        self._next_id += n
-        return first
-
-    def submit(self, request: Request) -> list[TokenStream]:
-        state = self.state
-        if self._child is None or state is not EngineState.READY:
-            loading = state is EngineState.LOADING
-            raise EngineUnavailable("the model is still loading" if loading else "the engine is restarting")
-        streams = self._router.open(request)
-        self._child.send(Submit(request))
-        return streams
-
-    def abort(self, streams: Iterable[int]) -> None:
-        still_open = self._router.close(streams)
-        if still_open and self._child is not None:
-            self._child.send(Abort(still_open))
-
-    def stats(self) -> EngineStats:
-        return self._router.stats
 
     async def close(self) -> None:
         """Ends the child: politely at first, by force after `Patience.leave`."""
@@ -209,21 +183,17 @@ class ProcessEngine:
     # The life of the child.
 
     async def _supervise(self) -> None:
-        crashes: deque[float] = deque()
+        restarts = Restarts(self._patience)
         try:
             while True:
                 self._failure = await self._run_child()
                 self._bury(str(self._failure))
                 if self._info is None or self._retired.is_set():
                     return
-                now = time.monotonic()
-                while crashes and now - crashes[0] > self._patience.window:
-                    crashes.popleft()
-                if len(crashes) == len(self._patience.backoff):
-                    log.error("%s; it was restarted %d times, giving up", self._failure, len(crashes))
+                delay = restarts.delay()
+                if delay is None:
+                    log.error("%s; it was restarted %d times, giving up", self._failure, restarts.count)
                     return
-                delay = self._patience.backoff[len(crashes)]
-                crashes.append(now)
                 log.error("%s; restarting it in %g s", self._failure, delay)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._retired.wait(), delay)
@@ -237,17 +207,14 @@ class ProcessEngine:
             self._gone.set()
 
     def _bury(self, message: str) -> None:
-        """What holds once a child is gone: no stream is open and nothing runs."""
-        self._dead = self._info is not None
+        super()._bury(message)
         self._child = None
-        self._router.stats = EngineStats()
-        self._router.fail_all(message)
 
     async def _run_child(self) -> EngineFailed:
         """Runs one child to its end and says why it ended."""
-        child = self._child = Child(self._on_message)
+        child = self._link = self._child = Child(self)
         try:
-            await child.spawn(self._command, self._config)
+            await child.spawn(self._command, self._config, self._shared)
         except OSError as error:
             return EngineFailed(f"the engine process could not be started: {error}", EXIT_FAULT)
         if self._closing:  # it came while the process was being started
@@ -292,11 +259,3 @@ class ProcessEngine:
                 await asyncio.wait({ended}, timeout=patience.tick)
                 child.kill()
                 return reason
-
-    def _on_message(self, message: FromEngine) -> None:
-        if isinstance(message, Frame):
-            self._router.dispatch(message)
-        elif isinstance(message, Ready):
-            self._info = message.info
-            self._dead = False
-            self._was_ready.set()

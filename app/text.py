@@ -9,12 +9,16 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from app.errors import EngineGone
 from engine.messages import ModelInfo
 from engine.text import (
     ChatMessage,
     ChatTemplate,
     IncrementalDecoder,
+    PlainTemplate,
+    StandInTokenizer,
     StopMatcher,
     Tokenizer,
     load_chat_template,
@@ -24,6 +28,29 @@ from engine.text import (
 THREAD_ABOVE = 2048  # characters; about half a millisecond of encoding
 
 T = TypeVar("T")
+
+
+class Spellings(dict[int, bytes]):
+    """Token id to its text as a JSON string, for tokens whose text is the same wherever they stand.
+
+    Empty for the others: special tokens, parts of characters, ids without text. Entries are made when they
+    are first asked for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, id: int) -> bytes:
+        spelling = self[id] = self._spell(id)
+        return spelling
+
+    def _spell(self, id: int) -> bytes:
+        data = b"" if self._tokenizer.is_special(id) else self._tokenizer.token_bytes(id)
+        try:
+            return msgspec.json.encode(data.decode()) if data else b""
+        except UnicodeDecodeError:
+            return b""
 
 
 class TextService:
@@ -36,6 +63,7 @@ class TextService:
     def __init__(self, tokenizer: Tokenizer | None = None, template: ChatTemplate | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._spellings = Spellings(tokenizer) if tokenizer is not None else None
         self._path: str | None = None
         self._loading = asyncio.Lock()
 
@@ -52,16 +80,27 @@ class TextService:
             return
         async with self._loading:
             if self._path != info.path:
-                self._tokenizer, self._template = await asyncio.to_thread(_load, Path(info.path))
+                tokenizer, self._template = await asyncio.to_thread(_load, info)
+                self._tokenizer, self._spellings = tokenizer, Spellings(tokenizer)
                 self._path = info.path
 
+    @property
+    def spellings(self) -> Spellings:
+        """Raises EngineGone (503) until `prepare` has been called."""
+        if self._spellings is None:
+            raise EngineGone("The tokenizer has not been loaded yet.")
+        return self._spellings
+
     async def encode(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
-        """Ordinary ids of each text, which never contain special ones, behind BOS if asked for."""
+        """Ordinary ids of each text, which never contain special ones. bos: behind BOS, where the model's
+        text begins with one; in the place of no text at all, BOS always.
+        """
         tokenizer = self.tokenizer
-        first = [tokenizer.get_bos_token_id()] if bos else []
+        alone = [tokenizer.get_bos_token_id()] if bos else []
+        first = alone if tokenizer.adds_bos else []
         return await _aside(
             sum(map(len, texts)),
-            lambda: [first + tokenizer.encode(text) if text else list(first) for text in texts],
+            lambda: [first + tokenizer.encode(text) if text else list(alone) for text in texts],
         )
 
     async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
@@ -89,7 +128,11 @@ def matcher(stops: Sequence[str], include: bool) -> StopMatcher | None:
     return StopMatcher(stops, include) if stops else None
 
 
-def _load(folder: Path) -> tuple[Tokenizer, ChatTemplate]:
+def _load(info: ModelInfo) -> tuple[Tokenizer, ChatTemplate]:
+    if not info.path:  # a model with random weights, of which there was nothing but a description
+        stand_in = StandInTokenizer(info.vocab_size)
+        return stand_in, PlainTemplate(stand_in)
+    folder = Path(info.path)
     tokenizer = load_tokenizer(folder)
     return tokenizer, load_chat_template(folder, tokenizer)
 

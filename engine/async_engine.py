@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 
-import torch
-
+from engine.backend import Backend, Feature
 from engine.blocks import BlockPool
 from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
-from engine.memory import pool_blocks
+from engine.decoder import Decoder
+from engine.estimator import default_stretch
 from engine.messages import (
     Delta,
     EngineConfig,
@@ -29,17 +30,11 @@ from engine.messages import (
     StreamRouter,
     TokenStream,
 )
-from engine.model import GPT, pack_for_serving
 from engine.prefix import PrefixCache
-from engine.runner import ModelRunner, StepHandle
 from engine.scheduler import Scheduler, SchedulerConfig
+from engine.steps import StepHandle
 from engine.terminals import NanochatTokenizer, terminal_ids
-from kernels.attention import KVCache
-
-MIN_MODEL_LEN = 1024
-DEFAULT_BLOCK_SIZE = 16
-ROWS_ON_CPU = 8
-ROWS_ON_CUDA = 256
+from engine.trace import Tracer
 
 
 class AsyncEngine:
@@ -52,44 +47,34 @@ class AsyncEngine:
 
     def __init__(
         self,
-        model: GPT,
+        model: Decoder,
         tokenizer: NanochatTokenizer,
         config: EngineConfig | None = None,
         meta: CheckpointMeta | None = None,
     ) -> None:
         self.config = config = config or EngineConfig()
-        weight = next(model.parameters())
-        device, dtype = weight.device, weight.dtype
-        max_rows = config.max_rows or (ROWS_ON_CUDA if device.type == "cuda" else ROWS_ON_CPU)
-        max_model_len = _max_model_len(model, config)
-        block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
-        blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype, device)
-        # A sequence can never be longer than the pool; its last token is not read back and needs no place.
-        max_model_len = min(max_model_len, (blocks - 1) * block_size + 1)
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
-        served = pack_for_serving(model)
-        shape = model.config
-        cache = KVCache.allocate(
-            shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
-        )
-        pool = BlockPool(blocks, block_size, spread=-(-max_model_len // block_size))
+        self.backend = backend = _build(model, config, terminals)
+        pool = BlockPool(backend.blocks, backend.block_size, spread=backend.spread)
         scheduler = Scheduler(
             SchedulerConfig(
-                max_rows=max_rows,
-                max_batched_tokens=max(config.max_batched_tokens, max_rows),
-                max_model_len=max_model_len,
+                max_rows=backend.max_rows,
+                max_batched_tokens=max(backend.max_batched_tokens, backend.max_rows),
+                # A sequence can never be longer than the pool; its last token is not read back and needs no
+                # place.
+                max_model_len=min(backend.max_model_len, pool.usable * pool.block_size + 1),
                 batching=config.batching,
                 max_chunk=config.max_chunk,
                 batch_timeout=config.batch_timeout_ms / 1000,
+                prefill_stretch=default_stretch(config.prefill_stretch, backend.device.type),
             ),
             pool,
             PrefixCache(pool, enabled=config.enable_prefix_caching),
         )
-        threads = config.threads or torch.get_num_threads()
-        runner = ModelRunner(served, cache, max_rows, terminals, threads)
-        self.core = EngineCore(scheduler, runner, tokenizer, terminals)
+        tracer = Tracer(Path(config.trace)) if config.trace is not None else None
+        self.core = EngineCore(scheduler, backend.runner, tokenizer, terminals, tracer)
         self.on_frame: Callable[[Frame], None] | None = None
-        self.info = self._describe(model, served, meta, threads)
+        self.info = self._describe(model, meta)
         self._router = StreamRouter()
         self._ids = itertools.count(1)
         self._state = EngineState.LOADING
@@ -97,13 +82,13 @@ class AsyncEngine:
         self._emit_scheduled = False
         self._task: asyncio.Task[None] | None = None
 
-    def _describe(self, model: GPT, served: GPT, meta: CheckpointMeta | None, threads: int) -> ModelInfo:
+    def _describe(self, model: Decoder, meta: CheckpointMeta | None) -> ModelInfo:
         """What the front end is told; call it when `core` stands."""
-        scheduler, cache = self.core.scheduler, self.core.runner.cache
+        scheduler, backend = self.core.scheduler, self.backend
         limits, pool = scheduler.config, scheduler.pool
         return ModelInfo(
             name=self.config.served_name or (meta.name if meta else "fastpath"),
-            path=str(meta.path) if meta else "",
+            path=str(meta.path) if meta and meta.path else "",
             generation=model.config.generation,
             vocab_size=model.config.vocab_size,
             max_model_len=limits.max_model_len,
@@ -111,12 +96,13 @@ class AsyncEngine:
             max_rows=limits.max_rows,
             block_size=pool.block_size,
             num_blocks=pool.usable,
-            device=str(cache.keys.device),
-            dtype=str(cache.keys.dtype).removeprefix("torch."),
+            device=str(backend.device),
+            dtype=str(backend.dtype).removeprefix("torch."),
             parameters=model.parameter_count(),
             weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
             sampling_defaults=meta.sampling_defaults if meta else {},
-            features=_features(self.config, served, limits.max_rows, threads),
+            features=[*backend.features, *_features(self.config, limits)],
+            memory=backend.memory,
             created=int(time.time()),
         )
 
@@ -139,6 +125,8 @@ class AsyncEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self.core.runner.close)  # a step may still run
+        if self.core.tracer is not None:
+            self.core.tracer.close()
         self._router.fail_all("the engine was closed")
 
     async def wait_closed(self) -> None:
@@ -207,6 +195,7 @@ class AsyncEngine:
                 if in_flight is not None:
                     await self._collect(in_flight)
                 elif launched is None:
+                    self._emit()  # what could not be launched has ended
                     await self._wait_for_work()
                 in_flight = launched
         except Exception:
@@ -249,41 +238,37 @@ class AsyncEngine:
         frame = self.core.take_frame()
         if frame is None:
             return
+        started = time.perf_counter()
         if self.on_frame is not None:
             self.on_frame(frame)
         else:
             self._router.dispatch(frame)
+        if self.core.tracer is not None:
+            self.core.tracer.emitted(started, time.perf_counter(), len(frame.tokens))
 
 
-def _max_model_len(model: GPT, config: EngineConfig) -> int:
-    """A model trained on little context is served with 1,024 all the same: its rotary table covers ten times
-    that of its training. Raises ValueError for more than the table.
-    """
-    covered = model.config.rope_len
-    if config.max_model_len is None:
-        return max(model.config.sequence_len, min(MIN_MODEL_LEN, covered))
-    if not 2 <= config.max_model_len <= covered:
-        raise ValueError(
-            f"max_model_len {config.max_model_len} is outside 2..{covered}, the model's rotary table"
-        )
-    return config.max_model_len
+def _build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
+    if next(model.parameters()).device.type == "cuda":
+        from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
+
+        return build_gpu(model, config, terminal_ids)
+    from engine.cpu import build as build_cpu
+
+    return build_cpu(model, config, terminal_ids)
 
 
-def _features(
-    config: EngineConfig, served: GPT, max_rows: int, threads: int
-) -> list[tuple[str, str, str, str]]:
-    """The start-up table: feature, asked for, used, why."""
-    packed = getattr(served.lm_head, "packed", False)
+def _features(config: EngineConfig, limits: SchedulerConfig) -> list[Feature]:
+    """The part of the start-up table that is about scheduling."""
+    stretch = limits.prefill_stretch
+    asked = "auto" if config.prefill_stretch is None else f"{config.prefill_stretch:g}"
     return [
-        ("attention", "auto", "paged reference (torch)", "no faster kernel for this device yet"),
         (
-            "linear",
-            "auto",
-            "oneDNN packed" if packed else "torch",
-            "rows are bit-equal in any batch" if packed else "no packed layout for this device or dtype",
+            "prefill stretch",
+            asked,
+            f"{stretch:g}" if stretch else "off",
+            f"{limits.max_batched_tokens} tokens a step",
         ),
-        ("batching", config.batching, config.batching, f"up to {max_rows} rows"),
+        ("batching", config.batching, config.batching, f"up to {limits.max_rows} rows"),
         ("prefix cache", str(config.enable_prefix_caching), str(config.enable_prefix_caching), "as asked"),
         ("lookahead", str(config.lookahead), str(config.lookahead), "as asked"),
-        ("cpu threads", str(config.threads or "auto"), str(threads), "torch's intra-op threads"),
     ]

@@ -2,8 +2,9 @@
 
 A checkpoint is one of: a nanochat base directory (`chatsft_checkpoints/d20/model_000650.pt` and so on, one
 `tokenizer` folder for all), any folder below it, one flat folder with nanochat's files, a folder in our own
-format (config.json with model_type "fastpath-nanochat", safetensors), a transformers folder (model_type
-"nanochat"), or the name of one of these on the Hugging Face hub. Anything else is refused with what was seen.
+format (config.json with model_type "fastpath-nanochat", safetensors), a transformers folder (of a model_type
+in `FAMILIES`), or the name of one of these on the Hugging Face hub. Anything else is refused with what was
+seen.
 """
 
 import json
@@ -11,13 +12,15 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from engine.config import Generation
 from engine.text import has_tokenizer
 
 NATIVE_MODEL_TYPE = "fastpath-nanochat"
-TRANSFORMERS_MODEL_TYPE = "nanochat"
+
+# What transformers calls the models that can be served. SmolLM and SmolLM2 are "llama".
+Family = Literal["nanochat", "llama", "mistral", "qwen2", "qwen3", "smollm3"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 Layout = Literal["nanochat", "fastpath", "transformers"]
 Source = Literal["base", "mid", "sft", "rl"]
@@ -35,7 +38,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(?:safetensors|bin)")
 # What a hub repository may hold that is of use here; optimizer states and other runtimes' copies are left
 # out.
-_HUB_FILES = ["*.json", "*.jinja", "model*.safetensors", "model_*.pt", "pytorch_model*.bin", "tokenizer*"]
+_HUB_DESCRIPTIONS = ["*.json", "*.jinja", "tokenizer*"]
+_HUB_FILES = [*_HUB_DESCRIPTIONS, "model*.safetensors", "model_*.pt", "pytorch_model*.bin"]
 
 
 class CheckpointError(ValueError):
@@ -46,8 +50,9 @@ class CheckpointError(ValueError):
 class CheckpointFiles:
     """Where a checkpoint's parts are.
 
-    meta: the JSON file that describes the model. weights: one file, or the shards in order.
-    step, tag and source are None where the layout has none.
+    meta: the JSON file that describes the model. weights: one file, or the shards in order; none where they
+    were not asked for. tokenizer_folder: None where there is none, and weights were not asked for. step, tag
+    and source are None where the layout has none.
     """
 
     layout: Layout
@@ -55,25 +60,27 @@ class CheckpointFiles:
     folder: Path
     weights: tuple[Path, ...]
     meta: Path
-    tokenizer_folder: Path
+    tokenizer_folder: Path | None
     source: str | None = None
     tag: str | None = None
     step: int | None = None
+    family: Family = "nanochat"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMeta:
     """What is known about a loaded checkpoint beyond its weights.
 
-    path: folder of the tokenizer and the chat template. terminal_ids: what ends a turn. hints: the seed's
+    path: folder of the tokenizer and the chat template; None: there is none (engine.text.StandInTokenizer).
+    generation: "G1" to "G5", or the family's name. terminal_ids: what ends a turn. hints: the seed's
     flags that the file sets, as defaults. notes: what was unusual. raw: the describing JSON, unknown keys
     included.
     """
 
     name: str
-    path: Path
+    path: Path | None
     files: CheckpointFiles
-    generation: Generation
+    generation: str
     terminal_ids: list[int] = field(default_factory=list)
     sampling_defaults: dict[str, float] = field(default_factory=dict)
     hints: dict[str, bool | int | float] = field(default_factory=dict)
@@ -87,6 +94,7 @@ def locate(
     source: str | None = None,
     tag: str | None = None,
     step: int | None = None,
+    weights: bool = True,
 ) -> CheckpointFiles:
     """The files of the checkpoint at `path`: a folder, or a hub id such as "owner/name" or
     "owner/name@revision".
@@ -94,18 +102,18 @@ def locate(
     Without a path: nanochat's base directory (NANOCHAT_BASE_DIR, else ~/.cache/nanochat) if it holds
     checkpoints, else the model that ships with this package. `source` ("sft", "rl", "mid", "base": the first
     that exists), `tag` (largest d<depth>, else the newest folder) and `step` (highest) choose within a base
-    directory. Raises CheckpointError.
+    directory. Without `weights` a folder with nothing but a config.json will do. Raises CheckpointError.
     """
     if source is not None and source not in SOURCES:
         raise CheckpointError(f"there is no checkpoint source {source!r}; there are {', '.join(SOURCES)}")
     try:
-        return _locate(path, source, tag, step)
+        return _locate(path, source, tag, step, weights)
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _locate(
-    path: str | Path | None, source: str | None, tag: str | None, step: int | None
+    path: str | Path | None, source: str | None, tag: str | None, step: int | None, weights: bool
 ) -> CheckpointFiles:
     if path is None:
         base = _default_base()
@@ -116,11 +124,11 @@ def _locate(
         return _embedded()
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return _in_folder(folder, source, tag, step)
+        return _in_folder(folder, source, tag, step, weights)
     if folder.exists():
         raise CheckpointError(f"{folder} is a file; a checkpoint is given by its folder")
     if not isinstance(path, Path) and _HUB_ID.fullmatch(path):
-        return _in_folder(_download(path), source, tag, step, path)
+        return _in_folder(_download(path, weights), source, tag, step, weights, path)
     raise CheckpointError(f"{folder} does not exist")
 
 
@@ -154,12 +162,17 @@ def _embedded() -> CheckpointFiles:
     models = embedded_folder()
     for config in sorted([*models.glob("config.json"), *models.glob("*/config.json")]):
         if read_meta(config).get("model_type") == NATIVE_MODEL_TYPE:
-            return _in_folder(config.parent, None, None, None)
+            return _in_folder(config.parent, None, None, None, True)
     raise CheckpointError(f"no model was given, and none ships in {models}")
 
 
 def _in_folder(
-    folder: Path, source: str | None, tag: str | None, step: int | None, hub_id: str | None = None
+    folder: Path,
+    source: str | None,
+    tag: str | None,
+    step: int | None,
+    weights: bool,
+    hub_id: str | None = None,
 ) -> CheckpointFiles:
     """`folder` as whatever kind of checkpoint it is."""
     name = hub_id.partition("@")[0] if hub_id else folder.resolve().name
@@ -167,9 +180,9 @@ def _in_folder(
     if (folder / "config.json").is_file():
         model_type = read_meta(folder / "config.json").get("model_type")
         if model_type == NATIVE_MODEL_TYPE:
-            return _described_by_config(folder, name, "fastpath")
-        if model_type == TRANSFORMERS_MODEL_TYPE:
-            return _described_by_config(folder, name, "transformers")
+            return _described_by_config(folder, name, "fastpath", "nanochat", weights)
+        if model_type in FAMILIES:
+            return _described_by_config(folder, name, "transformers", model_type, weights)
     if _steps_in(folder):
         return _in_tag(folder, name, None, step)
     if _sources_in(folder):
@@ -179,7 +192,7 @@ def _in_folder(
         return _in_source(folder, by_folder[folder.resolve().name], tag, step)
     if model_type is not None:
         raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}; only nanochat models can be served"
+            f"{folder} holds a model of type {model_type!r}; there are {', '.join(FAMILIES)}"
         )
     seen = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
     listing = ", ".join(seen[:8]) + (" ..." if len(seen) > 8 else "") if seen else "nothing"
@@ -257,13 +270,16 @@ def _in_tag(folder: Path, name: str, source: str | None, step: int | None) -> Ch
 # ---- folders with a config.json
 
 
-def _described_by_config(folder: Path, name: str, layout: Layout) -> CheckpointFiles:
-    weights = _indexed(folder) or _unindexed(folder)
-    if not weights:
+def _described_by_config(
+    folder: Path, name: str, layout: Layout, family: Family, weights: bool
+) -> CheckpointFiles:
+    files = (_indexed(folder) or _unindexed(folder)) if weights else ()
+    if weights and not files:
         raise CheckpointError(f"{folder} has a config.json but no weights (model*.safetensors)")
-    if not has_tokenizer(folder):
+    tokenizer = folder if has_tokenizer(folder) else None
+    if weights and tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer")
-    return CheckpointFiles(layout, name, folder, weights, folder / "config.json", folder)
+    return CheckpointFiles(layout, name, folder, files, folder / "config.json", tokenizer, family=family)
 
 
 def _indexed(folder: Path) -> tuple[Path, ...]:
@@ -301,17 +317,16 @@ def _unindexed(folder: Path) -> tuple[Path, ...]:
     return ()
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, weights: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
     name, _, revision = hub_id.partition("@")
     # The library lets its HTTP client's errors through, which have no class in common with its own.
     failures: tuple[type[Exception], ...] = (OSError, HFValidationError, *_http_errors())
+    wanted = _HUB_FILES if weights else _HUB_DESCRIPTIONS
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES)
-        )
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except failures as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(

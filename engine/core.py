@@ -6,18 +6,26 @@ loop and return at once. Whatever they produce for the outside goes into the out
 `take_frame` hands over.
 """
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.faults import is_device_lost, is_out_of_memory
 from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
 from engine.messages.wire import FinishReason
-from engine.plan import Chunk, Plan
-from engine.runner import ModelRunner, SampledToken, StepHandle, StepResult
+from engine.plan import Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, State
+from engine.steps import Runner, SampledToken, StepHandle, StepResult
 from engine.tools import ToolMachine, ToolTokenizer
+from engine.trace import Tracer
+
+LAUNCH_ATTEMPTS = 3
+MAX_FAILURES = 8  # steps in a row that failed: the engine gives up, and is started again
+
+_log = logging.getLogger("fastpath.engine")
 
 
 @dataclass(slots=True)
@@ -36,16 +44,21 @@ class EngineCore:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        runner: Runner,
         tokenizer: ToolTokenizer,
         terminal_ids: tuple[int, ...],
+        tracer: Tracer | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.terminal_ids = terminal_ids
         self.overhead = Overhead()
+        self.tracer = tracer
         self._tokenizer = tokenizer
         self._tools: dict[int, ToolMachine] = {}
+        self._terminals = frozenset(terminal_ids)
+        self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
+        self._failures = 0  # in a row
         self._frame = Frame([], [], [], [], [], EngineStats())
         self._changed = False
         self._steps = self._generated = 0
@@ -67,9 +80,15 @@ class EngineCore:
                 for added in sequences[:index]:
                     self.scheduler.finish(added)
                 raise
-        if request.tools:
-            for sequence in sequences:
+        stops = self._terminals
+        if request.params.ignore_eos or request.params.stop_token_ids:
+            stops = frozenset(stop_ids(request.params, self.terminal_ids))
+        for sequence in sequences:
+            self._stops[sequence.id] = stops
+            if request.tools:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
+            if self.tracer is not None:
+                self.tracer.queued(sequence)
         self._changed = True
 
     def abort(self, streams: Iterable[int]) -> None:
@@ -81,7 +100,7 @@ class EngineCore:
 
     def _validate(self, request: Request) -> None:
         """The front end has checked requests already; a faulty one may still only fail itself."""
-        vocab = self.runner.model.config.vocab_size
+        vocab = self.runner.vocab_size
         params = request.params
         check_params(params, vocab)
         for name, ids in (
@@ -98,52 +117,121 @@ class EngineCore:
     # -------------------------------------------------------------------------------------------------
 
     def launch(self) -> StepHandle | None:
-        """Plans and launches the next step; None when there is nothing to compute now."""
+        """Plans and launches the next step; None when there is nothing to compute now.
+
+        What goes wrong here fails as few requests as possible. Raises where the engine itself has to be
+        started again: the device is lost, or it fails time and again.
+        """
         started = time.perf_counter()
-        plan = self.scheduler.plan(time.monotonic())
-        if plan is None:
-            return None
-        handle = self.runner.launch(plan)
-        self.scheduler.launched(plan)
-        self.overhead.plan += time.perf_counter() - started
-        return handle
+        for attempt in range(LAUNCH_ATTEMPTS):
+            plan = self._plan()
+            if plan is None:
+                return None
+            planned = time.perf_counter()
+            try:
+                handle = self.runner.launch(plan)
+            except Exception as error:
+                self._launch_failed(plan, error, attempt)
+                continue
+            self.scheduler.launched(plan)
+            ended = time.perf_counter()
+            self.overhead.plan += ended - started
+            if self.tracer is not None:
+                self.tracer.launched(plan, started, planned, ended)
+            return handle
+        return None
+
+    def _plan(self) -> Plan | None:
+        try:
+            return self.scheduler.plan(time.monotonic())
+        except Exception as error:
+            _log.exception("planning a step failed")
+            message = f"the request could not be scheduled: {type(error).__name__}: {error}"
+            for sequence in self.scheduler.suspects():
+                self._finish(sequence, "error", message=message, poisoned=True)
+        return self.scheduler.plan(time.monotonic())
+
+    def _launch_failed(self, plan: Plan, error: Exception, attempt: int) -> None:
+        """Prepares for another attempt; raises `error` when none makes sense."""
+        if is_device_lost(error) or attempt + 1 >= LAUNCH_ATTEMPTS:
+            raise error
+        _log.warning("launching a step failed", exc_info=error)
+        if attempt == 0 and is_out_of_memory(error):
+            # Nobody fails: what runs is computed again in smaller steps.
+            self.scheduler.budget.shrink()
+            self.scheduler.recompute(keep_cache=True)
+        else:
+            self.fail(plan, error)
 
     def process(self, plan: Plan, result: StepResult) -> None:
         """Looks at the tokens of a finished step."""
         started = time.perf_counter()
         self._steps += 1
+        self._failures = 0
         self._last_plan, self._last_seconds = plan, result.seconds
         self._changed = True
-        sampling = (chunk for chunk in plan.chunks if chunk.samples)
-        for chunk, sampled in zip(sampling, result.tokens, strict=True):
-            self._process_token(chunk, sampled)
+        self.scheduler.times.observe(plan.load, result.seconds)
+        if self.tracer is not None:
+            self.tracer.arrived(plan, result.seconds, started)
+        sampled = iter(result.tokens)
+        token, stops, tools = self.scheduler.token, self._stops, self._tools
+        streams, tokens = self._frame.streams, self._frame.tokens
+        before = len(tokens)
+        for chunk in plan.chunks:
+            if not chunk.samples:
+                continue
+            got, sequence = next(sampled), chunk.sequence
+            try:
+                id = got.token
+                if not token(chunk, id):
+                    continue
+                if got.error is not None:
+                    self._finish(sequence, "error", message=got.error, poisoned=True)
+                    continue
+                if got.logprob is not None:
+                    self._add_logprobs(got)
+                streams.append(sequence.id)
+                tokens.append(id)
+                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or tools:
+                    self._after_token(sequence, id)
+            except Exception as error:  # whatever it is, it belongs to this request
+                _log.exception("stream %d failed", sequence.id)
+                message = f"the token could not be used: {type(error).__name__}: {error}"
+                self._finish(sequence, "error", message=message, poisoned=True)
+        self._generated += len(tokens) - before
         self.overhead.step += result.seconds
         self.overhead.forward += result.forward_seconds
-        self.overhead.process += time.perf_counter() - started
+        ended = time.perf_counter()
+        self.overhead.process += ended - started
+        if self.tracer is not None:
+            self.tracer.processed(started, ended)
 
     def fail(self, plan: Plan, error: BaseException) -> None:
-        """A step did not come back: its sequences end with an error, all others go on."""
+        """A step did not come back: its sequences end with an error, all others go on.
+
+        Raises the error again when the device is lost with it, or too many steps have failed in a row.
+        """
+        self._failures += 1
+        if is_device_lost(error) or self._failures > MAX_FAILURES:
+            raise error
         message = f"the step failed: {type(error).__name__}: {error}"
         for chunk in plan.chunks:
             self._finish(chunk.sequence, "error", message=message, poisoned=True)
         self.scheduler.recompute()
+        if self.tracer is not None:
+            self.tracer.failed(message)
 
-    def _process_token(self, chunk: Chunk, sampled: SampledToken) -> None:
-        sequence = chunk.sequence
-        if not self.scheduler.token(chunk, sampled.token):
-            return
-        if sampled.error is not None:
-            self._finish(sequence, "error", message=sampled.error, poisoned=True)
-            return
-        self._emit(sequence, sampled.token, sampled)
-        params = sequence.request.params
-        output = len(sequence.tokens) - sequence.prompt_length
-        if sampled.token in stop_ids(params, self.terminal_ids) and output > params.min_tokens:
-            self._finish(sequence, "stop", stop_token=sampled.token)
-        elif len(sequence.tokens) >= sequence.limit:
+    def _after_token(self, sequence: Sequence, token: int) -> None:
+        """Whether a token was the last one, or calls a tool."""
+        if token in self._stops[sequence.id]:
+            output = len(sequence.tokens) - sequence.prompt_length
+            if output > sequence.request.params.min_tokens:
+                self._finish(sequence, "stop", stop_token=token)
+                return
+        if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
         elif sequence.id in self._tools:
-            self._run_tool(sequence, sampled.token)
+            self._run_tool(sequence, token)
 
     def _run_tool(self, sequence: Sequence, token: int) -> None:
         """A tool's result takes the place of the next sampled tokens, and is computed as one chunk."""
@@ -158,22 +246,20 @@ class EngineCore:
         self.scheduler.extend(sequence, forced)
         for id in forced:
             self._frame.forced.append(len(self._frame.tokens))
-            self._emit(sequence, id, None)
+            self._frame.streams.append(sequence.id)
+            self._frame.tokens.append(id)
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
 
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
 
-    def _emit(self, sequence: Sequence, token: int, sampled: SampledToken | None) -> None:
-        frame = self._frame
-        if sampled is not None and sampled.logprob is not None:
-            frame.logprobs.append(
-                TokenLogprobs(len(frame.tokens), sampled.logprob, sampled.top_ids, sampled.top_logprobs)
-            )
-        frame.streams.append(sequence.id)
-        frame.tokens.append(token)
-        self._generated += 1
+    def _add_logprobs(self, sampled: SampledToken) -> None:
+        """Those of the next token of the frame."""
+        index, logprob = len(self._frame.tokens), sampled.logprob
+        if logprob is not None:
+            top = sampled.top_ids, sampled.top_logprobs
+            self._frame.logprobs.append(TokenLogprobs(index, logprob, *top))
 
     def _finish(
         self,
@@ -196,6 +282,9 @@ class EngineCore:
         message: str | None = None,
     ) -> None:
         self._tools.pop(sequence.id, None)
+        self._stops.pop(sequence.id, None)
+        if self.tracer is not None:
+            self.tracer.ended(sequence, reason)
         self._frame.finished.append(Finish(sequence.id, reason, stop_token, sequence.cached_tokens, message))
         self._changed = True
 

@@ -1,5 +1,5 @@
 """What model a checkpoint holds: its generation from the tensors' names and shapes, its sizes from the
-description.
+description. Also a nanochat model's configuration without any tensors, for models with random weights.
 
 Nothing is believed that the tensors contradict. No torch here: a tensor is a name and a shape.
 """
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from engine.checkpoint import CheckpointError
-from engine.config import Generation, GPTConfig
+from engine.config import GENERATIONS, Generation, GPTConfig
 from engine.flags import OVERRIDES, FastPathFlags
+from engine.llama_config import LlamaConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,7 +28,7 @@ _NEVER_FROM_FILES = ("allow_kernel_stub_fallback",)
 class Detected:
     """A model's configuration, the flags that its file hints at, and remarks on what was unusual."""
 
-    config: GPTConfig
+    config: GPTConfig | LlamaConfig
     hints: dict[str, bool | int | float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -71,7 +72,6 @@ def detect(
     Keys of `described` that are unknown here are ignored. `overrides` are the fields of GPTConfig that
     `OVERRIDES` lists and win over both. Raises CheckpointError.
     """
-    overrides = _overridden(overrides or {})
     generation = detect_generation(shapes)
     values: dict[str, object] = {name: _size(described, name) for name in SIZES}
     notes: list[str] = []
@@ -82,14 +82,39 @@ def detect(
     values["padded_vocab_size"] = rows
     values["n_kv_head"] = _kv_heads(shapes, values, described, notes)
     values["value_gate_channels"] = gate_channels(shapes)
+    return _configured(generation, values, described, overrides, notes)
+
+
+def assume(described: Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Detected:
+    """Configuration of a model whose tensors are not there, from its `model_config` alone.
+
+    The generation is its key "generation", else G1. Raises CheckpointError.
+    """
+    generation = described.get("generation", "G1")
+    if generation not in GENERATIONS:
+        raise CheckpointError(f"there is no generation {generation!r}; there are {', '.join(GENERATIONS)}")
+    values: dict[str, object] = {name: _size(described, name) for name in SIZES}
+    values["n_kv_head"] = _size(described, "n_kv_head") if "n_kv_head" in described else values["n_head"]
+    return _configured(generation, values, described, overrides, [])
+
+
+def _configured(
+    generation: Generation,
+    values: dict[str, object],
+    described: Mapping[str, object],
+    overrides: Mapping[str, object] | None,
+    notes: list[str],
+) -> Detected:
+    """With the description's constants, and the overrides over everything."""
     pattern = described.get("window_pattern")
     values["window_pattern"] = pattern if isinstance(pattern, str) and pattern else "L"
     for name in CONSTANTS:
         if described.get(name) is not None:
             values[name] = described[name]
     hints = _hints(described)
+    values |= hints | _overridden(overrides or {})
     try:
-        config = GPTConfig.for_generation(generation, **(values | hints | overrides))
+        config = GPTConfig.for_generation(generation, **values)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"the model's configuration does not work: {error}") from error
     _check_constants(config)

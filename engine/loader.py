@@ -1,11 +1,13 @@
-"""Loading a checkpoint: weights into a `GPT`, with its tokenizer and what is known about it.
+"""Loading a checkpoint: weights into a `GPT` or `Llama`, with its tokenizer and what is known about it.
 
 Weights are read through a memory map and converted one tensor at a time. Nothing in a file is executed: torch
 files are read with weights_only, and every tensor's name and shape is checked against the model before any is
 copied.
 """
 
+import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,23 @@ from engine.checkpoint import (
     locate,
     read_meta,
 )
-from engine.detect import Detected, detect
+from engine.config import GPTConfig
+from engine.detect import Detected, assume, detect
+from engine.dummy import dummy_state
+from engine.llama import Llama
+from engine.llama_config import LlamaConfig, llama_config
+from engine.messages.config import LoadFormat
 from engine.model import GPT
-from engine.text import Tokenizer, TokenizerError, load_chat_template, load_tokenizer
+from engine.text import StandInTokenizer, Tokenizer, TokenizerError, load_chat_template, load_tokenizer
 from engine.transformers_format import native_config, native_name
 
 SCALE_SUFFIX = ".scale"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PREFIX = "_orig_mod."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Old files hold what can be computed, too.
+_COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
+_COPIES = 8  # tensors on their way to a GPU at once: each waits for pages of its file
 
 
 def load_model(
@@ -40,35 +51,46 @@ def load_model(
     tag: str | None = None,
     step: int | None = None,
     overrides: Mapping[str, object] | None = None,
-) -> tuple[GPT, Tokenizer, CheckpointMeta]:
+    load_format: LoadFormat = "auto",
+    seed: int = 0,
+) -> tuple[GPT | Llama, Tokenizer, CheckpointMeta]:
     """The model at `path` (see `engine.checkpoint.locate`), ready for inference, its tokenizer and its meta.
 
-    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, else bfloat16. Per-layer scalars stay float32.
-    overrides: fields of GPTConfig that win over the file, such as {"softcap": 20.0}.
-    Raises CheckpointError, or TokenizerError for the tokenizer's files.
+    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, else bfloat16. nanochat's per-layer scalars
+    stay float32. overrides: fields of GPTConfig (of LlamaConfig, those it has) that win over the file, such
+    as {"softcap": 20.0}. load_format: "dummy" reads the description alone and fills the model with random
+    weights of this seed; where there is no tokenizer, a stand-in serves. Raises CheckpointError, or
+    TokenizerError for the tokenizer's files.
     """
     device = torch.device(device)
     chosen = _dtype(dtype, device)
-    files = locate(path, source=source, tag=tag, step=step)
+    dummy = load_format == "dummy"
+    files = locate(path, source=source, tag=tag, step=step, weights=not dummy)
     raw = read_meta(files.meta)
-    tokenizer = load_tokenizer(files.tokenizer_folder)
+    tokenizer = load_tokenizer(files.tokenizer_folder) if files.tokenizer_folder is not None else None
     with ExitStack() as stack:
-        tensors = _open(files, stack)
-        shapes = {name: tensor.shape for name, tensor in tensors.items() if not _is_scale(name, tensors)}
-        detected = detect(shapes, _described(files, raw), overrides)
+        tensors = None if dummy else _open(files, stack)
+        detected = _detect(files, raw, tensors, overrides)
+        config = detected.config
+        tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
         _check_tokenizer(tokenizer, detected)
-        model = _build(detected, shapes)
-        state = {name: _convert(name, tensors, device, chosen) for name in shapes}
-    model.load_state_dict(state, strict=True, assign=True)
+        with torch.device("meta"):
+            model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
+        if tensors is None:
+            state = dummy_state(model, device, chosen, seed)
+        else:
+            _check_tensors(model, tensors)
+            state = _read(model, tensors, device, chosen)
+    _assign(model, state)
     meta = CheckpointMeta(
         name=_name(files, raw),
         path=files.tokenizer_folder,
         files=files,
-        generation=detected.config.generation,
+        generation=config.generation,
         terminal_ids=_terminal_ids(files, tokenizer),
         sampling_defaults=_sampling_defaults(files, raw),
         hints=detected.hints,
-        notes=detected.notes,
+        notes=[*detected.notes, *(["random weights"] if dummy else [])],
         raw=raw,
     )
     return model.requires_grad_(False).eval(), tokenizer, meta
@@ -83,6 +105,25 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
+def _detect(
+    files: CheckpointFiles,
+    raw: Mapping[str, object],
+    tensors: "dict[str, _Lazy] | None",
+    overrides: Mapping[str, object] | None,
+) -> Detected:
+    """The configuration; `tensors` loses what a tied model stores twice. None: there are no tensors."""
+    if files.family != "nanochat":
+        detected = Detected(llama_config(files.family, raw, overrides))
+        if tensors is not None:
+            _untie(detected, tensors)
+        return detected
+    described = _described(files, raw)
+    if tensors is None:
+        return assume(described, overrides)
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if not _is_scale(name, tensors)}
+    return detect(shapes, described, overrides)
+
+
 def _described(files: CheckpointFiles, raw: Mapping[str, object]) -> Mapping[str, object]:
     if files.layout == "transformers":
         return native_config(raw)
@@ -92,8 +133,25 @@ def _described(files: CheckpointFiles, raw: Mapping[str, object]) -> Mapping[str
     return described
 
 
+def _untie(detected: Detected, tensors: "dict[str, _Lazy]") -> None:
+    """As transformers does: a head that differs from the embedding counts, whatever the description says."""
+    config = detected.config
+    assert isinstance(config, LlamaConfig)
+    if not config.tied or HEAD not in tensors or EMBEDDING not in tensors:
+        return
+    if torch.equal(tensors[HEAD].read(), tensors[EMBEDDING].read()):
+        del tensors[HEAD]
+    else:
+        config.tied = False
+        detected.notes.append(
+            "the description ties the head to the embedding, but the weights have another head"
+        )
+
+
 def _terminal_ids(files: CheckpointFiles, tokenizer: Tokenizer) -> list[int]:
     """As the chat template has them; a folder without one (a base model) leaves it to the tokenizer."""
+    if files.tokenizer_folder is None:
+        return [tokenizer.get_bos_token_id()]
     try:
         return list(load_chat_template(files.tokenizer_folder, tokenizer).terminal_ids)
     except TokenizerError:
@@ -128,11 +186,12 @@ def _check_tokenizer(tokenizer: Tokenizer, detected: Detected) -> None:
         raise CheckpointError(f"the tokenizer has {have} tokens, the model's vocabulary only {room}")
 
 
-def _build(detected: Detected, shapes: Mapping[str, tuple[int, ...]]) -> GPT:
-    """The model without storage, after comparing every name and shape with the file's."""
-    with torch.device("meta"):
-        model = GPT(detected.config)
+def _check_tensors(model: GPT | Llama, tensors: "Mapping[str, _Lazy]") -> None:
+    """Compares every name and shape with the model's."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if isinstance(model, Llama) and model.config.tied:
+        del expected[HEAD]
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if not _is_scale(name, tensors)}
     for what, names in (
         ("lacks", expected.keys() - shapes.keys()),
         ("has the unknown", shapes.keys() - expected.keys()),
@@ -140,12 +199,36 @@ def _build(detected: Detected, shapes: Mapping[str, tuple[int, ...]]) -> GPT:
         if names:
             listed = sorted(names)
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-            generation = detected.config.generation
+            generation = model.config.generation
             raise CheckpointError(f"the checkpoint ({generation}) {what} {', '.join(listed[:3])}{more}")
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise CheckpointError(f"{name} has shape {list(shapes[name])}, the model needs {list(shape)}")
-    return model
+
+
+def _read(
+    model: GPT | Llama, tensors: "Mapping[str, _Lazy]", device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Every tensor in the model's dtype and place."""
+    # nanochat's scalars steer the residual stream; they are few and multiply in float32 in the original, too.
+    vectors = torch.float32 if isinstance(model, GPT) else dtype
+    names = [name for name in tensors if not _is_scale(name, tensors)]
+
+    def convert(name: str) -> torch.Tensor:
+        return _convert(name, tensors, device, dtype, vectors)
+
+    if device.type == "cpu":
+        return {name: convert(name) for name in names}
+    with ThreadPoolExecutor(_COPIES) as pool:
+        return dict(zip(names, pool.map(convert, names), strict=True))
+
+
+def _assign(model: GPT | Llama, state: dict[str, torch.Tensor]) -> None:
+    if isinstance(model, Llama) and model.config.tied:
+        state = state | {HEAD: state[EMBEDDING]}
+    model.load_state_dict(state, strict=True, assign=True)
+    if isinstance(model, Llama):
+        model.tie()
 
 
 # ---- reading
@@ -191,12 +274,17 @@ class _Sliced:
 
 
 def _open(files: CheckpointFiles, stack: ExitStack) -> dict[str, _Lazy]:
-    """Every tensor of every file under nanochat's name for it."""
+    """Every tensor of every file under the model's name for it."""
     tensors: dict[str, _Lazy] = {}
     for file in files.weights:
         reader = _safetensors(file, stack) if file.suffix == ".safetensors" else _torch_file(file)
         for name, tensor in reader:
-            name = native_name(name) if files.layout == "transformers" else name.removeprefix(_PREFIX)
+            if files.layout != "transformers":
+                name = name.removeprefix(_PREFIX)
+            elif files.family == "nanochat":
+                name = native_name(name)
+            elif _COMPUTED.fullmatch(name):
+                continue
             if name in tensors:
                 raise CheckpointError(f"{file} holds the tensor {name} a second time")
             tensors[name] = tensor
@@ -231,9 +319,15 @@ def _is_scale(name: str, tensors: Mapping[str, _Lazy]) -> bool:
 
 
 def _convert(
-    name: str, tensors: Mapping[str, _Lazy], device: torch.device, dtype: torch.dtype
+    name: str,
+    tensors: Mapping[str, _Lazy],
+    device: torch.device,
+    dtype: torch.dtype,
+    vectors: torch.dtype,
 ) -> torch.Tensor:
-    """A private copy in the model's dtype and place; int8 rows are multiplied by their scales."""
+    """A private copy in place, matrices in `dtype`, vectors in `vectors`; int8 rows are multiplied by their
+    scales.
+    """
     tensor = tensors[name].read()
     scale = tensors.get(name + SCALE_SUFFIX)
     if tensor.dtype == torch.int8 and scale is not None:
@@ -245,6 +339,7 @@ def _convert(
         tensor = tensor.to(device).float() * rows.to(device).float().unsqueeze(1)
     elif not tensor.is_floating_point():
         raise CheckpointError(f"{name} is of type {tensor.dtype}, and nothing says how to scale it")
-    # Scalars steer the residual stream; they are few and multiply in float32 in the original, too.
-    wanted = torch.float32 if tensor.dim() == 1 else dtype
+    wanted = vectors if tensor.dim() == 1 else dtype
+    if device.type != "cpu":
+        return tensor.to(device).to(wanted).contiguous()  # converted there, which is faster than here
     return tensor.to(device=device, dtype=wanted, copy=True).contiguous()

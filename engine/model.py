@@ -7,23 +7,17 @@ chunk may start anywhere in a sequence. Parameter names are those of nanochat's 
 Sources of the formulas: karpathy/nanochat, nanochat/gpt.py at the commits named in engine/config.py.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine.config import GPTConfig
+from engine.decoder import Attend, Rope
+from engine.decoder import pack_for_serving as pack_for_serving
 from kernels.activation import sigmoid, softcap
 from kernels.linear import PackedLinear, Projection, project_add, project_relu
 from kernels.norm import rms_norm
 from kernels.rope import rope_table, rotate_and_norm
-
-# attend(layer, query [tokens, heads, d], key and value [tokens, kv_heads, d]) -> [tokens, heads, d]
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-# Rows of the rotary table for the step's tokens, each [tokens, 1, head_dim] (kernels.rope).
-Rope = tuple[torch.Tensor, torch.Tensor]
 
 SMEAR_CHANNELS = 24
 
@@ -271,6 +265,36 @@ class GPT(nn.Module):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def packed(self) -> "GPT":
+        """A model for inference with fused, packed projections. Embeddings are shared with this one, which is
+        unchanged; the caller may drop it to free its projections.
+        """
+        with torch.device("meta"):
+            served = GPT(self.config)
+        served.transformer["wte"] = self.transformer["wte"]
+        _pack(served, "lm_head", self.lm_head)
+        for name in (
+            "value_embeds",
+            "smear_gate",
+            "resid_lambdas",
+            "x0_lambdas",
+            "smear_lambda",
+            "backout_lambda",
+        ):
+            if hasattr(self, name):
+                setattr(served, name, getattr(self, name))
+        for source, target in zip(self._blocks(), served._blocks(), strict=True):
+            assert isinstance(source, Block) and isinstance(target, Block)
+            attn = source.attn
+            target.attn.c_qkv = PackedLinear(torch.cat([_weight(m) for m in (attn.c_q, attn.c_k, attn.c_v)]))
+            del target.attn.c_q, target.attn.c_k, target.attn.c_v
+            _pack(target.attn, "c_proj", attn.c_proj)
+            _pack(target.mlp, "c_fc", source.mlp.c_fc)
+            _pack(target.mlp, "c_proj", source.mlp.c_proj)
+            if hasattr(attn, "ve_gate"):
+                target.attn.ve_gate = attn.ve_gate
+        return served.eval()
+
 
 class _DenseAttention:
     """Causal attention over whole rows, without a cache: the training path's `attend`."""
@@ -304,37 +328,6 @@ def _gate(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight = linear.weight
     assert isinstance(weight, torch.Tensor)
     return (x[:, None, : weight.size(1)] * weight.to(x.dtype)).sum(-1)
-
-
-def pack_for_serving(model: GPT) -> GPT:
-    """A model for inference with fused, packed projections. Embeddings are shared with `model`, which is
-    unchanged; the caller may drop it to free its projections.
-    """
-    with torch.device("meta"):
-        served = GPT(model.config)
-    served.transformer["wte"] = model.transformer["wte"]
-    _pack(served, "lm_head", model.lm_head)
-    for name in (
-        "value_embeds",
-        "smear_gate",
-        "resid_lambdas",
-        "x0_lambdas",
-        "smear_lambda",
-        "backout_lambda",
-    ):
-        if hasattr(model, name):
-            setattr(served, name, getattr(model, name))
-    for source, target in zip(model._blocks(), served._blocks(), strict=True):
-        assert isinstance(source, Block) and isinstance(target, Block)
-        attn = source.attn
-        target.attn.c_qkv = PackedLinear(torch.cat([_weight(m) for m in (attn.c_q, attn.c_k, attn.c_v)]))
-        del target.attn.c_q, target.attn.c_k, target.attn.c_v
-        _pack(target.attn, "c_proj", attn.c_proj)
-        _pack(target.mlp, "c_fc", source.mlp.c_fc)
-        _pack(target.mlp, "c_proj", source.mlp.c_proj)
-        if hasattr(attn, "ve_gate"):
-            target.attn.ve_gate = attn.ve_gate
-    return served.eval()
 
 
 def _pack(target: nn.Module, name: str, source: Projection) -> None:

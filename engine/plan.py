@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.blocks import BlockId
+from engine.estimator import NOTHING, StepLoad
 from engine.sequence import Sequence
 
 
@@ -29,6 +30,24 @@ class Chunk(NamedTuple):
     feeds_back: bool
     block_table: list[BlockId]
 
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> "Chunk":
+        """The next `length` positions that a running sequence wants."""
+        row, start = sequence.row, sequence.num_computed
+        if row is None:
+            raise RuntimeError(f"stream {sequence.id} is not running")
+        samples = start + length == sequence.reach
+        return cls(
+            sequence,
+            row,
+            sequence.epoch,
+            start,
+            length,
+            samples,
+            sequence.in_flight > 0,
+            sequence.block_table,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -36,7 +55,8 @@ class Plan:
 
     Before the step, the state of a row is built from `sequence.tokens` for those in `admitted` (they got a
     row in this plan) and in `extended` (forced tokens may have taken the place of a sampled one). Rows of
-    `preempted` are free, or already someone else's.
+    `preempted` are free, or already someone else's. load: what the step has to do. predicted: the seconds
+    that it was expected to take, 0 where nobody knows.
     """
 
     chunks: tuple[Chunk, ...]
@@ -44,3 +64,5 @@ class Plan:
     extended: tuple[Sequence, ...]
     preempted: tuple[Sequence, ...]
     num_tokens: int
+    load: StepLoad = NOTHING
+    predicted: float = 0.0

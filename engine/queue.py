@@ -14,6 +14,14 @@ from engine.sequence import Sequence
 
 _rank = attrgetter("rank")
 
+AGEING = 4096  # tokens: a prefill that has been around for a second goes before one that is so much shorter
+
+
+def urgency(sequence: Sequence, now: float) -> tuple[int, float, int]:
+    """Order of the prefills under way: within a priority the shortest first, unless another came long ago."""
+    left = sequence.reach - sequence.num_computed
+    return sequence.request.priority, left + AGEING * (sequence.arrival - now), sequence.order
+
 
 class WaitingQueue:
     """wake_at: when the gather window closes that the last `opens` waited for, if it did."""

@@ -11,44 +11,21 @@ and takes the tokens that N samples from the rows' device state.
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from engine.blocks import WRITE_OFF
-from engine.model import GPT
+from engine.decoder import Decoder
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
 from engine.sequence import Sequence
 from engine.state import RowState
+from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
 from kernels.sampling import Sampled, sample
-
-NOT_FINITE = "the model's output was not finite"
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """What one sampling chunk produced; with an error, no token."""
-
-    token: int
-    error: str | None = None
-    logprob: float | None = None
-    top_ids: list[int] = field(default_factory=list)
-    top_logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """Tokens in the order of the plan's sampling chunks; seconds that the step took on the device's thread,
-    and of those the seconds inside the model's forward.
-    """
-
-    tokens: list[SampledToken]
-    seconds: float
-    forward_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +66,14 @@ class StagedStep:
     resets: list[RowReset] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class StepHandle:
-    plan: Plan
-    future: "Future[StepResult]"
-
-
 class ModelRunner:
     """One model, its KV cache and its rows on one device."""
 
     def __init__(
-        self, model: GPT, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...], threads: int
+        self, model: Decoder, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...], threads: int
     ) -> None:
         self.model = model
+        self.vocab_size = model.config.vocab_size
         self.cache = cache
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids

@@ -17,14 +17,14 @@ only the length limit is known here; of text and devices nothing.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from engine.blocks import WRITE_OFF, BlockPool
-from engine.messages import BatchingMode
+from engine.estimator import PROBE_TOKENS, PrefillRoom, StepLoad, StepTimeModel
 from engine.plan import Chunk, Plan
 from engine.prefix import PrefixCache
-from engine.queue import WaitingQueue
+from engine.queue import WaitingQueue, urgency
+from engine.scheduling import SchedulerConfig, SchedulerStats, StepBudget
 from engine.sequence import Sequence, State
 
 __all__ = ["Chunk", "Plan", "Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -32,43 +32,7 @@ __all__ = ["Chunk", "Plan", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 MAX_PARTIAL_PREFILLS = 4
 IMMUNE_AFTER = 2  # preemptions
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """max_rows: most sequences that run at once. max_batched_tokens: most positions in one step.
-    max_model_len: most tokens of a sequence. max_chunk: most positions of one sequence in one step.
-    batch_timeout: seconds that an idle engine waits for company while fewer than max_rows sequences wait.
-    """
-
-    max_rows: int
-    max_batched_tokens: int
-    max_model_len: int
-    batching: BatchingMode = "continuous"
-    max_chunk: int | None = None
-    batch_timeout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.max_rows < 1 or (self.max_chunk is not None and self.max_chunk < 1):
-            raise ValueError("max_rows and max_chunk must be at least 1")
-        if self.max_batched_tokens < self.max_rows:
-            # The decoding rows alone could fill every step, and a prefill would never progress.
-            raise ValueError(f"max_batched_tokens {self.max_batched_tokens} < max_rows {self.max_rows}")
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Totals count from the start; prompt tokens count once, at their sequence's first admission."""
-
-    running: int
-    waiting: int
-    blocks_used: int
-    blocks_cached: int  # free ones that the prefix cache may serve again
-    blocks_free: int  # free ones without content
-    preemptions: int
-    late_tokens: int
-    prompt_tokens: int
-    prefix_queries: int  # of those, looked up in the prefix cache
-    cached_tokens: int  # of those, found there
+_chunk = tuple.__new__  # a plan holds one chunk per row, and Chunk(...) takes three times as long
 
 
 class Scheduler:
@@ -78,6 +42,10 @@ class Scheduler:
         self.config = config
         self.pool = pool
         self.prefix = prefix
+        self.times = StepTimeModel()
+        self.budget = StepBudget(config.max_batched_tokens, max(config.max_rows, pool.block_size))
+        self._extended = False  # whether some sequence's `extended` may be set
+        self._suspects: list[Sequence] = []  # those that the `plan` under way admits, or tries to
         self._waiting = WaitingQueue(config.batching, config.max_rows, config.batch_timeout)
         self._unfinished: dict[int, Sequence] = {}  # by stream id
         self._running: dict[int, Sequence] = {}  # by row, in order of admission
@@ -108,17 +76,42 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan | None:
         """The next step; None when nothing can be computed now. Call `launched` before planning again."""
-        preempted = self._reserve()
-        chunks = self._continue_running()
+        self._suspects = []
+        preempted: list[Sequence] = []
+        decodes = self._decodes()
+        if decodes is None:  # no block was free
+            preempted = self._reserve()
+            decodes = self._decodes() or ([], [], 0)
+        chunks, prefills, kv_tokens = decodes
+        load = StepLoad(len(chunks), kv_tokens)
+        room = self._room(load, len(prefills))
+        partial = self._continue(prefills, now, room, chunks)
         # What a preemption has just freed is not for newcomers.
-        admitted = [] if preempted else self._admit(now, chunks)
-        if not chunks:
-            return None
-        extended = tuple(chunk.sequence for chunk in chunks if chunk.sequence.extended)
-        for sequence in extended:
-            sequence.extended = False
-        num_tokens = sum(chunk.length for chunk in chunks)
-        return Plan(tuple(chunks), tuple(admitted), extended, tuple(preempted), num_tokens)
+        admitted = [] if preempted else self._admit(now, room, chunks, partial)
+        plan = self._finish_plan(chunks, admitted, preempted, load, room) if chunks else None
+        self._suspects = []
+        return plan
+
+    def _finish_plan(
+        self,
+        chunks: list[Chunk],
+        admitted: list[Sequence],
+        preempted: list[Sequence],
+        load: StepLoad,
+        room: PrefillRoom,
+    ) -> Plan:
+        extended: tuple[Sequence, ...] = ()
+        if self._extended:
+            extended = tuple(chunk.sequence for chunk in chunks if chunk.sequence.extended)
+            for sequence in extended:
+                sequence.extended = False
+            self._extended = any(sequence.extended for sequence in self._running.values())
+        rows, num_tokens = load.rows, load.rows
+        if len(chunks) > rows:
+            num_tokens += sum(chunk.length for chunk in chunks[rows:])
+            load = load._replace(prefill_tokens=num_tokens - rows, prefill_work=room.work)
+        predicted = self.times.predict(load)
+        return Plan(tuple(chunks), tuple(admitted), extended, tuple(preempted), num_tokens, load, predicted)
 
     def wake_at(self) -> float | None:
         """When the gather window closes because of which the last `plan` was None."""
@@ -126,12 +119,15 @@ class Scheduler:
 
     def launched(self, plan: Plan) -> None:
         """The plan's step is queued on the device: whatever is launched from now on runs behind it."""
-        for chunk in plan.chunks:
-            sequence = chunk.sequence
-            if sequence.epoch == chunk.epoch:  # else it ended, or was extended, since it was planned
-                sequence.num_computed += chunk.length
-                sequence.in_flight += chunk.samples
-                self.prefix.publish(sequence)
+        caching, size = self.prefix.enabled, self.pool.block_size
+        for sequence, _, epoch, _, length, samples, _, _ in plan.chunks:
+            if sequence.epoch == epoch:  # else it ended, or was extended, since it was planned
+                sequence.num_computed += length
+                if samples:
+                    sequence.in_flight += 1
+                if caching and (sequence.published + 1) * size <= sequence.num_computed:
+                    self.prefix.publish(sequence)
+        self.budget.launched()
 
     def token(self, chunk: Chunk, token_id: int) -> bool:
         """Appends the token that `chunk` sampled. False for a late one, which nobody may see."""
@@ -139,9 +135,14 @@ class Scheduler:
         if sequence.epoch != chunk.epoch:
             self._late_tokens += 1
             return False
-        sequence.tokens.append(token_id)
+        tokens = sequence.tokens
+        tokens.append(token_id)
         sequence.in_flight -= 1
-        if sequence.state is State.RUNNING:
+        if (
+            sequence.row is not None
+            and self.prefix.enabled
+            and (sequence.published + 1) * self.pool.block_size <= len(tokens)
+        ):
             self.prefix.publish(sequence)
         return True
 
@@ -158,7 +159,7 @@ class Scheduler:
         sequence.tokens += forced
         sequence.in_flight = 0
         sequence.epoch += 1
-        sequence.extended = True
+        sequence.extended = self._extended = True
 
     def finish(self, sequence: Sequence, *, poisoned: bool = False) -> None:
         """Ends a sequence: its row and blocks are free at once. Repeating it changes nothing.
@@ -173,6 +174,7 @@ class Scheduler:
             self._release(sequence)
         else:
             self._waiting.remove(sequence)
+            self.pool.release(sequence.block_table)  # of one whose admission broke off
         self._waiting.leave(sequence)
         del self._unfinished[sequence.id]
         sequence.state = State.FINISHED
@@ -186,17 +188,30 @@ class Scheduler:
             self.finish(sequence)
         return sequence
 
-    def recompute(self) -> None:
+    def recompute(self, *, keep_cache: bool = False) -> None:
         """Sends every running sequence back to the queue, because what its blocks hold is in doubt.
 
         A launched step that failed may have left blocks unwritten that others matched in the prefix cache.
+        keep_cache: no launched step has failed, so what was published stays good.
         Their tokens in flight are void, too; seeds are counters, so the same ones will be sampled again.
         """
-        self.prefix.clear()
+        if not keep_cache:
+            self.prefix.clear()
         for sequence in list(self._running.values()):
             sequence.in_flight = 0
             sequence.epoch += 1
             self._preempt(sequence)
+
+    def suspects(self) -> list[Sequence]:
+        """Whom to finish before planning again, after a `plan` that raised: the one whose admission broke
+        off, or else all that it admitted. Whoever else it admitted is back in the queue.
+        """
+        suspects, self._suspects = self._suspects, []
+        if not suspects or suspects[-1].state is not State.WAITING:
+            return suspects
+        for admitted in suspects[:-1]:
+            self._preempt(admitted)
+        return suspects[-1:]
 
     def unfinished(self) -> list[Sequence]:
         """Every sequence that runs or waits."""
@@ -228,6 +243,36 @@ class Scheduler:
             raise RuntimeError("a waiting sequence holds a row or blocks")
         if len(self._running) + len(self._waiting) != len(self._unfinished):
             raise RuntimeError("a sequence neither runs nor waits")
+
+    def _decodes(self) -> tuple[list[Chunk], list[Sequence], int] | None:
+        """One position for each decoding row, the sequences that want more, and the tokens behind the former.
+
+        None when a sequence needs a block and none is free; what others got until then they keep.
+        """
+        pool, size = self.pool, self.pool.block_size
+        chunks: list[Chunk] = []
+        prefills: list[Sequence] = []
+        kv_tokens = 0
+        for row, sequence in self._running.items():
+            in_flight = sequence.in_flight
+            reach = len(sequence.tokens) + in_flight
+            if reach >= sequence.limit:
+                continue  # ends with the token in flight
+            table = sequence.block_table
+            while reach > len(table) * size:
+                if not pool.free:
+                    return None
+                table.append(pool.allocate(table[-1]))
+            start = sequence.num_computed
+            if reach - start == 1:
+                feeds_back = in_flight > 0
+                chunks.append(
+                    _chunk(Chunk, (sequence, row, sequence.epoch, start, 1, True, feeds_back, table))
+                )
+                kv_tokens += reach
+            else:
+                prefills.append(sequence)
+        return chunks, prefills, kv_tokens
 
     def _reserve(self) -> list[Sequence]:
         """Gets every running sequence the blocks it wants, preempting where none is free."""
@@ -261,51 +306,64 @@ class Scheduler:
         self._waiting.push(victim)
         return victim
 
-    def _continue_running(self) -> list[Chunk]:
-        """Decoding rows first, one position each; then partial prefills and forced tokens, by rank."""
-        chunks: list[Chunk] = []
-        prefills: list[Sequence] = []
-        for sequence in self._running.values():
-            reach = sequence.reach
-            if reach >= sequence.limit:
-                continue  # ends with the token in flight
-            if reach - sequence.num_computed == 1:
-                chunks.append(self._chunk(sequence, 1))
-            else:
-                prefills.append(sequence)
-        budget = self.config.max_batched_tokens - len(chunks)
-        for sequence in sorted(prefills, key=lambda s: s.rank):
-            if budget:
-                chunks.append(self._chunk(sequence, budget))
-                budget -= chunks[-1].length
-        return chunks
+    def _room(self, load: StepLoad, partial: int) -> PrefillRoom:
+        """What a step has room for beside its decoding rows.
 
-    def _admit(self, now: float, chunks: list[Chunk]) -> list[Sequence]:
+        Where about as many run as before, it may take `prefill_stretch` times as long as without prefill.
+        Where many wait and few run, those few give way: time grows with the number that waits for each.
+        """
+        rows, stretch = load.rows, self.config.prefill_stretch
+        tokens, size = self.budget.tokens - rows, self.pool.block_size
+        if stretch is None or not rows or not self.times.knows_decoding:
+            return PrefillRoom(tokens, size)
+        pressure = 1 + (partial + min(len(self._waiting), len(self._free_rows))) / rows
+        if not self.times.ready:  # a few small steps will tell
+            few = max(size, int(PROBE_TOKENS * pressure) // size * size)
+            return PrefillRoom(min(tokens, few), size)
+        seconds = self.times.decode(rows, load.kv_tokens) * (stretch * pressure - 1)
+        return PrefillRoom(min(tokens, self.times.tested(seconds, pressure)), size, self.times, seconds)
+
+    def _continue(self, prefills: list[Sequence], now: float, room: PrefillRoom, chunks: list[Chunk]) -> int:
+        """Partial prefills and forced tokens: within a priority the shortest first, unless one has waited.
+
+        Returns how many remain partial.
+        """
+        if len(prefills) > 1:
+            prefills.sort(key=lambda sequence: urgency(sequence, now))
+        partial = len(prefills)
+        for sequence in prefills:
+            start = sequence.num_computed
+            length = room.take(start, sequence.reach - start, self.config.max_chunk)
+            if length:
+                chunks.append(Chunk.of(sequence, length))
+                partial -= chunks[-1].samples
+        return partial
+
+    def _admit(self, now: float, room: PrefillRoom, chunks: list[Chunk], partial: int) -> list[Sequence]:
         """Gives rows to waiting sequences, by rank, and appends their chunks."""
         admitted: list[Sequence] = []
         if not self._waiting.opens(now, len(self._running)):
             return admitted
-        budget = self.config.max_batched_tokens - sum(chunk.length for chunk in chunks)
-        partial = sum(not chunk.samples for chunk in chunks)
-        for sequence in self._waiting:
-            if not budget or not self._free_rows or partial >= MAX_PARTIAL_PREFILLS:
+        for sequence in list(self._waiting):
+            if not self._free_rows or partial >= MAX_PARTIAL_PREFILLS or room.spent:
                 break
             if not self._waiting.belongs(sequence) or self._waits_for_leader(sequence):
                 continue
+            self._suspects.append(sequence)
             # Strictly in order: what the first cannot have yet, a smaller one behind it must not take.
             # A preempted sequence needs the token that it left in flight, which may even be its last.
             if sequence.in_flight or not self._take_blocks(sequence):
+                self._suspects.pop()
                 break
+            self._waiting.remove(sequence)
             sequence.state, sequence.extended = State.RUNNING, False
             sequence.row = heappop(self._free_rows)
             self._running[sequence.row] = sequence
-            chunk = self._chunk(sequence, budget)
-            chunks.append(chunk)
             admitted.append(sequence)
-            budget -= chunk.length
-            partial += not chunk.samples
-        for sequence in admitted:
-            self._waiting.remove(sequence)
+            start = sequence.num_computed
+            length = room.take(start, sequence.reach - start, self.config.max_chunk, at_least_a_block=True)
+            chunks.append(Chunk.of(sequence, length))
+            partial += not chunks[-1].samples
         return admitted
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
@@ -328,11 +386,12 @@ class Scheduler:
         revived = sum(pool.refs[block] == 0 for block in matched)
         if fresh + revived + watermark > pool.free:
             return False
+        table = sequence.block_table  # at any moment all that the sequence holds
         for block in matched:
             pool.share(block)
-        sequence.block_table = matched  # a list of its own
+            table.append(block)
         for _ in range(fresh):
-            sequence.block_table.append(pool.allocate(matched[-1] if matched else WRITE_OFF))
+            table.append(pool.allocate(table[-1] if table else WRITE_OFF))
         sequence.published = cached
         sequence.num_computed = cached * pool.block_size
         if not sequence.preemptions:
@@ -341,17 +400,6 @@ class Scheduler:
             self._prompt_tokens += sequence.prompt_length
             self._prefix_queries += sequence.prompt_length if self.prefix.enabled else 0
         return True
-
-    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
-        """As much of what a running sequence wants as `budget` (at least 1) and the configuration allow."""
-        if sequence.row is None:
-            raise RuntimeError(f"stream {sequence.id} is not running")
-        start = sequence.num_computed
-        wanted = sequence.reach - start
-        length = min(wanted, budget, self.config.max_chunk or wanted)
-        samples, feeds_back = length == wanted, sequence.in_flight > 0
-        row, epoch, table = sequence.row, sequence.epoch, sequence.block_table
-        return Chunk(sequence, row, epoch, start, length, samples, feeds_back, table)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.row is None:

@@ -40,6 +40,8 @@ class Sequence:
     choice: int = 0
     leader: "Sequence | None" = None
 
+    id: int = field(init=False)  # the stream id
+    prompt_length: int = field(init=False)
     tokens: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)
     in_flight: int = field(init=False, default=0)
@@ -57,6 +59,8 @@ class Sequence:
     published: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        self.id = self.request.id + self.choice
+        self.prompt_length = len(self.request.prompt)
         self.tokens = list(self.request.prompt)
 
     @classmethod
@@ -64,15 +68,6 @@ class Sequence:
         """All choices of a request, the leader first; they are added to the scheduler in this order."""
         leader = cls(request)
         return [leader, *(cls(request, choice, leader) for choice in range(1, request.n))]
-
-    @property
-    def id(self) -> int:
-        """The stream id."""
-        return self.request.id + self.choice
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.request.prompt)
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -23,6 +23,12 @@ TORCH_FREE = [
     "engine.plan",
     "engine.queue",
     "engine.scheduler",
+    "engine.scheduling",
+    "engine.estimator",
+    "engine.trace",
+    "engine.faults",
+    "engine.links",
+    "engine.llama_config",
     "engine.calculator",
     "engine.tools",
     "engine.checkpoint",
@@ -34,6 +40,8 @@ TORCH_FREE = [
     "app.server",
     "app.serve",
     "app.supervisor",
+    "app.fleet",
+    "app.front",
     "app.chat_web",
 ]
 

@@ -6,8 +6,8 @@ process, the same event loop) offer. Nothing here knows about text, HTTP or torc
 """
 
 from engine.messages.client import EngineClient, EngineState, EngineUnavailable
-from engine.messages.config import BatchingMode, EngineConfig
-from engine.messages.streams import Delta, StreamRouter, TokenStream
+from engine.messages.config import AttentionName, BatchingMode, EngineConfig, LinearName
+from engine.messages.streams import Delta, Fanout, Lane, StreamRouter, TokenStream
 from engine.messages.wire import (
     Abort,
     EngineStats,
@@ -25,6 +25,7 @@ from engine.messages.wire import (
 
 __all__ = [
     "Abort",
+    "AttentionName",
     "BatchingMode",
     "Delta",
     "EngineClient",
@@ -33,8 +34,11 @@ __all__ = [
     "EngineStats",
     "EngineUnavailable",
     "Failed",
+    "Fanout",
     "Finish",
     "Frame",
+    "Lane",
+    "LinearName",
     "ModelInfo",
     "Ready",
     "Request",

@@ -5,6 +5,9 @@ from typing import Literal
 import msgspec
 
 BatchingMode = Literal["continuous", "static", "single"]
+AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "torch"]
+LinearName = Literal["auto", "cublas", "skinny", "triton"]
+LoadFormat = Literal["auto", "dummy"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -12,23 +15,31 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
     model: a nanochat base directory, a checkpoint folder, a transformers folder or a hub id; None finds one.
     source, tag, step: which checkpoint of a nanochat base directory (None: nanochat's own guesses).
+    load_format: "auto" reads the model's weights, "dummy" makes random ones from its description alone.
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU.
     threads: CPU threads of the engine process (None: one per core).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
     block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
     sequences can hold (None: sized from memory and max_rows).
     kv_page_size: the pool is rounded up to a multiple of this many tokens (None: the model's own, if any).
-    max_batched_tokens: most tokens in one step. max_chunk: most prompt tokens of one sequence in one step.
-    max_model_len: most tokens of a sequence, prompt and output (None: what the model was trained for).
-    batch_timeout_ms: longest that an idle engine waits for company before its first step.
-    lookahead: launch step N+1 before looking at the tokens of step N.
-    overrides: model constants that a checkpoint cannot tell, by name (see engine.flags.OVERRIDES).
+    max_batched_tokens: most tokens in one step (None: 2,048 on a CPU, 8,192 on a GPU). max_chunk: most prompt
+    tokens of one sequence in one step.
+    prefill_stretch: how many times longer than its decoding rows alone a step may take because of prompts
+    beside them, as predicted (0: no such limit; None: 1.85 on a GPU, 0 on a CPU). max_model_len: most tokens
+    of a sequence, prompt and output (None: what the model was trained for). batch_timeout_ms: longest that an
+    idle engine waits for company before its first step. lookahead: launch step N+1 before looking at the
+    tokens of step N. cuda_graphs: replay each step as one captured graph (a GPU only). attention_backend,
+    linear_backend: which kernels a GPU uses; auto chooses by what is installed and by measurement. kv_bytes:
+    memory of the KV pool on a GPU (None: what the device has left). trace: a file that gets a Perfetto trace
+    of every step. overrides: model constants that a checkpoint cannot tell, by name (see
+    engine.flags.OVERRIDES).
     """
 
     model: str | None = None
     source: str | None = None
     tag: str | None = None
     step: int | None = None
+    load_format: LoadFormat = "auto"
     served_name: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -37,11 +48,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     block_size: int | None = None
     num_blocks: int | None = None
     kv_page_size: int | None = None
-    max_batched_tokens: int = 2048
+    max_batched_tokens: int | None = None
     max_chunk: int | None = None
+    prefill_stretch: float | None = None
     max_model_len: int | None = None
     batching: BatchingMode = "continuous"
     batch_timeout_ms: float = 0.0
     enable_prefix_caching: bool = True
     lookahead: bool = True
+    cuda_graphs: bool = True
+    attention_backend: AttentionName = "auto"
+    linear_backend: LinearName = "auto"
+    kv_bytes: int | None = None
+    trace: str | None = None
     overrides: dict[str, float | str] = {}

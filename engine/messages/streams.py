@@ -1,14 +1,23 @@
 """Mailboxes: from one frame per step to one stream per choice.
 
 A producer never waits for a consumer. What arrives while the consumer is busy is merged into one `Delta`, so
-a slow reader costs memory for its tokens only, and a wake-up of one future per stream and step.
+a slow reader costs memory for its tokens only, and a wake-up of one future per stream and step. A consumer
+that can do its part at once, without waiting for anything, offers a `Lane` and is not even woken.
 """
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from time import perf_counter
+from typing import Protocol
 
-from engine.messages.wire import EngineStats, Finish, Frame, Request, TokenLogprobs
+from engine.messages.wire import EngineStats, Finish, Frame, Request, TokenLogprobs, merge
+
+log = logging.getLogger("fastpath.engine")
+
+ROWS_PER_TURN = 128  # streams served before the event loop gets its turn
 
 
 @dataclass(slots=True)
@@ -25,32 +34,55 @@ class Delta:
     finish: Finish | None = None
 
 
-class TokenStream:
-    """The tokens of one choice, for one consumer."""
+class Lane(Protocol):
+    """Takes a stream's plain tokens where they arrive; `now` is perf_counter's time of arrival.
 
-    __slots__ = ("_pending", "_waiter", "finished", "id", "wants_logprobs")
+    False: nothing was taken, and the tokens go into the stream's delta. Neither method may wait or call the
+    router. A lane that raises is taken away; what it was given goes into the delta.
+    """
+
+    def push(self, token: int, now: float) -> bool: ...
+
+    def push_all(self, tokens: Sequence[int], now: float) -> bool:
+        """Several tokens at once: the consumer is behind."""
+        ...
+
+
+class TokenStream:
+    """The tokens of one choice, for one consumer.
+
+    The consumer waits in `next`, or has `listener` called when something is pending and fetches it with
+    `take`. `lane`, while it is set and nothing is pending, gets the tokens that do not end the stream; the
+    consumer takes it away before it does anything that would have to come before the next token.
+    """
+
+    __slots__ = ("_waiter", "finished", "held", "id", "lane", "listener", "wants_logprobs")
 
     def __init__(self, id: int, wants_logprobs: bool = False) -> None:
         self.id = id
         self.wants_logprobs = wants_logprobs
         self.finished = False
-        self._pending: Delta | None = None
+        self.held: Delta | None = None  # what is pending
+        self.lane: Lane | None = None
+        self.listener: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def pending(self) -> Delta:
         """The delta that the next `next()` will return; only the router writes to it."""
-        if self._pending is None:
-            self._pending = Delta()
-        return self._pending
+        if self.held is None:
+            self.held = Delta()
+        return self.held
 
     def wake(self) -> None:
+        if self.listener is not None:
+            self.listener()
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def take(self) -> Delta | None:
         """What is pending, without waiting; None if nothing is."""
-        delta, self._pending = self._pending, None
+        delta, self.held = self.held, None
         return delta
 
     async def next(self) -> Delta:
@@ -58,13 +90,13 @@ class TokenStream:
 
         Only one task may wait at a time. Cancelling the wait loses nothing.
         """
-        while self._pending is None:
+        while self.held is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        delta, self._pending = self._pending, None
+        delta, self.held = self.held, None
         return delta
 
 
@@ -96,32 +128,84 @@ class StreamRouter:
         return [id for id in ids if self._streams.pop(id, None) is not None]
 
     def dispatch(self, frame: Frame) -> None:
-        """Appends a frame's tokens to their streams and wakes each consumer once."""
+        """Hands a frame's tokens to their streams: through the lane, or as a delta with a wake-up."""
+        for _ in self.deliver(frame):
+            pass
+
+    def deliver(self, frame: Frame) -> Iterator[None]:
+        """`dispatch` in parts, one per `ROWS_PER_TURN` streams; a stream ends in the part with its last
+        token or later.
+        """
         self.stats = frame.stats
-        streams = self._streams
-        touched: dict[int, TokenStream] = {}
-        forced = set(frame.forced)
-        logprobs = {item.index: item for item in frame.logprobs}
-        for index, (id, token) in enumerate(zip(frame.streams, frame.tokens, strict=True)):
-            stream = streams.get(id)
-            if stream is None:
-                self.orphan_tokens += 1
-                continue
-            delta = stream.pending()
-            if index in forced:
-                delta.forced.append(len(delta.tokens))
-            delta.tokens.append(token)
-            if stream.wants_logprobs:
-                delta.logprobs.append(logprobs.get(index))
-            touched[id] = stream
+        now = perf_counter()
+        # A last token goes the same way as the end it came with, so that one event can say both.
+        ending = {finish.stream for finish in frame.finished}
+        if len(set(frame.streams)) == len(frame.streams):
+            yield from self._deliver_step(frame, ending, now)
+        else:
+            yield from self._deliver_steps(frame, ending, now)
         for finish in frame.finished:
-            stream = streams.pop(finish.stream, None)
+            stream = self._streams.pop(finish.stream, None)
             if stream is not None:
                 stream.finished = True
                 stream.pending().finish = finish
-                touched[finish.stream] = stream
-        for stream in touched.values():
-            stream.wake()
+                stream.wake()
+
+    def _deliver_step(self, frame: Frame, ending: set[int], now: float) -> Iterator[None]:
+        """A frame with one token per stream."""
+        find = self._streams.get
+        marks = _Marks(frame)
+        ids, tokens = frame.streams, frame.tokens
+        for start in range(0, len(ids), ROWS_PER_TURN):
+            if start:
+                yield
+            rows = zip(ids[start : start + ROWS_PER_TURN], tokens[start : start + ROWS_PER_TURN], strict=True)
+            for index, (id, token) in enumerate(rows, start):
+                stream = find(id)
+                if stream is None:
+                    self.orphan_tokens += 1
+                    continue
+                lane = stream.lane
+                try:
+                    if (
+                        lane is not None
+                        and stream.held is None
+                        and id not in ending
+                        and lane.push(token, now)
+                    ):
+                        continue
+                except Exception:
+                    _remove_lane(stream)
+                marks.append(stream, index, token)
+                if id not in ending:
+                    stream.wake()
+
+    def _deliver_steps(self, frame: Frame, ending: set[int], now: float) -> Iterator[None]:
+        """A frame that holds several tokens of some streams: forced ones, or several steps in one."""
+        marks = _Marks(frame)
+        tokens = frame.tokens
+        places: dict[int, list[int]] = {}
+        for index, id in enumerate(frame.streams):
+            places.setdefault(id, []).append(index)
+        for row, (id, indices) in enumerate(places.items(), 1):
+            stream = self._streams.get(id)
+            if stream is None:
+                self.orphan_tokens += len(indices)
+                continue
+            lane = stream.lane if stream.held is None and id not in ending else None
+            taken = False
+            try:
+                if lane is not None:
+                    taken = lane.push_all([tokens[index] for index in indices], now)
+            except Exception:
+                _remove_lane(stream)
+            if not taken:
+                for index in indices:
+                    marks.append(stream, index, tokens[index])
+                if id not in ending:
+                    stream.wake()
+            if not row % ROWS_PER_TURN:
+                yield
 
     def fail_all(self, message: str) -> None:
         """Ends every open stream with an error: the engine is gone."""
@@ -130,3 +214,67 @@ class StreamRouter:
             stream.pending().finish = Finish(id, "error", message=message)
             stream.wake()
         self._streams.clear()
+
+
+def _remove_lane(stream: TokenStream) -> None:
+    """One stream's fault must not reach the others in its frame."""
+    log.exception("the lane of stream %d failed", stream.id)
+    stream.lane = None
+
+
+class _Marks:
+    """What a frame says beside its tokens."""
+
+    __slots__ = ("forced", "logprobs")
+
+    def __init__(self, frame: Frame) -> None:
+        self.forced = frozenset(frame.forced)
+        self.logprobs = {item.index: item for item in frame.logprobs}
+
+    def append(self, stream: TokenStream, index: int, token: int) -> None:
+        delta = stream.pending()
+        if index in self.forced:
+            delta.forced.append(len(delta.tokens))
+        delta.tokens.append(token)
+        if stream.wants_logprobs:
+            delta.logprobs.append(self.logprobs.get(index))
+
+
+class Fanout:
+    """Delivers frames in the order in which they came, with a turn for the event loop between the parts.
+
+    Frames that come while one is being delivered are merged: each stream gets all of theirs at once.
+    """
+
+    __slots__ = ("_frames", "_parts", "_router", "_scheduled")
+
+    def __init__(self, router: StreamRouter) -> None:
+        self._router = router
+        self._frames: list[Frame] = []
+        self._parts: Iterator[None] | None = None
+        self._scheduled = False
+
+    def push(self, frames: Iterable[Frame]) -> None:
+        self._frames += frames
+        if not self._scheduled:
+            self._turn()
+
+    def flush(self) -> None:
+        """Delivers at once what has not been delivered."""
+        while self._parts is not None or self._frames:
+            self._step()
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._step()
+        if self._parts is not None or self._frames:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _step(self) -> None:
+        if self._parts is None and self._frames:
+            frame = reduce(merge, self._frames)
+            self._frames = []
+            self._parts = self._router.deliver(frame)
+        if self._parts is not None and next(self._parts, self) is self:
+            self._parts = None

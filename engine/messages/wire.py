@@ -117,6 +117,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     sampling_defaults: dict[str, float] = {}  # what the model card recommends
     features: list[tuple[str, str, str, str]] = []  # start-up table: feature, asked for, used, why
     created: int = 0
+    memory: dict[str, int] = {}  # bytes on the device by purpose, where they were measured
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -171,6 +172,20 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     """The message as it goes on the wire, length first."""
     body = _encoder.encode(message)
     return len(body).to_bytes(4, "little") + body
+
+
+def merge(first: Frame, second: Frame) -> Frame:
+    """Both frames as one, with the later counters; extends the lists of `first`."""
+    shift = len(first.tokens)
+    first.streams.extend(second.streams)
+    first.tokens.extend(second.tokens)
+    first.forced.extend(index + shift for index in second.forced)
+    first.logprobs.extend(
+        TokenLogprobs(item.index + shift, item.logprob, item.top_ids, item.top_logprobs)
+        for item in second.logprobs
+    )
+    first.finished.extend(second.finished)
+    return Frame(first.streams, first.tokens, first.forced, first.logprobs, first.finished, second.stats)
 
 
 class Unframer:

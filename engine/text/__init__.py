@@ -5,6 +5,7 @@ Nothing here imports torch; the front end uses it.
 
 from engine.text.decode import IncrementalDecoder
 from engine.text.files import has_tokenizer, load_tokenizer, save_tokenizer
+from engine.text.standin import PlainTemplate, StandInTokenizer
 from engine.text.stop import StopMatcher
 from engine.text.template import (
     ChatMessage,
@@ -29,6 +30,8 @@ __all__ = [
     "ChatTemplate",
     "IncrementalDecoder",
     "NanochatTemplate",
+    "PlainTemplate",
+    "StandInTokenizer",
     "StopMatcher",
     "TemplateError",
     "Tokenizer",

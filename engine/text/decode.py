@@ -19,7 +19,7 @@ class IncrementalDecoder:
     instance).
     """
 
-    __slots__ = ("_decode", "_skipped", "_token_bytes")
+    __slots__ = ("_codec", "_decode", "_skipped", "_token_bytes")
 
     def __init__(
         self, tokenizer: Tokenizer, skip_special: bool = True, hidden: Collection[int] = frozenset()
@@ -27,7 +27,13 @@ class IncrementalDecoder:
         self._token_bytes = tokenizer.token_bytes
         skipped = frozenset(hidden)
         self._skipped = skipped | tokenizer.special_ids if skip_special else skipped
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._codec = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decode = self._codec.decode
+
+    @property
+    def between_characters(self) -> bool:
+        """Whether nothing waits: the next token's text does not depend on the ones before it."""
+        return not self._codec.getstate()[0]
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` complete; an unfinished character waits for the next call."""

@@ -9,12 +9,10 @@ import binascii
 import io
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 from engine.text.tokenizer import (
     BytePairTokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     TokenizerError,
 )
@@ -158,47 +156,8 @@ def _load_pickle(folder: Path) -> Tokenizer:
 
 
 def _load_hugging_face(folder: Path) -> Tokenizer:
-    import tokenizers
+    from engine.text.hugging_face import (
+        load_hugging_face,
+    )  # loads a library that nanochat's files do not need
 
-    data = read_json(folder / HUGGING_FACE)
-    if "ByteLevel" not in _decoder_types(data.get("decoder")):
-        raise TokenizerError("only byte-level tokenizers are supported; this one has another decoder")
-    specials = _added_tokens(data.get("added_tokens"))
-    data["added_tokens"] = []
-    # It would add BOS and EOS, which is the chat template's part here, and it names tokens that are gone now.
-    data["post_processor"] = None
-    data["truncation"] = data["padding"] = None
-    model = data.get("model")
-    if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
-        model["vocab"] = {token: id for token, id in model["vocab"].items() if token not in specials}
-    try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"not a readable tokenizer: {error}") from error
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    bos = token_spelling(config.get("bos_token")) or "<|bos|>"
-    eos = token_spelling(config.get("eos_token")) or "<|assistant_end|>"
-    return HuggingFaceTokenizer(backend, specials, bos, eos)
-
-
-def _decoder_types(decoder: object) -> Iterator[object]:
-    if isinstance(decoder, dict):
-        yield decoder.get("type")
-        nested = decoder.get("decoders")
-        for inner in nested if isinstance(nested, list) else []:
-            yield from _decoder_types(inner)
-
-
-def _added_tokens(added: object) -> dict[str, int]:
-    """Every added token, by spelling.
-
-    All count as special, whatever their flag says: `<think>` typed by a user must not become a marker either.
-    """
-    specials: dict[str, int] = {}
-    for entry in added if isinstance(added, list) else []:
-        spelling = entry.get("content") if isinstance(entry, dict) else None
-        id = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(spelling, str) or not isinstance(id, int):
-            raise TokenizerError(f"added_tokens has the entry {entry!r}")
-        specials[spelling] = id
-    return specials
+    return load_hugging_face(folder)

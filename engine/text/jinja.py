@@ -22,7 +22,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from engine.text.files import CONFIG, read_json, token_spelling
-from engine.text.template import ChatMessage, TemplateError, checked
+from engine.text.template import ChatMessage, TemplateError, checked, terminal_ids
 from engine.text.tokenizer import Tokenizer, TokenizerError
 
 MAX_RENDERED_CHARACTERS = 2**24
@@ -50,7 +50,9 @@ class JinjaTemplate:
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         spellings = {name: token_spelling(value) for name, value in config.items() if name.endswith("_token")}
         self._names = {name: spelling for name, spelling in spellings.items() if spelling is not None}
-        self._names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos or ""} | self._names
+        own = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos or ""}
+        # A file that says there is no BOS is believed: its template then has none to write.
+        self._names = {name: spelling for name, spelling in own.items() if name not in config} | self._names
         self._tokenizer = tokenizer
         self._specials = tokenizer.special_tokens
         longest_first = sorted(self._specials, key=len, reverse=True)
@@ -59,7 +61,7 @@ class JinjaTemplate:
         self._heads = {token[:i] for token in self._specials for i in range(1, len(token))}
         self._tails = {token[i:] for token in self._specials for i in range(1, len(token))}
         self._longest = len(longest_first[0])
-        self.terminal_ids = _terminal_ids(folder, tokenizer)
+        self.terminal_ids = terminal_ids(folder, tokenizer)
 
     def render(self, messages: Sequence[ChatMessage], *, continue_final: bool = False) -> list[int]:
         turns = checked(messages, continue_final)
@@ -123,24 +125,13 @@ class JinjaTemplate:
             if match[2] is None:
                 literal.append(match[1])
                 continue
-            ids += self._tokenizer.encode("".join(literal))
+            ids += self._piece("".join(literal), not ids)
             ids.append(self._specials[match[2]])
             literal = []
-        return ids + self._tokenizer.encode("".join([*literal, text[start:]]))
+        return ids + self._piece("".join([*literal, text[start:]]), not ids)
 
-
-def _terminal_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """The end-of-turn id, those that generation_config.json or config.json name, and bos.
-
-    Configurations name wrong ones often enough (library defaults), so only special ids are believed.
-    """
-    named: list[object] = [tokenizer.encode_special(tokenizer.eos)] if tokenizer.eos is not None else []
-    for file in ("generation_config.json", "config.json"):
-        if (folder / file).is_file():
-            value = read_json(folder / file).get("eos_token_id")
-            named += value if isinstance(value, list) else [value]
-    named.append(tokenizer.get_bos_token_id())
-    return list(dict.fromkeys(id for id in named if isinstance(id, int) and tokenizer.is_special(id)))
+    def _piece(self, text: str, first: bool) -> list[int]:
+        return self._tokenizer.encode(text) if first else self._tokenizer.encode_inside(text)
 
 
 def _unused_characters(text: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from engine.text.files import CONFIG, read_json
+from engine.text.files import CONFIG, HUGGING_FACE, read_json
 from engine.text.tokenizer import NANOCHAT_SPECIALS, Tokenizer, TokenizerError
 
 
@@ -45,14 +45,31 @@ class ChatTemplate(Protocol):
 def load_chat_template(folder: Path | str, tokenizer: Tokenizer) -> ChatTemplate:
     """The template in `folder` (chat_template.jinja, or in tokenizer_config.json), else nanochat's.
 
-    Raises TokenizerError when the folder has none and the tokenizer lacks nanochat's special tokens.
+    A Hugging Face folder of a model that was never taught to chat gets one that refuses every conversation.
+    Raises TokenizerError when any other folder has none and the tokenizer lacks nanochat's special tokens.
     """
     source = _template_source(Path(folder))
     if source is not None:
         from engine.text.jinja import JinjaTemplate  # nanochat's own checkpoints start without jinja
 
         return JinjaTemplate(source, tokenizer, Path(folder))
+    if (Path(folder) / HUGGING_FACE).is_file() and NANOCHAT_SPECIALS[1] not in tokenizer.special_tokens:
+        return NoTemplate(terminal_ids(Path(folder), tokenizer))
     return NanochatTemplate(tokenizer)
+
+
+def terminal_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The end-of-turn id, those that generation_config.json or config.json name, and bos.
+
+    Configurations name wrong ones often enough (library defaults), so only special ids are believed.
+    """
+    named: list[object] = [tokenizer.encode_special(tokenizer.eos)] if tokenizer.eos is not None else []
+    for file in ("generation_config.json", "config.json"):
+        if (folder / file).is_file():
+            value = read_json(folder / file).get("eos_token_id")
+            named += value if isinstance(value, list) else [value]
+    named.append(tokenizer.get_bos_token_id())
+    return list(dict.fromkeys(id for id in named if isinstance(id, int) and tokenizer.is_special(id)))
 
 
 def _template_source(folder: Path) -> str | None:
@@ -84,6 +101,16 @@ def checked(messages: Sequence[ChatMessage], continue_final: bool) -> list[ChatM
         ChatMessage("system", message.content) if message.role == "developer" else message
         for message in messages
     ]
+
+
+class NoTemplate:
+    """Of a base model: it goes on with text, and knows no turns."""
+
+    def __init__(self, terminal_ids: list[int]) -> None:
+        self.terminal_ids = terminal_ids
+
+    def render(self, messages: Sequence[ChatMessage], *, continue_final: bool = False) -> list[int]:
+        raise TemplateError("this model has no chat template; it can only complete text")
 
 
 class NanochatTemplate:

@@ -1,4 +1,4 @@
-"""Tokenizers: nanochat's, our own file format, and Hugging Face's byte-level BPE.
+"""What a tokenizer is, and nanochat's; Hugging Face's are in engine.text.hugging_face.
 
 `encode` is always ordinary: a special token spelled out inside text stays text. Special ids come only from
 `encode_special` and from the chat template. `decode` never fails: ids beyond the vocabulary (embedding tables
@@ -7,12 +7,8 @@ are padded) have no bytes, and bytes that are no UTF-8 become U+FFFD.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import tiktoken
-
-if TYPE_CHECKING:  # imported where it is used: nanochat checkpoints do not need it
-    import tokenizers
 
 NANOCHAT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
@@ -44,8 +40,11 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """What every tokenizer offers. Subclasses add `_encode`.
 
-    `bos` and `eos` are spellings of special tokens; `eos` may be None.
+    `bos` and `eos` are spellings of special tokens; `eos` may be None. `special_ids`: those that have no text
+    for a reader. `adds_bos`: whether plain text is to begin with BOS.
     """
+
+    adds_bos: bool = True
 
     def __init__(self, table: list[bytes], specials: Mapping[str, int], bos: str, eos: str | None) -> None:
         if bos not in specials:
@@ -63,12 +62,17 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Never yields special ids; half a surrogate pair becomes U+FFFD."""
-        if not text.isascii():
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._encode(text)
+        return self._encode(_whole_characters(text))
+
+    def encode_inside(self, text: str) -> list[int]:
+        """As `encode`, for text that has tokens before it: some tokenizers begin their input with a space."""
+        return self._encode_inside(_whole_characters(text))
 
     def _encode(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    def _encode_inside(self, text: str) -> list[int]:
+        return self._encode(text)
 
     def encode_special(self, token: str) -> int:
         """The id of a special token by its spelling. Raises KeyError if there is none."""
@@ -93,10 +97,17 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
 
-def _byte_table(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> list[bytes]:
-    """Id -> bytes. Raises TokenizerError for ids that are no ids, collide, or are absurdly high."""
-    entries = [*ranks.items(), *((spelling.encode(), id) for spelling, id in specials.items())]
-    table: list[bytes] = [b""] * (1 + max((id for _, id in entries), default=-1))
+def _whole_characters(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def byte_table(tokens: Iterable[tuple[bytes, int]], specials: Mapping[str, int]) -> list[bytes]:
+    """Id -> bytes. Raises TokenizerError for ids that stand for two tokens, or are absurdly high."""
+    entries = [*tokens, *((spelling.encode(), id) for spelling, id in specials.items())]
+    last = max((id for _, id in entries), default=-1)
+    if last >= MAX_VOCABULARY:
+        raise TokenizerError(f"the vocabulary has the id {last}")
+    table: list[bytes] = [b""] * (1 + last)
     taken = bytearray(len(table))
     for token, id in entries:
         if taken[id]:
@@ -106,7 +117,8 @@ def _byte_table(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> list
     return table
 
 
-def _check_ids(what: str, entries: Mapping[object, object], key: type) -> None:
+def check_ids(what: str, entries: Mapping[object, object], key: type) -> None:
+    """Raises TokenizerError for ids that are no ids, or absurdly high."""
     for token, id in entries.items():
         if not isinstance(token, key) or not isinstance(id, int) or isinstance(id, bool) or not token:
             raise TokenizerError(f"{what} has the entry {token!r}: {id!r}")
@@ -124,13 +136,13 @@ class BytePairTokenizer(Tokenizer):
     def __init__(
         self, ranks: Mapping[bytes, int], specials: Mapping[str, int], pattern: str = NANOCHAT_PATTERN
     ) -> None:
-        _check_ids("the rank table", ranks, bytes)  # type: ignore[arg-type]
-        _check_ids("the special tokens", specials, str)  # type: ignore[arg-type]
+        check_ids("the rank table", ranks, bytes)  # type: ignore[arg-type]
+        check_ids("the special tokens", specials, str)  # type: ignore[arg-type]
         missing = sum(bytes([byte]) not in ranks for byte in range(256))
         if missing:
             raise TokenizerError(f"the rank table lacks {missing} of the 256 single bytes")
         bos = "<|bos|>" if "<|bos|>" in specials else "<|endoftext|>"
-        super().__init__(_byte_table(ranks, specials), specials, bos, "<|assistant_end|>")
+        super().__init__(byte_table(ranks.items(), specials), specials, bos, "<|assistant_end|>")
         self.ranks = dict(ranks)
         self.pattern = pattern
         try:
@@ -149,36 +161,3 @@ class BytePairTokenizer(Tokenizer):
             ids += self._encoding.encode_ordinary(text[start : run.end()])
             start = run.end()
         return ids + self._encoding.encode_ordinary(text[start:])
-
-
-class HuggingFaceTokenizer(Tokenizer):
-    """A byte-level `tokenizer.json`, run by the `tokenizers` library.
-
-    `backend` must have been built without its special tokens, so that no text can reach their ids;
-    `specials` gives them back for `encode_special`.
-    """
-
-    def __init__(
-        self, backend: "tokenizers.Tokenizer", specials: Mapping[str, int], bos: str, eos: str | None
-    ) -> None:
-        _check_ids("the special tokens", specials, str)  # type: ignore[arg-type]
-        to_byte = _byte_of_character()
-        ranks: dict[bytes, int] = {}
-        for token, id in backend.get_vocab().items():
-            try:
-                ranks[bytes(to_byte[character] for character in token)] = id
-            except KeyError as error:
-                raise TokenizerError(f"the token {token!r} is not in the byte-level alphabet") from error
-        super().__init__(_byte_table(ranks, specials), specials, bos, eos)
-        self._backend = backend
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable alphabet: printable Latin-1 stands for itself, other bytes for U+0100 onwards."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

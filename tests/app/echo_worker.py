@@ -32,44 +32,74 @@ FREEZE = 99  # one token, then the event loop stops
 STUCK = 100  # one token, then steps stop while the heart beats on
 
 
-class Echo(asyncio.Protocol):
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+class Link(asyncio.Protocol):
+    """A socket to a front end; the first of them is the one that started the process."""
+
+    def __init__(self, echo: "Echo") -> None:
+        self.echo = echo
         self.unframer = Unframer()
-        self.gone = asyncio.Event()
-        self.config: asyncio.Future[EngineConfig] = asyncio.get_running_loop().create_future()
-        self.open: dict[int, Request] = {}
-        self.steps = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)
+        self.echo.links.append(self)
+        self.echo.greet(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set()
+        self.echo.lose(self)
 
     def data_received(self, data: bytes) -> None:
         for body in self.unframer.feed(data):
             message = to_engine.decode(body)
             if isinstance(message, EngineConfig):
-                self.config.set_result(message)
+                self.echo.config.set_result(message)
             elif isinstance(message, Submit):
-                self.submit(message.request)
+                self.echo.submit(self, message.request)
             elif isinstance(message, Abort):
-                for id in message.streams:
-                    self.open.pop(id, None)
-                self.frame([], [], [])
+                self.echo.abort(message.streams)
             elif isinstance(message, Shutdown):
-                self.gone.set()
+                self.echo.gone.set()
 
-    def frame(self, streams: list[int], tokens: list[int], finished: list[Finish]) -> None:
+
+class Echo:
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+        self.gone = asyncio.Event()
+        self.config: asyncio.Future[EngineConfig] = asyncio.get_running_loop().create_future()
+        self.open: dict[int, Link] = {}
+        self.steps = 0
+        self.ready = False
+        self.server: asyncio.Server | None = None
+
+    def greet(self, link: Link) -> None:
+        if self.ready:
+            link.transport.write(encode(Ready(self.info(self.config.result()))))
+
+    def lose(self, link: Link) -> None:
+        if link is self.links[0]:
+            self.gone.set()
+            return
+        self.links.remove(link)
+        self.abort([id for id, owner in self.open.items() if owner is link])
+
+    def abort(self, ids: list[int]) -> None:
+        for id in ids:
+            self.open.pop(id, None)
+        self.beat()
+
+    def frame(self, link: Link, streams: list[int], tokens: list[int], finished: list[Finish]) -> None:
         self.steps += bool(tokens)
         stats = EngineStats(running=len(self.open), steps=self.steps, blocks_total=64)
-        self.transport.write(encode(Frame(streams, tokens, [], [], finished, stats)))
+        link.transport.write(encode(Frame(streams, tokens, [], [], finished, stats)))
 
-    def submit(self, request: Request) -> None:
+    def beat(self) -> None:
+        for link in self.links:
+            self.frame(link, [], [], [])
+
+    def submit(self, link: Link, request: Request) -> None:
         first = request.prompt[0] if request.prompt else 0
-        self.open[request.id] = request
-        self.frame([request.id], [first], [])
+        assert request.id not in self.open, "two front ends use one id"
+        self.open[request.id] = link
+        self.frame(link, [request.id], [first], [])
         if first == CRASH:
             os.kill(os.getpid(), signal.SIGKILL)
         elif first == FREEZE:
@@ -77,8 +107,8 @@ class Echo(asyncio.Protocol):
         elif first not in (HOLD, STUCK):
             self.open.pop(request.id)
             for token in request.prompt[1:]:
-                self.frame([request.id], [token], [])
-            self.frame([], [], [Finish(request.id, "stop")])
+                self.frame(link, [request.id], [token], [])
+            self.frame(link, [], [], [Finish(request.id, "stop")])
 
     def info(self, config: EngineConfig) -> ModelInfo:
         return ModelInfo(
@@ -98,13 +128,17 @@ class Echo(asyncio.Protocol):
 
 
 async def serve(options: argparse.Namespace) -> int:
-    echo = Echo(options)
-    sock = socket.socket(fileno=options.fd)
-    await asyncio.get_running_loop().create_unix_connection(lambda: echo, sock=sock)
-    config = await echo.config
+    loop = asyncio.get_running_loop()
+    echo = Echo()
+    await loop.create_unix_connection(lambda: Link(echo), sock=socket.socket(fileno=options.fd))
+    if options.listen is not None:
+        listener = socket.socket(fileno=options.listen)
+        echo.server = await loop.create_unix_server(lambda: Link(echo), sock=listener)
+    await echo.config
     if options.fail:
-        echo.transport.write(encode(Failed(options.fail, 3)))
-        echo.transport.close()
+        first = echo.links[0].transport
+        first.write(encode(Failed(options.fail, 3)))
+        first.close()
         await echo.gone.wait()
         return 3
     if options.die:
@@ -115,10 +149,12 @@ async def serve(options: argparse.Namespace) -> int:
     elif options.once:
         return 9
     if not options.never_ready:
-        echo.transport.write(encode(Ready(echo.info(config))))
+        echo.ready = True
+        for link in echo.links:
+            echo.greet(link)
     while not echo.gone.is_set():
         if not options.never_ready:
-            echo.frame([], [], [])
+            echo.beat()
         try:
             await asyncio.wait_for(echo.gone.wait(), HEARTBEAT_SECONDS)
         except TimeoutError:
@@ -129,6 +165,7 @@ async def serve(options: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--listen", type=int)
     parser.add_argument("--fail", help="the model cannot be loaded, with this message")
     parser.add_argument("--die", action="store_true", help="end while the model loads")
     parser.add_argument("--once", help="a file: only the first start works, and creates it")

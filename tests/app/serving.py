@@ -1,5 +1,6 @@
 """A real uvicorn server in the test's own event loop, on a port that the system chose."""
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 import httpx
 import openai
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.context import Context
+from app.direct import DirectHttpProtocol
 from app.server import create_app
 from app.settings import HttpSettings
 from app.text import TextService
+from engine.text import Tokenizer
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer
 
 
@@ -40,11 +44,19 @@ class Served:
 
 
 @asynccontextmanager
-async def served(engine: ScriptedEngine, settings: HttpSettings | None = None) -> AsyncIterator[Served]:
-    text = TextService(byte_tokenizer(), byte_template())
+async def served(
+    engine: ScriptedEngine,
+    settings: HttpSettings | None = None,
+    *,
+    direct: bool = True,
+    tokenizer: Tokenizer | None = None,
+) -> AsyncIterator[Served]:
+    """`direct`: with the ASGI extension of app/direct.py, as the real server has it."""
+    text = TextService(tokenizer or byte_tokenizer(), byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="httptools", log_level="critical", timeout_graceful_shutdown=1)
+    http: type[asyncio.Protocol] = DirectHttpProtocol if direct else HttpToolsProtocol
+    config = uvicorn.Config(app, http=http, log_level="critical", timeout_graceful_shutdown=1)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
@@ -52,8 +64,8 @@ async def served(engine: ScriptedEngine, settings: HttpSettings | None = None) -
     port = sock.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=10) as http:
-            yield Served(engine, app.state.context, http, url, port)
+        async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+            yield Served(engine, app.state.context, client, url, port)
     finally:
         app.state.context.lifecycle.start_draining()
         server.force_exit = True

@@ -117,3 +117,13 @@ def test_the_front_end_never_imports_torch() -> None:
 def test_usage_loads_no_web_library() -> None:
     code = "import sys, app.__main__ as m; m.main(['--help']); sys.exit('uvicorn' in sys.modules)"
     assert finish([sys.executable, "-c", code]).returncode == 0
+
+
+def test_kernels_says_what_is_used_and_why_the_rest_is_not() -> None:
+    done = finish([*SERVER, "kernels", "--json", "--device", "cpu"])
+    assert done.returncode == 0, done.stderr
+    choices = {choice["op"]: choice for choice in json.loads(done.stdout)["choices"]}
+    assert choices["attention.decode"]["name"] == "torch"
+    assert all(choice["why"] for choice in choices.values())
+    rejected = dict(choices["linear"]["rejected"])
+    assert "CUDA" in rejected["skinny"] and "CUDA" in rejected["cublas"]

@@ -56,6 +56,7 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         "batching": "static",
         "temperature": "0.5",
         "engine": "inline",
+        "kv_bytes": str(1 << 30),
     }
     for entry in table(Config()):
         if entry.flag.is_switch:
@@ -191,3 +192,10 @@ def test_seed_and_page_reach_the_http_layer() -> None:
     free = parse().http_settings()
     assert free.ui
     assert len({free.chat.draw_seed() for _ in range(4)}) > 1
+
+
+def test_several_front_ends_need_an_engine_of_its_own() -> None:
+    with pytest.raises(UsageError, match=r"--api-workers.*--engine inline"):
+        check(parse("--api-workers", "2", "--engine", "inline"))
+    check(parse("--api-workers", "2"))
+    check(parse("--engine", "inline"))

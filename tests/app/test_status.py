@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.logprobs import token_string
 from app.page import CSP, page_routes, static_folder
 from app.settings import HttpSettings
-from engine.messages import EngineState, Finish, TokenLogprobs
+from engine.messages import EngineState, EngineStats, Finish, TokenLogprobs
 from tests.app.scripted_engine import ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import events, served
 
@@ -100,6 +100,16 @@ async def test_stats_and_metrics_follow_requests() -> None:
         assert stats["tokens_per_second"] > 0 and stats["ttft_p50_seconds"] > 0
 
 
+async def test_metrics_show_what_the_memory_is_for() -> None:
+    engine = ScriptedEngine()
+    assert engine.model is not None
+    engine.model = msgspec.structs.replace(engine.model, memory={"weights": 3000, "kv": 5000})
+    async with served(engine) as s:
+        shown = samples((await s.http.get("/metrics")).text)
+    assert shown["fastpath_memory_bytes{'part': 'weights'}"] == 3000
+    assert shown["fastpath_memory_bytes{'part': 'kv'}"] == 5000
+
+
 async def test_two_servers_do_not_share_metrics() -> None:
     async with served(ScriptedEngine(says("ok"))) as one, served(ScriptedEngine(says("ok"))) as two:
         await one.chat()
@@ -174,6 +184,14 @@ async def test_a_full_queue_is_refused() -> None:
         for request in engine.requests:
             engine.emit(request.id, b"a", Finish(request.id, "length"))
         await asyncio.gather(*tasks)
+
+
+async def test_the_queue_is_that_of_all_front_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine(says("ok"), max_rows=2)
+    async with served(engine, HttpSettings(max_queue=3)) as s:
+        for waiting, status in ((2, 200), (3, 503)):
+            monkeypatch.setattr(engine, "stats", lambda w=waiting: EngineStats(running=2, waiting=w))
+            assert (await s.complete(prompt="x")).status_code == status
 
 
 async def test_page_headers() -> None:

@@ -7,18 +7,20 @@ import signal
 import pytest
 
 from app.supervisor import Patience, ProcessEngine
+from engine.links import Outbox
 from engine.messages import (
     EngineConfig,
     EngineState,
     EngineStats,
     Finish,
     Frame,
+    Ready,
     Request,
     SamplingParams,
     TokenLogprobs,
 )
 from engine.messages.wire import Unframer, from_engine
-from engine.worker import DeviceMissing, Outbox, choose_device, failure
+from engine.worker import DeviceMissing, choose_device, failure
 from tests.app.server_process import GOLDEN
 from tests.app.test_supervisor import until, whole
 
@@ -67,13 +69,17 @@ class Pipe(asyncio.WriteTransport):
     def __init__(self) -> None:
         super().__init__()
         self.frames: list[Frame] = []
+        self.ready: list[Ready] = []
         self.unframer = Unframer()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         for body in self.unframer.feed(bytes(data)):
             message = from_engine.decode(body)
-            assert isinstance(message, Frame)
-            self.frames.append(message)
+            if isinstance(message, Ready):
+                self.ready.append(message)
+            else:
+                assert isinstance(message, Frame)
+                self.frames.append(message)
 
 
 def test_frames_that_meet_a_full_socket_become_one() -> None:

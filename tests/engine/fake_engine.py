@@ -11,6 +11,7 @@ from itertools import accumulate
 from zlib import crc32
 
 from engine.blocks import BlockPool
+from engine.estimator import StepLoad, StepTimeModel
 from engine.messages import Request, SamplingParams
 from engine.prefix import PrefixCache
 from engine.scheduler import Chunk, Plan, Scheduler, SchedulerConfig
@@ -59,6 +60,19 @@ class Launch:
 def keys(prefix: list[int]) -> list[int]:
     """What is written for each position: a hash of the tokens up to it."""
     return list(accumulate(prefix, lambda before, token: crc32(bytes([token]), before), initial=0))[1:]
+
+
+def seconds(load: StepLoad) -> float:
+    """What a step takes on a device that never was."""
+    rows, kv_tokens, tokens, work = load
+    return 1e-3 + 1e-5 * rows + 1e-6 * kv_tokens + 2e-4 * tokens + 1e-6 * work
+
+
+def teach(times: StepTimeModel) -> None:
+    """Lets a scheduler know that device."""
+    for step in range(40):
+        times.observe(load := StepLoad(1 + step % 7, 40 * step), seconds(load))
+        times.observe(load := StepLoad(1 + step % 5, 20 * step, 4 + step % 9, step), seconds(load))
 
 
 class FakeRunner:
@@ -146,6 +160,7 @@ class FakeEngine:
                 self.scheduler.abort(abort_before_launch)
             self.in_flight.append(self.runner.stage(plan))
             self.scheduler.launched(plan)
+            self.scheduler.times.observe(plan.load, seconds(plan.load))
         elif not self.in_flight and self.scheduler.unfinished():
             wake_at = self.scheduler.wake_at()
             assert wake_at is not None and wake_at > self.now, "nothing runs, and nothing is waited for"
@@ -183,6 +198,7 @@ class FakeEngine:
         lengths = [chunk.length for chunk in plan.chunks]
         planned = {chunk.sequence for chunk in plan.chunks}
         assert plan.num_tokens == sum(lengths) <= self.config.max_batched_tokens
+        self._verify_load(plan)
         assert min(lengths) >= 1 and max(lengths) <= (self.config.max_chunk or max(lengths))
         assert len(planned) == len({chunk.row for chunk in plan.chunks}) == len(plan.chunks)
         assert not planned & set(plan.preempted)
@@ -194,6 +210,16 @@ class FakeEngine:
                 or sequence in plan.preempted
                 or sequence.reach >= sequence.limit
                 or plan.num_tokens == self.config.max_batched_tokens
+                or (self.config.prefill_stretch and plan.load.rows + plan.load.prefill_tokens > 0)
             ), f"stream {sequence.id} was passed over"
         if self.config.batching == "single":
             assert len(plan.chunks) == 1
+
+    def _verify_load(self, plan: Plan) -> None:
+        """The load says what is in the chunks; those of single positions come first."""
+        rows, kv_tokens, tokens, work = plan.load
+        single, longer = plan.chunks[:rows], plan.chunks[rows:]
+        assert all(chunk.length == 1 and chunk.samples for chunk in single)
+        assert kv_tokens == sum(chunk.start + 1 for chunk in single)
+        assert tokens == sum(chunk.length for chunk in longer)
+        assert work == sum(p for chunk in longer for p in range(chunk.start, chunk.start + chunk.length))

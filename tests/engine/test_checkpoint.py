@@ -144,26 +144,26 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
-    empty, notes, llama, bare = (tmp_path / name for name in ("empty", "notes", "llama", "bare"))
-    for folder in (empty, notes, llama, bare):
+    empty, notes, gemma, bare = (tmp_path / name for name in ("empty", "notes", "gemma", "bare"))
+    for folder in (empty, notes, gemma, bare):
         folder.mkdir()
     (notes / "letters").mkdir()
     (notes / "todo.txt").touch()
-    (llama / "config.json").write_text('{"model_type": "llama"}')
+    (gemma / "config.json").write_text('{"model_type": "gemma"}')
     (bare / "config.json").write_text('{"model_type": "nanochat"}')
     for path, message in (
         (empty, "It holds nothing"),
         (notes, "It holds letters/, todo.txt"),
-        (llama, "a model of type 'llama'; only nanochat"),
+        (gemma, "a model of type 'gemma'; there are nanochat, llama, mistral, qwen2"),
         (bare, "no weights"),
         (notes / "todo.txt", "is a file"),
         (tmp_path / "absent", "does not exist"),
     ):
         with pytest.raises(CheckpointError, match=message):
             locate(path)
-    (llama / "config.json").write_text("{")
+    (gemma / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
-        locate(llama)
+        locate(gemma)
 
 
 def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,25 @@ it.
 """
 
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 
 import pytest
 import torch
 
 from engine.async_engine import AsyncEngine
-from engine.messages import Request, SamplingParams
+from engine.blocks import BlockId
+from engine.core import MAX_FAILURES
+from engine.estimator import PrefillRoom, StepLoad
+from engine.faults import is_device_lost, is_out_of_memory
+from engine.messages import EngineState, Request, SamplingParams
 from engine.model import GPT
+from engine.plan import Chunk, Plan
+from engine.prefix import PrefixCache
 from engine.runner import ModelRunner, StagedStep, StepResult
 from engine.sampler import SamplingRow
+from engine.scheduler import Scheduler
+from engine.sequence import Sequence
+from engine.steps import StepHandle
 from engine.text import load_tokenizer
 from kernels.sampling import SamplingBatch
 from tests.engine.checkpoints import make_model
@@ -133,3 +143,178 @@ async def test_a_failed_step_spoils_nobody_elses_tokens(
     assert second.content == expected[0][0].content
     engine.core.scheduler.check()
     await engine.close()
+
+
+# -- planning, launching, looking at tokens
+# --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_cannot_be_planned_fails_alone(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await answers(engine, [ask(0)], together=False)
+    original = PrefixCache.match
+
+    def match(self: PrefixCache, sequence: Sequence) -> list[BlockId]:
+        if sequence.request.params.temperature == MARKED:
+            raise ArithmeticError("this one cannot be looked up")
+        return original(self, sequence)
+
+    monkeypatch.setattr(PrefixCache, "match", match)
+    good, bad = await answers(engine, [ask(0), ask(50, temperature=MARKED)], together=True)
+    assert good[0].content == expected[0][0].content
+    assert bad[0].finish is not None and bad[0].finish.reason == "error"
+    assert "cannot be looked up" in (bad[0].finish.message or "")
+    engine.core.scheduler.check()
+    assert engine.stats().blocks_used == 0
+
+
+async def test_planning_that_fails_twice_ends_the_engine(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await started(model, TOKENIZER)
+
+    original = Scheduler._room
+
+    def room(self: Scheduler, load: StepLoad, partial: int) -> PrefillRoom:
+        if self.unfinished():
+            raise ArithmeticError("no plan")
+        return original(self, load, partial)
+
+    monkeypatch.setattr(Scheduler, "_room", room)
+    (answer,) = (await answers(engine, [ask(0)], together=True))[0]
+    assert answer.finish is not None and answer.finish.reason == "error"
+    with pytest.raises(ArithmeticError, match="no plan"):
+        await engine.wait_closed()
+    await engine.close()
+
+
+def failing_launches(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, fails: Callable[[int, Plan], bool]
+) -> list[int]:
+    """Launches raise `error` where `fails(launch number, plan)`; returns the numbers of those that did."""
+    original = ModelRunner.launch
+    failed: list[int] = []
+    numbers = count()
+
+    def launch(self: ModelRunner, plan: Plan) -> StepHandle:
+        number = next(numbers)
+        if fails(number, plan):
+            failed.append(number)
+            raise error
+        return original(self, plan)
+
+    monkeypatch.setattr(ModelRunner, "launch", launch)
+    return failed
+
+
+async def test_without_memory_a_step_is_made_again_smaller(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = [ask(0), ask(50), ask(100, temperature=1.0, seed=3), ask(150)]
+    expected = await answers(engine, asks, together=False)
+    budget = engine.core.scheduler.budget.tokens
+    failed = failing_launches(monkeypatch, MemoryError("no room"), lambda number, _: number == 8)
+    got = await answers(engine, asks, together=True)
+    assert failed == [8]
+    assert [a[0].content for a in got] == [e[0].content for e in expected]
+    assert engine.core.scheduler.budget.tokens == budget // 2
+    engine.core.scheduler.check()
+
+
+async def test_without_memory_again_only_that_step_fails(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await answers(engine, [ask(0)], together=False)
+    error = RuntimeError("CUDA error: out of memory")
+    failed = failing_launches(monkeypatch, error, lambda number, _: number in (8, 9))
+    first, second = await answers(engine, [ask(0), ask(50)], together=True)
+    assert failed == [8, 9]
+    for answer in (first[0], second[0]):
+        assert answer.finish is not None and "out of memory" in (answer.finish.message or "")
+        assert answer.tokens
+    again = await answers(engine, [ask(0)], together=False)
+    assert again[0][0].content == expected[0][0].content
+
+
+async def test_a_launch_that_fails_takes_only_its_sequences_along(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await started(model, TOKENIZER, max_rows=1)
+    expected = await answers(engine, [ask(50)], together=False)
+    failed = failing_launches(monkeypatch, ValueError("cannot be staged"), lambda number, _: number == 4)
+    first, second = await answers(engine, [ask(0), ask(50)], together=True)
+    assert failed == [4]
+    assert first[0].finish is not None and "cannot be staged" in (first[0].finish.message or "")
+    assert second[0].content == expected[0][0].content
+    await engine.close()
+
+
+LOST = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
+    type("AcceleratorError", (RuntimeError,), {})("CUDA error: device-side assert triggered"),
+]
+
+
+@pytest.mark.parametrize("where", ["launch", "step"])
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_a_lost_device_ends_the_engine(
+    model: GPT, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+) -> None:
+    engine = await started(model, TOKENIZER)
+    if where == "launch":
+        failing_launches(monkeypatch, error, lambda number, _: number == 3)
+    else:
+
+        def execute(self: ModelRunner, step: StagedStep) -> StepResult:
+            raise error
+
+        monkeypatch.setattr(ModelRunner, "_execute", execute)
+    (answer,) = (await answers(engine, [ask(0)], together=True))[0]
+    assert answer.finish is not None and answer.finish.reason == "error"
+    with pytest.raises(type(error)):
+        await engine.wait_closed()
+    assert engine.state is EngineState.DEAD
+    await engine.close()
+
+
+async def test_steps_that_never_succeed_end_the_engine(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await started(model, TOKENIZER)
+
+    def execute(self: ModelRunner, step: StagedStep) -> StepResult:
+        raise OSError("broken")
+
+    monkeypatch.setattr(ModelRunner, "_execute", execute)
+    for _ in range(MAX_FAILURES + 1):  # with lookahead two steps fail for each request
+        if engine.state is EngineState.READY:
+            (answer,) = (await answers(engine, [ask(0)], together=True))[0]
+            assert answer.finish is not None and answer.finish.reason == "error"
+    with pytest.raises(OSError, match="broken"):
+        await engine.wait_closed()
+    await engine.close()
+
+
+async def test_a_token_that_cannot_be_used_fails_its_request(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await answers(engine, [ask(0)], together=False)
+    original = Scheduler.token
+
+    def token(self: Scheduler, chunk: Chunk, id: int) -> bool:
+        if chunk.sequence.request.params.temperature == MARKED and chunk.start > 45:
+            raise ArithmeticError("what a token")
+        return original(self, chunk, id)
+
+    monkeypatch.setattr(Scheduler, "token", token)
+    good, bad = await answers(engine, [ask(0), ask(50, temperature=MARKED)], together=True)
+    assert good[0].content == expected[0][0].content
+    assert bad[0].finish is not None and "what a token" in (bad[0].finish.message or "")
+    assert len(bad[0].tokens) == 7
+    assert engine.stats().blocks_used == 0
+
+
+def test_kinds_of_faults() -> None:
+    memory = [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory")]
+    assert all(is_out_of_memory(error) and not is_device_lost(error) for error in memory)
+    assert all(is_device_lost(error) and not is_out_of_memory(error) for error in LOST)
+    for other in (ValueError("CUDA error"), RuntimeError("shape mismatch"), KeyError(3)):
+        assert not is_out_of_memory(other) and not is_device_lost(other)

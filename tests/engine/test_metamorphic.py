@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.llama import Llama
+from engine.llama_config import llama_config
 from engine.messages import SamplingParams
 from engine.model import GPT
 from engine.text import load_tokenizer
@@ -101,8 +103,40 @@ TOKENIZER = load_tokenizer(G1 / "tokenizer")
 TOOL_START, TOOL_END = (TOKENIZER.encode_special(f"<|python_{side}|>") for side in ("start", "end"))
 
 
-@pytest.fixture(scope="module", params=["G1", "G2", "G3", "G4", "G5"])
-def model(request: pytest.FixtureRequest) -> Iterator[GPT]:
+LLAMAS: dict[str, dict[str, object]] = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+    "qwen3": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 22,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+
+
+def llama(name: str) -> Llama:
+    sizes: dict[str, object] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 640,
+    }
+    config = llama_config(name, sizes | LLAMAS[name])  # type: ignore[arg-type]
+    model = Llama(config)
+    model.randomize(2)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module", params=["G1", "G2", "G3", "G4", "G5", *LLAMAS])
+def model(request: pytest.FixtureRequest) -> Iterator[GPT | Llama]:
+    if request.param in LLAMAS:
+        yield llama(request.param)
+        return
     heads = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}[request.param]
     pattern = "L" if request.param == "G1" else "SSL"
     yield make_model(
@@ -119,7 +153,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[GPT]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: GPT) -> "list[list[tuple[object, ...]]]":
+def reference(model: GPT | Llama) -> "list[list[tuple[object, ...]]]":
     """Each ask alone in an engine of its own kind: no cache, no lookahead, one row, one chunk."""
 
     async def run() -> list[list[tuple[object, ...]]]:
@@ -133,7 +167,7 @@ def reference(model: GPT) -> "list[list[tuple[object, ...]]]":
 
 @pytest.mark.parametrize("axis", AXES)
 async def test_answers_do_not_depend_on_company(
-    model: GPT, reference: list[list[tuple[object, ...]]], axis: str
+    model: GPT | Llama, reference: list[list[tuple[object, ...]]], axis: str
 ) -> None:
     engine = await started(model, TOKENIZER, **AXES[axis])
     try:
@@ -159,7 +193,7 @@ def test_the_asks_reach_what_they_are_meant_to(reference: list[list[tuple[object
     assert len({content[0] for content in reference[2]}) == 3
 
 
-async def test_choice_zero_of_many_equals_the_only_one(model: GPT) -> None:
+async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama) -> None:
     engine = await started(model, TOKENIZER)
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=11, ignore_eos=True, logprobs=2)
     prompt = list(range(40, 75))
@@ -169,7 +203,7 @@ async def test_choice_zero_of_many_equals_the_only_one(model: GPT) -> None:
     assert len({tuple(answer.tokens) for answer in many}) == 4
 
 
-async def test_salts_keep_caches_apart(model: GPT) -> None:
+async def test_salts_keep_caches_apart(model: GPT | Llama) -> None:
     engine = await started(model, TOKENIZER)
     params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
     prompt = list(range(64))

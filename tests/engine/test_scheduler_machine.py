@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.scheduler import SchedulerConfig
 from engine.sequence import Sequence, State
-from tests.engine.fake_engine import FakeEngine, request
+from tests.engine.fake_engine import FakeEngine, request, teach
 
 MAX_LEN = 28
 # Few distinct beginnings, so that prefixes are shared wholly, partly and across block borders.
@@ -35,10 +35,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         caching=st.booleans(),
         depth=st.sampled_from([0, 1, 1, 1, 2]),
+        stretch=st.sampled_from([None, 1.0, 1.85]),
     )
-    def start(self, rows, spare, max_chunk, batching, timeout, blocks, block_size, caching, depth) -> None:  # type: ignore[no-untyped-def]
-        config = SchedulerConfig(rows, rows + spare, MAX_LEN, batching, max_chunk, timeout)
+    def start(  # type: ignore[no-untyped-def]
+        self, rows, spare, max_chunk, batching, timeout, blocks, block_size, caching, depth, stretch
+    ) -> None:
+        config = SchedulerConfig(rows, rows + spare, MAX_LEN, batching, max_chunk, timeout, stretch)
         self.engine = FakeEngine(config, blocks, block_size, caching, depth)
+        teach(self.engine.scheduler.times)
 
     @rule(
         prompt=PROMPTS,
@@ -57,6 +61,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.engine.submit(made)
         self.next_id += n
+
+    @rule()
+    def find_no_memory(self) -> None:
+        """As when a launch failed for lack of memory: everything starts over, in smaller steps."""
+        self.engine.scheduler.budget.shrink()
+        self.engine.scheduler.recompute(keep_cache=True)
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:

@@ -1,0 +1,127 @@
+"""What the server's first process and its front ends tell each other (`--api-workers`), and how.
+
+To a front end go `Begin`, then `Gather` and `Totals`, at the end `Drain` and `Leave`; back come `Opened`,
+`Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`. A second socket carries the
+accepted connections.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import msgspec
+
+from app.config import Config
+from app.metrics import Counts
+from engine.messages.wire import Unframer
+
+log = logging.getLogger("fastpath")
+
+REPORT_SECONDS = 1.0  # how often a front end tells its counts unasked: what is lost when it dies
+GATHER_SECONDS = 0.5  # how long a scrape waits for the counts of the others
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin"):
+    """`serial` is new for every process; `engine` is the Unix socket on which the engine is found."""
+
+    config: Config
+    serial: int
+    engine: str
+
+
+class Gather(msgspec.Struct, frozen=True, tag="gather"):
+    """Asks for a `Report`."""
+
+
+class Totals(msgspec.Struct, frozen=True, tag="totals"):
+    """Answers an `Ask` with the counts of all front ends, those included that have ended."""
+
+    ask: int
+    counts: Counts
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """No new requests; open answers get `timeout` seconds. It goes on saying so to who connects."""
+
+    timeout: float
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """The process is to end; what is still open gets an error."""
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened"):
+    """HTTP is answered from now on, if only with 503."""
+
+
+class Serving(msgspec.Struct, frozen=True, tag="serving"):
+    """Requests are answered from now on."""
+
+
+class Unable(msgspec.Struct, frozen=True, tag="unable"):
+    """It never will serve; `exit_code` is what the server should end with."""
+
+    message: str
+    exit_code: int
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """No answer is open any more."""
+
+
+class Closed(msgspec.Struct, frozen=True, tag="closed"):
+    connections: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Somebody wants to see the counts; here are the front end's own."""
+
+    ask: int
+    counts: Counts
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    counts: Counts
+
+
+ToFront = Begin | Gather | Totals | Drain | Leave
+FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report
+
+M = TypeVar("M")
+
+_encoder = msgspec.msgpack.Encoder()
+to_front: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
+from_front: msgspec.msgpack.Decoder[FromFront] = msgspec.msgpack.Decoder(FromFront)
+
+
+class Channel(asyncio.Protocol):
+    """One end of the control socket. `receive` gets each message, `lost` is called once it is closed."""
+
+    def __init__(
+        self, decode: Callable[[bytes], M], receive: Callable[[M], None], lost: Callable[[], None]
+    ) -> None:
+        self._take: Callable[[bytes], None] = lambda body: receive(decode(body))
+        self._lost = lost
+        self._unframer = Unframer()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._unframer.feed(data):
+            self._take(body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost()
+
+    def send(self, message: ToFront | FromFront) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            body = _encoder.encode(message)
+            self._transport.write(len(body).to_bytes(4, "little") + body)
+
+    def close(self) -> None:
+        """After what has been sent."""
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,104 @@
+"""The short way of plain tokens: from the engine's frame to where they are wanted, with nobody woken."""
+
+from collections.abc import Mapping, Sequence
+
+from app.choices import MERGE_ABOVE, Choice, Piece
+from app.direct import DirectWrite
+from app.metrics import Metrics
+from app.text import TextService
+
+
+class EventLane:
+    """Writes a choice's tokens as events; a `Lane`.
+
+    Open only while the choice's decoder stands between characters and its stream's task waits (see
+    `Generation`), so that what it writes is in its place. Everything but a token whose text is certain by
+    itself is left to that task.
+    """
+
+    __slots__ = ("_after", "_before", "_choice", "_metrics", "_spellings", "_write")
+
+    def __init__(
+        self,
+        choice: Choice,
+        before: bytes,
+        after: bytes,
+        spellings: Mapping[int, bytes],
+        write: DirectWrite,
+        metrics: Metrics,
+    ) -> None:
+        self._choice = choice
+        self._before = before
+        self._after = after
+        self._spellings = spellings
+        self._write = write
+        self._metrics = metrics
+
+    def push(self, token: int, now: float) -> bool:
+        text = self._spellings[token]
+        if not text or not self._write(self._before + text + self._after):
+            return False
+        choice, metrics = self._choice, self._metrics
+        metrics.events += 1
+        metrics.writes += 1
+        metrics.flowed(choice.last_token_at, now)
+        choice.last_token_at = now
+        choice.completion_tokens += 1
+        return True
+
+    def push_all(self, tokens: Sequence[int], now: float) -> bool:
+        """One event per token, one write for all."""
+        count = len(tokens)
+        texts = [self._spellings[token] for token in tokens]
+        if count > MERGE_ABOVE or not all(texts):
+            return False
+        before, after = self._before, self._after
+        if not self._write(b"".join([before + text + after for text in texts])):
+            return False
+        choice = self._choice
+        self._metrics.sent(count)
+        self._metrics.token_gap(now - choice.last_token_at, count, now)
+        choice.last_token_at = now
+        choice.completion_tokens += count
+        return True
+
+
+class WaitingLane:
+    """Keeps a choice's tokens for an answer that is sent as a whole; a `Lane`.
+
+    `take` gives them as a piece; they come before what the generation returned since the last call.
+    """
+
+    __slots__ = ("_choice", "_metrics", "_spellings", "_text", "_tokens")
+
+    def __init__(self, choice: Choice, text: TextService, metrics: Metrics) -> None:
+        self._choice = choice
+        self._text = text
+        self._spellings = text.spellings
+        self._metrics = metrics
+        self._tokens: list[int] = []
+
+    def push(self, token: int, now: float) -> bool:
+        if not self._spellings[token]:
+            return False
+        choice = self._choice
+        self._tokens.append(token)
+        self._metrics.flowed(choice.last_token_at, now)
+        choice.last_token_at = now
+        choice.completion_tokens += 1
+        return True
+
+    def push_all(self, tokens: Sequence[int], now: float) -> bool:
+        if not all(self._spellings[token] for token in tokens):
+            return False
+        choice = self._choice
+        self._tokens += tokens
+        self._metrics.token_gap(now - choice.last_token_at, len(tokens), now)
+        choice.last_token_at = now
+        choice.completion_tokens += len(tokens)
+        return True
+
+    def take(self) -> list[Piece]:
+        tokens, self._tokens = self._tokens, []
+        # Not through the choice's decoder, which may stand inside a later character by now.
+        return [Piece(self._text.decode(tokens), tokens)] if tokens else []

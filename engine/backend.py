@@ -1,0 +1,46 @@
+"""What an engine stands on: a runner on some device, and the KV pool that fits there."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.decoder import DecoderConfig
+from engine.steps import Runner
+
+# Start-up table: feature, asked for, used, why.
+Feature = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """blocks: KV blocks of block_size tokens, the write-off block included. memory: bytes by purpose, where
+    known. spread: see `BlockPool`.
+    """
+
+    runner: Runner
+    device: torch.device
+    dtype: torch.dtype
+    blocks: int
+    block_size: int
+    max_rows: int
+    max_batched_tokens: int
+    max_model_len: int
+    spread: int
+    features: list[Feature]
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+MIN_MODEL_LEN = 1024
+DEFAULT_BLOCK_SIZE = 16
+
+
+def most_tokens(model: DecoderConfig, asked: int | None) -> int:
+    """Most tokens of a sequence. A model trained on little context is served with 1,024 all the same: its
+    rotary table covers ten times that of its training. Raises ValueError for more than the table.
+    """
+    covered = model.rope_len
+    if asked is None:
+        return max(model.sequence_len, min(MIN_MODEL_LEN, covered))
+    if not 2 <= asked <= covered:
+        raise ValueError(f"max_model_len {asked} is outside 2..{covered}, the model's rotary table")
+    return asked

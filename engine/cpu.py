@@ -1,0 +1,55 @@
+"""The engine on a CPU: packed projections, the reference kernels, one step thread."""
+
+import torch
+
+from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
+from engine.decoder import Decoder, pack_for_serving
+from engine.memory import pool_blocks
+from engine.messages import EngineConfig
+from engine.runner import ModelRunner
+from kernels.attention import KVCache
+
+DEFAULT_ROWS = 8
+DEFAULT_TOKENS = 2048
+
+
+def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
+    """Also serves other devices, on plain torch. Raises ValueError for settings that do not fit the model."""
+    weight = next(model.parameters())
+    device, dtype = weight.device, weight.dtype
+    max_rows = config.max_rows or DEFAULT_ROWS
+    block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
+    max_model_len = most_tokens(model.config, config.max_model_len)
+    blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
+    served = pack_for_serving(model)
+    shape = model.config
+    cache = KVCache.allocate(
+        shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
+    )
+    threads = config.threads or torch.get_num_threads()
+    return Backend(
+        runner=ModelRunner(served, cache, max_rows, terminal_ids, threads),
+        device=device,
+        dtype=dtype,
+        blocks=blocks,
+        block_size=block_size,
+        max_rows=max_rows,
+        max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
+        max_model_len=max_model_len,
+        spread=-(-max_model_len // block_size),
+        features=_features(served, threads, config),
+    )
+
+
+def _features(served: Decoder, threads: int, config: EngineConfig) -> list[Feature]:
+    packed = getattr(getattr(served, "lm_head", None), "packed", False)
+    return [
+        ("attention", "auto", "paged reference (torch)", "the only one for this device"),
+        (
+            "linear",
+            "auto",
+            "oneDNN packed" if packed else "torch",
+            "rows are bit-equal in any batch" if packed else "no packed layout for this device or dtype",
+        ),
+        ("cpu threads", str(config.threads or "auto"), str(threads), "torch's intra-op threads"),
+    ]

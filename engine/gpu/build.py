@@ -1,0 +1,215 @@
+"""Puts an engine together on a GPU: weights, kernels by measurement, memory by measurement, graphs.
+
+Order matters: everything of fixed size is allocated first, the largest steps are captured against a tiny KV
+pool to see what graphs take, then keys and values get what is left, and the graphs are captured for good.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
+from engine.blocks import WRITE_OFF
+from engine.decoder import Decoder
+from engine.gpu.cache import PagedKV
+from engine.gpu.graphs import Buckets
+from engine.gpu.linears import Linears, build_linears
+from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget, kv_bytes, used
+from engine.gpu.network import Network, programmatic_launch
+from engine.gpu.rows import DeviceRows
+from engine.gpu.runner import GpuRunner
+from engine.gpu.staging import StepStaging
+from engine.gpu.weights import NetworkWeights, network_weights
+from engine.memory import block_bytes, whole_pages
+from engine.messages import EngineConfig, Request, SamplingParams
+from engine.plan import Chunk, Plan
+from engine.sequence import Sequence
+from kernels.backends import select_backend
+
+DEFAULT_ROWS = 256
+DEFAULT_TOKENS = 8192
+TRIAL_BLOCKS = 2
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of each part of the start, for the start-up table."""
+
+    parts: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.parts[part] = now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the configuration says about an engine's size, defaults filled in."""
+
+    max_rows: int
+    max_tokens: int
+    max_model_len: int
+    block_size: int
+
+    @classmethod
+    def of(cls, model: Decoder, config: EngineConfig) -> "Sizes":
+        rows = config.max_rows or DEFAULT_ROWS
+        return cls(
+            rows,
+            max(config.max_batched_tokens or DEFAULT_TOKENS, rows),
+            most_tokens(model.config, config.max_model_len),
+            config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE,
+        )
+
+    @property
+    def blocks_per_sequence(self) -> int:
+        return -(-self.max_model_len // self.block_size)
+
+
+def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
+    """Raises ValueError for settings that do not fit the model or the device."""
+    clock = Clock()
+    sizes = Sizes.of(model, config)
+    weights = network_weights(model)
+    device, dtype = weights.embedding.device, weights.embedding.dtype
+    torch.cuda.set_device(device)
+    before = used(device)
+    linears = build_linears(weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device))
+    clock.lap("linear probe")
+    network, attention = _network(weights, linears, sizes, model, config)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
+    runner = GpuRunner(network, staging, terminal_ids, stream, config.cuda_graphs)
+    budget, blocks = _size_pool(runner, network, sizes, model, config, before)
+    clock.lap("kernels and memory")
+    network.cache = _cache(model, blocks, sizes, dtype, device)
+    runner.capture()
+    clock.lap("graphs")
+    _rehearse(runner)
+    clock.lap("rehearsal")
+    graphs = f"{runner.graphs} graphs" if config.cuda_graphs else "off"
+    features: list[Feature] = [
+        *attention,
+        *linears.features,
+        ("cuda graphs", str(config.cuda_graphs), graphs, f"{budget.graphs / 2**20:.0f} MiB"),
+        ("start", "", str(clock), ""),
+        *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
+    ]
+    return Backend(
+        runner=runner,
+        device=device,
+        dtype=dtype,
+        blocks=blocks,
+        block_size=sizes.block_size,
+        max_rows=sizes.max_rows,
+        max_batched_tokens=sizes.max_tokens,
+        max_model_len=sizes.max_model_len,
+        spread=1,
+        features=features,
+        memory=budget.parts(),
+    )
+
+
+def _rehearse(runner: GpuRunner) -> None:
+    """One request through everything that a step may need, so that nothing is compiled or loaded while
+    serving.
+
+    It works on row 0 and block 0, of which the first is built anew for whoever gets it, and the other is
+    nobody's.
+    """
+    params = SamplingParams(
+        max_tokens=2,
+        min_tokens=2,
+        temperature=0.7,
+        top_k=2,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.1,
+        logit_bias={0: 0.0},
+        stop_token_ids=(1,),
+        logprobs=1,
+    )
+    sequence = Sequence(Request(id=0, prompt=[0, 0], params=params))
+    sequence.row, sequence.block_table = 0, [WRITE_OFF]
+    first = Chunk(sequence, 0, 0, 0, 2, True, False, sequence.block_table)
+    second = first._replace(start=2, length=1, feeds_back=True)
+    runner.launch(Plan((first,), (sequence,), (), (), 2)).future.result()
+    runner.launch(Plan((second,), (), (), (), 1)).future.result()
+
+
+def _network(
+    weights: NetworkWeights, linears: Linears, sizes: Sizes, model: Decoder, config: EngineConfig
+) -> tuple[Network, list[Feature]]:
+    device = weights.embedding.device
+    rows = DeviceRows(sizes.max_rows, sizes.blocks_per_sequence + 1, weights.vocab_size, device)
+    rotary = weights.layers[0].rotary
+    attention, features = select_backend(
+        config.attention_backend,
+        heads=rotary.heads,
+        kv_heads=rotary.kv_heads,
+        head_dim=rotary.head_dim,
+        block_size=sizes.block_size,
+        dtype=weights.embedding.dtype,
+        max_rows=sizes.max_rows,
+        max_context=sizes.max_model_len,
+        device=device,
+    )
+    network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
+    return network, features
+
+
+def _size_pool(
+    runner: GpuRunner,
+    network: Network,
+    sizes: Sizes,
+    model: Decoder,
+    config: EngineConfig,
+    before: int,
+) -> tuple[MemoryBudget, int]:
+    """Measures what everything but keys and values takes; the budget and the number of blocks that fit."""
+    weights = network.weights
+    device, dtype = weights.embedding.device, weights.embedding.dtype
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+    allocated = used(device)
+    runner.capture(largest_only=True)
+    # Two of the graphs share what their kernels need; each further one takes its nodes' memory again.
+    graphs = int((used(device) - allocated) * GRAPH_MARGIN) if config.cuda_graphs else 0
+    runner.forget_graphs()
+    network.cache = None
+    per_block = block_bytes(model.config, sizes.block_size, dtype)
+    if config.num_blocks is not None:
+        if config.num_blocks < 1:
+            raise ValueError(f"num_blocks is {config.num_blocks}; at least 1 is needed")
+        blocks = 1 + config.num_blocks
+    else:
+        room = config.kv_bytes or kv_bytes(device, MEMORY_SHARE, used(device) + graphs)
+        blocks = room // per_block
+        if blocks <= (sizes.blocks_per_sequence if config.max_model_len is not None else 1):
+            raise ValueError(
+                f"a sequence of {sizes.max_model_len} tokens needs {sizes.blocks_per_sequence} KV blocks and "
+                f"memory holds {blocks - 1}; lower max_model_len or set num_blocks"
+            )
+    blocks = whole_pages(blocks, sizes.block_size, config.kv_page_size or model.config.kv_page_size)
+    _, total = torch.cuda.mem_get_info(device)
+    taken = weights.total_bytes
+    budget = MemoryBudget(
+        total=total,
+        other=before - taken,
+        weights=taken,
+        activations=allocated - before,
+        graphs=graphs,
+        reserve=RESERVE,
+        kv=blocks * per_block,
+    )
+    return budget, blocks
+
+
+def _cache(model: Decoder, blocks: int, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> PagedKV:
+    shape = model.config
+    return PagedKV(shape.n_layer, blocks, sizes.block_size, shape.n_kv_head, shape.head_dim, dtype, device)

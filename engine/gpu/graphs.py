@@ -1,0 +1,126 @@
+"""Captured steps: one CUDA graph per step shape, replayed with whatever the device buffers hold.
+
+Shapes are bucketed: a step runs in the smallest bucket that holds it, and the rest of the bucket is padding
+that reads and writes nothing. Below 32 rows decoding is bound by the weights, so padding is free there.
+"""
+
+import bisect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.gpu.inputs import StepInputs, StepShape, device_inputs
+
+DECODE_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+# At most a quarter of a bucket is padding, an eighth on average: prefill is bound by arithmetic.
+SMALL_STEPS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)
+LARGE_STEPS = (2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192)
+TOKEN_BUCKETS = (*SMALL_STEPS, *LARGE_STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Sizes of steps that graphs exist for: `decode` rows of pure decode steps, `tokens` of the others."""
+
+    decode: tuple[int, ...]
+    tokens: tuple[int, ...]
+    max_rows: int
+
+    @classmethod
+    def up_to(cls, max_rows: int, max_tokens: int) -> "Buckets":
+        decode = [size for size in DECODE_BUCKETS if size < max_rows]
+        decode += range(320, max_rows, 64)
+        tokens = [size for size in TOKEN_BUCKETS if size < max_tokens]
+        tokens += range(10240, max_tokens, 2048)
+        return cls((*decode, max_rows), (*tokens, max_tokens), max_rows)
+
+    def decode_shape(self, rows: int) -> StepShape:
+        size = self.decode[bisect.bisect_left(self.decode, rows)]
+        return StepShape(size, size, size, 0)
+
+    def mixed_shape(self, tokens: int) -> StepShape:
+        size = self.tokens[bisect.bisect_left(self.tokens, tokens)]
+        rows = min(size, self.max_rows)
+        return StepShape(size, rows, rows, rows)
+
+    def shapes(self) -> list[StepShape]:
+        """Largest first, the order of capture: later ones then fit into what the first took."""
+        mixed = [self.mixed_shape(size) for size in reversed(self.tokens)]
+        return [*mixed, *(self.decode_shape(size) for size in reversed(self.decode))]
+
+
+Step = Callable[[StepShape, StepInputs, bool], None]
+
+
+class GraphPool:
+    """Runs `step` for a shape: as a graph's replay where there is one.
+
+    A shape that was not captured at start runs eagerly the first time, which compiles what it needs, and is
+    captured the second time. enabled False: everything runs eagerly.
+    """
+
+    def __init__(self, step: Step, buffer: torch.Tensor, enabled: bool) -> None:
+        """buffer: the packed inputs of this pool's steps (engine.gpu.inputs)."""
+        self._step = step
+        self._buffer = buffer
+        self.enabled = enabled
+        self._inputs: dict[StepShape, StepInputs] = {}
+        self._graphs: dict[tuple[StepShape, bool], torch.cuda.CUDAGraph] = {}
+        self._warm: set[tuple[StepShape, bool]] = set()
+        self._pool = torch.cuda.graph_pool_handle() if enabled else None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def run(self, shape: StepShape, full: bool) -> None:
+        """Queues the step on the current stream, which must not be the default one."""
+        graph = self._graphs.get((shape, full))
+        if graph is None and self.enabled and (shape, full) in self._warm:
+            graph = self._capture(shape, full)
+        if graph is not None:
+            graph.replay()
+            return
+        self._warm.add((shape, full))
+        self._step(shape, self._inputs_of(shape), full)
+
+    def prepare(self, shapes: list[StepShape]) -> float:
+        """Captures these shapes without special parameters; returns the seconds it took.
+
+        The buffers must describe an empty step (every row -1): each shape runs once before it is captured.
+        """
+        started = time.perf_counter()
+        for shape in shapes:
+            self.run(shape, full=False)
+        torch.cuda.synchronize()
+        if self.enabled:
+            for shape in shapes:
+                if (shape, False) not in self._graphs:
+                    self._capture(shape, full=False)
+        return time.perf_counter() - started
+
+    def clear(self) -> None:
+        """Forgets every graph: the addresses baked into them are about to change."""
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+        if self.enabled:
+            self._pool = torch.cuda.graph_pool_handle()  # the old one went with its last graph
+
+    def _inputs_of(self, shape: StepShape) -> StepInputs:
+        inputs = self._inputs.get(shape)
+        if inputs is None:
+            inputs = self._inputs[shape] = device_inputs(self._buffer, shape)
+        return inputs
+
+    def _capture(self, shape: StepShape, full: bool) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Thread-local: the thread that waits for results may go on with its calls meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            self._step(shape, self._inputs_of(shape), full)
+        finally:
+            graph.capture_end()
+        self._graphs[(shape, full)] = graph
+        return graph

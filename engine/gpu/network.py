@@ -1,0 +1,308 @@
+"""One step of the network over static buffers: embed, layers, logits, sampler, row state.
+
+Nothing here depends on the host: lengths, tables and parameters are read from device memory, so the same
+calls run eagerly, while a graph is captured, and as its replay. Single positions come first in a step's
+tokens and go through the decode kernel; longer chunks follow and go through the prefill kernel. Every
+product, norm and elementwise kernel covers the whole bucket; rows beyond the live ones hold finite leftovers
+that nobody reads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.gpu.cache import PagedKV
+from engine.gpu.inputs import RING, StepInputs, StepShape
+from engine.gpu.linears import Linears
+from engine.gpu.rows import DeviceRows
+from engine.gpu.weights import LayerWeights, NetworkWeights
+from kernels.backends.base import AttentionBackend
+from kernels.triton.embed import embed_norm
+from kernels.triton.nanochat import embed_smear, value_gate
+from kernels.triton.rope import rotate_and_store
+from kernels.triton.sampling import SampleOutput, sample
+from kernels.triton.step import finish_step, gather_rows, prepare_step, scale_add
+
+
+def programmatic_launch(device: torch.device) -> bool:
+    """Whether kernels may start while the one in front of them still runs (compute capability 9 and on)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@dataclass(slots=True)
+class Scratch:
+    """Activations of one step, sized for the largest bucket; every step uses their leading rows.
+
+    ids, previous, positions, slots: [tokens] int32. x: the residual stream [tokens, width]. qkv: [tokens,
+    (heads + 2 kv_heads) * head_dim]. attended: attention's output. inner: the MLP's inside. last, logits,
+    entry_positions: per sampling entry. first, middle, gates: nanochat's later generations only.
+    """
+
+    ids: torch.Tensor
+    previous: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    x: torch.Tensor
+    qkv: torch.Tensor
+    attended: torch.Tensor
+    inner: torch.Tensor
+    last: torch.Tensor
+    logits: torch.Tensor
+    entry_positions: torch.Tensor
+    first: torch.Tensor | None = None
+    middle: torch.Tensor | None = None
+    gates: torch.Tensor | None = None
+
+    @classmethod
+    def allocate(cls, weights: NetworkWeights, tokens: int, entries: int) -> "Scratch":
+        layer, extras = weights.layers[0], weights.extras
+        device, dtype = weights.embedding.device, weights.embedding.dtype
+
+        def ints(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+
+        def floats(rows: int, width: int) -> torch.Tensor:
+            return torch.zeros(rows, width, dtype=dtype, device=device)
+
+        scratch = cls(
+            ids=ints(tokens),
+            previous=ints(tokens),
+            positions=ints(tokens),
+            slots=ints(tokens),
+            x=floats(tokens, weights.width),
+            qkv=floats(tokens, layer.qkv.size(0)),
+            attended=floats(tokens, layer.o.size(1)),
+            inner=floats(tokens, layer.mlp_out.size(1)),
+            last=floats(entries, weights.width),
+            logits=floats(entries, weights.head.size(0)),
+            entry_positions=ints(entries),
+        )
+        if extras.residual is not None:
+            scratch.first = floats(tokens, weights.width)
+        if extras.backout is not None:
+            scratch.middle = floats(tokens, weights.width)
+        if any(layer.value_gate is not None for layer in weights.layers):
+            scratch.gates = floats(tokens, layer.rotary.kv_heads)
+        return scratch
+
+
+class Network:
+    """A model's forward pass with everything that it writes to. `cache` is set once its size is known."""
+
+    def __init__(
+        self,
+        weights: NetworkWeights,
+        linears: Linears,
+        rows: DeviceRows,
+        attention: AttentionBackend,
+        max_tokens: int,
+        max_entries: int,
+    ) -> None:
+        self.weights = weights
+        self.linears = linears
+        self.rows = rows
+        self.attention = attention
+        self.cache: PagedKV | None = None
+        device = weights.embedding.device
+        self.scratch = Scratch.allocate(weights, max_tokens, max_entries)
+        self.sampled = SampleOutput.allocate(max_entries, weights.vocab_size, device)
+        # What a step sampled, kept while later steps run: [step modulo RING, token and validity, entry].
+        self.results = torch.zeros(RING, 2, max_entries, dtype=torch.int32, device=device)
+        self.step_counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self.pdl = programmatic_launch(device)
+        self.rope = weights.own, weights.other
+        rotates = all(layer.rotated for layer in weights.layers)
+        self.no_rope = self.rope if rotates else weights.unrotated
+        found = {layer.window for layer in weights.layers}
+        self.windows = sorted(found, key=lambda window: (window is not None, window or 0))
+
+    def step(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        """Queues one whole step. full: some row has penalties, biases or bans, or wants logprobs."""
+        cache = self.cache
+        assert cache is not None
+        self._embed(shape, inputs, cache.block_size)
+        positions = self.scratch.positions[: shape.decodes]
+        for window in self.windows:
+            self.attention.plan(inputs.decode_rows, positions, window=window, pdl=self.pdl)
+        for index in range(len(self.weights.layers)):
+            self._layer(index, shape, inputs, cache)
+        self._sample(shape, inputs, full)
+
+    def _embed(self, shape: StepShape, inputs: StepInputs, block_size: int) -> None:
+        scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
+        ids, previous = scratch.ids[:tokens], scratch.previous[:tokens]
+        positions = scratch.positions[:tokens]
+        prepare_step(
+            inputs.token_rows,
+            inputs.token_ids,
+            inputs.token_positions,
+            inputs.token_previous,
+            rows.last_token,
+            rows.previous_token,
+            rows.seq_len,
+            rows.block_tables,
+            block_size,
+            ids,
+            previous,
+            positions,
+            scratch.slots[:tokens],
+        )
+        x = scratch.x[:tokens]
+        first = scratch.first[:tokens] if scratch.first is not None else None
+        if weights.extras.smear is not None:
+            gate, factor = weights.extras.smear
+            embed_smear(
+                ids,
+                previous,
+                positions,
+                weights.embedding,
+                gate,
+                factor,
+                x,
+                eps=weights.eps,
+                copy=first,
+                pdl=self.pdl,
+            )
+            return
+        eps = weights.eps if weights.normalise_embedding else None
+        embed_norm(ids, weights.embedding, x, eps=eps, copy=first, pdl=self.pdl)
+
+    def _layer(self, index: int, shape: StepShape, inputs: StepInputs, cache: PagedKV) -> None:
+        scratch, tokens, eps = self.scratch, shape.tokens, self.weights.eps
+        layer, linears = self.weights.layers[index], self.linears.layers[index]
+        x, qkv = scratch.x[:tokens], scratch.qkv[:tokens]
+        attended, inner = scratch.attended[:tokens], scratch.inner[:tokens]
+        keys, values = cache.layers[index]
+        gates = self._mix(index, layer, tokens)
+        linears.qkv.norm_linear(x, qkv, eps)
+        rotate_and_store(
+            qkv,
+            scratch.positions[:tokens],
+            scratch.slots[:tokens],
+            *(self.rope if layer.rotated else self.no_rope),
+            keys,
+            values,
+            layer.rotary,
+            bias=layer.qkv_bias,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            value_embedding=layer.value_embedding,
+            value_ids=scratch.ids[:tokens] if layer.value_embedding is not None else None,
+            gate=gates,
+            pdl=self.pdl,
+        )
+        self._attend(layer, shape, inputs, keys, values)
+        linears.o.linear_residual(attended, x)
+        # Channels beyond the network's own are padding: zeros that nobody writes.
+        own = inner[:, : self.weights.inner]
+        linears.mlp_in.norm_linear_activation(x, own, eps, self.weights.activation)
+        linears.mlp_out.linear_residual(inner, x)
+
+    def _mix(self, index: int, layer: LayerWeights, tokens: int) -> torch.Tensor | None:
+        """What nanochat's later generations do before a block; returns the gates of its value embeddings."""
+        scratch, extras = self.scratch, self.weights.extras
+        if extras.residual is None:
+            return None
+        assert scratch.first is not None
+        x, first = scratch.x[:tokens], scratch.first[:tokens]
+        kept = scratch.middle is not None and index == len(self.weights.layers) // 2 + 1
+        keep = scratch.middle[:tokens] if kept and scratch.middle is not None else None
+        a, b = extras.residual[0][index : index + 1], extras.residual[1][index : index + 1]
+        if layer.value_gate is None:
+            scale_add(x, first, a, b, keep=keep, pdl=self.pdl)
+            return None
+        assert scratch.gates is not None
+        gates = scratch.gates[:tokens]
+        scale, eps = extras.value_gate_scale, self.weights.eps
+        value_gate(
+            x, layer.value_gate, gates, scale=scale, eps=eps, mix=(first, a, b), keep=keep, pdl=self.pdl
+        )
+        return gates
+
+    def _attend(
+        self,
+        layer: LayerWeights,
+        shape: StepShape,
+        inputs: StepInputs,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        scratch, spec = self.scratch, layer.rotary
+        tokens, decodes = shape.tokens, shape.decodes
+        query = scratch.qkv[:tokens, : spec.heads * spec.head_dim].view(tokens, spec.heads, spec.head_dim)
+        out, tables = scratch.attended[:tokens], self.rows.block_tables
+        scale = spec.head_dim**-0.5
+        self.attention.decode(
+            query[:decodes],
+            keys,
+            values,
+            tables,
+            inputs.decode_rows,
+            scratch.positions[:decodes],
+            out[:decodes],
+            scale=scale,
+            window=layer.window,
+            pdl=self.pdl,
+        )
+        if shape.chunks:
+            self.attention.prefill(
+                query,
+                keys,
+                values,
+                tables,
+                inputs.chunk_rows,
+                inputs.cu_queries,
+                inputs.contexts,
+                out,
+                scale=scale,
+                window=layer.window,
+                pdl=self.pdl,
+            )
+
+    def _sample(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
+        entries, extras, sampled = shape.entries, weights.extras, self.sampled
+        x, last = scratch.x[:tokens], scratch.last[:entries]
+        taken = None
+        if extras.backout is not None:
+            # The residual stream behind layer n // 2; of a network that ends there, the stream itself.
+            middle = scratch.middle if len(weights.layers) // 2 + 1 < len(weights.layers) else scratch.x
+            assert middle is not None
+            taken = (middle[:tokens], extras.backout)
+        positions = scratch.entry_positions[:entries]
+        gather_rows(
+            x,
+            inputs.entry_tokens,
+            last,
+            eps=weights.eps,
+            weight=weights.final_norm,
+            backout=taken,
+            positions=(scratch.positions[:tokens], positions),
+            pdl=self.pdl,
+        )
+        logits = scratch.logits[:entries]
+        self.linears.head.linear(last, logits)
+        sample(
+            logits,
+            inputs.entry_rows,
+            positions,
+            rows.sampling,
+            sampled,
+            vocab=weights.vocab_size,
+            softcap=weights.softcap,
+            full=full,
+        )
+        finish_step(
+            inputs.entry_rows,
+            inputs.entry_tokens,
+            scratch.positions[:tokens],
+            scratch.ids[:tokens],
+            sampled.tokens[:entries],
+            rows.last_token,
+            rows.previous_token,
+            rows.seq_len,
+            self.results[:, 0],
+            sampled.valid[:entries],
+            self.results[:, 1],
+            self.step_counter,
+        )

@@ -1,0 +1,173 @@
+"""Runs steps on a GPU: everything is queued from the loop, nothing waits there.
+
+`launch` stages what changed, replays the step's graph and queues the copy of its tokens on a second stream;
+one thread waits for that copy and wakes the loop. A row's last token and length stay on the device, so a step
+that continues the same rows sends nothing at all.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from engine.gpu.graphs import GraphPool
+from engine.gpu.inputs import RING
+from engine.gpu.network import Network
+from engine.gpu.staging import StepStaging
+from engine.plan import Chunk, Plan
+from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(slots=True)
+class Landing:
+    """Pinned memory and events of one step's results; a ring of them is used in turn.
+
+    tokens: [2, entries] int32, the sampled ids and whether they are valid.
+    """
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    top_ids: torch.Tensor
+    top_logprobs: torch.Tensor
+    started: torch.cuda.Event
+    ended: torch.cuda.Event
+    landed: torch.cuda.Event
+
+    @classmethod
+    def allocate(cls, entries: int) -> "Landing":
+        def pinned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+        return cls(
+            pinned(2, entries, dtype=torch.int32),
+            pinned(entries, dtype=torch.float32),
+            pinned(entries, MAX_LOGPROBS, dtype=torch.int32),
+            pinned(entries, MAX_LOGPROBS, dtype=torch.float32),
+            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
+            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
+            torch.cuda.Event(),  # type: ignore[no-untyped-call]
+        )
+
+
+class GpuRunner:
+    """One model on one GPU. All methods but those named otherwise run on the loop's thread."""
+
+    def __init__(
+        self,
+        network: Network,
+        staging: StepStaging,
+        terminal_ids: tuple[int, ...],
+        stream: torch.cuda.Stream,
+        use_graphs: bool,
+    ) -> None:
+        self.network = network
+        self.vocab_size = network.weights.vocab_size
+        self._staging = staging
+        self._terminal_ids = terminal_ids
+        self._stream = stream
+        self._copies = torch.cuda.Stream(stream.device)  # type: ignore[no-untyped-call]
+        self._decode_graphs = GraphPool(network.step, staging.decode, use_graphs)
+        self._mixed_graphs = GraphPool(network.step, staging.mixed, use_graphs)
+        self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
+        self._launched = 0
+        self._plain: dict[int, SampledToken] = {}  # most results are a bare token: one object for each
+        self._waiter = ThreadPoolExecutor(1, "results")
+
+    def launch(self, plan: Plan) -> StepHandle:
+        network, slot = self.network, self._launched % RING
+        landing = self._landings[slot]
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            network.rows.stage(plan, self._terminal_ids)
+            staged = self._staging.stage(plan)
+            full = network.rows.needs_full(plan)
+            landing.started.record()
+            graphs = self._decode_graphs if staged.decode else self._mixed_graphs
+            graphs.run(staged.shape, full)
+            self._launched += 1  # as the device's own counter: what fails later must not put them apart
+            landing.ended.record()
+            if full:
+                self._land_logprobs(landing, staged.entries)
+        self._land_tokens(landing, slot)
+        return StepHandle(plan, self._waiter.submit(self._await, landing, staged.entries))
+
+    async def collect(self, handle: StepHandle) -> StepResult:
+        return await asyncio.wrap_future(handle.future)
+
+    def close(self) -> None:
+        self._waiter.shutdown(wait=True, cancel_futures=True)
+        torch.cuda.synchronize(self._stream.device)
+
+    def capture(self, largest_only: bool = False) -> float:
+        """Compiles and captures every bucket, or the largest of both kinds; returns the seconds it took.
+
+        Call it before the first step.
+        """
+        shapes = self._staging.buckets.shapes()
+        mixed = [shape for shape in shapes if shape.chunks]
+        decode = [shape for shape in shapes if not shape.chunks]
+        if largest_only:
+            mixed, decode = mixed[:1], decode[:1]
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            self._staging.clear()
+            seconds = self._mixed_graphs.prepare(mixed) + self._decode_graphs.prepare(decode)
+            self.network.step_counter.zero_()
+        torch.cuda.synchronize(self._stream.device)
+        return seconds
+
+    def forget_graphs(self) -> None:
+        """For when an address that is baked into the graphs is about to change."""
+        torch.cuda.synchronize(self._stream.device)
+        self._decode_graphs.clear()
+        self._mixed_graphs.clear()
+
+    @property
+    def graphs(self) -> int:
+        return len(self._decode_graphs) + len(self._mixed_graphs)
+
+    # -- results
+    # -----------------------------------------------------------------------------------------------
+
+    def _land_tokens(self, landing: Landing, slot: int) -> None:
+        """Copies the step's tokens to the host behind it, on a stream of their own."""
+        self._copies.wait_event(landing.ended)
+        with torch.cuda.stream(self._copies):
+            landing.tokens.copy_(self.network.results[slot], non_blocking=True)
+            landing.landed.record()
+
+    def _land_logprobs(self, landing: Landing, chunks: list[Chunk]) -> None:
+        """On the step's own stream: the next step writes the same buffers. Few requests ask for this."""
+        if all(chunk.sequence.request.params.logprobs is None for chunk in chunks):
+            return
+        sampled, entries = self.network.sampled, len(chunks)
+        landing.logprobs[:entries].copy_(sampled.logprobs[:entries], non_blocking=True)
+        landing.top_ids[:entries].copy_(sampled.top_ids[:entries], non_blocking=True)
+        landing.top_logprobs[:entries].copy_(sampled.top_logprobs[:entries], non_blocking=True)
+        landing.ended.record()
+
+    def _await(self, landing: Landing, entries: list[Chunk]) -> StepResult:
+        """On the waiter thread: blocks until the step's results have landed."""
+        landing.landed.synchronize()
+        seconds = landing.started.elapsed_time(landing.ended) / 1e3
+        tokens, valid = landing.tokens[:, : len(entries)].tolist()
+        results: list[SampledToken] = []
+        for index, (chunk, token) in enumerate(zip(entries, tokens, strict=True)):
+            if not valid[index]:
+                results.append(SampledToken(0, NOT_FINITE))
+            elif (count := chunk.sequence.request.params.logprobs) is not None:
+                ids, values = (
+                    landing.top_ids[index, :count].tolist(),
+                    landing.top_logprobs[index, :count].tolist(),
+                )
+                results.append(SampledToken(token, None, float(landing.logprobs[index]), ids, values))
+            else:
+                results.append(self._bare(token))
+        return StepResult(results, seconds, seconds)
+
+    def _bare(self, token: int) -> SampledToken:
+        known = self._plain.get(token)
+        if known is None:
+            known = self._plain[token] = SampledToken(token)
+        return known

@@ -1,0 +1,253 @@
+"""A model's weights as the GPU's forward pass wants them: fused projections, norm weights folded in.
+
+A norm's weight multiplies the input channels of the projection behind it, so it is folded into that
+projection once; every norm inside the network is then a plain RMS norm. Gate and up rows of a SwiGLU are
+interleaved in groups of eight, so that one tensor-core tile holds both halves of a channel
+(kernels.triton.activation).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from engine.config import GPTConfig
+from engine.decoder import Decoder
+from engine.llama import DecoderLayer, GatedMLP, Llama
+from engine.llama_config import LlamaConfig
+from engine.model import GPT, Block
+from kernels.linear import Projection
+from kernels.triton.rope import RotarySpec
+
+INTERLEAVE = 8
+EVEN_INPUTS = 2048
+
+Activation = Literal["relu2", "swiglu"]
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One block. Matrices are [outputs, inputs] in the model's dtype.
+
+    qkv: query, key and value rows one behind the other. mlp_in: for SwiGLU the interleaved gate and up rows.
+    value_embedding: [vocab, kv_heads * head_dim] with its gate [kv_heads, channels] (nanochat, some layers).
+    """
+
+    qkv: torch.Tensor
+    o: torch.Tensor
+    mlp_in: torch.Tensor
+    mlp_out: torch.Tensor
+    window: int | None
+    rotary: RotarySpec
+    rotated: bool = True
+    qkv_bias: torch.Tensor | None = None
+    o_bias: torch.Tensor | None = None
+    mlp_in_bias: torch.Tensor | None = None
+    mlp_out_bias: torch.Tensor | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    value_embedding: torch.Tensor | None = None
+    value_gate: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class NanochatExtras:
+    """What nanochat's later generations add around the blocks; each part may be None."""
+
+    residual: tuple[torch.Tensor, torch.Tensor] | None = None  # lambdas of x and of the first x, [layers]
+    value_gate_scale: float = 0.0
+    smear: tuple[torch.Tensor, torch.Tensor] | None = None  # gate [1, channels] and lambda [1]
+    backout: torch.Tensor | None = None  # lambda [1]; the residual stream after layer n // 2 is subtracted
+
+
+@dataclass(slots=True)
+class NetworkWeights:
+    """own, other: rotary table, each [positions, head_dim] float32 (kernels.rope). inner: channels inside the
+    MLP; mlp_out may have more inputs, whose weights are zero.
+    """
+
+    embedding: torch.Tensor
+    layers: list[LayerWeights]
+    head: torch.Tensor
+    own: torch.Tensor
+    other: torch.Tensor
+    eps: float
+    activation: Activation
+    inner: int
+    final_norm: torch.Tensor | None
+    normalise_embedding: bool
+    softcap: float | None
+    vocab_size: int
+    extras: NanochatExtras
+
+    @property
+    def width(self) -> int:
+        return self.embedding.size(1)
+
+    @property
+    def unrotated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary table of layers that do not rotate."""
+        return torch.ones_like(self.own), torch.zeros_like(self.other)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Weight bytes that every decode step must read."""
+        matrices = [m for layer in self.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
+        return sum(m.numel() * m.element_size() for m in [*matrices, self.head])
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the weights take, embeddings included."""
+        tied = self.embedding.data_ptr() == self.head.data_ptr()
+        tables = [self.embedding] if not tied else []
+        tables += [layer.value_embedding for layer in self.layers if layer.value_embedding is not None]
+        return self.bytes_per_step + sum(t.numel() * t.element_size() for t in tables)
+
+
+def network_weights(model: Decoder) -> NetworkWeights:
+    """Reads a model of any family; its own parameters stay as they are."""
+    if isinstance(model, GPT):
+        return _nanochat(model)
+    if isinstance(model, Llama):
+        return _llama(model)
+    raise TypeError(f"no GPU forward pass for a {type(model).__name__}")
+
+
+def _nanochat(model: GPT) -> NetworkWeights:
+    config = model.config
+    embedding, head = model.transformer["wte"].weight, model.lm_head.weight
+    assert isinstance(embedding, torch.Tensor) and isinstance(head, torch.Tensor)
+    own, other = model.rope(embedding.device)
+    extras = NanochatExtras(value_gate_scale=config.value_gate_scale or 0.0)
+    if config.constants.residual_scalars:
+        extras.residual = (model.resid_lambdas.detach(), model.x0_lambdas.detach())
+    if config.constants.smear:
+        extras.smear = (model.smear_gate.weight.detach(), model.smear_lambda.detach())
+        extras.backout = model.backout_lambda.detach()
+    blocks: list[Block] = list(model.transformer["h"])  # type: ignore[call-overload]
+    layers = [_nanochat_layer(model, config, index, block) for index, block in enumerate(blocks)]
+    return NetworkWeights(
+        embedding=embedding.detach(),
+        layers=layers,
+        head=head.detach(),
+        own=own,
+        other=other,
+        eps=config.rms_eps,
+        activation="relu2",
+        inner=layers[0].mlp_out.size(1),
+        final_norm=None,
+        normalise_embedding=True,
+        softcap=config.softcap,
+        vocab_size=config.vocab_size,
+        extras=extras,
+    )
+
+
+def _nanochat_layer(model: GPT, config: GPTConfig, index: int, block: Block) -> LayerWeights:
+    attn, mlp = block.attn, block.mlp
+    projections = [attn.c_q, attn.c_k, attn.c_v, attn.c_proj, mlp.c_fc, mlp.c_proj]
+    q, k, v, o, fc, proj = map(_matrix, projections)
+    spec = RotarySpec(
+        config.n_head, config.n_kv_head, config.head_dim, "rope_norm", config.rms_eps, config.qk_scale or 1.0
+    )
+    layer = LayerWeights(torch.cat((q, k, v)), o, fc, proj, config.window(index), spec)
+    if config.has_value_embedding(index):
+        table = model.value_embeds[str(index)].weight
+        assert isinstance(table, torch.Tensor)
+        layer.value_embedding, layer.value_gate = table.detach(), attn.ve_gate.weight.detach()
+    return layer
+
+
+def _llama(model: Llama) -> NetworkWeights:
+    config = model.config
+    embedding = model.model.embed_tokens.weight.detach()
+    head = model.lm_head.weight
+    assert isinstance(head, torch.Tensor)
+    own, other = model.rope(embedding.device)
+    return NetworkWeights(
+        embedding=embedding,
+        layers=[_llama_layer(config, index, layer) for index, layer in enumerate(model.layers)],
+        head=head.detach(),
+        own=own,
+        other=other,
+        eps=config.rms_eps,
+        activation="swiglu",
+        inner=config.inner_width,
+        final_norm=model.model.norm.weight.detach(),
+        normalise_embedding=False,
+        softcap=None,
+        vocab_size=config.vocab_size,
+        extras=NanochatExtras(),
+    )
+
+
+def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer) -> LayerWeights:
+    attn, mlp = layer.self_attn, layer.mlp
+    qkv = torch.cat([_matrix(p) for p in (attn.q_proj, attn.k_proj, attn.v_proj)])
+    biases = [bias for p in (attn.q_proj, attn.k_proj, attn.v_proj) if (bias := _bias(p)) is not None]
+    gate_up = interleave(_matrix(mlp.gate_proj), _matrix(mlp.up_proj))
+    spec = RotarySpec(
+        config.n_head,
+        config.n_kv_head,
+        config.head_dim,
+        "norm_rope" if attn.q_norm is not None else "rope",
+        config.rms_eps,
+        1.0,
+    )
+    return LayerWeights(
+        qkv=fold(qkv, layer.input_layernorm.weight.detach()),
+        o=_matrix(attn.o_proj),
+        mlp_in=fold(gate_up, layer.post_attention_layernorm.weight.detach()),
+        mlp_out=padded(_matrix(mlp.down_proj)),
+        window=config.window(index),
+        rotary=spec,
+        rotated=config.rotated[index],
+        qkv_bias=torch.cat(biases) if biases else None,
+        o_bias=_bias(attn.o_proj),
+        mlp_in_bias=_interleaved_bias(mlp),
+        mlp_out_bias=_bias(mlp.down_proj),
+        q_norm=attn.q_norm.weight.detach() if attn.q_norm is not None else None,
+        k_norm=attn.k_norm.weight.detach() if attn.k_norm is not None else None,
+    )
+
+
+def _matrix(projection: Projection) -> torch.Tensor:
+    weight = projection.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def _bias(projection: Projection) -> torch.Tensor | None:
+    bias = getattr(projection, "bias", None)
+    assert bias is None or isinstance(bias, torch.Tensor)
+    return None if bias is None else bias.detach()
+
+
+def _interleaved_bias(mlp: GatedMLP) -> torch.Tensor | None:
+    gate, up = _bias(mlp.gate_proj), _bias(mlp.up_proj)
+    return interleave(gate, up) if gate is not None and up is not None else None
+
+
+def fold(weight: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+    """A projection [outputs, inputs] with the weight of the norm in front of it multiplied in."""
+    if norm is None:
+        return weight
+    return (weight.float() * norm.float()).to(weight.dtype)
+
+
+def padded(weight: torch.Tensor) -> torch.Tensor:
+    """[outputs, inputs] with zero columns added where that lets kernels.skinny cut the inputs into equal
+    parts with all loads in flight (8 parts of whole runs of 8 blocks of 32), and costs at most an eighth.
+    """
+    inputs = weight.size(1)
+    wanted = -(-inputs // EVEN_INPUTS) * EVEN_INPUTS
+    if inputs % (EVEN_INPUTS // 2) == 0 or wanted > inputs * 9 // 8:
+        return weight
+    return torch.nn.functional.pad(weight, (0, wanted - inputs))
+
+
+def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Rows of two equal matrices (or biases), eight of the one, then eight of the other."""
+    rest = gate.shape[1:]
+    groups = [part.reshape(-1, INTERLEAVE, *rest) for part in (gate, up)]
+    return torch.stack(groups, dim=1).reshape(-1, *rest)

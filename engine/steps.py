@@ -1,0 +1,57 @@
+"""What a step runner offers the loop, on whatever device."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.plan import Plan
+
+NOT_FINITE = "the model's output was not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What one sampling chunk produced; with an error, no token."""
+
+    token: int
+    error: str | None = None
+    logprob: float | None = None
+    top_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Tokens in the order of the plan's sampling chunks; seconds that the step took on its device or thread,
+    and of those the seconds inside the model's forward.
+    """
+
+    tokens: list[SampledToken]
+    seconds: float
+    forward_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepHandle:
+    """A launched step."""
+
+    plan: Plan
+    future: "Future[StepResult]"
+
+
+class Runner(Protocol):
+    """Runs steps strictly in launch order; no method blocks the loop."""
+
+    vocab_size: int
+
+    def launch(self, plan: Plan) -> StepHandle:
+        """Copies what the step needs out of the plan and queues it. May raise whatever the device raises."""
+        ...
+
+    async def collect(self, handle: StepHandle) -> StepResult:
+        """The result of a launched step. Raises whatever its execution raised."""
+        ...
+
+    def close(self) -> None:
+        """Waits for steps under way and lets go of the device."""
+        ...
