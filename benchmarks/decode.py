@@ -1,191 +1,78 @@
-"""Decoding speed of the engine alone: `python -m benchmarks.decode`.
+"""Decoding speed of the engine alone: `python -m benchmarks.decode --workload NAME[,NAME...]`.
 
-Tokens per second for 1 and 8 streams in the three batching modes, beside transformers' `generate` on the same
-seeded random weights in the same run, and where the time of a step goes.
+modes: the three batching modes beside transformers' `generate`, for 1 and 8 streams (the default on a CPU).
+seed8, one, streams, c256, qwen: the offline workloads of benchmarks/workloads.py, with what vLLM reaches on
+the same work, times to the first token and between tokens, and the share of the memory bandwidth (the default
+on a GPU is the first four). --profile N adds where the device's time goes in a run of N streams.
 """
 
 import argparse
 import asyncio
-import json
-import random
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.models import SIZES, ByteTokenizer, random_model, write_transformers_folder
-from benchmarks.report import save, table
-from engine.async_engine import AsyncEngine
-from engine.messages import BatchingMode, EngineConfig, Request, SamplingParams
-from engine.model import GPT
-
-MODES: tuple[BatchingMode, ...] = ("continuous", "static", "single")
+from benchmarks import models, modes, offline
+from benchmarks.report import save
+from benchmarks.workloads import WORKLOADS
+from engine.worker import new_event_loop
 
 
-@dataclass(slots=True)
-class Row:
-    """overhead_ms: Python outside the model's forward, per step; of it the loop's part and the step
-    thread's.
-    """
-
-    system: str
-    streams: int
-    tok_s: float
-    spread: float  # (slowest - fastest) / median of the runs
-    step_ms: float | None = None
-    forward_ms: float | None = None
-    loop_ms: float | None = None
-    thread_ms: float | None = None
-
-    @property
-    def overhead_ms(self) -> float | None:
-        return None if self.loop_ms is None or self.thread_ms is None else self.loop_ms + self.thread_ms
-
-
-async def run_streams(
-    engine: AsyncEngine, prompts: list[list[int]], new: int
-) -> tuple[float, list[list[int]]]:
-    """Seconds until all prompts have their `new` greedy tokens, and the tokens."""
-
-    async def one(prompt: list[int]) -> list[int]:
-        tokens: list[int] = []
-        params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
-        async for delta in engine.generate(Request(id=engine.next_id(1), prompt=prompt, params=params)):
-            tokens += delta.tokens
-        return tokens
-
-    started = time.perf_counter()
-    tokens = await asyncio.gather(*(one(prompt) for prompt in prompts))
-    return time.perf_counter() - started, tokens
-
-
-async def measure(
-    model: GPT, mode: BatchingMode, prompts: list[list[int]], args: argparse.Namespace
-) -> tuple[Row, list[int]]:
-    """One mode with all prompts at once; the row, and the tokens of the first prompt."""
-    config = EngineConfig(
-        max_rows=max(8, len(prompts)), batching=mode, enable_prefix_caching=False, threads=args.threads
-    )
-    engine = AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
-    await engine.start()
-    await run_streams(engine, prompts, min(args.new, 16))
-    overhead = engine.core.overhead
-    overhead.plan = overhead.process = overhead.step = overhead.forward = 0.0
-    steps = engine.stats().steps
-    runs = [await run_streams(engine, prompts, args.new) for _ in range(args.runs)]
-    steps = engine.stats().steps - steps
-    await engine.close()
-    seconds = [run[0] for run in runs]
-    median = statistics.median(seconds)
-    row = Row(
-        f"fastpath {mode}",
-        len(prompts),
-        len(prompts) * args.new / median,
-        (max(seconds) - min(seconds)) / median,
-        1e3 * sum(seconds) / steps,
-        1e3 * overhead.forward / steps,
-        1e3 * (overhead.plan + overhead.process) / steps,
-        1e3 * (overhead.step - overhead.forward) / steps,
-    )
-    return row, runs[0][1][0]
-
-
-def peer(
-    model: GPT, prompts: list[list[int]], streams: list[int], args: argparse.Namespace
-) -> dict[str, object]:
-    """transformers' figures on the same weights, from a process that cannot see this project."""
-    script = Path(__file__).with_name("transformers_peer.py").resolve()
-    settings = {
-        "prompts": prompts,
-        "rows": streams,
-        "new": args.new,
-        "runs": args.runs,
-        "threads": args.threads,
-        "dtype": args.dtype,
-        "device": args.device,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        write_transformers_folder(model, Path(folder))
-        command = [sys.executable, str(script), folder, json.dumps(settings)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"transformers failed:\n{done.stderr[-2000:]}")
-    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def agreement(ours: list[int], theirs: list[int]) -> int:
-    """Leading tokens that both systems chose alike: they ran on the same weights, if it is all or nearly
-    all.
-    """
-    return next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), len(ours))
-
-
-def measure_all(args: argparse.Namespace) -> list[Row]:
-    model = random_model(args.size, getattr(torch, args.dtype), args.device)
-    rng = random.Random(0)
-    streams = [int(count) for count in args.streams.split(",")]
-    vocabulary = model.config.vocab_size - 16
-    prompts = [[rng.randrange(vocabulary) for _ in range(args.prompt_len)] for _ in range(max(streams))]
-    rows: list[Row] = []
-    tokens: list[int] = []
-    # The peer in the middle, so that a machine that changes its pace treats both alike.
-    for mode in MODES:
-        for count in streams:
-            row, tokens = asyncio.run(measure(model, mode, prompts[:count], args))
-            rows.append(row)
-        if mode == MODES[0] and not args.no_peer:
-            result = peer(model, prompts, streams, args)
-            theirs = result["tokens"]
-            assert isinstance(theirs, list)
-            print(f"greedy tokens equal to transformers': {agreement(tokens, theirs)} of {args.new}")
-            for count in streams:
-                speed = result[f"tok_s_{count}"]
-                assert isinstance(speed, float)
-                rows.append(Row("transformers generate", count, speed, 0.0))
-    return rows
-
-
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--prompt-len", type=int, default=32)
-    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument(
+        "--workload", help=f"modes, or any of {', '.join(WORKLOADS)} with commas between them, or all"
+    )
+    parser.add_argument("--model-size", "--size", dest="size", help="default: tiny on a CPU, d32 on a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--streams", default="1,8")
+    parser.add_argument("--streams", help="stream counts of `modes` and `streams`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    parser.add_argument("--prompt-len", type=int, default=32, help="modes")
+    parser.add_argument("--new", type=int, default=128, help="modes")
+    parser.add_argument("--no-peer", action="store_true", help="modes: leave transformers out")
+    parser.add_argument("--max-rows", type=int, default=256)
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument(
+        "--engine", action="append", default=[], metavar="FIELD=VALUE", help="an EngineConfig field"
+    )
+    parser.add_argument("--profile", default="", metavar="N[,N]", help="kernel times of runs of N streams")
+    parser.add_argument("--shrink", type=int, default=1, help="divide all lengths, to try the program out")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
-    return parser.parse_args()
+    args = parser.parse_args(argv)
+    cuda = args.device.startswith("cuda")
+    args.size = args.size or ("d32" if cuda else "tiny")
+    args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    args.workload = args.workload or ("seed8,one,streams,c256" if cuda else "modes")
+    args.workloads = list(WORKLOADS) if args.workload == "all" else args.workload.split(",")
+    unknown = [name for name in args.workloads if name not in WORKLOADS and name != "modes"]
+    if unknown or ("modes" in args.workloads and len(args.workloads) > 1):
+        parser.error(f"--workload {args.workload}: modes stands alone, the others are {', '.join(WORKLOADS)}")
+    args.profile = [int(count) for count in args.profile.split(",") if count]
+    if args.workload == "modes":
+        args.streams = args.streams or "1,8"
+        if args.size not in models.SIZES:
+            parser.error(f"--size {args.size}: modes knows {', '.join(models.SIZES)}")
+    else:
+        args.streams = [int(count) for count in (args.streams or "").split(",") if count]
+    return args
 
 
-def main() -> None:
-    args = arguments()
-    torch.set_num_threads(1)  # the step thread alone has a team, as in the engine process
-    rows = measure_all(args)
-    print(f"{args.size}, random weights, {args.dtype} on {args.device}, {args.threads} threads, ", end="")
-    print(f"prompt {args.prompt_len}, {args.new} new tokens, median of {args.runs}")
-    header = ["system", "streams", "tok/s", "spread", "step ms", "forward", "loop", "thread", "overhead ms"]
-    cells = []
-    for row in rows:
-        times = (row.step_ms, row.forward_ms, row.loop_ms, row.thread_ms, row.overhead_ms)
-        cells.append(
-            [row.system, row.streams, row.tok_s, row.spread, *("" if t is None else t for t in times)]
-        )
-    print(table(header, cells))
-    if args.save:
-        settings = {name: value for name, value in vars(args).items() if name != "save"}
-        name = f"decode-{args.device}-{args.size}-{args.dtype}"
-        print("kept in", save(name, [asdict(row) for row in rows], settings).name)
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    if args.workload == "modes":
+        rows = modes.run(args)
+    else:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:  # the loop of the engine process
+            rows = runner.run(offline.measure_all(args))
+    name = f"decode-{args.device}-{args.size}-{args.dtype}"
+    if args.save or args.out:
+        settings = {key: value for key, value in vars(args).items() if key not in ("save", "out")}
+        print("kept in", save(name, rows, settings, out=args.out))
 
 
 if __name__ == "__main__":

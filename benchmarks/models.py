@@ -1,5 +1,6 @@
 """Models that benchmarks run on: seeded random weights, or a checkpoint."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -35,6 +36,99 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 
+# config.json of models in transformers' format, by name: for folders without weights (--load-format dummy).
+CONFIGS: dict[str, dict[str, object]] = {
+    "llama-tiny": {
+        "model_type": "llama",
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    },
+    "llama-d32": {
+        "model_type": "llama",
+        "vocab_size": 65536,
+        "hidden_size": 2048,
+        "intermediate_size": 5504,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-tiny": {
+        "model_type": "qwen3",
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def dummy_config(name: str) -> dict[str, object]:
+    """The config.json of a named model: of `CONFIGS`, or of `SIZES` (nanochat, our own format; "d32-g5" is
+    the fifth generation of a d32). Raises KeyError.
+    """
+    if name in CONFIGS:
+        return CONFIGS[name]
+    size, _, generation = name.partition("-g")
+    described: dict[str, object] = {**SIZES[size], "generation": f"G{generation or 1}"}
+    if generation not in ("", "1"):
+        described["window_pattern"] = "SSSL"
+    return {"model_type": "fastpath-nanochat", "name": name, "model_config": described}
+
+
+def write_dummy_folder(name: str, folder: Path) -> None:
+    """Writes a config.json and nothing else: load it with load_format="dummy". Raises KeyError."""
+    config = dummy_config(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
 
 def random_model(size: str, dtype: torch.dtype, device: str, seed: int = 0) -> GPT:
     """A G1 model of a named size with seeded random weights."""
@@ -67,8 +161,6 @@ class ByteTokenizer:
 
 def write_transformers_folder(model: GPT, folder: Path) -> None:
     """The same weights in transformers' layout, for peers."""
-    import json
-
     from safetensors.torch import save_file
 
     config = model.config

@@ -25,15 +25,25 @@ def machine() -> dict[str, object]:
     }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
+        info["cuda"] = torch.version.cuda
+        info["triton"] = _version("triton")
+        info["driver"] = _driver()
     return info
 
 
-def save(name: str, rows: Sequence[object], settings: dict[str, object], folder: Path = RESULTS) -> Path:
-    """Writes results/<name>-<date>.json and returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(
+    name: str,
+    rows: Sequence[object],
+    settings: dict[str, object],
+    folder: Path = RESULTS,
+    out: Path | None = None,
+) -> Path:
+    """Writes results/<name>-<date>.json, or `out`, and returns its path."""
     about = machine()
-    path = folder / f"{name}-{about['date']}.json"
-    path.write_text(json.dumps({"machine": about, "settings": settings, "rows": rows}, indent=1) + "\n")
+    path = out or folder / f"{name}-{about['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"machine": about, "settings": settings, "rows": rows}
+    path.write_text(json.dumps(kept, indent=1, default=str) + "\n")
     return path
 
 
@@ -62,6 +72,13 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return None
 
 
 def _version(name: str) -> str | None:

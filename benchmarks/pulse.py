@@ -1,0 +1,134 @@
+"""An engine that is a clock: one token per open stream and step, `--rate` steps a second, no model.
+
+    python -m benchmarks.pulse --rate 157 -- --port 0 --api-workers 2      the real server over it
+
+Step s is due at s / rate seconds of the system's monotonic clock, and its token says s modulo the alphabet's
+length: who reads the stream on the same machine knows how late the token is.
+"""
+
+import argparse
+import asyncio
+import socket
+import string
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import uvloop
+
+from app.__main__ import command_line
+from app.config import Config
+from app.logs import set_up_logging
+from app.serve import run
+from app.supervisor import ProcessEngine
+from engine.links import Exchange, FirstLink
+from engine.messages import EngineStats, Finish, Frame, ModelInfo, Request
+from engine.messages.wire import HEARTBEAT_SECONDS
+from tests.app.server_process import GOLDEN
+
+ALPHABET = (string.digits + string.ascii_letters).encode()
+CONTEXT = 1 << 20
+ROWS = 1024
+
+
+class Pulse:
+    """As much of an engine as an exchange uses."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.on_frame: Callable[[Frame], None] | None = None
+        self.info = ModelInfo(
+            name="pulse",
+            path=str(GOLDEN / "tokenizer"),
+            generation="G1",
+            vocab_size=512,
+            max_model_len=CONTEXT,
+            terminal_ids=[0],
+            max_rows=ROWS,
+            block_size=16,
+            num_blocks=64,
+            device="cpu",
+            dtype="float32",
+            parameters=0,
+        )
+        self._left: dict[int, int] = {}  # tokens that each stream still gets
+        self._steps = 0
+
+    def enqueue(self, request: Request) -> None:
+        for k in range(request.n):
+            self._left[request.id + k] = request.params.max_tokens
+
+    def abort(self, streams: Iterable[int]) -> None:
+        for id in streams:
+            self._left.pop(id, None)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._left), steps=self._steps)
+
+    async def beat(self) -> None:
+        """Steps for ever; a step that comes late is not left out."""
+        step = int(time.monotonic() * self.rate) + 1
+        while True:
+            await asyncio.sleep(max(step / self.rate - time.monotonic(), 0))
+            if self._left:
+                self._emit(ALPHABET[step % len(ALPHABET)])
+                step += 1
+            else:
+                step = int(time.monotonic() * self.rate) + 1
+
+    def _emit(self, token: int) -> None:
+        self._steps += 1
+        ids = list(self._left)
+        ends = [id for id in ids if self._left[id] == 1]
+        for id in ids:
+            self._left[id] -= 1
+        for id in ends:
+            del self._left[id]
+        finished = [Finish(id, "length") for id in ends]
+        if self.on_frame is not None:
+            self.on_frame(Frame(ids, [token] * len(ids), [], [], finished, self.stats()))
+
+
+async def engine(options: argparse.Namespace) -> int:
+    """The engine process."""
+    exchange, pulse = Exchange(), Pulse(options.rate)
+    first = FirstLink(exchange)
+    loop = asyncio.get_running_loop()
+    await loop.create_unix_connection(lambda: first, sock=socket.socket(fileno=options.fd))
+    if options.listen is not None:
+        await exchange.listen(socket.socket(fileno=options.listen))
+    await first.config
+    exchange.open(pulse)
+    beating = asyncio.create_task(pulse.beat())
+    while not first.gone.done():
+        await asyncio.wait({first.gone, beating}, timeout=HEARTBEAT_SECONDS)
+        exchange.beat()
+    return 0
+
+
+def server(rate: float, flags: list[str]) -> int:
+    """The real server, with this module as its engine."""
+    config, _ = command_line().parse(flags, {})
+    set_up_logging(config.server.log_level, config.server.log_format)
+    command = [sys.executable, "-m", "benchmarks.pulse", "--rate", str(rate)]
+
+    def make_engine(config: Config) -> ProcessEngine:
+        return ProcessEngine(config.engine_config(), command=command)
+
+    return run(config, make_engine)
+
+
+def main() -> int:
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(description="a server over an engine that is a clock")
+    parser.add_argument("--rate", type=float, required=True, help="steps per second")
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--listen", type=int)
+    options = parser.parse_args(sys.argv[1:split])
+    if options.fd is not None:
+        return uvloop.run(engine(options))
+    return server(options.rate, sys.argv[split + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

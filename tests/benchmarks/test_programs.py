@@ -1,0 +1,156 @@
+"""The benchmark programs on tiny sizes: their definitions, and that they run to the end."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from benchmarks import decode, offline, peers, scheduling
+from benchmarks.bandwidth import Reads
+from benchmarks.client import Orders, prompts
+from benchmarks.load import percentile, stream
+from benchmarks.workloads import SEED_PROMPTS, WORKLOADS, Work
+from engine.config import GPTConfig
+from engine.model import GPT
+
+
+def test_workloads_are_the_peers_own() -> None:
+    works = {name: make(65_520) for name, make in WORKLOADS.items()}
+    assert [len(prompt) for prompt in works["seed8"][0].prompts] == list(SEED_PROMPTS)
+    assert (works["seed8"][0].new, works["one"][0].new) == ([64] * 8, [256])
+    assert [work.streams for work in works["streams"]] == [8, 32, 64, 128, 256]
+    assert {len(prompt) for work in works["streams"] for prompt in work.prompts} == {64}
+    lengths = [len(prompt) for prompt in works["c256"][0].prompts]
+    assert len(lengths) == 256 and min(lengths) >= 64 and max(lengths) <= 512
+    assert works["qwen"][0].tokens == 150_245  # the count that vLLM's figure is about
+    for name, made in works.items():
+        for work in made:
+            model = "qwen3-0.6b" if name == "qwen" else "llama-d32"
+            figure = peers.offline(model, name, work.streams)
+            assert figure is not None and figure.vllm > 400
+
+
+def test_prompts_of_the_load_are_those_of_the_peers_generator() -> None:
+    rng = random.Random(8)
+    expected = []
+    for _ in range(24):
+        length = rng.randint(64, 512)
+        expected.append([rng.randrange(3, 65_000) for _ in range(length)])
+    assert prompts(8, 24, 64, 512, 65_000) == expected
+
+
+def test_bytes_that_decoding_reads() -> None:
+    config = GPTConfig.for_generation(
+        "G2",
+        n_layer=4,
+        n_embd=64,
+        n_head=4,
+        n_kv_head=2,
+        vocab_size=96,
+        sequence_len=32,
+        window_pattern="SSSL",
+    )
+    reads = Reads.of(GPT(config))
+    table = 96 * 64 * 4
+    assert reads.weights == sum(p.numel() * 4 for p in GPT(config).parameters()) - table
+    per_layer = 2 * 2 * 16 * 4
+    assert reads.windows == (16, 16, 16, None) and reads.kv_per_layer == per_layer
+    assert reads.context(10) == 4 * 10 * per_layer and reads.context(30) == (3 * 17 + 30) * per_layer
+    work = Work("x", [[1] * 30, [1] * 5], [2, 3])
+    contexts = [30, 31, 5, 6, 7]
+    assert reads.total(work, 3) == 3 * reads.weights + sum(map(reads.context, contexts))
+    plain = Reads(10, 8, (None, None))
+    assert plain.total(work, 1) == 10 + sum(map(plain.context, contexts))
+
+
+def test_decode_writes_a_row_per_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"n_layer": 1, "n_embd": 64, "n_head": 2, "n_kv_head": 2, "vocab_size": 512, "sequence_len": 128}
+    monkeypatch.setitem(offline.models.SIZES, "tiny", small)
+    monkeypatch.setattr(offline, "read_bandwidth", lambda device: 1e10)
+    out = tmp_path / "decode.json"
+    arguments = "--workload one,seed8,streams --streams 8,64 --size tiny --device cpu --shrink 32 --runs 2"
+    failing = offline.measure
+
+    async def measure(engine: object, work: Work, *rest: object) -> offline.Row:
+        if work.streams == 64:
+            raise RuntimeError("not this one")
+        return await failing(engine, work, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(offline, "measure", measure)
+    decode.main([*arguments.split(), "--max-rows", "8", "--max-model-len", "128", "--out", str(out)])
+    saved = json.loads(out.read_text())
+    assert saved["machine"]["cpu"] and saved["settings"]["weights_bytes"] > 0
+    rows = saved["rows"]
+    assert [(row["workload"], row["streams"]) for row in rows] == [
+        ("one", 1),
+        ("seed8", 8),
+        ("streams", 8),
+        ("streams", 64),
+    ]
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+    assert all(row["tok_s"] > 0 and row["steps"] > 0 and row["mbu"] > 0 for row in rows[:3])
+    assert "not this one" in capsys.readouterr().out
+
+
+def test_scheduling_measures_every_part() -> None:
+    row = scheduling.measure(8, 20)
+    assert row.steps == 19 + 1 or row.steps == 20
+    assert min(row.plan_us, row.launch_us, row.process_us, row.emit_us) > 0
+    assert row.total_us < 20_000
+
+
+async def test_client_processes_see_what_the_server_sent() -> None:
+    seen_prompts: list[list[int]] = []
+    most = active = 0
+
+    async def completions(request: web.Request) -> web.StreamResponse:
+        nonlocal most, active
+        body = await request.json()
+        seen_prompts.append(body["prompt"])
+        if len(body["prompt"]) == 3:
+            return web.json_response({"error": {"message": "three is a crowd"}}, status=400)
+        active += 1
+        most = max(most, active)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for token in range(body["max_tokens"]):
+            await asyncio.sleep(0.002)
+            event = {"choices": [{"index": 0, "text": str(token)}], "usage": None}
+            await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+        usage = {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}}
+        await response.write(b"data: " + json.dumps(usage, separators=(",", ":")).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        active -= 1
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/completions", completions)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    orders = Orders(f"http://{host}:{port}", 4, 5, seed=3, count=12, low=3, high=4, vocabulary=50)
+    try:
+        seen = await stream(orders, processes=2)
+    finally:
+        await runner.cleanup()
+    expected = prompts(3, 12, 3, 4, 50)
+    assert sorted(seen_prompts) == sorted(expected)
+    refused = sum(len(prompt) == 3 for prompt in expected)
+    assert len(seen.errors) == refused > 0 and "crowd" in seen.errors[0]
+    assert len(seen.streams) == 12 - refused and most <= 4
+    for one in seen.streams:
+        assert one.tokens == len(one.stamps) == 5
+        assert one.ttft >= 0.002 and all(gap >= 0 for gap in one.gaps) and one.tpot >= 0.0015
+    assert seen.seconds > 0 and seen.cpu > 0
+
+
+def test_percentiles_are_those_of_the_peers_generator() -> None:
+    values = [float(value) for value in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile([], 0.5)) == (51, 100, 0)

@@ -1,0 +1,332 @@
+"""The whole engine on a GPU: answers do not depend on their company, within what bfloat16 rounds.
+
+Two answers to the same request agree if their tokens are the same and their logprobs close, up to the first
+token where they differ; there, the two candidates must have been nearly equal.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from engine.async_engine import AsyncEngine
+from engine.loader import load_model
+from engine.messages import Request, SamplingParams
+from engine.model import GPT
+from engine.text import load_tokenizer
+from tests.engine.checkpoints import make_model
+from tests.engine.golden import G1, GOLDEN
+from tests.engine.serving import Answer, Ask, answers, read, started
+
+TOKENIZER = load_tokenizer(G1 / "tokenizer")
+VOCAB = 512
+# Logprobs of a tiny model in bfloat16: logits of size 5 carry 2^-8 relative, some layers add to it.
+TOLERANCE = {torch.bfloat16: 0.12, torch.float32: 2e-3}
+POOL = {"num_blocks": 2048, "max_batched_tokens": 256}
+
+AXES: dict[str, dict[str, object]] = {
+    "graphs": {},
+    "no graphs": {"cuda_graphs": False},
+    "no lookahead": {"lookahead": False},
+    "no lookahead, no graphs": {"lookahead": False, "cuda_graphs": False},
+    "chunks of 7, blocks of 1": {"max_chunk": 7, "block_size": 1, "num_blocks": 8192},
+    "chunks of 64, blocks of 32": {"max_chunk": 64, "block_size": 32},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "three rows": {"max_rows": 3},
+    "preemption": {"num_blocks": 16},
+    "preemption without lookahead": {"num_blocks": 16, "lookahead": False},
+    "cublas": {"linear_backend": "cublas"},
+    "static batches": {"batching": "static", "batch_timeout_ms": 1.0},
+}
+
+
+def asks(seed: int) -> list[Ask]:
+    """Greedy and sampled, short and long, sharing prompts, with penalties, biases and bans."""
+    rng = random.Random(seed)
+
+    def prompt(length: int) -> list[int]:
+        return [rng.randrange(503) for _ in range(length)]
+
+    shared = prompt(70)
+    greedy = [
+        Ask(prompt(n), SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, logprobs=2))
+        for n in (2, 17, 33, 64, 120)
+    ]
+    return [
+        *greedy,
+        Ask(shared, SamplingParams(max_tokens=20, temperature=0.9, seed=1, top_k=40, logprobs=3)),
+        Ask(
+            shared + prompt(5),
+            SamplingParams(max_tokens=12, temperature=1.3, seed=2, top_p=0.8, logprobs=0),
+            n=3,
+        ),
+        Ask(shared[:48], SamplingParams(max_tokens=15, temperature=0.7, seed=3, min_p=0.02, logprobs=0)),
+        Ask(
+            prompt(33),
+            SamplingParams(
+                max_tokens=20,
+                temperature=0,
+                repetition_penalty=1.3,
+                presence_penalty=0.5,
+                frequency_penalty=0.4,
+                logit_bias={7: 3.0, 9: -100.0},
+                ignore_eos=True,
+                logprobs=2,
+            ),
+        ),
+        Ask(prompt(20), SamplingParams(max_tokens=10, min_tokens=6, temperature=0, logprobs=1)),
+        Ask(
+            prompt(17), SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logprobs=2), tools=True
+        ),
+        # Short prompts that grow: what a small pool runs out of blocks with.
+        *(
+            Ask(prompt(5), SamplingParams(max_tokens=70, temperature=0, ignore_eos=True, logprobs=0))
+            for _ in range(4)
+        ),
+    ]
+
+
+def agree(answer: Answer, reference: Answer, tolerance: float, sampled: bool = False) -> bool:
+    """Whether two answers to one request differ by rounding only. A sampled token may be either neighbour of
+    a border that the draw falls next to, so a sampled answer is compared up to the first difference.
+    """
+    for token, logprob, token_r, logprob_r in zip(
+        answer.tokens, answer.logprobs, reference.tokens, reference.logprobs, strict=False
+    ):
+        if logprob is None or logprob_r is None:
+            if token != token_r:
+                return False
+            continue
+        if token != token_r:
+            return sampled or abs(logprob[0] - logprob_r[0]) < 4 * tolerance
+        if abs(logprob[0] - logprob_r[0]) > tolerance * max(1.0, abs(logprob_r[0])):
+            return False
+    return len(answer.tokens) == len(reference.tokens)
+
+
+@pytest.fixture(scope="module", params=["G1", "G3", "G5"])
+def model(request: pytest.FixtureRequest) -> Iterator[GPT]:
+    heads = {"G1": (4, 4), "G3": (4, 2), "G5": (4, 1)}[request.param]
+    made = make_model(
+        request.param,
+        1,
+        sequence_len=64,
+        vocab_size=VOCAB,
+        n_layer=3,
+        n_head=heads[0],
+        n_kv_head=heads[1],
+        n_embd=256,
+        window_pattern="L" if request.param == "G1" else "SSL",
+    )
+    yield made.to("cuda")
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def served(request: pytest.FixtureRequest, model: GPT) -> GPT:
+    if request.param == torch.float32:
+        return model
+    copy = GPT(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to("cuda", torch.bfloat16).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(served: GPT) -> list[list[Answer]]:
+    """Each ask alone: no cache, no lookahead, no graphs, one row."""
+
+    async def run() -> list[list[Answer]]:
+        engine = await started(
+            served,
+            TOKENIZER,
+            enable_prefix_caching=False,
+            lookahead=False,
+            cuda_graphs=False,
+            max_rows=1,
+            **POOL,
+        )
+        result = await answers(engine, asks(0), together=False)
+        await engine.close()
+        return result
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("axis", AXES)
+async def test_answers_do_not_depend_on_company(
+    served: GPT, reference: list[list[Answer]], axis: str
+) -> None:
+    engine = await started(served, TOKENIZER, **({"max_rows": 16} | POOL | AXES[axis]))
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    try:
+        for together, order in ((False, 1), (True, 1), (True, -1)):
+            result = await answers(engine, asks(0)[::order], together=together)
+            trios = zip(result[::order], reference, asks(0), strict=True)
+            wrong = [
+                (index, choice, a.tokens, b.tokens, a.logprobs, b.logprobs)
+                for index, (choices, expected, ask) in enumerate(trios)
+                for choice, (a, b) in enumerate(zip(choices, expected, strict=True))
+                if not agree(a, b, tolerance, ask.params.temperature > 0)
+            ]
+            assert not wrong, (together, order)
+            engine.core.scheduler.check()
+            stats = engine.stats()
+            assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        if "preemption" in axis:
+            assert engine.stats().preemptions > 0
+    finally:
+        await engine.close()
+
+
+async def test_every_bucket_gives_the_same_greedy_tokens(served: GPT) -> None:
+    """The same prompt in 1 to 40 rows at once, so that every decode bucket up to 48 is used."""
+    engine = await started(served, TOKENIZER, max_rows=48, enable_prefix_caching=False, **POOL)
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    ask = Ask(list(range(40, 60)), SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, logprobs=2))
+    ((alone,),) = await answers(engine, [ask], together=False)
+    try:
+        for rows in (2, 3, 5, 9, 13, 17, 25, 33, 48):
+            for choices in await answers(engine, [ask] * rows, together=True):
+                assert agree(choices[0], alone, tolerance), rows
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"cuda_graphs": False}, {"max_chunk": 7, "block_size": 1, "num_blocks": 4096}]
+)
+@pytest.mark.parametrize("name", ["g1", "g5"])
+async def test_golden_greedy_tokens(name: str, config: dict[str, object]) -> None:
+    """Upstream's own greedy tokens, in float32."""
+    model, tokenizer, _ = load_model(GOLDEN / name, dtype="float32", device="cuda")
+    cases = json.loads((GOLDEN / name / "expected.json").read_text())["prompts"]
+    wanted = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    engine = await started(model, tokenizer, **({"max_rows": 16} | POOL | config))
+    try:
+        for together in (False, True):
+            result = await answers(
+                engine, [Ask(case["prompt"], wanted) for case in cases] * 2, together=together
+            )
+            for choices, case in zip(result, cases * 2, strict=True):
+                assert choices[0].tokens == case["greedy"]
+    finally:
+        await engine.close()
+
+
+async def test_no_step_waits_for_the_device(served: GPT) -> None:
+    """torch raises on any call that synchronises; a warm engine decodes and prefills without one."""
+    engine = await started(served, TOKENIZER, max_rows=16, **POOL)
+    try:
+        expected = await answers(engine, asks(1), together=True)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            result = await answers(engine, asks(1), together=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        finishes = [choice.finish for choices in result for choice in choices]
+        assert all(finish is not None and finish.reason != "error" for finish in finishes), finishes
+        assert len(result) == len(expected)
+    finally:
+        await engine.close()
+
+
+async def test_a_steady_step_uploads_nothing(served: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that go on decoding send their numbers once; only new blocks are uploaded after that."""
+    engine = await started(served, TOKENIZER, max_rows=4, block_size=64, **POOL)
+    staging = engine.core.runner._staging  # type: ignore[attr-defined]
+    uploads: list[object] = []
+    original = staging._take
+    monkeypatch.setattr(
+        type(staging), "_take", lambda self, shape: (uploads.append(shape), original(shape))[1]
+    )
+    try:
+        ask = Ask([1, 2, 3], SamplingParams(max_tokens=50, temperature=0, ignore_eos=True))
+        await answers(engine, [ask], together=False)
+        assert len(uploads) <= 3, uploads
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("count", [10_000])
+async def test_random_requests_with_aborts(served: GPT, count: int) -> None:
+    """Requests of random shape, some aborted at random: every block is free afterwards, and the others'
+    answers equal those of a run without the aborted ones.
+    """
+    rng = random.Random(5)
+    engine = await started(served, TOKENIZER, max_rows=64, num_blocks=1024, max_batched_tokens=512)
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    requests = [
+        Ask(
+            [rng.randrange(503) for _ in range(rng.randint(1, 60))],
+            SamplingParams(
+                max_tokens=rng.randint(1, 20),
+                temperature=rng.choice([0.0, 0.0, 0.9]),
+                top_k=rng.choice([0, 5, 50]),
+                seed=index,
+                ignore_eos=True,
+                logprobs=0,
+            ),
+        )
+        for index in range(count)
+    ]
+    doomed = {index for index in range(count) if rng.random() < 0.2}
+    gate = asyncio.Semaphore(400)
+
+    async def run(ask: Ask, abort: bool) -> Answer | None:
+        async with gate:
+            request = Request(id=engine.next_id(1), prompt=ask.prompt, params=ask.params)
+            (stream,) = engine.submit(request)
+            if not abort:
+                return await read(stream)
+            for _ in range(rng.randint(0, 3)):
+                await asyncio.sleep(0)
+            engine.abort([stream.id])
+            return None
+
+    try:
+        mixed = await asyncio.gather(*(run(ask, index in doomed) for index, ask in enumerate(requests)))
+        engine.core.scheduler.check()
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        kept = [index for index in range(count) if index not in doomed]
+        alone = await asyncio.gather(*(run(requests[index], False) for index in kept))
+        wrong = [
+            index
+            for index, answer in zip(kept, alone, strict=True)
+            if (other := mixed[index]) is None
+            or answer is None
+            or not agree(other, answer, tolerance, requests[index].params.temperature > 0)
+        ]
+        assert not wrong, f"{len(wrong)} of {len(kept)} answers changed with their company"
+    finally:
+        await engine.close()
+
+
+async def test_a_row_that_is_not_finite_fails_alone(served: GPT) -> None:
+    """A poisoned embedding row makes every sequence that holds its token fail, and nobody else."""
+    poisoned = 500
+    network_engine: AsyncEngine = await started(served, TOKENIZER, max_rows=8, **POOL)
+    runner = network_engine.core.runner
+    table = runner.network.weights.embedding  # type: ignore[attr-defined]
+    saved = table[poisoned].clone()
+    good = Ask(list(range(30)), SamplingParams(max_tokens=10, temperature=0, ignore_eos=True, logprobs=0))
+    bad = Ask(
+        [*range(10), poisoned, *range(10)], SamplingParams(max_tokens=10, temperature=0, ignore_eos=True)
+    )
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    try:
+        ((expected,),) = await answers(network_engine, [good], together=False)
+        table[poisoned] = float("nan")
+        first, second, third = await answers(network_engine, [good, bad, good], together=True)
+        assert agree(first[0], expected, tolerance) and agree(third[0], expected, tolerance)
+        finish = second[0].finish
+        assert finish is not None and finish.reason == "error" and "not finite" in (finish.message or "")
+        table[poisoned] = saved
+        # The blocks that the poisoned sequence wrote are handed out again.
+        for choices in await answers(network_engine, [good] * 6, together=True):
+            assert agree(choices[0], expected, tolerance)
+    finally:
+        table[poisoned] = saved
+        await network_engine.close()
