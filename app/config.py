@@ -192,7 +192,7 @@ class Gpu:
     linear_backend: LinearName = option(
         "auto",
         choice("auto", "cublas", "skinny", "triton"),
-        "products of small batches: auto measures at start; cublas, skinny (up to 64 rows) and triton (to 256) force one",
+        "products of small batches: auto measures at start; cublas, skinny and triton force one",
         metavar="NAME",
     )
     kv_bytes: int | None = option(

@@ -1,6 +1,7 @@
 """Products of a decode step: cuBLAS against kernels/cuda/skinny.cu, each alone and as a whole d32 step.
 
-`python -m benchmarks.linear [--quick] [--out FILE]` needs a Hopper. Every case is timed as a replay of a
+`python -m benchmarks.linear [--quick | --medium] [--out FILE]` needs a Hopper; --medium compares
+kernels.triton.gemm instead (benchmarks.linear_medium). Every case is timed as a replay of a
 CUDA graph over weights that together exceed the L2 cache. The share is of the read bandwidth measured in the
 same run. A case that fails is recorded with its error; what does not fit into --seconds is left out and
 counted.
@@ -15,54 +16,18 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.linear_medium import Medium
+from benchmarks.linear_shapes import D32, D32_HEAD, OTHERS, Shape, random_weight, reference
 from benchmarks.report import machine, table
-from kernels.probe import GraphTimer
-from kernels.skinny import Activation, Variant, prepare, prepare_all, skinny_linear, variants
+from kernels.skinny import Variant, prepare, prepare_all, skinny_linear, variants
+from kernels.timing import GraphTimer
 
 ROTATION = 320 << 20  # bytes of weights behind one timing
 REPLAYS = 12
+MEDIUM_SECONDS = 46.0  # no new case of --medium starts after this time
 LAYERS = 32
-EPS = 1e-5
 # Overlapped or not, channel blocks fetched ahead, loads with the wide hint.
 CHAINS = ((False, 0, False), (True, 0, False), (True, 2, False), (True, 8, False), (True, 0, True))
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """One product of a model; weight [n, k]."""
-
-    name: str
-    n: int
-    k: int
-    eps: float | None = None
-    activation: Activation = "none"
-    accumulate: bool = False
-
-    @property
-    def bytes(self) -> int:
-        return self.n * self.k * 2
-
-    @property
-    def columns(self) -> int:
-        return self.n // 2 if self.activation == "swiglu" else self.n
-
-
-D32 = [
-    Shape("d32 qkv", 6144, 2048, EPS),
-    Shape("d32 o", 2048, 2048, accumulate=True),
-    Shape("d32 fc", 8192, 2048, EPS, "relu2"),
-    Shape("d32 proj", 2048, 8192, accumulate=True),
-]
-D32_HEAD = Shape("d32 lm_head", 65536, 2048, EPS)
-OTHERS = [
-    Shape("llama gate_up", 11008, 2048, EPS, "swiglu"),
-    Shape("llama down", 2048, 5504, accumulate=True),
-    Shape("qwen qkv", 4096, 1024, EPS),
-    Shape("qwen o", 1024, 2048, accumulate=True),
-    Shape("qwen gate_up", 6144, 1024, EPS, "swiglu"),
-    Shape("qwen down", 1024, 3072, accumulate=True),
-    Shape("qwen lm_head", 151936, 1024, EPS),
-]
 
 
 @dataclass(slots=True)
@@ -109,24 +74,6 @@ def read_bandwidth(timer: GraphTimer, device: torch.device) -> float:
 
     seconds = timer(body)
     return values.numel() * 4 / seconds / 1e9
-
-
-def random_weight(shape: Shape, device: torch.device) -> torch.Tensor:
-    weight = torch.empty(shape.n, shape.k, dtype=torch.bfloat16, device=device)
-    return weight.normal_(std=0.5 / shape.k**0.5)
-
-
-def reference(shape: Shape, x: torch.Tensor, weight: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """In float64 for the first rows' outputs; the rest of `shape` as the kernel computes it."""
-    y = x.double() @ weight.double().T
-    if shape.eps is not None:
-        y *= (x.double().square().mean(1, keepdim=True) + shape.eps).rsqrt()
-    if shape.activation == "relu2":
-        y = y.relu().square()
-    if shape.activation == "swiglu":
-        pairs = y.unflatten(1, (-1, 2, 8))
-        y = (torch.nn.functional.silu(pairs[:, :, 0]) * pairs[:, :, 1]).flatten(1)
-    return before.double() + y if shape.accumulate else y
 
 
 def call(
@@ -269,12 +216,16 @@ def measure_chain(bench: Bench, chain: Chain, m: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="d32 alone, fewer rows and variants")
+    parser.add_argument("--medium", action="store_true", help="32 to 256 rows against kernels.triton.gemm")
     parser.add_argument("--out", type=Path, help="file for all results, JSON")
     parser.add_argument("--seconds", type=float, default=85.0, help="no new case starts after this time")
     options = parser.parse_args()
     began = time.perf_counter()
     device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
+    if options.medium:
+        medium(device, began, options.out)
+        return
     rows = [1, 8, 64] if options.quick else [1, 2, 4, 8, 16, 32, 64]
     most = 3 if options.quick else 6
     timer = GraphTimer(REPLAYS)
@@ -296,6 +247,27 @@ def main() -> None:
     report(bench, options.out, compiled, time.perf_counter() - began)
 
 
+def medium(device: torch.device, began: float, out: Path | None) -> None:
+    """The cases of 32 to 256 rows, within a minute."""
+    timer = GraphTimer(REPLAYS)
+    run = Medium(device, timer, read_bandwidth(timer, device), began + MEDIUM_SECONDS)
+    print(f"{torch.cuda.get_device_name()}: reads {run.read_gb_s:,.0f} GB/s")
+    compiled = run.measure([*D32, D32_HEAD, *OTHERS[:2]])
+    run.report()
+    print(f"{time.perf_counter() - began:.0f} s, {compiled:.1f} to compile")
+    if out is not None:
+        settings: dict[str, object] = {
+            "read_gb_s": run.read_gb_s,
+            "left_out": run.left_out,
+            "compiled": compiled,
+        }
+        write(out, settings, run.rows)
+
+
+def write(out: Path, settings: dict[str, object], rows: list[dict[str, object]]) -> None:
+    out.write_text(json.dumps({"machine": machine(), "settings": settings, "rows": rows}, indent=1) + "\n")
+
+
 def report(bench: Bench, out: Path | None, compiled: float, seconds: float) -> None:
     """Prints the best of each case beside cuBLAS, and writes everything to `out`."""
     lines: list[list[object]] = []
@@ -310,15 +282,13 @@ def report(bench: Bench, out: Path | None, compiled: float, seconds: float) -> N
             print(json.dumps(row))
     print(f"{len(bench.rows)} cases, {bench.left_out} left out; {seconds:.0f} s, {compiled:.1f} to compile")
     if out is not None:
-        settings = {
+        settings: dict[str, object] = {
             "read_gb_s": bench.read_gb_s,
             "left_out": bench.left_out,
             "seconds": seconds,
             "compiled": compiled,
         }
-        out.write_text(
-            json.dumps({"machine": machine(), "settings": settings, "rows": bench.rows}, indent=1) + "\n"
-        )
+        write(out, settings, bench.rows)
 
 
 if __name__ == "__main__":

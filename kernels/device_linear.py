@@ -1,28 +1,34 @@
 """A projection on a GPU: for each number of rows the fastest product that was measured.
 
-Up to 64 rows kernels.skinny reads the weight once and does what stands around the product on the way; cuBLAS
-serves the rest, with norm, activation and bias as kernels of their own. kernels.probe decides between them.
+For few rows kernels.skinny reads the weight once and does what stands around the product on the way, for some
+dozens kernels.triton.gemm does; cuBLAS serves the rest, with norm, activation and bias as kernels of their
+own. kernels.probe decides between them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from kernels.probe import Choices, Library, Product
+from kernels.probe import MEASURED_ROWS, Choices, Library, Medium, Product
 from kernels.skinny import Activation, skinny_linear
 from kernels.triton.activation import relu_squared, swiglu
+from kernels.triton.gemm import GemmWorkspace, Kind, fused_gemm, prepare, prepare_all
+from kernels.triton.gemm_config import GemmConfig
 from kernels.triton.norm import rms_norm
 
 
 @dataclass(frozen=True, slots=True)
 class LinearScratch:
-    """Buffers that all projections of a network share, for the route through cuBLAS.
+    """Buffers that all projections of a network share.
 
     normed: normalised inputs, flat. wide: products in front of a swiglu, flat; empty where there is none.
+    parts: sums of parts of a product; empty where kernels.triton.gemm does not serve.
     """
 
     normed: torch.Tensor
     wide: torch.Tensor
+    parts: GemmWorkspace
 
     @classmethod
     def allocate(
@@ -30,11 +36,16 @@ class LinearScratch:
     ) -> "LinearScratch":
         """inputs: the widest input behind a norm. wide: the most outputs of a projection with swiglu, or
         0."""
-        return cls(*(torch.zeros(tokens * width, dtype=dtype, device=device) for width in (inputs, wide)))
+        tokens = max(tokens, MEASURED_ROWS[-1])
+        options = {"dtype": dtype, "device": device}
+        normed, products = (torch.zeros(tokens * width, **options) for width in (inputs, wide))  # type: ignore[call-overload]
+        serves = device.type == "cuda" and dtype == torch.bfloat16
+        parts = GemmWorkspace.allocate(device) if serves else GemmWorkspace.allocate(device, 0)
+        return cls(normed, products, parts)
 
     @property
     def bytes(self) -> int:
-        return (self.normed.numel() + self.wide.numel()) * self.normed.element_size()
+        return (self.normed.numel() + self.wide.numel()) * self.normed.element_size() + self.parts.bytes
 
 
 class DeviceLinear:
@@ -59,19 +70,19 @@ class DeviceLinear:
 
     def linear(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """out = x W^T + b."""
-        if not self._skinny(x, out, None, "none", False):
+        if not self._fused(x, out, None, "none", False):
             self._product(x, out)
 
     def norm_linear(self, x: torch.Tensor, out: torch.Tensor, eps: float) -> None:
         """out = norm(x) W^T + b, the norm an RMS norm without weight."""
-        if not self._skinny(x, out, eps, "none", False):
+        if not self._fused(x, out, eps, "none", False):
             self._product(self._normed(x, eps), out)
 
     def norm_linear_activation(
         self, x: torch.Tensor, out: torch.Tensor, eps: float, activation: Activation
     ) -> None:
         """out = activation(norm(x) W^T + b). swiglu: W interleaved in groups of 8, out half as wide."""
-        if self._skinny(x, out, eps, activation, False):
+        if self._fused(x, out, eps, activation, False):
             return
         normed = self._normed(x, eps)
         if activation == "swiglu":
@@ -85,13 +96,13 @@ class DeviceLinear:
 
     def linear_residual(self, x: torch.Tensor, residual: torch.Tensor) -> None:
         """residual += x W^T + b, in place."""
-        if self._skinny(x, residual, None, "none", True):
+        if self._fused(x, residual, None, "none", True):
             return
         torch.addmm(residual, x, self.weight.t(), out=residual)
         if self.bias is not None:
             residual.add_(self.bias)
 
-    def _skinny(
+    def _fused(
         self, x: torch.Tensor, out: torch.Tensor, eps: float | None, activation: Activation, accumulate: bool
     ) -> bool:
         """Whether the measured choice is a kernel of ours; if so, queues it."""
@@ -101,6 +112,9 @@ class DeviceLinear:
         variant = self.choices.variant(product, x.size(0))
         if variant is None:
             return False
+        if isinstance(variant, GemmConfig):
+            self.medium(x, out, eps, activation, accumulate, variant)
+            return True
         skinny_linear(
             x,
             self.weight,
@@ -112,6 +126,30 @@ class DeviceLinear:
             pdl=self.pdl,
         )
         return True
+
+    def medium(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        eps: float | None,
+        activation: Activation,
+        accumulate: bool,
+        config: GemmConfig,
+    ) -> None:
+        """The product by kernels.triton.gemm, cut as `config` says, the norm inside it or in front."""
+        if eps is not None and not config.norm_inside:
+            x, eps = self._normed(x, eps), None
+        fused_gemm(
+            x,
+            self.weight,
+            out,
+            eps=eps,
+            activation=activation,
+            accumulate=accumulate,
+            config=config,
+            workspace=self.scratch.parts,
+            pdl=self.pdl,
+        )
 
     def _normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
         normed = self.scratch.normed[: x.numel()].view(x.shape)
@@ -138,3 +176,32 @@ def through_cublas(scratch: LinearScratch, pdl: bool = False) -> Library:
             linear.linear(x, out)
 
     return run
+
+
+def through_triton(scratch: LinearScratch, pdl: bool = False) -> Medium:
+    """kernels.triton.gemm as kernels.probe measures it."""
+    device = scratch.normed.device
+
+    def run(
+        product: Product,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        eps: float,
+        config: GemmConfig,
+    ) -> None:
+        linear = DeviceLinear(weight, choices=Choices(), scratch=scratch, pdl=pdl)
+        given = eps if product.norm else None
+        linear.medium(x, out, given, product.activation, product.accumulate, config)
+
+    def kind(product: Product, config: GemmConfig) -> Kind:
+        norm = product.norm and config.norm_inside
+        return config, norm, product.activation == "swiglu", pdl
+
+    def ready(product: Product, config: GemmConfig) -> None:
+        prepare(kind(product, config), device)
+
+    def all_ready(wanted: Sequence[tuple[Product, GemmConfig]]) -> None:
+        prepare_all([kind(product, config) for product, config in wanted], device)
+
+    return Medium(run, ready, all_ready)

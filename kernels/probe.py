@@ -1,15 +1,16 @@
 """Which product serves which projection at how many rows: measured once on the device, then kept in a file.
 
 Few row counts are measured; one in between takes the choice of the next measured one above it. Above the
-last, cuBLAS serves without a measurement: there it is at the bandwidth's or the tensor cores' limit.
+last, cuBLAS serves without a measurement: there it is at the bandwidth's or the tensor cores' limit. Against
+it stand kernels.skinny for few rows and kernels.triton.gemm for some dozens.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import re
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError, cache_folder, write_atomically
 from kernels.skinny import (
+    MAX_ROWS,
     Activation,
     Variant,
     prepare,
@@ -29,15 +31,20 @@ from kernels.skinny import (
     unsupported,
     variants,
 )
+from kernels.timing import GraphTimer, Timer
+from kernels.triton import gemm_config
+from kernels.triton.gemm_config import GemmConfig
 
-MEASURED_ROWS = (1, 8, 16, 32, 64)
+MEASURED_ROWS = (1, 8, 16, 32, 64, 128, 256)
 MOST_VARIANTS = 4  # measured for each projection and row count
-REPLAYS = 5
+FEW_VARIANTS = 1  # where the tensor cores are expected to win
+# Of Triton's product under "auto": it won at 32 and 64 rows only, with one of its first two configurations,
+# and each kernel more is a second of a cold start (benchmarks/results/decode-cuda-d32, 2026-11-24).
+MEDIUM_ROWS, MEDIUM_CONFIGS = 64, 2
+MOST_DIFFERENT = 0.02  # relative to the result, in bfloat16
 EPS = 1e-6  # of the norms that are timed; any value takes equally long
 
-Mode = Literal["auto", "skinny", "cublas"]
-# Seconds of everything that a function queues on a device.
-Timer = Callable[[Callable[[], None]], float]
+Mode = Literal["auto", "skinny", "triton", "cublas"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +72,22 @@ class Choice:
     """A measurement's result. variant: None for cuBLAS. Times in microseconds a product, None where not
     measured."""
 
-    variant: Variant | None
+    variant: Variant | GemmConfig | None
     skinny_us: float | None = None
+    triton_us: float | None = None
     cublas_us: float | None = None
     reason: str = ""
 
     def row(self, name: str, rows: int) -> tuple[str, str, str]:
         """For the start-up table: what, which, why."""
-        used = "cuBLAS" if self.variant is None else f"skinny ({self.variant})"
-        times = (("skinny", self.skinny_us), ("cuBLAS", self.cublas_us))
+        used = "cuBLAS" if self.variant is None else f"{_kind(self.variant)} ({self.variant})"
+        times = (("skinny", self.skinny_us), ("triton", self.triton_us), ("cuBLAS", self.cublas_us))
         measured = ", ".join(f"{label} {us:.1f} us" for label, us in times if us is not None)
-        return f"linear {name} M={rows}", used, self.reason or measured
+        return f"linear {name} M={rows}", used, "; ".join(part for part in (measured, self.reason) if part)
+
+
+def _kind(variant: Variant | GemmConfig) -> str:
+    return "skinny" if isinstance(variant, Variant) else "triton"
 
 
 @dataclass(slots=True)
@@ -85,7 +97,7 @@ class Choices:
     table: dict[Product, dict[int, Choice]] = field(default_factory=dict)
     names: dict[Product, str] = field(default_factory=dict)
 
-    def variant(self, product: Product, rows: int) -> Variant | None:
+    def variant(self, product: Product, rows: int) -> Variant | GemmConfig | None:
         """What serves this many rows; None for cuBLAS."""
         by_rows = self.table.get(product)
         if not by_rows:
@@ -115,10 +127,24 @@ class Projection:
 Library = Callable[[Product, torch.Tensor, torch.Tensor, torch.Tensor, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """kernels.triton.gemm, handed in because this module must not need Triton.
+
+    run: queues a product (product, x, weight, out, eps, config), everything around it included. prepare:
+    makes one ready to be captured; raises CompileError. prepare_all: compiles on all cores beforehand.
+    """
+
+    run: Callable[[Product, torch.Tensor, torch.Tensor, torch.Tensor, float, GemmConfig], None]
+    prepare: Callable[[Product, GemmConfig], None]
+    prepare_all: Callable[[Sequence[tuple[Product, GemmConfig]]], None]
+
+
 def choose(
     projections: Sequence[Projection],
     library: Library,
     *,
+    medium: Medium | None = None,
     mode: Mode = "auto",
     pdl: bool = False,
     timer: Timer | None = None,
@@ -126,8 +152,8 @@ def choose(
 ) -> Choices:
     """Measures what the cache does not know, and makes every chosen kernel ready to be captured.
 
-    mode "skinny" and "cublas" leave no choice; ValueError says what "skinny" cannot serve. timer, cache: for
-    tests.
+    medium: None leaves out the kernel for some dozens of rows. Every mode but "auto" leaves no choice;
+    ValueError says what "skinny" or "triton" cannot serve. timer, cache: for tests.
     """
     choices = Choices({}, {p.product: p.name for p in projections})
     if mode == "cublas" or not projections:
@@ -135,13 +161,13 @@ def choose(
     device = projections[0].weights[0].device
     if timer is None and device.type == "cuda":
         timer = GraphTimer()
-    probe = _Probe(library, mode, pdl, timer, device)
+    probe = _Probe(library, medium, mode, pdl, timer, device)
     served = []
     for projection in projections:
-        reason = probe.refuses(projection)
+        reason = probe.refuses(projection) or probe.lacks(projection.product)
         if reason is None:
             served.append(projection)
-        elif mode == "skinny":
+        elif mode != "auto":
             raise ValueError(f"{projection.name}: {reason}")
         else:
             choices.table[projection.product] = {MEASURED_ROWS[-1]: Choice(None, reason=reason)}
@@ -155,7 +181,12 @@ def _choose_served(
 ) -> dict[Product, dict[int, Choice]]:
     """For what our kernel can do: the choices of the file, and measurements of the rest, kept in it."""
     known = read_cache(path) if probe.mode == "auto" else {}
-    wanted = [(projection, rows) for projection in projections for rows in MEASURED_ROWS]
+    wanted = [
+        (projection, rows)
+        for projection in projections
+        for rows in MEASURED_ROWS
+        if probe.candidates(projection.product, rows)
+    ]
     missing = [(p, rows) for p, rows in wanted if cache_key(p.product, rows, probe.pdl) not in known]
     probe.compile((p.product, rows) for p, rows in missing)
     for projection, rows in missing:
@@ -176,6 +207,7 @@ class _Probe:
     """How products are measured on one device."""
 
     library: Library
+    medium: Medium | None
     mode: Mode
     pdl: bool
     timer: Timer | None
@@ -196,31 +228,61 @@ class _Probe:
             capability,
         )
 
-    def candidates(self, product: Product, rows: int) -> list[Variant]:
-        return variants(rows, product.n, product.k, product.activation, _multiprocessors(self.device))[
-            :MOST_VARIANTS
-        ]
+    def lacks(self, product: Product) -> str | None:
+        """Why mode "triton" cannot have its way, or None."""
+        if self.mode != "triton":
+            return None
+        return self._medium_refuses(product) if self.medium is not None else "needs Triton"
+
+    def _medium_refuses(self, product: Product) -> str | None:
+        # Kind of number and device are as the other kernel wants them.
+        return gemm_config.unsupported(
+            product.n, product.k, product.activation, product.accumulate, torch.bfloat16, (9, 0)
+        )
+
+    def candidates(self, product: Product, rows: int) -> list[Variant | GemmConfig]:
+        """What is measured besides cuBLAS, by the mode."""
+        found: list[Variant | GemmConfig] = []
+        medium = self.medium is not None and self.mode in ("auto", "triton")
+        medium = medium and rows >= gemm_config.MIN_ROWS and self._medium_refuses(product) is None
+        if self.mode in ("auto", "skinny") and rows <= MAX_ROWS:
+            most = FEW_VARIANTS if medium else MOST_VARIANTS
+            multiprocessors = _multiprocessors(self.device)
+            found += variants(rows, product.n, product.k, product.activation, multiprocessors)[:most]
+        if medium and self.mode == "triton":
+            found += gemm_config.configs(rows, product.n, product.k, product.norm)
+        elif medium and rows <= MEDIUM_ROWS:
+            found += gemm_config.configs(rows, product.n, product.k, product.norm, MEDIUM_CONFIGS)
+        return found
 
     def compile(self, wanted: Iterable[tuple[Product, int]]) -> None:
         """All candidates at once, on all cores."""
-        pairs = [
-            (product.k, variant) for product, rows in wanted for variant in self.candidates(product, rows)
-        ]
-        if pairs:
-            try:
-                prepare_all(pairs, self.device)
-            except CompileError:
-                return  # each candidate meets the same error and says so
+        pairs = [(product, variant) for product, rows in wanted for variant in self.candidates(product, rows)]
+        few = [(product.k, variant) for product, variant in pairs if isinstance(variant, Variant)]
+        if few:
+            with contextlib.suppress(CompileError):  # each candidate meets the same error and says so
+                prepare_all(few, self.device)
+        some = [(product, variant) for product, variant in pairs if isinstance(variant, GemmConfig)]
+        if some and self.medium is not None:
+            self.medium.prepare_all(some)
 
     def ready(self, product: Product, choice: Choice) -> Choice:
         """The choice with its kernel loaded; cuBLAS where that is not possible any more."""
         if choice.variant is None:
             return choice
         try:
-            prepare(product.k, choice.variant, self.device)
+            self._prepare(product, choice.variant)
         except (CompileError, DriverError) as error:
             return dataclasses.replace(choice, variant=None, reason=str(error))
         return choice
+
+    def _prepare(self, product: Product, variant: Variant | GemmConfig) -> None:
+        if isinstance(variant, Variant):
+            prepare(product.k, variant, self.device)
+        elif self.medium is not None:
+            self.medium.prepare(product, variant)
+        else:
+            raise CompileError("needs Triton")
 
     def measure(self, projection: Projection, rows: int) -> Choice:
         product, weights, timer = projection.product, projection.weights, self.timer
@@ -229,34 +291,64 @@ class _Probe:
         x = torch.randn(rows, product.k, **options)  # type: ignore[call-overload]
         columns = product.n // 2 if product.activation == "swiglu" else product.n
         out = torch.zeros(rows, columns, **options)  # type: ignore[call-overload]
-        best: tuple[float, Variant] | None = None
+        times: dict[Variant | GemmConfig | None, float] = {}
         failure = ""
         for variant in self.candidates(product, rows):
             try:
-                prepare(product.k, variant, self.device)
-                seconds = timer(functools.partial(self._ours, product, variant, weights, x, out))
+                self._prepare(product, variant)
+                reason = self._disagrees(product, variant, weights[0], x, out)
+                if reason is not None:
+                    failure = reason
+                    continue
+                times[variant] = timer(functools.partial(self._ours, product, variant, weights, x, out))
             except (CompileError, DriverError) as error:
                 failure = str(error)
-                continue
-            if best is None or seconds < best[0]:
-                best = (seconds, variant)
-        cublas = timer(functools.partial(self._theirs, product, weights, x, out))
-        per_product = 1e6 / len(weights)
-        if best is None:
-            if self.mode == "skinny":
-                raise ValueError(f"{projection.name}: {failure}")
-            return Choice(None, None, cublas * per_product, failure)
-        ours = best[0] < cublas or self.mode == "skinny"
-        return Choice(best[1] if ours else None, best[0] * per_product, cublas * per_product)
+        if not times and self.mode != "auto":
+            raise ValueError(f"{projection.name}: {failure}")
+        theirs = timer(functools.partial(self._theirs, product, weights, x, out))
+        if self.mode == "auto" or not times:
+            times[None] = theirs
+        best = {
+            kind: min((t for v, t in times.items() if v is not None and _kind(v) == kind), default=None)
+            for kind in ("skinny", "triton")
+        }
+        skinny, triton = (None if t is None else t * 1e6 / len(weights) for t in best.values())
+        chosen = min(times, key=lambda variant: times[variant])
+        cublas = theirs * 1e6 / len(weights)
+        return Choice(chosen, skinny, triton, cublas, failure)
+
+    def _disagrees(
+        self,
+        product: Product,
+        variant: Variant | GemmConfig,
+        weight: torch.Tensor,
+        x: torch.Tensor,
+        out: torch.Tensor,
+    ) -> str | None:
+        """Why a kernel's result cannot be right, or None: nothing is served by a kernel that differs from
+        cuBLAS.
+        """
+        expected, got = torch.zeros_like(out), torch.zeros_like(out)
+        self._theirs(product, [weight], x, expected)
+        self._ours(product, variant, [weight], x, got)
+        difference, size = float((got.float() - expected.float()).norm()), float(expected.float().norm())
+        if difference <= MOST_DIFFERENT * size:
+            return None
+        return f"{variant} differs from cuBLAS by {difference:.2g} of {size:.2g}"
 
     def _ours(
         self,
         product: Product,
-        variant: Variant,
+        variant: Variant | GemmConfig,
         weights: Sequence[torch.Tensor],
         x: torch.Tensor,
         out: torch.Tensor,
     ) -> None:
+        if isinstance(variant, GemmConfig):
+            assert self.medium is not None
+            for weight in weights:
+                self.medium.run(product, x, weight, out, EPS, variant)
+            return
         for weight in weights:
             skinny_linear(
                 x,
@@ -276,49 +368,17 @@ class _Probe:
             self.library(product, x, weight, out, EPS)
 
 
-class GraphTimer:
-    """Median time of one replay of a CUDA graph of everything that a function queues.
-
-    Every capture uses the same stream: cuBLAS takes a workspace for each one that it meets.
-    """
-
-    def __init__(self, replays: int = REPLAYS) -> None:
-        self.replays = replays
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    def __call__(self, body: Callable[[], None]) -> float:
-        """Seconds; the first replay does not count."""
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self.stream):
-            body()
-            self.stream.synchronize()
-            # torch.cuda.graph would also collect garbage, which takes longer than all the rest.
-            graph.capture_begin()
-            body()
-            graph.capture_end()
-        times: list[float] = []
-        for i in range(self.replays + 1):
-            self.start.record()
-            graph.replay()
-            self.end.record()
-            self.end.synchronize()
-            if i > 0:
-                times.append(self.start.elapsed_time(self.end) / 1e3)
-        return statistics.median(times)
-
-
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def cache_file(device: torch.device) -> Path:
-    """Where choices for this kind of device, torch and kernel are kept."""
+    """Where choices for this kind of device, torch and kernels are kept."""
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    kernel = hashlib.sha256(
-        (source() + Path(variants.__code__.co_filename).read_text()).encode()
-    ).hexdigest()[:16]
+    folder = Path(gemm_config.__file__).parent
+    files = [Path(variants.__code__.co_filename), *sorted(folder.glob("gemm*.py")), folder / "parts.py"]
+    text = source() + "".join(file.read_text() for file in files)
+    kernel = hashlib.sha256(text.encode()).hexdigest()[:16]
     return cache_folder() / f"linear-{name}-{torch.__version__}-{kernel}.json"
 
 
@@ -345,4 +405,7 @@ def _decode(entry: dict[str, object]) -> Choice:
     variant = entry.pop("variant")
     if variant is not None and not isinstance(variant, dict):
         raise TypeError("a variant is an object or null")
-    return Choice(None if variant is None else Variant(**variant), **entry)  # type: ignore[arg-type]
+    if variant is None:
+        return Choice(None, **entry)  # type: ignore[arg-type]
+    kind = GemmConfig if "columns" in variant else Variant
+    return Choice(kind(**variant), **entry)  # type: ignore[arg-type]

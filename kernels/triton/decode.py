@@ -22,6 +22,7 @@ from kernels.triton.parts import begin
 # int32 of one unit: entry, row, first key, end, first visible key, the entry's first unit, its units, unused.
 ITEM = 8
 LOG2_E = math.log2(math.e)
+PLANNED = 256  # entries that the plan kernel is compiled for; more make another kernel
 MERGE_NUMBERS = 2048  # per warp, of the partial results that a merge holds at once
 
 
@@ -195,7 +196,7 @@ def plan_decode(
     if entries > workspace.max_rows:
         raise ValueError(f"{entries} entries do not fit a workspace of {workspace.max_rows} rows")
     config, work = workspace.settings(entries), workspace.work_list(window)
-    block = max(32, triton.next_power_of_2(entries))
+    block = max(PLANNED, triton.next_power_of_2(entries))
     _plan_kernel[(1,)](
         rows,
         positions,

@@ -33,8 +33,9 @@ class DecodeConfig:
 
 TILE = 8192  # bytes of keys that a program of one warp holds, in registers or in a stage of shared memory
 FEW = 4  # entries; below, latency counts more than the number of merges
-# Entries of a group of one. Up to the first bound a program's few tiles are best loaded at once; up to the second,
-# smaller tiles with the next one on its way hide the waits; beyond, other programs do. Measured on an H200.
+# Entries of a group of one. Up to the first bound a program's few tiles are best loaded at once; up to the
+# second, smaller tiles with the next one on its way hide the waits; beyond, other programs do. Measured on
+# an H200.
 ALONE, ENOUGH = 2, 128
 
 

@@ -11,9 +11,10 @@ import triton.language as tl
 from kernels.triton.embed import gather
 from kernels.triton.parts import begin, rounded
 
+# One size each, whatever the step: every other size would be compiled, at start or while serving.
 TOKENS = 128  # of one program of prepare_step
 UPDATES = 256  # of one program of apply_updates
-ENTRIES = 1024  # at most, of one round of finish_step
+ENTRIES = 256  # of one round of finish_step
 CHANNELS = 1024  # of one program of scale_add
 
 
@@ -89,8 +90,7 @@ def prepare_step(
     previous_token, seq_len: [rows]. block_tables: [rows, entries]; a position beyond them gets slot -1.
     """
     tokens = token_rows.size(0)
-    block = min(TOKENS, triton.next_power_of_2(tokens))
-    _prepare_kernel[(-(-tokens // block),)](
+    _prepare_kernel[(-(-tokens // TOKENS),)](
         token_rows,
         token_ids,
         token_positions,
@@ -107,9 +107,9 @@ def prepare_step(
         block_tables.size(1),
         block_tables.stride(0),
         BLOCK_SIZE=block_size,
-        BLOCK=block,
+        BLOCK=TOKENS,
         PDL=pdl,
-        num_warps=max(1, block // 32),
+        num_warps=TOKENS // 32,
         launch_pdl=pdl,
     )
 
@@ -180,7 +180,6 @@ def finish_step(
     share a row.
     """
     entries = entry_rows.size(0)
-    block = min(ENTRIES, triton.next_power_of_2(entries))
     _finish_kernel[(1,)](
         entry_rows,
         entry_tokens,
@@ -198,9 +197,9 @@ def finish_step(
         out_ring.size(0),
         out_ring.stride(0),
         valid_ring.stride(0),
-        BLOCK=block,
+        BLOCK=ENTRIES,
         PDL=pdl,
-        num_warps=max(1, min(8, block // 32)),
+        num_warps=ENTRIES // 32,
         launch_pdl=pdl,
     )
 
@@ -238,18 +237,16 @@ def apply_updates(
     outside the table [rows, entries] are ignored; no two may name one place.
     """
     size = updates.size(0)
-    # One size of block, whatever the number of updates: a serving engine must not compile.
-    block = UPDATES
-    _updates_kernel[(-(-size // block),)](
+    _updates_kernel[(-(-size // UPDATES),)](
         updates,
         count,
         block_tables,
         size,
         *block_tables.shape,
         block_tables.stride(0),
-        BLOCK=block,
+        BLOCK=UPDATES,
         PDL=pdl,
-        num_warps=max(1, block // 32),
+        num_warps=UPDATES // 32,
         launch_pdl=pdl,
     )
 

@@ -1,6 +1,6 @@
 """The choice between products: measured with a clock of the test's own, kept in a file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,9 @@ import torch
 
 from kernels import probe
 from kernels.nvrtc import CompileError
-from kernels.probe import Choice, Choices, Product, Projection, choose, read_cache, write_cache
+from kernels.probe import Choice, Choices, Medium, Product, Projection, choose, read_cache, write_cache
 from kernels.skinny import Variant, variants
+from kernels.triton.gemm_config import GemmConfig, configs
 
 QKV = Product(6144, 2048, True, "none", False)
 O = Product(2048, 2048, False, "none", True)  # noqa: E741
@@ -64,6 +65,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     products: Iterable[Product] = (QKV, O, ODD),
     mode: probe.Mode = "auto",
+    medium: Medium | None = None,
 ) -> Choices:
     def skinny(x: torch.Tensor, *rest: object, **options: object) -> None:
         clock.running, clock.rows = "skinny", x.size(0)
@@ -71,7 +73,7 @@ def run(
     monkeypatch.setattr(probe, "skinny_linear", skinny)
     weights = [torch.empty(1, dtype=torch.bfloat16)] * 2
     projections = [Projection(f"p{i}", product, weights) for i, product in enumerate(products)]
-    return choose(projections, clock.library, mode=mode, timer=clock, cache=cache)
+    return choose(projections, clock.library, medium=medium, mode=mode, timer=clock, cache=cache)
 
 
 def test_takes_the_faster_for_each_row_count(
@@ -93,7 +95,7 @@ def test_takes_the_faster_for_each_row_count(
         rows["linear p0 M=8"][0].startswith("skinny (")
         and rows["linear p0 M=8"][1] == "skinny 4.0 us, cuBLAS 10.0 us"
     )
-    assert rows["linear p0 M=64"][0] == "cuBLAS" and "multiple of 16" in rows["linear p2 M=64"][1]
+    assert rows["linear p0 M=64"][0] == "cuBLAS" and "multiple of 16" in rows["linear p2 M=256"][1]
 
 
 def test_a_warm_start_measures_nothing(
@@ -144,7 +146,11 @@ def test_a_kernel_that_fails_leaves_cublas(
 
 def test_cache_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "c.json"
-    choices = {"a": Choice(Variant(1, 2, 4, 8, 1, True, 3, True), 1.5, 2.5), "b": Choice(None, 3.0, 2.0)}
+    choices = {
+        "a": Choice(Variant(1, 2, 4, 8, 1, True, 3, True), 1.5, None, 2.5),
+        "b": Choice(None, 3.0, 2.0, 1.0),
+    }
+    choices["c"] = Choice(GemmConfig(64, 128, 64, 2, 4, 4, norm_inside=True), None, 0.5, 2.0)
     write_cache(path, choices)
     assert read_cache(path) == choices
     for damage in (
@@ -170,3 +176,89 @@ def test_on_a_cpu_everything_is_the_librarys() -> None:
 
 def _never(product: Product, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float) -> None:
     raise AssertionError("nothing to measure")
+
+
+class Third:
+    """Stands for kernels.triton.gemm and says what was done with it."""
+
+    def __init__(self, clock: Clock, broken: str = "") -> None:
+        self.clock, self.broken = clock, broken
+        self.compiled: list[GemmConfig] = []
+        self.ready: list[GemmConfig] = []
+
+    def medium(self) -> Medium:
+        return Medium(self._run, self._prepare, self._prepare_all)
+
+    def _run(
+        self,
+        product: Product,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        eps: float,
+        config: GemmConfig,
+    ) -> None:
+        # The second candidate is the fastest.
+        second = configs(x.size(0), product.n, product.k, product.norm)[1] == config
+        self.clock.running, self.clock.rows = "skinny", 5 if second else 15
+
+    def _prepare(self, product: Product, config: GemmConfig) -> None:
+        if self.broken:
+            raise CompileError(self.broken)
+        self.ready.append(config)
+
+    def _prepare_all(self, wanted: Sequence[tuple[Product, GemmConfig]]) -> None:
+        self.compiled += [config for _, config in wanted]
+
+
+def with_third(
+    third: Third, cache: Path, monkeypatch: pytest.MonkeyPatch, products: Iterable[Product], mode: probe.Mode
+) -> Choices:
+    return run(third.clock, cache, monkeypatch, products, mode, third.medium())
+
+
+def test_a_third_candidate(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    third = Third(Clock(lambda rows: 1e-6 * rows, cublas=20e-6))
+    choices = with_third(third, tmp_path / "c.json", monkeypatch, [QKV, O, ODD], "auto")
+    assert isinstance(choices.variant(QKV, 16), Variant)
+    for rows in (17, 32, 64):
+        bucket = next(b for b in (32, 64) if b >= rows)
+        assert choices.variant(QKV, rows) == configs(bucket, QKV.n, QKV.k, norm=True)[1]
+    assert choices.variant(QKV, 65) is None and choices.variant(ODD, 32) is None
+    explained = {row[0]: row[1:] for row in choices.explain()}
+    assert explained["linear p0 M=64"][0].startswith("triton (64x")
+    assert explained["linear p0 M=64"][1] == "skinny 32.0 us, triton 2.5 us, cuBLAS 10.0 us"
+    assert len(third.compiled) == 2 * 2 * 2  # configurations, products, row counts
+    measured = third.clock.measured
+    again = with_third(third, tmp_path / "c.json", monkeypatch, [QKV, O, ODD], "auto")
+    assert again.table == choices.table and third.clock.measured == measured
+    assert all(choices.variant(QKV, rows) in third.ready for rows in (32, 64))
+
+
+def test_the_third_alone_or_broken(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = tmp_path / "c.json"
+    slow = Third(Clock(lambda rows: 1.0, cublas=1e-6))
+    forced = with_third(slow, cache, monkeypatch, [QKV], "triton")
+    assert all(isinstance(forced.variant(QKV, rows), GemmConfig) for rows in (1, 64, 256))
+    assert not cache.exists() and forced.variant(QKV, 300) is None
+    with pytest.raises(ValueError, match="p0: inputs must be a multiple of 64"):
+        with_third(slow, cache, monkeypatch, [Product(2048, 2080, False, "none", True)], "triton")
+    with pytest.raises(ValueError, match="no ptxas"):
+        with_third(Third(slow.clock, "no ptxas"), cache, monkeypatch, [QKV], "triton")
+    only_few = with_third(slow, cache, monkeypatch, [QKV], "skinny")
+    assert isinstance(only_few.variant(QKV, 64), Variant) and only_few.variant(QKV, 65) is None
+    broken = with_third(Third(Clock(lambda rows: 1e-6, 1.0), "no ptxas"), cache, monkeypatch, [QKV], "auto")
+    assert isinstance(broken.variant(QKV, 64), Variant) and broken.variant(QKV, 128) is None
+    assert any("no ptxas" in row[2] for row in broken.explain())
+
+
+def test_needs_triton_when_forced(
+    on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(lambda rows: 1.0, cublas=1e-6)
+    with pytest.raises(ValueError, match="needs Triton"):
+        run(clock, tmp_path / "c.json", monkeypatch, [QKV], "triton")
