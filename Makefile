@@ -5,6 +5,9 @@ PYTHON ?= python3
 # CUDA along. `make install TORCH=torch` takes the index's newest, and with
 # `make install VENV_FLAGS=--system-site-packages` a torch that the machine has is used.
 TESTED := torch==2.13.0
+# Where there is no GPU the tests of its kernels run in this version's interpreter; CUDA builds of torch bring their
+# own. Systems for which there is none do without, and skip those tests.
+TRITON := triton==3.6.0
 TORCH ?=
 VENV_FLAGS ?=
 ARGS ?=
@@ -24,6 +27,7 @@ endif
 	$(if $(TORCH),,.venv/bin/python -c "import torch" 2>/dev/null ||) \
 		.venv/bin/python -m pip install --quiet "$(or $(TORCH),$(TESTED))"
 	.venv/bin/python -m pip install --quiet -e ".[dev,oracle]"
+	.venv/bin/python -c "import triton" 2>/dev/null || .venv/bin/python -m pip install --quiet "$(TRITON)" || true
 	$(if $(ASKED),echo "$(ASKED)" >,touch) $@
 
 install: .venv/.installed
