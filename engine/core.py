@@ -21,6 +21,7 @@ from engine.sequence import Sequence, State
 from engine.steps import Runner, SampledToken, StepHandle, StepResult
 from engine.tools import ToolMachine, ToolTokenizer
 from engine.trace import Tracer
+from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
 
 LAUNCH_ATTEMPTS = 3
 MAX_FAILURES = 8  # steps in a row that failed: the engine gives up, and is started again
@@ -110,6 +111,10 @@ class EngineCore:
         ):
             if any(not 0 <= id < vocab for id in ids):
                 raise ValueError(f"{name} holds a token id outside the vocabulary of {vocab}")
+        if len(stop_ids(params, self.terminal_ids)) > MAX_STOP_IDS:
+            raise ValueError(f"stop_token_ids and the model's own ends are more than {MAX_STOP_IDS}")
+        if len(params.logit_bias) > MAX_BIASES:
+            raise ValueError(f"logit_bias has more than {MAX_BIASES} entries")
         if request.n < 1:
             raise ValueError(f"n is {request.n}")
 

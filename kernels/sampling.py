@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 
 NUCLEUS_GUESS = 256
+# Of one row, on a GPU: ids that are banned for a while, and biased ones.
+MAX_STOP_IDS = 80
+MAX_BIASES = 1024
 
 
 @dataclass(slots=True)

@@ -5,6 +5,6 @@ side stream.
     compute   ── step N ──────────────┼── step N+1 ───┼── step N+2 ──
     copies                            └ tokens of N ─▶ host
 
-`runner` drives it, `rows` is what the device knows about each row, `forward` the network over static buffers,
+`runner` drives it, `rows` is what the device knows about each row, `network` the network over static buffers,
 `graphs` captures and replays it, `memory` decides how many KV blocks fit.
 """

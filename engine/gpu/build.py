@@ -82,10 +82,11 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
     before = used(device)
     linears = build_linears(weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device))
     clock.lap("linear probe")
-    network, attention = _network(weights, linears, sizes, model, config)
+    network, attention = _network(weights, linears, sizes, config)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
-    runner = GpuRunner(network, staging, terminal_ids, stream, config.cuda_graphs)
+    use_graphs = config.cuda_graphs and network.attention.capture_safe
+    runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     budget, blocks = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("kernels and memory")
     network.cache = _cache(model, blocks, sizes, dtype, device)
@@ -93,11 +94,14 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
     clock.lap("graphs")
     _rehearse(runner)
     clock.lap("rehearsal")
-    graphs = f"{runner.graphs} graphs" if config.cuda_graphs else "off"
+    graphs = f"{runner.graphs} graphs" if use_graphs else "off"
+    why = f"{budget.graphs / 2**20:.0f} MiB" if use_graphs else "as asked"
+    if not network.attention.capture_safe:
+        why = f"attention by {network.attention.name} reads lengths on the host"
     features: list[Feature] = [
         *attention,
         *linears.features,
-        ("cuda graphs", str(config.cuda_graphs), graphs, f"{budget.graphs / 2**20:.0f} MiB"),
+        ("cuda graphs", str(config.cuda_graphs), graphs, why),
         ("start", "", str(clock), ""),
         *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
     ]
@@ -144,7 +148,7 @@ def _rehearse(runner: GpuRunner) -> None:
 
 
 def _network(
-    weights: NetworkWeights, linears: Linears, sizes: Sizes, model: Decoder, config: EngineConfig
+    weights: NetworkWeights, linears: Linears, sizes: Sizes, config: EngineConfig
 ) -> tuple[Network, list[Feature]]:
     device = weights.embedding.device
     rows = DeviceRows(sizes.max_rows, sizes.blocks_per_sequence + 1, weights.vocab_size, device)
@@ -178,8 +182,8 @@ def _size_pool(
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     allocated = used(device)
     runner.capture(largest_only=True)
-    # Two of the graphs share what their kernels need; each further one takes its nodes' memory again.
-    graphs = int((used(device) - allocated) * GRAPH_MARGIN) if config.cuda_graphs else 0
+    # The largest of both kinds; what the others' nodes take is small, and comes out of the reserve.
+    graphs = int((used(device) - allocated) * GRAPH_MARGIN)
     runner.forget_graphs()
     network.cache = None
     per_block = block_bytes(model.config, sizes.block_size, dtype)

@@ -5,6 +5,7 @@ that reads and writes nothing. Below 32 rows decoding is bound by the weights, s
 """
 
 import bisect
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +121,10 @@ class GraphPool:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             self._step(shape, self._inputs_of(shape), full)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                graph.capture_end()
+            raise
+        graph.capture_end()
         self._graphs[(shape, full)] = graph
         return graph

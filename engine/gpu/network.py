@@ -3,8 +3,8 @@
 Nothing here depends on the host: lengths, tables and parameters are read from device memory, so the same
 calls run eagerly, while a graph is captured, and as its replay. Single positions come first in a step's
 tokens and go through the decode kernel; longer chunks follow and go through the prefill kernel. Every
-product, norm and elementwise kernel covers the whole bucket; rows beyond the live ones hold finite leftovers
-that nobody reads.
+product, norm and elementwise kernel covers the whole bucket; rows beyond the live ones hold leftovers that
+nobody reads.
 """
 
 from dataclasses import dataclass

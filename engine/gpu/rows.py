@@ -43,7 +43,6 @@ class DeviceRows:
         pinned = device.type == "cuda"
         self._tables = PinnedRing(3 * self._most_updates, pinned)
         self._table_buffer = torch.zeros(3 * self._most_updates, dtype=torch.int32, device=device)
-        self._count = torch.zeros(1, dtype=torch.int32, device=device)
         self._parameters = PinnedRing(rows * _PACKED, pinned)
         self._parameter_buffer = torch.zeros(rows * _PACKED, dtype=torch.int32, device=device)
 
@@ -78,10 +77,7 @@ class DeviceRows:
         array[: 3 * count] = np.array(triples, dtype=np.int32).reshape(-1)
         buffer = self._table_buffer[: 3 * count]
         buffer.copy_(tensor[: 3 * count], non_blocking=True)
-        self._apply(buffer.view(count, 3))
-
-    def _apply(self, updates: torch.Tensor) -> None:
-        apply_updates(updates, None, self.block_tables)
+        apply_updates(buffer.view(count, 3), None, self.block_tables)
 
     def _stage_parameters(self, sequences: list[Sequence], terminal_ids: tuple[int, ...]) -> None:
         sampling = self.sampling
@@ -126,7 +122,7 @@ class DeviceRows:
             params.top_k,
             sequence.choice,
             -1 if params.logprobs is None else params.logprobs,
-            sequence.prompt_length + params.min_tokens,
+            min(sequence.prompt_length + params.min_tokens, 2**31 - 1),
             len(bans),
             len(params.logit_bias),
             penalised,

@@ -74,7 +74,7 @@ class GpuRunner:
         self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
         self._launched = 0
         self._plain: dict[int, SampledToken] = {}  # most results are a bare token: one object for each
-        self._waiter = ThreadPoolExecutor(1, "results")
+        self._waiter = ThreadPoolExecutor(1, "results", torch.cuda.set_device, (stream.device,))
 
     def launch(self, plan: Plan) -> StepHandle:
         network, slot = self.network, self._launched % RING

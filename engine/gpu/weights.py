@@ -105,7 +105,7 @@ class NetworkWeights:
 
 
 def network_weights(model: Decoder) -> NetworkWeights:
-    """Reads a model of any family; its own parameters stay as they are."""
+    """Reads a model of any family; its own parameters keep their values."""
     if isinstance(model, GPT):
         return _nanochat(model)
     if isinstance(model, Llama):
@@ -150,7 +150,14 @@ def _nanochat_layer(model: GPT, config: GPTConfig, index: int, block: Block) -> 
     spec = RotarySpec(
         config.n_head, config.n_kv_head, config.head_dim, "rope_norm", config.rms_eps, config.qk_scale or 1.0
     )
-    layer = LayerWeights(torch.cat((q, k, v)), o, fc, proj, config.window(index), spec)
+    fused = torch.cat((q, k, v))
+    # The model keeps its three projections as parts of the fused one, so that the same numbers are held once.
+    for projection, part in zip(
+        projections, torch.split(fused, [q.size(0), k.size(0), v.size(0)]), strict=False
+    ):
+        assert isinstance(projection.weight, torch.nn.Parameter)
+        projection.weight.data = part
+    layer = LayerWeights(fused, o, fc, proj, config.window(index), spec)
     if config.has_value_embedding(index):
         table = model.value_embeds[str(index)].weight
         assert isinstance(table, torch.Tensor)

@@ -88,9 +88,11 @@ def build(name: str, spec: AttentionSpec) -> AttentionBackend | str:
     loaded = flash.load(library)
     if isinstance(loaded, str):
         return loaded
-    backend = flash.FlashBackend(library, spec, *loaded)
-    reason = fault(backend, spec)
-    return backend if reason is None else f"the self-test failed: {reason}"
+    # Each with buffers of its own: what the test leaves has the test's sizes.
+    reason = fault(flash.FlashBackend(library, spec, *loaded), spec)
+    if reason is not None:
+        return f"the self-test failed: {reason}"
+    return flash.FlashBackend(library, spec, *loaded)
 
 
 __all__ = ["AttentionBackend", "AttentionSpec", "Unavailable", "build", "select_backend"]

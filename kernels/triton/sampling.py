@@ -12,12 +12,11 @@ from dataclasses import dataclass, fields
 import torch
 import triton
 
+from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
 from kernels.triton.sampling_filters import LIST
 from kernels.triton.sampling_finish import finish_kernel
 from kernels.triton.sampling_groups import (
     GROUP,
-    MAX_BIASES,
-    MAX_STOP_IDS,
     TILE_GROUPS,
     adjust_kernel,
     groups_kernel,

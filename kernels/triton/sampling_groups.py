@@ -13,8 +13,6 @@ from kernels.triton.parts import begin
 
 GROUP = tl.constexpr(64)  # ids
 TILE_GROUPS = tl.constexpr(32)  # groups that one program looks at together
-MAX_STOP_IDS = 80
-MAX_BIASES = 1024
 
 
 @triton.jit

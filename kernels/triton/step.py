@@ -137,7 +137,8 @@ def _finish_kernel(
 ):
     begin(PDL)
     # One program, one thread of which counts: everybody gets the number from before.
-    slot = (tl.atomic_add(step_counter, 1) % ring).to(tl.int64)
+    # After 2^31 steps the number turns negative, and its remainder would, too.
+    slot = ((tl.atomic_add(step_counter, 1) & 0x7FFFFFFF) % ring).to(tl.int64)
     for start in range(0, entries, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         inside = entry < entries

@@ -75,6 +75,12 @@ async def test_a_bad_parameter_is_refused_by_name(engine: AsyncEngine, name: str
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
 
 
+async def test_more_stops_than_a_row_can_hold_are_refused(engine: AsyncEngine) -> None:
+    params = SamplingParams(max_tokens=4, min_tokens=2, stop_token_ids=tuple(range(100)))
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        engine.submit(Request(id=engine.next_id(1), prompt=[1], params=params))
+
+
 async def test_a_fault_in_sampling_fails_one_row(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,3 +341,21 @@ def test_the_flag_is_named_where_its_value_cannot_be_had() -> None:
 def needs_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         missing("triton is not installed")
+
+
+def test_every_layer_sees_tables_wider_than_the_self_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers of one step over rows longer than anything that the library was tried with."""
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_fa3())
+    backend, reference = build("fa3", SPEC), TorchBackend(SPEC)
+    assert not isinstance(backend, str), backend
+    generator = torch.Generator().manual_seed(1)
+    tables = torch.arange(1, 33, dtype=torch.int32).view(2, 16)
+    rows, positions = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([250, 130], dtype=torch.int32)
+    backend.plan(rows, positions, window=None)
+    for layer in range(2):
+        pages = [torch.randn(33, 16, 2, 32, generator=generator).bfloat16() for _ in range(2)]
+        query = torch.randn(2, 4, 32, generator=generator).bfloat16()
+        outs = [torch.zeros(2, 128, dtype=torch.bfloat16) for _ in range(2)]
+        for attention, out in zip((backend, reference), outs, strict=True):
+            attention.decode(query, *pages, tables, rows, positions, out, scale=32**-0.5, window=None)
+        assert (outs[0] - outs[1]).float().norm() <= 1e-2 * outs[1].float().norm(), layer
