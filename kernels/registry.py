@@ -132,7 +132,11 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
         _TORCH,
     ),
     "linear": (
-        Candidate("skinny", _skinny, "up to 64 rows, where measured faster than cuBLAS"),
+        Candidate(
+            "skinny",
+            _skinny,
+            "few rows; each projection's product is measured at start, beside cuBLAS and Triton's",
+        ),
         Candidate("cublas", _cuda, "the library"),
         Candidate("onednn", _cpu, "packed weights, rows independent of each other"),
     ),
