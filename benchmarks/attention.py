@@ -285,7 +285,7 @@ def bench_prefill(
             row.tflop_s, row.off = flops / row.us / 1e6, relative(out[-last:], right)
         bench.rows.append(row)
 
-    default = prefill_config_for(heads[0] // heads[1], HEAD_DIM, rows * context, rows, 2)
+    default = prefill_config_for(heads[0] // heads[1], heads[0], HEAD_DIM, rows * context, 2)
     for number, config in enumerate([default, *(PREFILL if sweep else [])]):
         if number and bench.late:
             bench.left_out += 1

@@ -17,6 +17,7 @@ import triton.language as tl
 from kernels.triton.parts import begin
 
 LOG2_E = math.log2(math.e)
+ENOUGH_PROGRAMS = 128  # for the 132 multiprocessors of a Hopper
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,19 @@ class PrefillConfig:
         return max(1, self.block_m // group) if self.pack else self.block_m
 
 
-def config_for(group: int, head_dim: int, tokens: int, chunks: int, itemsize: int) -> PrefillConfig:
-    """The configuration for a step of `tokens` in up to `chunks` chunks."""
-    rows = tokens * group // max(1, chunks)
+def config_for(group: int, heads: int, head_dim: int, tokens: int, itemsize: int) -> PrefillConfig:
+    """The configuration for a step of up to `tokens`, in chunks of whatever lengths.
+
+    The larger a tile, the fewer times keys and values are read; but there should be programs for the whole
+    device, and a step of few tokens must be cut small for that.
+    """
     if itemsize > 2:
         return PrefillConfig(block_m=max(32, group_rows(group)), block_n=32, num_warps=8, num_stages=1)
     # Tiles of one program: queries, and a stage of keys and values.
     wide = head_dim > 128
-    if rows <= 16 and group <= 16:
+    if tokens * heads < 64 * ENOUGH_PROGRAMS and group <= 16:
         return PrefillConfig(block_m=16, block_n=64, num_warps=4, num_stages=2 if wide else 3)
-    if rows <= 64 or wide:
+    if tokens * heads < 128 * ENOUGH_PROGRAMS or wide:
         block_m = max(64, group_rows(group))
         return PrefillConfig(
             block_m=block_m, block_n=64, num_warps=8 if wide else block_m // 16, num_stages=2
@@ -351,7 +355,7 @@ def paged_prefill(
     chunks, block_size, kv_heads = chunk_rows.size(0), k_pages.size(1), k_pages.size(2)
     group = heads // kv_heads
     if config is None:
-        config = config_for(group, head_dim, tokens, chunks, q.element_size())
+        config = config_for(group, heads, head_dim, tokens, q.element_size())
     if block_size & (block_size - 1) or head_dim & (head_dim - 1):
         raise ValueError(f"block size {block_size} and head_dim {head_dim} must be powers of two")
     if config.pack and group > config.block_m:

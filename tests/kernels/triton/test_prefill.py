@@ -129,9 +129,14 @@ def test_tiles_bound_every_layout_of_chunks() -> None:
 def test_there_is_a_configuration_for_every_shape(itemsize: int) -> None:
     for group in (1, 2, 3, 8, 71):
         for head_dim in (32, 128, 256):
-            for tokens, chunks in ((16, 1), (64, 8), (8192, 1), (8192, 64)):
-                config = config_for(group, head_dim, tokens, chunks, itemsize)
+            for tokens in (16, 512, 1024, 8192):
+                config = config_for(group, 4 * group, head_dim, tokens, itemsize)
                 assert config.queries(group) * group <= config.block_m
+
+
+def test_tiles_grow_with_the_step_until_the_device_is_full() -> None:
+    sizes = [config_for(1, 16, 128, tokens, 2).block_m for tokens in (16, 320, 512, 1024, 8192)]
+    assert sizes == [16, 16, 64, 128, 128]
 
 
 assert DEVICE
