@@ -252,58 +252,6 @@ def apply_updates(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "most"])
-def _rows_kernel(
-    packed,
-    count,
-    block_tables,
-    rows,
-    most,
-    stride_packed,
-    stride_table,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    begin(PDL)
-    number = tl.program_id(0).to(tl.int64)
-    source = packed + number * stride_packed
-    row = tl.load(source).to(tl.int64)
-    length = tl.minimum(tl.load(source + 1), most)
-    if (row >= 0) & (row < rows):
-        meant = True
-        if count is not None:
-            meant = number < tl.load(count)
-        for start in range(0, length, BLOCK):
-            entry = start + tl.arange(0, BLOCK)
-            inside = (entry < length) & meant
-            block = tl.load(source + 2 + entry, mask=inside, other=0)
-            tl.store(block_tables + row * stride_table + entry, block, mask=inside)
-
-
-def write_rows(
-    packed: torch.Tensor, count: torch.Tensor | None, block_tables: torch.Tensor, *, pdl: bool = False
-) -> None:
-    """The leading entries of whole block tables at once.
-
-    packed: [size, 2 + ids], each a row of the table, how many ids follow, and they. count: [1], how many of
-    the packed rows are meant; None: all. Rows outside the table are ignored, and ids beyond its width.
-    """
-    rows, width = block_tables.shape
-    _rows_kernel[(packed.size(0),)](
-        packed,
-        count,
-        block_tables,
-        rows,
-        min(width, packed.size(1) - 2),
-        packed.stride(0),
-        block_tables.stride(0),
-        BLOCK=256,
-        PDL=pdl,
-        num_warps=4,
-        launch_pdl=pdl,
-    )
-
-
 def gather_rows(
     x: torch.Tensor,
     index: torch.Tensor,
