@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that is to be known on a GPU, in about twelve minutes: `bash benchmarks/gpu.sh FOLDER [PART...]`.
+# Parts, in order of worth: decode serve startup attention tests linear kernels; without names all of them. Results and
+# logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
+set -u
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+export PYTHONUNBUFFERED=1
+
+run() { # run NAME SECONDS COMMAND...
+    local name=$1 seconds=$2
+    shift 2
+    timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+    echo "== $name: exit $?"
+    tail -n 25 "$out/$name.log" | cut -c1-200
+}
+
+part() {
+    case $1 in
+    decode)
+        run decode-d32 90 python3 -m benchmarks.decode --model-size d32 --workload seed8,one,streams,c256 \
+            --streams 64,256 --profile 1,64,256 --out "$out/decode-d32.json"
+        run decode-llama 60 python3 -m benchmarks.decode --model-size llama-d32 --workload seed8,one,streams,c256 \
+            --streams 64,256 --out "$out/decode-llama.json"
+        run decode-qwen 70 python3 -m benchmarks.decode --model-size qwen3-0.6b --workload qwen,one \
+            --out "$out/decode-qwen.json"
+        ;;
+    serve)
+        run serve-d32 90 python3 -m benchmarks.serve --load peers --model-size d32 --device cuda \
+            --dtype bfloat16 --out "$out/serve-d32.json"
+        run serve-long-prompt 60 python3 -m benchmarks.serve --scenario long-prompt --model-size d32 \
+            --device cuda --dtype bfloat16 --out "$out/serve-long-prompt.json"
+        ;;
+    startup)
+        run startup 150 python3 -m benchmarks.startup --model-size d32 --device cuda --out "$out/startup.json"
+        ;;
+    attention)
+        run attention 80 python3 -m benchmarks.attention --seconds 60 --out "$out/attention.json"
+        ;;
+    tests)
+        run tests-kernels 200 python3 -m pytest -q tests/gpu/test_kernels.py tests/gpu/test_skinny.py
+        run tests-engine 400 python3 -m pytest -q --tb=short tests/gpu/test_engine.py
+        ;;
+    linear)
+        run linear 100 python3 -m benchmarks.linear --out "$out/linear.json"
+        run linear-medium 60 python3 -m benchmarks.linear --medium --out "$out/linear-medium.json"
+        ;;
+    kernels)
+        run kernels 70 python3 -m benchmarks.kernels --out "$out/kernels.json"
+        ;;
+    *) echo "there is no part $1" >&2 ;;
+    esac
+}
+
+for name in "${@:-decode serve startup attention tests linear kernels}"; do
+    for one in $name; do part "$one"; done
+done
