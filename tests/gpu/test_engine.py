@@ -377,3 +377,61 @@ async def test_a_row_that_is_not_finite_fails_alone(served: GPT) -> None:
     finally:
         table[poisoned] = saved
         await network_engine.close()
+
+
+async def test_a_launch_that_finds_no_memory_is_repeated(
+    served: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody fails, answers stay the same, and the results of later steps are found where they are put."""
+    engine = await started(served, TOKENIZER, max_rows=8, **POOL)
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logprobs=2)
+    wanted = [Ask(list(range(first, first + 20)), params) for first in (0, 40, 80)]
+    expected = await answers(engine, wanted, together=True)
+    staging = type(engine.core.runner._staging)  # type: ignore[attr-defined]
+    original, calls = staging.stage, 0
+
+    def stage(self: object, plan: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 9):
+            raise torch.OutOfMemoryError("no memory for this step")
+        return original(self, plan)
+
+    monkeypatch.setattr(staging, "stage", stage)
+    try:
+        for choices, before in zip(await answers(engine, wanted, together=True), expected, strict=True):
+            assert agree(choices[0], before[0], tolerance), choices[0].finish
+        assert calls > 9
+        engine.core.scheduler.check()
+    finally:
+        await engine.close()
+
+
+async def test_closing_while_steps_run_ends_every_stream(served: GPT) -> None:
+    engine = await started(served, TOKENIZER, max_rows=8, **POOL)
+    params = SamplingParams(max_tokens=500, temperature=0, ignore_eos=True)
+    requests = [Request(id=engine.next_id(1), prompt=[1, 2, 3], params=params) for _ in range(12)]
+    streams = [stream for request in requests for stream in engine.submit(request)]
+    await streams[0].next()
+    await engine.close()
+    for stream in streams:
+        finish = (await read(stream)).finish
+        assert finish is not None and finish.reason == "error"
+
+
+async def test_two_engines_serve_side_by_side(served: GPT) -> None:
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    first = await started(served, TOKENIZER, max_rows=4, **POOL)
+    second = await started(served, TOKENIZER, max_rows=8, **POOL)
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logprobs=2)
+    wanted = [Ask(list(range(start, start + 30)), params) for start in (0, 60)]
+    try:
+        one, other = await asyncio.gather(
+            answers(first, wanted, together=True), answers(second, wanted, together=True)
+        )
+        for ours, theirs in zip(one, other, strict=True):
+            assert agree(ours[0], theirs[0], tolerance)
+    finally:
+        await first.close()
+        await second.close()
