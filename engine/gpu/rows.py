@@ -15,6 +15,8 @@ from engine.sequence import Sequence
 from kernels.triton.sampling import SamplingRows
 from kernels.triton.step import apply_updates
 
+ALWAYS = 2**62  # a position that no row reaches
+
 # Order of the packed parameters of some rows: their seeds, two words each, then a line for each of these.
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("top_k", "choice", "logprobs", "min_position", "stop_count", "bias_count", "penalised")
@@ -38,7 +40,8 @@ class DeviceRows:
         self.sampling = SamplingRows.allocate(rows, vocab_size, device)
         self.sampling.ensure_penalties()
         self._on_device = [0] * rows  # leading entries of each row's block table
-        self._full: set[int] = set()  # rows that need more than temperature and filters
+        # Rows that need more than temperature and filters, and the position from which they do not any more.
+        self._full: dict[int, int] = {}
         self._most_updates = rows * max_blocks
         pinned = device.type == "cuda"
         self._tables = PinnedRing(3 * self._most_updates, pinned)
@@ -48,7 +51,8 @@ class DeviceRows:
 
     def needs_full(self, plan: Plan) -> bool:
         """Whether a row of the step has penalties, biases, bans or wants logprobs."""
-        return bool(self._full) and any(chunk.row in self._full for chunk in plan.chunks)
+        full = self._full
+        return bool(full) and any(full.get(c.row, 0) > c.start + c.length for c in plan.chunks)
 
     def stage(self, plan: Plan, terminal_ids: tuple[int, ...]) -> None:
         """Queues everything that the step's rows need on the current stream."""
@@ -127,10 +131,12 @@ class DeviceRows:
             len(params.logit_bias),
             penalised,
         )
-        if penalised or bans or params.logit_bias or params.logprobs is not None:
-            self._full.add(row)
+        if penalised or params.logit_bias or params.logprobs is not None:
+            self._full[row] = ALWAYS
+        elif bans:
+            self._full[row] = sequence.prompt_length + params.min_tokens
         else:
-            self._full.discard(row)
+            self._full.pop(row, None)
 
     def _stage_lists(self, sequence: Sequence, terminal_ids: tuple[int, ...]) -> None:
         """The rare parts: banned ids, biases, penalty counts."""
