@@ -15,7 +15,7 @@ SYSTEM = "VENV_FLAGS=--system-site-packages"
 def install(folder: Path, *settings: str) -> str:
     """The commands of `make install` in a copy of the project's root."""
     if shutil.which("make") is None:
-        pytest.skip("no make on this machine")
+        missing("no make on this machine")
     for name in ("Makefile", "pyproject.toml"):
         if not (folder / name).exists():
             shutil.copy(ROOT / name, folder)

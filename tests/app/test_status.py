@@ -14,6 +14,7 @@ from app.settings import HttpSettings
 from engine.messages import EngineState, EngineStats, Finish, TokenLogprobs
 from tests.app.scripted_engine import ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import events, served
+from tests.optional import missing
 
 
 def samples(text: str) -> dict[str, float]:
@@ -197,7 +198,7 @@ async def test_the_queue_is_that_of_all_front_ends(monkeypatch: pytest.MonkeyPat
 async def test_page_headers() -> None:
     assert page_routes(None) == []
     if static_folder() is None:
-        pytest.skip("no page is installed")
+        missing("no page is installed")
     async with served(ScriptedEngine()) as s:
         page = await s.http.get("/")
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
@@ -206,8 +207,8 @@ async def test_page_headers() -> None:
         assert page.headers["cache-control"] == "no-cache"
         again = await s.http.get("/", headers={"if-none-match": page.headers["etag"]})
         assert again.status_code == 304
-        missing = await s.http.get("/static/nothing.js")
-        assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+        absent = await s.http.get("/static/nothing.js")
+        assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
         for path in ("/static/%2e%2e/app/server.py", "/static/..%2fpyproject.toml"):
             assert (await s.http.get(path)).status_code == 404
 

@@ -13,6 +13,7 @@ import pytest
 from tests.app.server_process import DEADLINE, ROOT, environment, serving
 from tests.e2e.api import connected, random_prompt
 from tests.engine.golden import G5
+from tests.optional import missing
 
 PACKAGES = ("app", "engine", "kernels", "static", "models")
 # Without `site`: an editable installation of this checkout would fill any hole in the wheel.
@@ -81,7 +82,7 @@ async def test_it_serves(installed: Path, tmp_path: Path) -> None:
 
 def test_the_embedded_model_loads(installed: Path, tmp_path: Path) -> None:
     if not list((ROOT / "models").rglob("config.json")):
-        pytest.skip("no model ships with this checkout")
+        missing("no model ships with this checkout")
     done = subprocess.run(
         [*SERVER, "--dry-run", "--threads", "1"],
         cwd=tmp_path,

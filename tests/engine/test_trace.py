@@ -13,6 +13,7 @@ from engine.trace import DEVICE, ENGINE, LOOP, REQUESTS, ROWS, Tracer
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
 from tests.engine.serving import Ask, answers, started
+from tests.optional import missing
 
 TOKENIZER = load_tokenizer(G1 / "tokenizer")
 Event = dict[str, object]
@@ -110,7 +111,7 @@ def test_an_older_trace_is_kept(tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_trace_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     full = Path("/dev/full")
     if not full.exists():
-        pytest.skip("no /dev/full here")
+        missing("no /dev/full here")
     tracer = Tracer.__new__(Tracer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "exists", lambda self: False)
