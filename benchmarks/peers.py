@@ -9,7 +9,6 @@ and KV.
 
 from dataclasses import dataclass
 
-GPU = "H200"
 SOURCE = "vLLM 0.26.0, one H200, 2026-11-22"
 
 

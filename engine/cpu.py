@@ -3,7 +3,7 @@
 import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
-from engine.decoder import Decoder, pack_for_serving
+from engine.decoder import Decoder
 from engine.memory import pool_blocks
 from engine.messages import EngineConfig
 from engine.runner import ModelRunner
@@ -21,7 +21,7 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
     blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
-    served = pack_for_serving(model)
+    served = model.packed()
     shape = model.config
     cache = KVCache.allocate(
         shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device

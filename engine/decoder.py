@@ -87,8 +87,3 @@ class Decoder(Protocol):
         inference. Embeddings are shared; this model is unchanged, and the caller may drop it.
         """
         ...
-
-
-def pack_for_serving(model: Decoder) -> Decoder:
-    """`model.packed()`: a model for inference with fused, packed projections."""
-    return model.packed()

@@ -213,6 +213,20 @@ class StepTimeModel:
         bulk = int(seconds / self._bulk) if self._bulk and seconds > 0 else 0
         return max(int(TRUST * self._largest * pressure), bulk, int(PROBE_TOKENS * pressure))
 
+    def room(
+        self, load: StepLoad, tokens: int, block_size: int, stretch: float, pressure: float
+    ) -> "PrefillRoom":
+        """Room in a step of at most `tokens` positions beside the decoding rows of `load`, which take a time
+        known here: the whole step may take `stretch` times as long, or more under pressure (see `tested`).
+        """
+        if not self.knows_decoding:
+            return PrefillRoom(tokens, block_size)
+        if not self.ready:  # a few small steps will tell
+            few = max(block_size, int(PROBE_TOKENS * pressure) // block_size * block_size)
+            return PrefillRoom(min(tokens, few), block_size)
+        seconds = self.decode(load.rows, load.kv_tokens) * (stretch * pressure - 1)
+        return PrefillRoom(min(tokens, self.tested(seconds, pressure)), block_size, self, seconds)
+
     @property
     def prefill_overhead(self) -> float:
         """Seconds that a step takes longer because it prefills at all; negative where some is for nothing."""

@@ -13,7 +13,6 @@ from torch import nn
 
 from engine.config import GPTConfig
 from engine.decoder import Attend, Rope
-from engine.decoder import pack_for_serving as pack_for_serving
 from kernels.activation import sigmoid, softcap
 from kernels.linear import PackedLinear, Projection, project_add, project_relu
 from kernels.norm import rms_norm

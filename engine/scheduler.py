@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from engine.blocks import WRITE_OFF, BlockPool
-from engine.estimator import PROBE_TOKENS, PrefillRoom, StepLoad, StepTimeModel
+from engine.estimator import PrefillRoom, StepLoad, StepTimeModel
 from engine.plan import Chunk, Plan
 from engine.prefix import PrefixCache
 from engine.queue import WaitingQueue, urgency
@@ -314,14 +314,10 @@ class Scheduler:
         """
         rows, stretch = load.rows, self.config.prefill_stretch
         tokens, size = self.budget.tokens - rows, self.pool.block_size
-        if stretch is None or not rows or not self.times.knows_decoding:
+        if stretch is None or not rows:
             return PrefillRoom(tokens, size)
         pressure = 1 + (partial + min(len(self._waiting), len(self._free_rows))) / rows
-        if not self.times.ready:  # a few small steps will tell
-            few = max(size, int(PROBE_TOKENS * pressure) // size * size)
-            return PrefillRoom(min(tokens, few), size)
-        seconds = self.times.decode(rows, load.kv_tokens) * (stretch * pressure - 1)
-        return PrefillRoom(min(tokens, self.times.tested(seconds, pressure)), size, self.times, seconds)
+        return self.times.room(load, tokens, size, stretch, pressure)
 
     def _continue(self, prefills: list[Sequence], now: float, room: PrefillRoom, chunks: list[Chunk]) -> int:
         """Partial prefills and forced tokens: within a priority the shortest first, unless one has waited.

@@ -69,9 +69,7 @@ class StepStaging:
         longer = [chunk for chunk in chunks if chunk.length > 1]
         tensor, host = self._take(shape)
         _fill_singles(host, singles)
-        last = {
-            chunk.row: index for index, chunk in enumerate(singles)
-        }  # the token after which a row samples
+        last = {chunk.row: index for index, chunk in enumerate(singles)}  # by row: its last token here
         begin = len(singles)
         host.cu_queries[0] = begin
         for index, chunk in enumerate(longer):

@@ -11,7 +11,6 @@ from kernels.triton.sampling_groups import GROUP, row_values
 
 LIST = tl.constexpr(2048)  # candidates that a program can hold
 ROW_TILE = tl.constexpr(2048)  # ids of one round over a whole row
-NOWHERE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
