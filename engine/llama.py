@@ -23,6 +23,7 @@ from torch import nn
 from engine.decoder import Attend, Rope
 from engine.llama_config import LlamaConfig
 from engine.llama_rope import rope_frequencies
+from engine.skeleton import skeleton
 from kernels.activation import swiglu
 from kernels.linear import PackedLinear, Projection, project_add
 from kernels.norm import rms_norm
@@ -187,7 +188,7 @@ class Llama(nn.Module):
         """For inference: fused, packed projections. Embedding and norms are shared with this model, which is
         unchanged; the caller may drop it to free its projections.
         """
-        with torch.device("meta"):
+        with skeleton():
             served = Llama(self.config)
         served.model.embed_tokens = self.model.embed_tokens
         served.model.norm = self.model.norm

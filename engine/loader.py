@@ -30,6 +30,7 @@ from engine.llama import Llama
 from engine.llama_config import LlamaConfig, llama_config
 from engine.messages.config import LoadFormat
 from engine.model import GPT
+from engine.skeleton import skeleton
 from engine.text import StandInTokenizer, Tokenizer, TokenizerError, load_chat_template, load_tokenizer
 from engine.transformers_format import native_config, native_name
 
@@ -74,7 +75,7 @@ def load_model(
         config = detected.config
         tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
         _check_tokenizer(tokenizer, detected)
-        with torch.device("meta"):
+        with skeleton():
             model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
         if tensors is None:
             state = dummy_state(model, device, chosen, seed)

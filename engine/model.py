@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.config import GPTConfig
 from engine.decoder import Attend, Rope
+from engine.skeleton import skeleton
 from kernels.activation import sigmoid, softcap
 from kernels.linear import PackedLinear, Projection, project_add, project_relu
 from kernels.norm import rms_norm
@@ -268,7 +269,7 @@ class GPT(nn.Module):
         """A model for inference with fused, packed projections. Embeddings are shared with this one, which is
         unchanged; the caller may drop it to free its projections.
         """
-        with torch.device("meta"):
+        with skeleton():
             served = GPT(self.config)
         served.transformer["wte"] = self.transformer["wte"]
         _pack(served, "lm_head", self.lm_head)

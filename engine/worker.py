@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
@@ -46,6 +47,7 @@ def load(config: EngineConfig) -> "AsyncEngine":
     """
     if config.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    begun = time.perf_counter()
     import torch
 
     from engine.async_engine import AsyncEngine
@@ -54,6 +56,7 @@ def load(config: EngineConfig) -> "AsyncEngine":
     # Loading on one thread leaves the machine's threads to the step thread alone (engine/runner.py).
     config = msgspec.structs.replace(config, threads=config.threads or torch.get_num_threads())
     torch.set_num_threads(1)
+    imported = time.perf_counter()
     model, tokenizer, meta = load_model(
         config.model,
         device=choose_device(config.device),
@@ -64,7 +67,11 @@ def load(config: EngineConfig) -> "AsyncEngine":
         overrides=dict(config.overrides),
         load_format=config.load_format,
     )
-    return AsyncEngine(model, tokenizer, config, meta)
+    read = time.perf_counter()
+    engine = AsyncEngine(model, tokenizer, config, meta, consume=True)
+    took = f"imports {imported - begun:.1f} s, model {read - imported:.1f} s"
+    engine.info.features.append(("load", "", f"{took}, engine {time.perf_counter() - read:.1f} s", ""))
+    return engine
 
 
 def choose_device(name: str) -> str:
