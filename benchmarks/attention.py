@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.attention_cases import (
+    CHUNK_SHAPES,
+    CHUNKS,
     CUTS,
     FIRST,
     GROUPED,
@@ -40,8 +42,9 @@ from kernels.backends.reference import TorchBackend
 from kernels.caps import FlashName
 from kernels.triton.decode import DecodeConfig, DecodeWorkspace, paged_decode, plan_decode
 from kernels.triton.decode_config import config_for
-from kernels.triton.prefill import PrefillConfig, paged_prefill
-from kernels.triton.prefill import config_for as prefill_config_for
+from kernels.triton.prefill import PrefillWorkspace, paged_prefill
+from kernels.triton.prefill_config import PrefillConfig
+from kernels.triton.prefill_config import config_for as prefill_config_for
 
 HEAD_DIM = 128
 BLOCK_SIZE = 16
@@ -258,18 +261,27 @@ def bench_plan(bench: Bench, rows: int) -> None:
 
 
 def bench_prefill(
-    bench: Bench, heads: Heads, shape: Shape, sweep: bool, libraries: dict[str, flash.Attend]
+    bench: Bench,
+    heads: Heads,
+    shape: Shape,
+    sweep: bool,
+    libraries: dict[str, flash.Attend],
+    kind: str = "prefill",
 ) -> None:
-    pool, (rows, context) = bench.pool(heads, shape), shape
-    query, out = bench.queries(rows * context, heads)
-    borders = torch.arange(rows + 1, dtype=torch.int32, device=bench.device) * context
-    flops = 2.0 * rows * context * context * heads[0] * HEAD_DIM
+    """Whole prompts; for the kind "chunk" the end of one: shape is then how many queries, and the context."""
+    rows, context = shape if kind == "prefill" else (1, shape[1])
+    length = context if kind == "prefill" else shape[0]
+    pool = bench.pool(heads, (rows, context))
+    query, out = bench.queries(rows * length, heads)
+    borders = torch.arange(rows + 1, dtype=torch.int32, device=bench.device) * length
+    flops = 4.0 * rows * length * (context - length / 2) * heads[0] * HEAD_DIM
     scale = HEAD_DIM**-0.5
-    peer = PEER_PREFILL.get(shape) if heads == (16, 16) else None
+    peer = PEER_PREFILL.get(shape) if heads == (16, 16) and kind == "prefill" else None
+    space = PrefillWorkspace.allocate(HEAD_DIM, bench.device)
     layers = pool.layers[: 4 if context > 2048 else 8]
     keys, values = pool.layers[0]
     # The last queries are compared: they see everything.
-    last = min(64, context)
+    last = min(64, length)
     right = torch.full_like(out[-last:], float("nan"))
     alone = (pool.tables, pool.rows[-1:], torch.tensor([0, last]), pool.contexts[-1:])
     TorchBackend(pool.spec).prefill(query[-last:], keys, values, *alone, right, scale=scale, window=None)
@@ -285,18 +297,19 @@ def bench_prefill(
             row.tflop_s, row.off = flops / row.us / 1e6, relative(out[-last:], right)
         bench.rows.append(row)
 
-    default = prefill_config_for(heads[0] // heads[1], heads[0], HEAD_DIM, rows * context, 2)
-    for number, config in enumerate([default, *(PREFILL if sweep else [])]):
+    default = prefill_config_for(heads[0] // heads[1], heads[0], HEAD_DIM, rows * length, 2)
+    others = PREFILL if kind == "prefill" else CHUNKS
+    for number, config in enumerate([default, *(others if sweep else [])]):
         if number and bench.late:
             bench.left_out += 1
             continue
 
         def ours(k: torch.Tensor, v: torch.Tensor, config: PrefillConfig = config) -> None:
             chunks = (pool.tables, pool.rows, borders, pool.contexts)
-            paged_prefill(query, k, v, *chunks, out, scale=scale, window=None, config=config)
+            paged_prefill(query, k, v, *chunks, out, scale=scale, window=None, workspace=space, config=config)
 
         who = "default" if number == 0 else "sweep"
-        measure(Row("prefill", who, heads, shape, peer=peer, config=short(config)), ours)
+        measure(Row(kind, who, heads, shape, peer=peer, config=short(config)), ours)
     for name, attend in libraries.items():
         backend = flash.FlashBackend(name, pool.spec, attend, "")  # type: ignore[arg-type]
 
@@ -304,7 +317,7 @@ def bench_prefill(
             chunks = (pool.tables, pool.rows, borders, pool.contexts)
             backend.prefill(query, k, v, *chunks, out, scale=scale, window=None)
 
-        measure(Row("prefill", name, heads, shape, peer=peer), theirs)
+        measure(Row(kind, name, heads, shape, peer=peer), theirs)
 
 
 def installed() -> dict[str, flash.Attend]:
@@ -340,6 +353,7 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Heads, Shape]]:
         yield from (("prefill", groups[0], shape) for shape in prefills)
         if not args.quick:
             yield "prefill", groups[1], (1, 2048)
+        yield from (("chunk", groups[0], shape) for shape in CHUNK_SHAPES)
 
 
 def main() -> None:
@@ -352,9 +366,11 @@ def main() -> None:
         for rows in (1, 256):
             bench_plan(bench, rows)
     for kind, heads, shape in cases(args):
-        run = bench_decode if kind == "decode" else bench_prefill
         try:
-            run(bench, heads, shape, args.sweep, libraries)
+            if kind == "decode":
+                bench_decode(bench, heads, shape, args.sweep, libraries)
+            else:
+                bench_prefill(bench, heads, shape, args.sweep, libraries, kind)
         except Exception as error:  # recorded, like every other failure
             bench.rows.append(
                 Row(kind, "setup", heads, shape, error=f"{type(error).__name__}: {str(error)[:300]}")

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from kernels.triton.decode import DecodeConfig
-from kernels.triton.prefill import PrefillConfig
+from kernels.triton.prefill_config import PrefillConfig
 
 Heads = tuple[int, int]  # of queries, of keys and values
 Shape = tuple[int, int]  # rows and context
@@ -68,6 +68,13 @@ PREFILL = [
     PrefillConfig(128, 128, 8, 2, section=2),
     PrefillConfig(128, 128, 8, 2, section=16),
 ]
+# Queries at the end of a context, as a step prefills them beside rows that decode.
+CHUNK_SHAPES: list[Shape] = [(32, 2048), (128, 2048), (256, 2048), (512, 2048), (256, 8192)]
+CHUNKS = [
+    PrefillConfig(block_m, 64, warps, 2, splits=splits)
+    for block_m, warps in ((16, 4), (64, 4))
+    for splits in (1, 2, 4, 8)
+]
 
 
 @dataclass(slots=True)
@@ -95,7 +102,7 @@ def best_rows(rows: list[Row]) -> list[Row]:
     sweeps: dict[tuple[str, Heads, Shape], Row] = {}
     for row in rows:
         key = (row.kind, row.heads, row.shape)
-        tried = row.kind == "prefill" and row.who == "sweep" and row.us is not None
+        tried = row.kind != "decode" and row.who == "sweep" and row.us is not None
         if tried and (key not in sweeps or row.us < sweeps[key].us):
             sweeps[key] = row
     return sorted([*kept, *sweeps.values()], key=lambda row: (row.kind, row.heads, row.shape))

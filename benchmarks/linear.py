@@ -233,7 +233,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}: reads {bench.read_gb_s:,.0f} GB/s")
     shapes = [*D32, D32_HEAD, *([] if options.quick else OTHERS)]
     wanted = [(s.k, v) for s in shapes for m in rows for v in candidates(s, m, most)]
-    prepare_all(wanted, device)
+    prepare_all(wanted, device)()
     compiled = time.perf_counter() - began
     print(f"{len(set(wanted))} kernels ready after {compiled:.1f} s")
     for shape in (*D32, D32_HEAD):

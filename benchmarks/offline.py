@@ -178,7 +178,7 @@ async def measure_all(args: argparse.Namespace) -> list[dict[str, object]]:
         model, tokenizer, meta = load(args.size, args.device, args.dtype)
         reads, vocabulary = Reads.of(model), model.config.vocab_size - 16
         loaded = time.perf_counter()
-        engine = AsyncEngine(model, tokenizer, engine_config(args), meta)
+        engine = AsyncEngine(model, tokenizer, engine_config(args), meta, consume=True)
         await engine.start()
     except Exception as error:
         traceback.print_exc()

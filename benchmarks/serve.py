@@ -107,7 +107,8 @@ def failed(mode: str, error: Exception) -> dict[str, object]:
 
 async def long_prompt(model: str, args: argparse.Namespace) -> list[dict[str, object]]:
     """Streams that decode, and a few long prompts one after the other. A row for each of them: the streams'
-    gaps while it was prefilled (from its arrival to its first token) beside those of an undisturbed stretch.
+    gaps while it was prefilled (from its arrival to its first token) beside the undisturbed ones just before,
+    when the streams' contexts were as long.
     """
     try:
         async with server(model, arguments(args)) as running:
@@ -151,12 +152,13 @@ def _long_rows(long: list[Seen], seen: Seen, args: argparse.Namespace) -> list[d
         ]
 
     rows: list[dict[str, object]] = []
-    quiet = gaps(begun, windows[0][0])
+    # A long prompt's stream decodes a few tokens beside the others before it is quiet again.
+    calm = [begun, *(one.streams[0].stamps[-1] for one in long)]
     for number, (since, until) in enumerate(windows):
         if until > ended:
             rows.append({"mode": "long-prompt", "number": number, "error": "the streams had ended by then"})
             continue
-        during = gaps(since, until)
+        quiet, during = gaps(max(calm[number], since - args.pause), since), gaps(since, until)
         alone, p50, p99 = (
             1e3 * value
             for value in (percentile(quiet, 0.5), percentile(during, 0.5), percentile(during, 0.99))
@@ -221,7 +223,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long-prompt", type=int, default=2000, help="long-prompt: its tokens")
     parser.add_argument("--repeats", type=int, default=5, help="long-prompt: how many, one after the other")
     parser.add_argument("--settle", type=float, default=0.7, help="long-prompt: seconds before the first")
-    parser.add_argument("--pause", type=float, default=0.1, help="long-prompt: seconds between two")
+    parser.add_argument("--pause", type=float, default=0.25, help="long-prompt: seconds between two")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--server-args", default="", help="more settings for every server")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")

@@ -40,7 +40,8 @@ from engine.trace import Tracer
 class AsyncEngine:
     """Serves one model. Implements EngineClient for its own loop.
 
-    model: its projections are copied into a packed form, so the caller may drop it. tokenizer: anything with
+    model: its projections are copied into a packed form, so the caller may drop it; with `consume` the engine
+    frees what it has copied, before it sees how much memory is left. tokenizer: anything with
     nanochat's five methods. meta: what the loader knows beyond the weights. Call `start` before the first
     request and `close` at the end, both on the loop.
     """
@@ -51,10 +52,12 @@ class AsyncEngine:
         tokenizer: NanochatTokenizer,
         config: EngineConfig | None = None,
         meta: CheckpointMeta | None = None,
+        *,
+        consume: bool = False,
     ) -> None:
         self.config = config = config or EngineConfig()
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
-        self.backend = backend = _build(model, config, terminals)
+        self.backend = backend = _build(model, config, terminals, consume)
         pool = BlockPool(backend.blocks, backend.block_size, spread=backend.spread)
         scheduler = Scheduler(
             SchedulerConfig(
@@ -247,11 +250,11 @@ class AsyncEngine:
             self.core.tracer.emitted(started, time.perf_counter(), len(frame.tokens))
 
 
-def _build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
+def _build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...], consume: bool) -> Backend:
     if next(model.parameters()).device.type == "cuda":
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
 
-        return build_gpu(model, config, terminal_ids)
+        return build_gpu(model, config, terminal_ids, consume)
     from engine.cpu import build as build_cpu
 
     return build_cpu(model, config, terminal_ids)

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +158,11 @@ def compile_cubin(source: str, name: str, arch: str, defines: dict[str, int]) ->
     return cubin
 
 
-def compile_many(source: str, name: str, arch: str, all_defines: Sequence[dict[str, int]]) -> None:
-    """Fills the cache. NVRTC compiles one source at a time in a process, so each core gets a process.
+def compile_many(
+    source: str, name: str, arch: str, all_defines: Sequence[dict[str, int]]
+) -> Callable[[], None]:
+    """Begins to fill the cache; returns what waits for that. NVRTC compiles one source at a time in a
+    process, so each core gets a process.
 
     Failures are left to `compile_cubin`, which meets them again.
     """
@@ -171,7 +174,7 @@ def compile_many(source: str, name: str, arch: str, all_defines: Sequence[dict[s
     jobs = [options for options in flags if not _cubin_path(source, options, nvrtc).is_file()]
     count = min(len(jobs), len(os.sched_getaffinity(0)))
     if count < 2:
-        return
+        return lambda: None
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", "from kernels.nvrtc import work; work()"]
     workers = [
@@ -184,8 +187,12 @@ def compile_many(source: str, name: str, arch: str, all_defines: Sequence[dict[s
         assert worker.stdin is not None
         with contextlib.suppress(OSError), worker.stdin as pipe:
             json.dump({"library": nvrtc.path, "source": source, "name": name, "jobs": jobs[i::count]}, pipe)
-    for worker in workers:
-        worker.wait()
+
+    def wait() -> None:
+        for worker in workers:
+            worker.wait()
+
+    return wait
 
 
 def work() -> None:

@@ -259,12 +259,13 @@ class _Probe:
         """All candidates at once, on all cores."""
         pairs = [(product, variant) for product, rows in wanted for variant in self.candidates(product, rows)]
         few = [(product.k, variant) for product, variant in pairs if isinstance(variant, Variant)]
-        if few:
-            with contextlib.suppress(CompileError):  # each candidate meets the same error and says so
-                prepare_all(few, self.device)
         some = [(product, variant) for product, variant in pairs if isinstance(variant, GemmConfig)]
-        if some and self.medium is not None:
-            self.medium.prepare_all(some)
+        with contextlib.ExitStack() as stack:
+            if few:
+                with contextlib.suppress(CompileError):  # each candidate meets the same error and says so
+                    stack.callback(prepare_all(few, self.device))
+            if some and self.medium is not None:
+                self.medium.prepare_all(some)
 
     def ready(self, product: Product, choice: Choice) -> Choice:
         """The choice with its kernel loaded; cuBLAS where that is not possible any more."""

@@ -7,7 +7,7 @@ neither the variant, nor the number of rows, nor the other rows.
 
 import ctypes
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -226,11 +226,13 @@ def prepare(k: int, variant: Variant, device: torch.device) -> SkinnyKernel:
     return _prepare(k, replace(variant, prefetch=0), index)
 
 
-def prepare_all(wanted: Iterable[tuple[int, Variant]], device: torch.device) -> None:
-    """Compiles (k, variant) pairs on all cores; `prepare` then finds them in the cache."""
+def prepare_all(wanted: Iterable[tuple[int, Variant]], device: torch.device) -> Callable[[], None]:
+    """Begins to compile (k, variant) pairs on all cores; `prepare` then finds them in the cache. Call what it
+    returns to wait for the end.
+    """
     index = torch.cuda.current_device() if device.index is None else device.index
     unique = {tuple(defines(k, variant).items()): defines(k, variant) for k, variant in wanted}
-    compile_many(source(), "skinny", architecture(index), list(unique.values()))
+    return compile_many(source(), "skinny", architecture(index), list(unique.values()))
 
 
 @functools.cache

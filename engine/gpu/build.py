@@ -1,9 +1,11 @@
 """Puts an engine together on a GPU: weights, kernels by measurement, memory by measurement, graphs.
 
-Order matters: everything of fixed size is allocated first, the largest steps are captured against a tiny KV
-pool to see what graphs take, then keys and values get what is left, and the graphs are captured for good.
+Order matters: everything of fixed size is allocated first, every step runs once against a tiny KV pool for
+what it needs compiled, the largest are captured to see what graphs take, then keys and values get what is
+left, and the graphs are captured for good.
 """
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -72,11 +74,15 @@ class Sizes:
         return -(-self.max_model_len // self.block_size)
 
 
-def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
-    """Raises ValueError for settings that do not fit the model or the device."""
+def build(
+    model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...], consume: bool = False
+) -> Backend:
+    """consume: what is copied of the model is freed there. Raises ValueError for settings that do not fit the
+    model or the device.
+    """
     clock = Clock()
     sizes = Sizes.of(model, config)
-    weights = network_weights(model)
+    weights = network_weights(model, consume)
     device, dtype = weights.embedding.device, weights.embedding.dtype
     torch.cuda.set_device(device)
     before = used(device)
@@ -87,8 +93,11 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
     staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
     use_graphs = config.cuda_graphs and network.attention.capture_safe
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+    compiled = runner.compile()
+    clock.lap("kernels")
     budget, blocks = _size_pool(runner, network, sizes, model, config, before)
-    clock.lap("kernels and memory")
+    clock.lap("memory")
     network.cache = _cache(model, blocks, sizes, dtype, device)
     runner.capture()
     clock.lap("graphs")
@@ -102,7 +111,7 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
         *attention,
         *linears.features,
         ("cuda graphs", str(config.cuda_graphs), graphs, why),
-        ("start", "", str(clock), ""),
+        ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
         *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
     ]
     return Backend(
@@ -179,7 +188,6 @@ def _size_pool(
     """Measures what everything but keys and values takes; the budget and the number of blocks that fit."""
     weights = network.weights
     device, dtype = weights.embedding.device, weights.embedding.dtype
-    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     allocated = used(device)
     runner.capture(largest_only=True)
     # The largest of both kinds; what the others' nodes take is small, and comes out of the reserve.

@@ -6,8 +6,8 @@ that reads and writes nothing. Below 32 rows decoding is bound by the weights, s
 
 import bisect
 import contextlib
-import time
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +58,8 @@ Step = Callable[[StepShape, StepInputs, bool], None]
 class GraphPool:
     """Runs `step` for a shape: as a graph's replay where there is one.
 
-    A shape that was not captured at start runs eagerly the first time, which compiles what it needs, and is
-    captured the second time. enabled False: everything runs eagerly.
+    A shape that was not captured at start runs eagerly the first time, which compiles what is still missing,
+    and is captured the second time. enabled False: everything runs eagerly.
     """
 
     def __init__(self, step: Step, buffer: torch.Tensor, enabled: bool) -> None:
@@ -84,22 +84,13 @@ class GraphPool:
             graph.replay()
             return
         self._warm.add((shape, full))
-        self._step(shape, self._inputs_of(shape), full)
+        self._step(shape, self.inputs_of(shape), full)
 
-    def prepare(self, shapes: list[StepShape]) -> float:
-        """Captures these shapes without special parameters; returns the seconds it took.
-
-        The buffers must describe an empty step (every row -1): each shape runs once before it is captured.
-        """
-        started = time.perf_counter()
-        for shape in shapes:
-            self.run(shape, full=False)
-        torch.cuda.synchronize()
-        if self.enabled:
-            for shape in shapes:
-                if (shape, False) not in self._graphs:
-                    self._capture(shape, full=False)
-        return time.perf_counter() - started
+    def prepare(self, shapes: list[StepShape]) -> None:
+        """Captures these shapes without special parameters, if enabled. What they need must be compiled."""
+        for shape in shapes if self.enabled else ():
+            if (shape, False) not in self._graphs:
+                self._capture(shape, full=False)
 
     def clear(self) -> None:
         """Forgets every graph: the addresses baked into them are about to change."""
@@ -109,7 +100,7 @@ class GraphPool:
         if self.enabled:
             self._pool = torch.cuda.graph_pool_handle()  # the old one went with its last graph
 
-    def _inputs_of(self, shape: StepShape) -> StepInputs:
+    def inputs_of(self, shape: StepShape) -> StepInputs:
         inputs = self._inputs.get(shape)
         if inputs is None:
             inputs = self._inputs[shape] = device_inputs(self._buffer, shape)
@@ -117,14 +108,27 @@ class GraphPool:
 
     def _capture(self, shape: StepShape, full: bool) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Thread-local: the thread that waits for results may go on with its calls meanwhile.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            self._step(shape, self._inputs_of(shape), full)
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # it would hide what went wrong
-                graph.capture_end()
-            raise
-        graph.capture_end()
+        with _collector_paused():
+            # Thread-local: the thread that waits for results may go on with its calls meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                self._step(shape, self.inputs_of(shape), full)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         self._graphs[(shape, full)] = graph
         return graph
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Garbage may hold graphs, events and pinned memory, and to free those ends a capture with an error."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -7,6 +7,7 @@ product, norm and elementwise kernel covers the whole bucket; rows beyond the li
 nobody reads.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -118,15 +119,38 @@ class Network:
 
     def step(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
         """Queues one whole step. full: some row has penalties, biases or bans, or wants logprobs."""
+        self._forward(shape, inputs, range(len(self.weights.layers)))
+        self._sample(shape, inputs, full)
+
+    def rehearse(self, shape: StepShape, inputs: StepInputs) -> None:
+        """Queues every kind of kernel that steps of this shape need, for rows of either kind; what it
+        computes is worthless, but harmless to an empty step.
+        """
+        self._forward(shape, inputs, self._kinds())
+        for full in (False, True):
+            self._sample(shape, inputs, full)
+
+    def _kinds(self) -> list[int]:
+        """A layer of each kind that there is. Two kinds differ in what they launch."""
+        middle = len(self.weights.layers) // 2 + 1
+        kinds: dict[tuple[bool, ...], int] = {}
+        for index, layer in enumerate(self.weights.layers):
+            parts = (
+                *(layer.qkv_bias, layer.o_bias, layer.mlp_in_bias, layer.mlp_out_bias),
+                *(layer.q_norm, layer.k_norm, layer.value_embedding, layer.value_gate, layer.window),
+            )
+            kinds.setdefault((layer.rotated, index == middle, *(part is None for part in parts)), index)
+        return list(kinds.values())
+
+    def _forward(self, shape: StepShape, inputs: StepInputs, layers: Iterable[int]) -> None:
         cache = self.cache
         assert cache is not None
         self._embed(shape, inputs, cache.block_size)
         positions = self.scratch.positions[: shape.decodes]
         for window in self.windows:
             self.attention.plan(inputs.decode_rows, positions, window=window, pdl=self.pdl)
-        for index in range(len(self.weights.layers)):
+        for index in layers:
             self._layer(index, shape, inputs, cache)
-        self._sample(shape, inputs, full)
 
     def _embed(self, shape: StepShape, inputs: StepInputs, block_size: int) -> None:
         scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens

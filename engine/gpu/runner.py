@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from engine.gpu.graphs import GraphPool
-from engine.gpu.inputs import RING
+from engine.gpu.inputs import RING, StepShape
 from engine.gpu.network import Network
 from engine.gpu.staging import StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
+from kernels.triton.precompile import compile_all, missing
 
 MAX_LOGPROBS = 20
 
@@ -100,22 +101,39 @@ class GpuRunner:
         self._waiter.shutdown(wait=True, cancel_futures=True)
         torch.cuda.synchronize(self._stream.device)
 
-    def capture(self, largest_only: bool = False) -> float:
-        """Compiles and captures every bucket, or the largest of both kinds; returns the seconds it took.
+    def compile(self) -> int:
+        """Compiles what steps of any shape need, all at once, and returns how many kernels that were.
 
-        Call it before the first step.
+        Call it before the first capture and the first step.
         """
-        shapes = self._staging.buckets.shapes()
-        mixed = [shape for shape in shapes if shape.chunks]
-        decode = [shape for shape in shapes if not shape.chunks]
+        mixed, decode = self._shapes()
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            self._staging.clear()
+            with missing() as found:
+                for graphs, shapes in ((self._mixed_graphs, mixed), (self._decode_graphs, decode)):
+                    for shape in shapes:
+                        self.network.rehearse(shape, graphs.inputs_of(shape))
+            torch.cuda.synchronize(self._stream.device)
+            count = compile_all(found, self._stream.device)
+            self.network.step_counter.zero_()
+        return count
+
+    def capture(self, largest_only: bool = False) -> None:
+        """Captures every bucket, or the largest of both kinds. Call it before the first step."""
+        mixed, decode = self._shapes()
         if largest_only:
             mixed, decode = mixed[:1], decode[:1]
         with torch.cuda.stream(self._stream), torch.inference_mode():
             self._staging.clear()
-            seconds = self._mixed_graphs.prepare(mixed) + self._decode_graphs.prepare(decode)
-            self.network.step_counter.zero_()
+            torch.cuda.synchronize(self._stream.device)
+            self._mixed_graphs.prepare(mixed)
+            self._decode_graphs.prepare(decode)
         torch.cuda.synchronize(self._stream.device)
-        return seconds
+
+    def _shapes(self) -> tuple[list[StepShape], list[StepShape]]:
+        """Of mixed and of pure decode steps."""
+        shapes = self._staging.buckets.shapes()
+        return [shape for shape in shapes if shape.chunks], [shape for shape in shapes if not shape.chunks]
 
     def forget_graphs(self) -> None:
         """For when an address that is baked into the graphs is about to change."""

@@ -104,12 +104,14 @@ class NetworkWeights:
         return self.bytes_per_step + sum(t.numel() * t.element_size() for t in tables)
 
 
-def network_weights(model: Decoder) -> NetworkWeights:
-    """Reads a model of any family; its own parameters keep their values."""
+def network_weights(model: Decoder, consume: bool = False) -> NetworkWeights:
+    """Reads a model of any family. Its own parameters keep their values, or with `consume` may lose their
+    storage as soon as they have been copied.
+    """
     if isinstance(model, GPT):
         return _nanochat(model)
     if isinstance(model, Llama):
-        return _llama(model)
+        return _llama(model, consume)
     raise TypeError(f"no GPU forward pass for a {type(model).__name__}")
 
 
@@ -165,7 +167,7 @@ def _nanochat_layer(model: GPT, config: GPTConfig, index: int, block: Block) -> 
     return layer
 
 
-def _llama(model: Llama) -> NetworkWeights:
+def _llama(model: Llama, consume: bool) -> NetworkWeights:
     config = model.config
     embedding = model.model.embed_tokens.weight.detach()
     head = model.lm_head.weight
@@ -173,7 +175,7 @@ def _llama(model: Llama) -> NetworkWeights:
     own, other = model.rope(embedding.device)
     return NetworkWeights(
         embedding=embedding,
-        layers=[_llama_layer(config, index, layer) for index, layer in enumerate(model.layers)],
+        layers=[_llama_layer(config, index, layer, consume) for index, layer in enumerate(model.layers)],
         head=head.detach(),
         own=own,
         other=other,
@@ -188,7 +190,7 @@ def _llama(model: Llama) -> NetworkWeights:
     )
 
 
-def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer) -> LayerWeights:
+def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer, consume: bool) -> LayerWeights:
     attn, mlp = layer.self_attn, layer.mlp
     qkv = torch.cat([_matrix(p) for p in (attn.q_proj, attn.k_proj, attn.v_proj)])
     biases = [bias for p in (attn.q_proj, attn.k_proj, attn.v_proj) if (bias := _bias(p)) is not None]
@@ -201,7 +203,7 @@ def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer) -> LayerW
         config.rms_eps,
         1.0,
     )
-    return LayerWeights(
+    made = LayerWeights(
         qkv=fold(qkv, layer.input_layernorm.weight.detach()),
         o=_matrix(attn.o_proj),
         mlp_in=fold(gate_up, layer.post_attention_layernorm.weight.detach()),
@@ -216,6 +218,13 @@ def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer) -> LayerW
         q_norm=attn.q_norm.weight.detach() if attn.q_norm is not None else None,
         k_norm=attn.k_norm.weight.detach() if attn.k_norm is not None else None,
     )
+    if consume:
+        copied = [attn.q_proj, attn.k_proj, attn.v_proj, mlp.gate_proj, mlp.up_proj]
+        if made.mlp_out.data_ptr() != _matrix(mlp.down_proj).data_ptr():
+            copied.append(mlp.down_proj)
+        for projection in copied:
+            projection.weight = torch.nn.Parameter(_matrix(projection).to("meta"), requires_grad=False)
+    return made
 
 
 def _matrix(projection: Projection) -> torch.Tensor:

@@ -5,7 +5,7 @@ import triton
 
 from kernels.backends.base import AttentionSpec
 from kernels.triton.decode import DecodeWorkspace, paged_decode, plan_decode
-from kernels.triton.prefill import paged_prefill
+from kernels.triton.prefill import PrefillWorkspace, paged_prefill
 
 
 class TritonBackend:
@@ -23,6 +23,7 @@ class TritonBackend:
             spec.device,
             dtype=spec.dtype,
         )
+        self.prefill_workspace = PrefillWorkspace.allocate(spec.head_dim, spec.device)
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
@@ -66,5 +67,14 @@ class TritonBackend:
         if chunk_rows.size(0):
             pages = (k_pages, v_pages, block_tables)
             paged_prefill(
-                q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+                q,
+                *pages,
+                chunk_rows,
+                cu_queries,
+                contexts,
+                out,
+                scale=scale,
+                window=window,
+                workspace=self.prefill_workspace,
+                pdl=pdl,
             )

@@ -6,13 +6,11 @@ their number while the configuration stays the same: each output is summed in st
 parts of K one after the other. Another configuration may round the sums differently.
 """
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.nvrtc import CompileError
@@ -25,6 +23,7 @@ from kernels.triton.gemm_config import (
     unsupported,
 )
 from kernels.triton.gemm_kernel import gemm_kernel
+from kernels.triton.precompile import Compiling, at_once
 
 __all__ = ["GemmConfig", "GemmWorkspace", "configs", "fused_gemm", "prepare", "prepare_all", "unsupported"]
 
@@ -95,27 +94,19 @@ def prepare(kind: Kind, device: torch.device) -> None:
 
 
 def prepare_all(kinds: Iterable[Kind], device: torch.device) -> None:
-    """Compiles on all cores; `prepare` then finds the results. What cannot be compiled is left to it."""
+    """Compiles and loads on all cores; `prepare` finds the results. What cannot be compiled is left to it."""
     unique = list(dict.fromkeys(kinds))
-    workers = min(len(unique), len(os.sched_getaffinity(0)))
-    if workers == 0:
-        return
-    with (
-        ThreadPoolExecutor(workers) as executor,
-        triton.AsyncCompileMode(executor, ignore_errors=True),
-    ):
-        for kind in unique:
-            _dummy_launch(kind, device, warmup=True)
+    at_once([partial(_dummy_launch, kind, device, warmup=True) for kind in unique], device)
 
 
-def _dummy_launch(kind: Kind, device: torch.device, warmup: bool) -> None:
-    """Compiles, and unless it is a warm-up loads; an empty grid runs nothing."""
+def _dummy_launch(kind: Kind, device: torch.device, warmup: bool) -> Compiling | None:
+    """Compiles, and unless it is a warm-up loads; an empty grid runs nothing. The kernel of a warm-up."""
     config, norm, swiglu, pdl = kind
     x = torch.empty(16, 16, dtype=torch.bfloat16, device=device)
     workspace = GemmWorkspace.allocate(device, 32)
     activation: Activation = "swiglu" if swiglu else "none"
     eps = 1.0 if norm else None
-    _launch(x, x, x, eps, activation, False, config, workspace, pdl, 0, warmup)
+    return _launch(x, x, x, eps, activation, False, config, workspace, pdl, 0, warmup)
 
 
 def _launch(
@@ -130,7 +121,7 @@ def _launch(
     pdl: bool,
     programs: int | None = None,
     warmup: bool = False,
-) -> None:
+) -> Compiling | None:
     (m, k), n = x.shape, weight.size(0)
     x_tiles = weight_tiles = None
     if config.tiles:
@@ -177,9 +168,10 @@ def _launch(
         "launch_pdl": pdl,
     }
     if warmup:
-        gemm_kernel.warmup(*arguments, grid=(1,), **options)
-    else:
-        gemm_kernel[(programs,)](*arguments, **options)
+        kernel: Compiling | None = gemm_kernel.warmup(*arguments, grid=(1,), **options)
+        return kernel
+    gemm_kernel[(programs,)](*arguments, **options)
+    return None
 
 
 def _mismatch(

@@ -41,7 +41,7 @@ def compiled(cuda: None) -> None:
     wanted = [
         (k, v) for n, k, _, activation, _ in SHAPES for m in ROWS for v in variants(m, n, k, activation)[:4]
     ]
-    prepare_all(wanted, torch.device("cuda"))
+    prepare_all(wanted, torch.device("cuda"))()
 
 
 def product(

@@ -46,7 +46,7 @@ def on_a_hopper(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Variant]]:
         ready.append((k, variant))
 
     monkeypatch.setattr(probe, "prepare", prepare)
-    monkeypatch.setattr(probe, "prepare_all", lambda wanted, device: None)
+    monkeypatch.setattr(probe, "prepare_all", lambda wanted, device: lambda: None)
     monkeypatch.setattr(probe, "_multiprocessors", lambda device: 132)
     monkeypatch.setattr(probe._Probe, "refuses", _refuses)
     return ready

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels.triton.prefill import PrefillConfig, config_for, paged_prefill, tiles_of
+from kernels.triton.prefill import FEW_CHUNKS, PrefillWorkspace, paged_prefill
+from kernels.triton.prefill_config import PrefillConfig, config_for
 from tests.kernels.triton.device import DTYPES
 from tests.kernels.triton.paged import (
     DEVICE,
@@ -33,8 +34,10 @@ def check(
     config: PrefillConfig | None = SMALL,
     before: int = 0,
     unused: int = 0,
+    slots: int | None = None,
 ) -> None:
-    """before: single positions in front of the chunks. unused: chunks of length 0 behind them."""
+    """before: single positions in front of the chunks. unused: chunks of length 0 behind them. slots: of a
+    workspace, which must be left as it was for the next call."""
     cache = paged(
         [sum(chunk) for chunk in chunks], kv_heads, head_dim, block_size, dtype, heads_first=heads_first
     )
@@ -47,19 +50,23 @@ def check(
     tokens = starts[-1] + 3
     query = fused_queries(tokens, heads, kv_heads, head_dim, dtype)
     out = poisoned(tokens, heads * head_dim, dtype=dtype)
-    paged_prefill(
-        query,
-        cache.k_pages,
-        cache.v_pages,
-        cache.tables,
-        ints([*range(len(chunks)), *[-1] * unused]),
-        ints([*starts, *[starts[-1]] * unused]),
-        ints([*(sum(chunk) for chunk in chunks), *[0] * unused]),
-        out,
-        scale=head_dim**-0.5,
-        window=window,
-        config=config,
-    )
+    workspace = None if slots is None else PrefillWorkspace.allocate(head_dim, DEVICE, slots)
+    for _ in range(1 if workspace is None else 2):
+        paged_prefill(
+            query,
+            cache.k_pages,
+            cache.v_pages,
+            cache.tables,
+            ints([*range(len(chunks)), *[-1] * unused]),
+            ints([*starts, *[starts[-1]] * unused]),
+            ints([*(sum(chunk) for chunk in chunks), *[0] * unused]),
+            out,
+            scale=head_dim**-0.5,
+            window=window,
+            workspace=workspace,
+            config=config,
+        )
+    assert workspace is None or not workspace.counters.any()
     for row, (count, cached) in enumerate(chunks):
         mine = slice(starts[row], starts[row] + count)
         keys, values = cache.keys[row], cache.values[row]
@@ -116,13 +123,34 @@ def test_what_does_not_fit() -> None:
         check([(2, 0)], 32, 1)
     with pytest.raises(ValueError, match="power of two"):
         PrefillConfig(block_m=48)
+    with pytest.raises(ValueError, match="splits"):
+        PrefillConfig(block_m=128, splits=2)
 
 
-def test_tiles_bound_every_layout_of_chunks() -> None:
-    for queries in (4, 16):
-        for lengths in ([1], [16, 16], [15, 17, 1], [4, 8, 3, 0]):
-            needed = sum(-(-length // queries) for length in lengths)
-            assert needed <= tiles_of(sum(lengths), len(lengths), queries)
+SPLIT = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1, splits=4)
+LONG: list[Chunk] = [(20, 1100), (5, 600), (40, 300), (17, 0)]
+
+
+@bits
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1)])
+def test_programs_share_long_contexts(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
+    check(LONG, heads, kv_heads, dtype=dtype, config=SPLIT, slots=64, before=2, unused=1)
+
+
+@pytest.mark.parametrize("slots", [0, 7, 8, 16, 24])
+def test_tiles_without_a_slot_are_walked_by_one_program(slots: int) -> None:
+    check(LONG, 2, 2, config=SPLIT, slots=slots)
+
+
+@pytest.mark.parametrize("window", [0, 15, 270, 700, 5000])
+def test_windows_over_stretches(window: int) -> None:
+    check(LONG, 2, 1, config=SPLIT, slots=64, window=window)
+
+
+def test_more_chunks_than_the_grid_is_made_for() -> None:
+    chunks = [(2 + number % 20, number) for number in range(3 * FEW_CHUNKS)]
+    check(chunks, 2, 1, unused=5)
+    check([*chunks, (3, 900)], 2, 1, config=SPLIT, slots=64)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -134,9 +162,10 @@ def test_there_is_a_configuration_for_every_shape(itemsize: int) -> None:
                 assert config.queries(group) * group <= config.block_m
 
 
-def test_tiles_grow_with_the_step_until_the_device_is_full() -> None:
-    sizes = [config_for(1, 16, 128, tokens, 2).block_m for tokens in (16, 320, 512, 1024, 8192)]
-    assert sizes == [16, 16, 64, 128, 128]
+def test_tiles_grow_with_the_step_and_share_keys_until_the_device_is_full() -> None:
+    configs = [config_for(1, 16, 128, tokens, 2) for tokens in (16, 64, 128, 256, 512, 896, 1024, 8192)]
+    assert [config.block_m for config in configs] == [16, 64, 64, 64, 64, 64, 128, 128]
+    assert [config.splits for config in configs] == [8, 8, 8, 4, 2, 1, 1, 1]
 
 
 assert DEVICE
