@@ -163,7 +163,7 @@ class Batching:
         _stretch,
         "how many times longer than its running streams alone a step may take because of new prompts; 0: any",
         metavar="TIMES",
-        shown="1.85 on cuda, 0 on a CPU",
+        shown="1.75 on cuda, 0 on a CPU",
     )
     block_size: int | None = option(
         None, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS", shown="16"

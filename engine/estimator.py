@@ -30,7 +30,7 @@ PREFILL_OUTLIER = 2.5  # times its prediction: the most that a step with prefill
 PENDING = 16  # steps with prefill that came before decoding was known
 # A single step counts for at most so much beyond its prediction: times the usual deviation, plus a share.
 OUTLIER, OUTLIER_SHARE = 4.0, 0.1
-DEFAULT_STRETCH = 1.85
+DEFAULT_STRETCH = 1.75
 PRIOR = 1_000.0  # variance of a coefficient relative to that of the noise, before the first step
 
 # Units in which rows, KV tokens and prefill tokens are of order one; tokens * context are less, because

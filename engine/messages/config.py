@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     max_batched_tokens: most tokens in one step (None: 2,048 on a CPU, 8,192 on a GPU). max_chunk: most prompt
     tokens of one sequence in one step.
     prefill_stretch: how many times longer than its decoding rows alone a step may take because of prompts
-    beside them, as predicted (0: no such limit; None: 1.85 on a GPU, 0 on a CPU). max_model_len: most tokens
+    beside them, as predicted (0: no such limit; None: 1.75 on a GPU, 0 on a CPU). max_model_len: most tokens
     of a sequence, prompt and output (None: what the model was trained for). batch_timeout_ms: longest that an
     idle engine waits for company before its first step. lookahead: launch step N+1 before looking at the
     tokens of step N. cuda_graphs: replay each step as one captured graph (a GPU only). attention_backend,
