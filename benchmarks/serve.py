@@ -159,6 +159,10 @@ def _long_rows(long: list[Seen], seen: Seen, args: argparse.Namespace) -> list[d
             rows.append({"mode": "long-prompt", "number": number, "error": "the streams had ended by then"})
             continue
         quiet, during = gaps(max(calm[number], since - args.pause), since), gaps(since, until)
+        if not quiet or not during:
+            error = f"no gap of the streams ended {'before' if not quiet else 'while'} it was prefilled"
+            rows.append({"mode": "long-prompt", "number": number, "error": error})
+            continue
         alone, p50, p99 = (
             1e3 * value
             for value in (percentile(quiet, 0.5), percentile(during, 0.5), percentile(during, 0.99))

@@ -106,6 +106,7 @@ class Network:
         self.cache: PagedKV | None = None
         device = weights.embedding.device
         self.scratch = Scratch.allocate(weights, max_tokens, max_entries)
+        self.persistent = True  # False: each step allocates its activations anew
         self.sampled = SampleOutput.allocate(max_entries, weights.vocab_size, device)
         # What a step sampled, kept while later steps run: [step modulo RING, token and validity, entry].
         self.results = torch.zeros(RING, 2, max_entries, dtype=torch.int32, device=device)
@@ -123,8 +124,8 @@ class Network:
         self._sample(shape, inputs, full)
 
     def rehearse(self, shape: StepShape, inputs: StepInputs) -> None:
-        """Queues every kind of kernel that steps of this shape need, for rows of either kind; what it
-        computes is worthless, but harmless to an empty step.
+        """Queues every kind of kernel that steps of this shape need, for rows of either kind: one layer of
+        each kind does. What it computes is worthless, but harmless to an empty step.
         """
         self._forward(shape, inputs, self._kinds())
         for full in (False, True):
@@ -145,6 +146,8 @@ class Network:
     def _forward(self, shape: StepShape, inputs: StepInputs, layers: Iterable[int]) -> None:
         cache = self.cache
         assert cache is not None
+        if not self.persistent:
+            self.scratch = Scratch.allocate(self.weights, shape.tokens, shape.entries)
         self._embed(shape, inputs, cache.block_size)
         positions = self.scratch.positions[: shape.decodes]
         for window in self.windows:

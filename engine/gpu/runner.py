@@ -17,7 +17,7 @@ from engine.gpu.network import Network
 from engine.gpu.staging import StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
-from kernels.triton.precompile import compile_all, missing
+from kernels.triton.precompile import CAN_NOTE, compile_all, missing
 
 MAX_LOGPROBS = 20
 
@@ -104,7 +104,7 @@ class GpuRunner:
     def compile(self) -> int:
         """Compiles what steps of any shape need, all at once, and returns how many kernels that were.
 
-        Call it before the first capture and the first step.
+        Call it before the first capture, in which nothing can be compiled or loaded, and the first step.
         """
         mixed, decode = self._shapes()
         with torch.cuda.stream(self._stream), torch.inference_mode():
@@ -115,6 +115,12 @@ class GpuRunner:
                         self.network.rehearse(shape, graphs.inputs_of(shape))
             torch.cuda.synchronize(self._stream.device)
             count = compile_all(found, self._stream.device)
+            if count < len(found) or not CAN_NOTE:
+                # One by one then, each where it is first launched; what cannot be compiled says so there.
+                for graphs, shapes in ((self._mixed_graphs, mixed), (self._decode_graphs, decode)):
+                    for shape in shapes:
+                        self.network.step(shape, graphs.inputs_of(shape), False)
+                torch.cuda.synchronize(self._stream.device)
             self.network.step_counter.zero_()
         return count
 

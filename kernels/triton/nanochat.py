@@ -28,7 +28,8 @@ def _gates(
     return rounded(scale * rounded(tl.sigmoid(total), dtype), dtype)
 
 
-@triton.jit
+# a and b are single numbers of per-layer vectors, whose alignment differs from layer to layer.
+@triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def _value_gate_kernel(
     x,
     x0,

@@ -3,9 +3,13 @@
 Triton compiles a kernel where it is first launched, half a second to two seconds each, and a start with empty
 caches needs dozens. So the program runs once for nothing: kernels that are not there yet are noted instead of
 launched (`missing`), and then all of them are compiled at once (`compile_all`).
+
+Both stand on hooks of Triton 3.6 that it does not promise to keep: without them nothing is noted, launches
+run as ever, and kernels compile one by one.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,16 +21,23 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction
-from triton.runtime._async_compile import FutureKernel
 
-Compiling: TypeAlias = FutureKernel | CompiledKernel
+Compiling: TypeAlias = object  # Triton's FutureKernel, or a CompiledKernel
+Function: TypeAlias = JITFunction[object]
+
+CAN_NOTE = (
+    hasattr(getattr(getattr(triton, "knobs", None), "runtime", None), "jit_cache_hook")
+    and hasattr(triton, "AsyncCompileMode")
+    and hasattr(JITFunction, "preload")
+)
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(slots=True)
 class Missing:
     """Kernels that were wanted: each with what Triton needs to compile it, in the order they came."""
 
-    kernels: dict[tuple[str, str], JITFunction[object]] = field(default_factory=dict)
+    kernels: dict[tuple[str, str], Function] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.kernels)
@@ -34,23 +45,30 @@ class Missing:
 
 @contextmanager
 def missing() -> Iterator[Missing]:
-    """While it lasts, launches of kernels that are not compiled do nothing but note them.
+    """While it lasts, this thread's launches of kernels that are not compiled do nothing but note them.
 
-    What is computed meanwhile is worthless. For one thread: the hook is Triton's own and there is one.
+    What is computed meanwhile is worthless. Other threads launch and compile as ever.
     """
     found = Missing()
+    if not CAN_NOTE:
+        yield found
+        return
+    me = threading.get_ident()
 
-    def note(*, key: str, fn: object, compile: dict[str, str], **others: object) -> bool:
-        function = fn.jit_function  # type: ignore[attr-defined]
+    def note(*, fn: object, compile: dict[str, str], **others: object) -> bool:
+        if threading.get_ident() != me:
+            return False
+        function: Function = fn.jit_function  # type: ignore[attr-defined]
         found.kernels[function.__qualname__, compile["specialization_data"]] = function
         return True  # tells Triton to leave it
 
-    before = triton.knobs.runtime.jit_cache_hook
-    triton.knobs.runtime.jit_cache_hook = note
-    try:
-        yield found
-    finally:
-        triton.knobs.runtime.jit_cache_hook = before
+    with _one_at_a_time:
+        before = triton.knobs.runtime.jit_cache_hook
+        triton.knobs.runtime.jit_cache_hook = note
+        try:
+            yield found
+        finally:
+            triton.knobs.runtime.jit_cache_hook = before
 
 
 def compile_all(wanted: Missing, device: torch.device) -> int:
@@ -67,16 +85,25 @@ def at_once(compilations: Sequence[Callable[[], Compiling | None]], device: torc
     loaded. The rest as in `compile_all`.
     """
     workers = min(len(compilations), len(os.sched_getaffinity(0)))
-    if not workers:
+    if not workers or not CAN_NOTE:
         return 0
     with ThreadPoolExecutor(workers, "compile", _choose, (device,)) as pool:
         with triton.AsyncCompileMode(pool, ignore_errors=True):
-            started = [compilation() for compilation in compilations]
-        kernels = [
-            kernel.result(ignore_errors=True) if isinstance(kernel, FutureKernel) else kernel
-            for kernel in started
-        ]
-        return sum(pool.map(_load, kernels))
+            started = [_begin(compilation) for compilation in compilations]
+        seen: set[int] = set()
+        for number, kernel in enumerate(started):
+            if kernel is not None and id(kernel) in seen:
+                # Another's twin in all but the key that it is launched by; by now Triton's cache has it.
+                started[number] = _begin(compilations[number])
+            seen.add(id(kernel))
+        return sum(pool.map(_load, started))
+
+
+def _begin(compilation: Callable[[], Compiling | None]) -> Compiling | None:
+    try:
+        return compilation()
+    except Exception:  # met again where it is launched
+        return None
 
 
 def _choose(device: torch.device) -> None:
@@ -84,11 +111,14 @@ def _choose(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _load(kernel: CompiledKernel | None) -> bool:
+def _load(kernel: Compiling | None) -> bool:
     """Builds what launches a kernel, which takes a C compiler, and puts it on the device."""
-    if kernel is None:
+    result = getattr(kernel, "result", None)
+    compiled: object = result(ignore_errors=True) if callable(result) else kernel
+    if not isinstance(compiled, CompiledKernel):
         return False
     try:
-        return kernel.run is not None
-    except Exception:  # met again where it is launched
+        return compiled.run is not None
+    except Exception:  # met again where it is launched, for which it must begin anew
+        compiled._run = compiled.module = None
         return False

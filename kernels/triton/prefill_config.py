@@ -13,9 +13,9 @@ SLOT_ROWS = 64  # of the largest tile whose keys can be split
 class PrefillConfig:
     """block_m: rows of a tile, queries times the heads packed beside each. block_n: keys of a tile. pack:
     heads that share a kv head go into one tile. section: heads whose tiles run side by side, so that L2
-    holds their keys.
+    holds their keys. splits: most programs that share the keys of one tile.
 
-    ValueError: tiles that no matrix instruction takes.
+    ValueError: tiles that no matrix instruction takes, or that are too large to be split.
     """
 
     block_m: int = 128

@@ -114,7 +114,7 @@ def _merge(
 
 @triton.jit
 def _tile(
-    number_of_tile,
+    turn,
     tile,
     first,
     length,
@@ -159,7 +159,8 @@ def _tile(
     SLOT_ROWS: tl.constexpr,
 ):
     """Queries tile * QUERIES.. of a chunk that begins at token `first`, for the heads of one column, over the
-    stretch's part of their keys.
+    stretch's part of their keys. turn: the tile's place in the order of work, longest first; the first
+    `split_tiles` have slots for what their stretches leave.
     """
     # Keys 0..lowest are seen by all of the tile's queries, none behind highest by any.
     lowest = context - length + tile * QUERIES
@@ -171,7 +172,7 @@ def _tile(
     head = column * PACKED
     splits = 1
     if SPLIT:
-        allowed = tl.where(number_of_tile < split_tiles, most_splits, 1)
+        allowed = tl.where(turn < split_tiles, most_splits, 1)
         splits = tl.minimum(tl.maximum((stop - start) // SPLIT_KEYS, 1), allowed)
         size = ((stop - start + splits - 1) // splits + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         splits = (stop - start + size - 1) // size
@@ -281,7 +282,7 @@ def _tile(
             result = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
             tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None])
         elif SPLIT:
-            tile_slot = (number_of_tile * (HEADS // PACKED) + column) * most_splits
+            tile_slot = (turn * (HEADS // PACKED) + column) * most_splits
             slot = (tile_slot + stretch).to(tl.int64) * SLOT_ROWS + index
             tl.store(partials + slot[:, None] * D + channel[None, :], mixed)
             tl.store(stats + slot * 2, most)
@@ -369,7 +370,7 @@ def prefill_kernel(
         row = tl.load(chunk_rows + found).to(tl.int64)
         context = tl.load(contexts + found)
         _tile(
-            number,
+            turn,
             number - tl.sum(tl.where(tl.arange(0, CHUNKS) == found, ends - count, 0)),
             first,
             length,

@@ -273,7 +273,8 @@ def gather_rows(
     gather(index, x, out, eps=eps, weight=weight, backout=backout, positions=positions, pdl=pdl)
 
 
-@triton.jit
+# a and b are single numbers of per-layer vectors, whose alignment differs from layer to layer.
+@triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def _scale_add_kernel(
     x,
     x0,
