@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from app.fastpath import FastPath, spelled
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
-from engine.flags import OVERRIDES, OverrideKind
+from engine.flags import OVERRIDES, OverrideKind, Setting, resolve
 from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName
 from engine.messages.config import LoadFormat
 
@@ -180,13 +181,19 @@ class Batching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """How a GPU is used; on a CPU these change nothing."""
+    """How a GPU is used."""
 
-    cuda_graphs: bool = switch(True, "replay each step as one captured CUDA graph")
+    use_cuda_graphs: bool | None = switch(
+        None,
+        "replay each step as one captured CUDA graph",
+        "--cuda-graphs",
+        off=["--no-cuda-graphs"],
+        shown="on with --profile fast",
+    )
     attention_backend: AttentionName = option(
         "auto",
-        choice("auto", "triton", "fa2", "fa3", "fa4", "torch"),
-        "attention kernels: auto, triton, fa2, fa3, fa4 or torch; see python -m app kernels",
+        choice("auto", "triton", "fa2", "fa3", "fa4", "sdpa", "torch"),
+        "attention kernels: auto, triton, fa2, fa3, fa4, sdpa or torch; see python -m app kernels",
         metavar="NAME",
     )
     linear_backend: LinearName = option(
@@ -272,6 +279,7 @@ class Config:
     model: Model = field(default_factory=Model)
     batching: Batching = field(default_factory=Batching)
     gpu: Gpu = field(default_factory=Gpu)
+    fastpath: FastPath = field(default_factory=FastPath)
     requests: Requests = field(default_factory=Requests)
     server: Server = field(default_factory=Server)
 
@@ -320,13 +328,21 @@ class Config:
             batch_timeout_ms=0.0 if limit == 1 else batching.batch_timeout_ms,
             enable_prefix_caching=batching.enable_prefix_caching,
             lookahead=batching.lookahead,
-            cuda_graphs=self.gpu.cuda_graphs,
             attention_backend=self.gpu.attention_backend,
             linear_backend=self.gpu.linear_backend,
             kv_bytes=self.gpu.kv_bytes,
             trace=self.server.trace,
             overrides=_overrides(model.model_override),
+            profile=self.fastpath.profile,
+            flags=self._flags(),
         )
+
+    def _flags(self) -> dict[str, Setting]:
+        """The seed's flags that were given, those that have a setting of their own among them."""
+        flags = self.fastpath.asked()
+        if self.gpu.use_cuda_graphs is not None:
+            flags["use_cuda_graphs"] = self.gpu.use_cuda_graphs
+        return flags
 
     def http_settings(self) -> HttpSettings:
         """What the HTTP layer is told."""
@@ -355,6 +371,10 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises UsageError for settings that contradict each other."""
+    try:
+        resolve(None, config.fastpath.profile, config.engine_config().flags)
+    except ValueError as error:
+        raise UsageError(spelled(str(error))) from None
     tokens = config.batching.max_num_batched_tokens
     if tokens is not None and tokens < (config.batching.batch_size or 1):
         raise UsageError(

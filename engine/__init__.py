@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.async_engine import AsyncEngine
     from engine.config import GPTConfig
+    from engine.engine import Engine
     from engine.loader import load_model
     from engine.messages import EngineConfig
     from engine.model import GPT
 
-__all__ = ["GPT", "AsyncEngine", "EngineConfig", "GPTConfig", "load_model"]
+__all__ = ["GPT", "AsyncEngine", "Engine", "EngineConfig", "GPTConfig", "load_model"]
 
 _MODULES = {
     "AsyncEngine": "engine.async_engine",
+    "Engine": "engine.engine",
     "EngineConfig": "engine.messages",
     "GPT": "engine.model",
     "GPTConfig": "engine.config",

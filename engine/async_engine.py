@@ -12,12 +12,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
+import msgspec
+
 from engine.backend import Backend, Feature
 from engine.blocks import BlockPool
 from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
 from engine.decoder import Decoder
 from engine.estimator import default_stretch
+from engine.fastpath import refuse
+from engine.flags import Resolved, resolve
 from engine.messages import (
     Delta,
     EngineConfig,
@@ -40,10 +44,10 @@ from engine.trace import Tracer
 class AsyncEngine:
     """Serves one model. Implements EngineClient for its own loop.
 
-    model: its projections are copied into a packed form, so the caller may drop it; with `consume` the engine
-    frees what it has copied, before it sees how much memory is left. tokenizer: anything with
-    nanochat's five methods. meta: what the loader knows beyond the weights. Call `start` before the first
-    request and `close` at the end, both on the loop.
+    model: its projections are copied into a packed form, so the caller may drop it. consume: nobody else
+    needs the model any more; on a GPU what is copied of a Llama is freed before memory is shared out.
+    tokenizer: anything with nanochat's five methods. meta: what the loader knows beyond the weights. Call
+    `start` before the first request and `close` at the end, both on the loop.
     """
 
     def __init__(
@@ -57,7 +61,13 @@ class AsyncEngine:
     ) -> None:
         self.config = config = config or EngineConfig()
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
-        self.backend = backend = _build(model, config, terminals, consume)
+        flags = resolve(model.config, config.profile, config.flags)
+        config = msgspec.structs.replace(
+            config,
+            block_size=config.block_size or flags.values.kv_block_size,
+            kv_page_size=config.kv_page_size or flags.values.kv_page_size,
+        )
+        self.backend = backend = _build(model, config, flags, terminals, consume)
         pool = BlockPool(backend.blocks, backend.block_size, spread=backend.spread)
         scheduler = Scheduler(
             SchedulerConfig(
@@ -250,14 +260,19 @@ class AsyncEngine:
             self.core.tracer.emitted(started, time.perf_counter(), len(frame.tokens))
 
 
-def _build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...], consume: bool) -> Backend:
-    if next(model.parameters()).device.type == "cuda":
+def _build(
+    model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: tuple[int, ...], consume: bool
+) -> Backend:
+    """Kernels of the user's own are called by the plain runner, on whatever device."""
+    device = next(model.parameters()).device.type
+    refuse(flags, device)
+    if device == "cuda" and not flags.hooked:
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
 
-        return build_gpu(model, config, terminal_ids, consume)
+        return build_gpu(model, config, flags, terminal_ids, consume)
     from engine.cpu import build as build_cpu
 
-    return build_cpu(model, config, terminal_ids)
+    return build_cpu(model, config, flags, terminal_ids)
 
 
 def _features(config: EngineConfig, limits: SchedulerConfig) -> list[Feature]:

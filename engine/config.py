@@ -9,7 +9,7 @@ Sources: karpathy/nanochat, nanochat/gpt.py at 4a87a0d (G1), aa530cd (G2), e85db
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from engine.flags import FastPathFlags
+from engine.flags import FastPathFlags, check_flags
 
 Generation = Literal["G1", "G2", "G3", "G4", "G5"]
 
@@ -68,6 +68,7 @@ class GPTConfig(FastPathFlags):
     rope_dtype: Literal["bfloat16", "float32"] | None = None  # precision that the cos/sin table is rounded to
 
     def __post_init__(self) -> None:
+        check_flags(self)
         constants = GENERATIONS[self.generation]
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")

@@ -4,8 +4,12 @@ import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder
+from engine.fastpath import flag_rows
+from engine.flags import Resolved
+from engine.hooks import KernelHooks
 from engine.memory import pool_blocks
 from engine.messages import EngineConfig
+from engine.rehearsal import rehearse
 from engine.runner import ModelRunner
 from kernels.attention import KVCache
 
@@ -13,8 +17,11 @@ DEFAULT_ROWS = 8
 DEFAULT_TOKENS = 2048
 
 
-def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -> Backend:
-    """Also serves other devices, on plain torch. Raises ValueError for settings that do not fit the model."""
+def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: tuple[int, ...]) -> Backend:
+    """Also serves other devices, on plain torch. Raises ValueError for settings that do not fit the model,
+    and whatever a kernel of the user's own raises in its first steps.
+    """
+    hooks = KernelHooks.of(flags.values)
     weight = next(model.parameters())
     device, dtype = weight.device, weight.dtype
     max_rows = config.max_rows or DEFAULT_ROWS
@@ -27,8 +34,15 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
         shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
     )
     threads = config.threads or torch.get_num_threads()
+    runner = ModelRunner(served, cache, max_rows, terminal_ids, threads, hooks)
+    if flags.hooked:
+        try:
+            rehearse(runner)
+        except BaseException:
+            runner.close()
+            raise
     return Backend(
-        runner=ModelRunner(served, cache, max_rows, terminal_ids, threads),
+        runner=runner,
         device=device,
         dtype=dtype,
         blocks=blocks,
@@ -37,14 +51,16 @@ def build(model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...]) -
         max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
         max_model_len=max_model_len,
         spread=-(-max_model_len // block_size),
-        features=_features(served, threads, config),
+        features=[*_features(served, threads, config, hooks), *flag_rows(flags, device.type, block_size, {})],
     )
 
 
-def _features(served: Decoder, threads: int, config: EngineConfig) -> list[Feature]:
+def _features(served: Decoder, threads: int, config: EngineConfig, hooks: KernelHooks) -> list[Feature]:
     packed = getattr(getattr(served, "lm_head", None), "packed", False)
     return [
-        ("attention", "auto", "paged reference (torch)", "the only one for this device"),
+        ("attention", "auto", "paged reference (torch)", "the only one for this device")
+        if hooks.clustered is None
+        else ("attention", "auto", "clustered attention kernel", "your own, a call for each row"),
         (
             "linear",
             "auto",

@@ -1,12 +1,16 @@
 """The seed's fast-path flags, with the seed's names and defaults, and the model constants that a user may
 override. No torch here: the command line imports it.
 
-`GPTConfig` inherits this dataclass, so library use and the server share one definition. Only flags that do
-something in this engine are listed; the others of the seed join as their paths are built.
+`GPTConfig` inherits `FastPathFlags`, so library use and the server share one definition; what each flag does
+is said once, here, and `docs/flags.md` and `--help` are made from it.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 OverrideKind = Literal["whole", "real", "dtype", "windows"]
 
@@ -24,16 +28,164 @@ OVERRIDES: dict[str, OverrideKind] = {
     "window_pattern": "windows",
 }
 
+Profile = Literal["fast", "seed"]
+Where = Literal["any", "cuda", "training"]
+Setting = bool | int | str
+
+TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "bf16", "fp16", "fp4", "int4")
+IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """effect: what a flag does, in one sentence. where: on which devices it can; "training": in the dense
+    forward of training alone."""
+
+    effect: str
+    where: Where = "any"
+
+
+def _flag(default: T, effect: str, where: Where = "any") -> T:
+    return field(default=default, metadata={"about": About(effect, where)})
+
 
 @dataclass(slots=True, kw_only=True)
 class FastPathFlags:
-    """Each flag can be measured alone.
+    """Each flag can be measured alone."""
 
-    kv_block_size: tokens per KV block (None: the engine's default of 16).
-    kv_page_size: granularity, in tokens, to which the KV pool's capacity is rounded up (None: one block).
-    use_fp32_logits: the training loss casts its soft-capped logits to float32 first.
+    use_padded_attention: bool = _flag(
+        False,
+        "GPT.forward takes a mask over padded rows; served rows are paged and have no padding",
+    )
+    use_flash_sdp: bool = _flag(
+        True, "torch's flash kernels may serve scaled_dot_product_attention; off: its plain one", "training"
+    )
+    use_fp32_logits: bool = _flag(
+        True, "the training loss casts its soft-capped logits to float32 first", "training"
+    )
+    use_flash3: bool = _flag(
+        True, "the best FlashAttention that is installed serves prefill; off: our own kernel", "cuda"
+    )
+    flash3_block_size: int = _flag(
+        128, "tile of keys for kernels that let their caller choose one; FlashAttention's do not", "cuda"
+    )
+    use_cta_clustering: bool = _flag(
+        False, "hands attention kernels a size of thread-block clusters for long contexts"
+    )
+    cta_cluster_size: int = _flag(
+        2, "blocks of a cluster at the threshold; 3 from 2,048 keys and 4 from 4,096 at least"
+    )
+    cta_cluster_seq_threshold: int = _flag(1024, "keys from which on there are clusters")
+    kv_block_size: int | None = _flag(None, "tokens per KV block; without it the engine's default of 16")
+    kv_page_size: int | None = _flag(
+        None, "tokens to a multiple of which the KV pool is rounded up; without it one block"
+    )
+    enable_persistent_decode: bool = _flag(
+        False, "the buffers of a decode step keep their addresses from step to step", "cuda"
+    )
+    use_cuda_graphs: bool = _flag(False, "each step is the replay of one captured CUDA graph", "cuda")
+    use_te_weight_only: bool = _flag(
+        False, "q, k, v, output and head projections through Transformer Engine", "cuda"
+    )
+    te_weight_dtype: str = _flag("fp8", f"their precision: {', '.join(TE_DTYPES)}", "cuda")
+    use_clustered_attention_kernel: bool = _flag(
+        False, "attention of every layer through a function of yours (kernels.stubs)"
+    )
+    clustered_attention_impl: str | None = _flag(
+        None, "that function as module:function; `clustered_attention` of a module given alone"
+    )
+    use_persistent_decode_kernel: bool = _flag(
+        False, "decode steps through a function of yours (kernels.stubs)"
+    )
+    persistent_decode_impl: str | None = _flag(
+        None, "that function as module:function; `persistent_decode_step` of a module given alone"
+    )
+    allow_kernel_stub_fallback: bool = _flag(
+        False, "where there is no such function the reference serves, with a warning"
+    )
+
+
+ABOUT: dict[str, About] = {flag.name: flag.metadata["about"] for flag in fields(FastPathFlags)}
+DEFAULTS: dict[str, Setting | None] = asdict(FastPathFlags())
+# What `--profile fast` turns on where the device can.
+FAST: dict[str, Setting] = {
+    "use_cuda_graphs": True,
+    "enable_persistent_decode": True,
+}
+_HOOKS = {
+    "clustered_attention_impl": "use_clustered_attention_kernel",
+    "persistent_decode_impl": "use_persistent_decode_kernel",
+}
+
+
+def check_flags(flags: FastPathFlags) -> None:
+    """Raises ValueError, naming the flag, for a value that no engine could serve."""
+    for name in ("flash3_block_size", "cta_cluster_seq_threshold", "kv_block_size", "kv_page_size"):
+        value: object = getattr(flags, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} is {value!r}; a positive number of tokens is needed")
+    size: object = flags.cta_cluster_size
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 16:
+        raise ValueError(f"cta_cluster_size is {size!r}; a cluster has 1 to 16 blocks")
+    if flags.te_weight_dtype not in TE_DTYPES:
+        raise ValueError(f"te_weight_dtype is {flags.te_weight_dtype!r}, none of {', '.join(TE_DTYPES)}")
+    for name in _HOOKS:
+        impl: object = getattr(flags, name)
+        if impl is not None and not (isinstance(impl, str) and IMPLEMENTATION.fullmatch(impl)):
+            raise ValueError(f"{name} is {impl!r}, not of the form module:function")
+    for name, default in DEFAULTS.items():
+        if isinstance(default, bool) and not isinstance(getattr(flags, name), bool):
+            raise ValueError(f"{name} is {getattr(flags, name)!r}, neither True nor False")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The flags in force. asked: those that the command line, the environment or a file asked for: what of
+    them cannot be had is an error, while the others fall back with a reason. hinted: those that the model's
+    own configuration sets.
     """
 
-    kv_block_size: int | None = None
-    kv_page_size: int | None = None
-    use_fp32_logits: bool = True
+    values: FastPathFlags
+    asked: frozenset[str] = frozenset()
+    hinted: frozenset[str] = frozenset()
+
+    def origin(self, name: str) -> str:
+        """For the start-up table: the value that was asked for, and by whom."""
+        value = getattr(self.values, name)
+        if name in self.asked:
+            return str(value)
+        return f"{value} (model)" if name in self.hinted else "auto"
+
+    @property
+    def hooked(self) -> bool:
+        """Whether some kernel is the user's own."""
+        return self.values.use_clustered_attention_kernel or self.values.use_persistent_decode_kernel
+
+
+def resolve(model: object, profile: Profile, asked: Mapping[str, Setting]) -> Resolved:
+    """What was asked for stands above the model's configuration, and that above the profile's defaults.
+
+    model: a configuration, of which a `FastPathFlags` counts. Raises ValueError, naming the flag, for unknown
+    flags and for values or combinations that no engine could serve.
+    """
+    unknown = sorted(set(asked) - set(DEFAULTS))
+    if unknown:
+        raise ValueError(f"there is no flag {', '.join(unknown)}; there are {', '.join(DEFAULTS)}")
+    own: dict[str, Setting | None] = {}
+    if isinstance(model, FastPathFlags):
+        own = {
+            name: getattr(model, name) for name, value in DEFAULTS.items() if getattr(model, name) != value
+        }
+    defaults = FAST if profile == "fast" else {}
+    values = FastPathFlags(**(defaults | own | dict(asked)))  # type: ignore[arg-type]
+    check_flags(values)
+    for impl, use in _HOOKS.items():
+        if impl in asked and not getattr(values, use):
+            raise ValueError(f"{impl} does nothing without {use}")
+    if values.use_persistent_decode_kernel and asked.get("use_cuda_graphs"):
+        raise ValueError("use_cuda_graphs excludes use_persistent_decode_kernel: its calls are not captured")
+    if values.use_clustered_attention_kernel and asked.get("use_cuda_graphs"):
+        raise ValueError(
+            "use_cuda_graphs excludes use_clustered_attention_kernel: its calls are not captured"
+        )
+    return Resolved(values, frozenset(asked), frozenset(own))

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.config import GPTConfig
 from engine.decoder import Attend, Rope
+from engine.dense import DenseAttention, KeptTokens, PaddedAttention
 from engine.skeleton import skeleton
 from kernels.activation import sigmoid, softcap
 from kernels.linear import PackedLinear, Projection, project_add, project_relu
@@ -205,25 +206,59 @@ class GPT(nn.Module):
     # -- training
     # ---------------------------------------------------------------------------------------------
 
-    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits [batch, time, vocab_size], or with targets the mean cross entropy (a target of -1 is
         ignored).
 
-        ids, targets: [batch, time] int64; every row starts at position 0.
+        ids, targets: [batch, time] int64; every row starts at position 0. attention_mask: [batch, time],
+        True for the tokens and False for padding on either side of them, where use_padded_attention is on;
+        each row then gives what it gives alone, its padding has logits of zero and no part in the loss.
+        Raises ValueError for a mask with the flag off, and for one that does not fit.
         """
+        if attention_mask is not None:
+            return self._forward_padded(ids, targets, attention_mask)
         batch, time = ids.shape
-        if time > self.config.rope_len:
-            raise ValueError(f"{time} positions exceed the rotary table of {self.config.rope_len}")
+        self._check_positions(time)
         positions = torch.arange(time, device=ids.device).repeat(batch)
         previous = F.pad(ids[:, :-1], (1, 0)).reshape(-1)
-        attend = _DenseAttention(self.config, batch, time)
+        attend = DenseAttention(self.config, batch, time)
         x = self.hidden(ids.reshape(-1), previous, positions, attend)
         logits = self.logits(x)
         if targets is None:
             return logits.view(batch, time, -1)
+        return self._loss(logits, targets.reshape(-1), x.dtype)
+
+    def _forward_padded(
+        self, ids: torch.Tensor, targets: torch.Tensor | None, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward` of the tokens that the mask keeps."""
+        if not self.config.use_padded_attention:
+            raise ValueError("attention_mask needs use_padded_attention, which is off in this model's config")
+        kept = KeptTokens.of(mask, *ids.shape)
+        self._check_positions(kept.longest)
+        tokens = ids[kept.keep]
+        attend = PaddedAttention(self.config, kept)
+        x = self.hidden(tokens, kept.previous(tokens), kept.positions, attend)
+        logits = self.logits(x)
+        if targets is None:
+            return kept.spread(logits)
+        return self._loss(logits, targets[kept.keep], x.dtype)
+
+    def _check_positions(self, time: int) -> None:
+        if time > self.config.rope_len:
+            raise ValueError(f"{time} positions exceed the rotary table of {self.config.rope_len}")
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Mean cross entropy. logits: [tokens, vocab_size] float32. dtype: what the network computes in."""
         if not self.config.use_fp32_logits:
-            logits = logits.to(x.dtype)
-        return F.cross_entropy(logits, targets.reshape(-1), ignore_index=-1)
+            logits = logits.to(dtype)
+        return F.cross_entropy(logits, targets, ignore_index=-1)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -294,29 +329,6 @@ class GPT(nn.Module):
             if hasattr(attn, "ve_gate"):
                 target.attn.ve_gate = attn.ve_gate
         return served.eval()
-
-
-class _DenseAttention:
-    """Causal attention over whole rows, without a cache: the training path's `attend`."""
-
-    def __init__(self, config: GPTConfig, batch: int, time: int) -> None:
-        self.config = config
-        self.batch = batch
-        self.time = time
-
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        split = (self.batch, self.time, -1, self.config.head_dim)
-        q, k, v = (t.view(split).transpose(1, 2) for t in (q, k, v))
-        window = self.config.window(layer)
-        grouped = q.size(1) != k.size(1)
-        if window is None or window >= self.time:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        else:
-            row = torch.arange(self.time, device=q.device)
-            distance = row.unsqueeze(1) - row.unsqueeze(0)
-            mask = (distance >= 0) & (distance <= window)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return out.transpose(1, 2).reshape(self.batch * self.time, -1, self.config.head_dim)
 
 
 def _gate(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ and takes the tokens that N samples from the rows' device state.
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from engine.blocks import WRITE_OFF
-from engine.decoder import Decoder
+from engine.decoder import Attend, Decoder
+from engine.hooks import KernelHooks
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
 from engine.sequence import Sequence
@@ -46,6 +46,10 @@ class StagedSpan(NamedTuple):
     entries: int
     first: int | None
 
+    def on_device(self, tables: torch.Tensor, first: int) -> Span:
+        """tables: of all spans, one behind the other; this one's begins at `first`."""
+        return Span(self.start, self.length, self.context, tables[first : first + self.entries], self.first)
+
 
 @dataclass(slots=True)
 class StagedStep:
@@ -64,19 +68,27 @@ class StagedStep:
     sampling: list[SamplingRow] = field(default_factory=list)
     sampling_tokens: list[int] = field(default_factory=list)  # last token of each sampling chunk
     resets: list[RowReset] = field(default_factory=list)
+    only_decodes: bool = True  # every chunk is one token behind its prompt
 
 
 class ModelRunner:
-    """One model, its KV cache and its rows on one device."""
+    """One model, its KV cache and its rows on one device. hooks: kernels of the user's own."""
 
     def __init__(
-        self, model: Decoder, cache: KVCache, max_rows: int, terminal_ids: tuple[int, ...], threads: int
+        self,
+        model: Decoder,
+        cache: KVCache,
+        max_rows: int,
+        terminal_ids: tuple[int, ...],
+        threads: int,
+        hooks: KernelHooks | None = None,
     ) -> None:
         self.model = model
         self.vocab_size = model.config.vocab_size
         self.cache = cache
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids
+        self.hooks = hooks or KernelHooks()
         self.state = RowState(max_rows, model.config.vocab_size, self.device)
         # torch's CPU threads form one team per calling thread, and a second team, even an idle one, keeps the
         # first from spinning between two products, which costs it a wake-up each. So only this thread has
@@ -118,6 +130,7 @@ class ModelRunner:
     def _stage_chunk(self, step: StagedStep, chunk: Chunk) -> None:
         tokens, table, size = chunk.sequence.tokens, chunk.block_table, self.cache.block_size
         first, start, end = len(step.ids), chunk.start, chunk.start + chunk.length
+        step.only_decodes &= chunk.length == 1 and start >= chunk.sequence.prompt_length
         if chunk.feeds_back:
             step.fed_tokens.append(first)
             step.fed_rows.append(chunk.row)
@@ -149,33 +162,40 @@ class ModelRunner:
         started = time.perf_counter()
         for reset in step.resets:
             self.state.reset_counts(reset.row, reset.prompt, reset.output)
-        ids, attend = self._tensor(step.ids), self._attend(step)
+        ids, spans = self._tensor(step.ids), self._spans(step)
         if step.fed_tokens:
             ids[self._tensor(step.fed_tokens)] = self.state.last_token[self._tensor(step.fed_rows)]
-        previous, positions = self._tensor(step.previous_ids), self._tensor(step.positions)
+        previous = self._tensor(step.previous_ids)
         forward_started = time.perf_counter()
-        hidden = self.model.hidden(ids, previous, positions, attend)
-        tokens: list[SampledToken] = []
-        if step.sampling:
-            logits = self.model.logits(hidden[self._tensor(step.sampling_tokens)])
-            forward_seconds = time.perf_counter() - forward_started
-            tokens = self._sample(step, logits)
+        rows = self._tensor(step.sampling_tokens)
+        if self.hooks.persistent is not None and step.only_decodes:
+            count = len(spans)
+            logits = self.hooks.step(self.model, ids[:count], previous[:count], self.cache, spans)
+            logits = logits[rows] if step.sampling else logits
         else:
-            forward_seconds = time.perf_counter() - forward_started
+            positions = self._tensor(step.positions)
+            hidden = self.model.hidden(ids, previous, positions, self._attend(step, spans))
+            logits = self.model.logits(hidden[rows]) if step.sampling else hidden
+        forward_seconds = time.perf_counter() - forward_started
+        tokens = self._sample(step, logits) if step.sampling else []
         return StepResult(tokens, time.perf_counter() - started, forward_seconds)
 
-    def _attend(self, step: StagedStep) -> Callable[..., torch.Tensor]:
-        slots, tables = self._tensor(step.slots), self._tensor(step.tables)
+    def _spans(self, step: StagedStep) -> list[Span]:
+        tables = self._tensor(step.tables)
         spans: list[Span] = []
         first = 0
-        for span in step.spans:
-            table = tables[first : first + span.entries]
-            spans.append(Span(span.start, span.length, span.context, table, span.first))
-            first += span.entries
-        config, cache = self.model.config, self.cache
+        for staged in step.spans:
+            spans.append(staged.on_device(tables, first))
+            first += staged.entries
+        return spans
+
+    def _attend(self, step: StagedStep, spans: list[Span]) -> Attend:
+        slots, config, cache, hooks = self._tensor(step.slots), self.model.config, self.cache, self.hooks
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             cache.write(layer, slots, k, v)
+            if hooks.clustered is not None:
+                return hooks.attention(q, cache, layer, spans, config.window(layer))
             return paged_attention(q, cache, layer, spans, config.window(layer))
 
         return attend

@@ -122,6 +122,12 @@ def paged_attention(
     return out
 
 
+def gathered(cache: KVCache, layer: int, span: Span, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of one sequence's positions, each [context, kv_heads, head_dim]."""
+    keys, values = (_read(pool, span, cache.block_size, head_dim) for pool in cache.slots[layer])
+    return keys[: span.context], values[: span.context]
+
+
 def _read(pool: torch.Tensor, span: Span, block_size: int, head_dim: int) -> torch.Tensor:
     """[padded context, kv_heads, head_dim] of one sequence: a view of consecutive blocks, else a copy.
 

@@ -16,6 +16,7 @@ Refusal = Callable[[DeviceCaps, AttentionSpec | None], str | None]
 SKINNY_COMPUTE = (9, 0)
 TRITON_COMPUTE = (8, 0)
 FA2_PAGE = 256
+REQUIRED = "use_flash3 was asked for"
 # Asked about a device alone, the answers are for such a model.
 COMMON = AttentionSpec(16, 16, 128, 16, torch.bfloat16, 256, 4096, torch.device("cuda"))
 
@@ -115,6 +116,7 @@ def _elementwise(what: str) -> tuple[Candidate, ...]:
     )
 
 
+_SDPA = Candidate("sdpa", _never, "torch's scaled_dot_product_attention, row by row", manual=True)
 _TORCH = Candidate("torch", _never, "reference, row by row")
 CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
     "attention.decode": (
@@ -122,6 +124,7 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
         Candidate("fa3", _flash("fa3"), "FlashAttention 3", manual=True),
         Candidate("fa2", _flash("fa2"), "FlashAttention 2", manual=True),
         Candidate("fa4", _flash("fa4"), "FlashAttention 4, unsplit on Hopper", manual=True),
+        _SDPA,
         _TORCH,
     ),
     "attention.prefill": (
@@ -129,6 +132,7 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
         Candidate("triton", _triton, "tiles over paged keys"),
         Candidate("fa4", _flash("fa4"), "FlashAttention 4; compiles for seconds at first use", manual=True),
         Candidate("fa2", _flash("fa2"), "FlashAttention 2", manual=True),
+        _SDPA,
         _TORCH,
     ),
     "linear": (
@@ -148,11 +152,31 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
 }
 
 
-def select(op: Op, caps: DeviceCaps, spec: AttentionSpec | None = None, asked: str | None = None) -> Choice:
+def first_library(op: Op, caps: DeviceCaps, spec: AttentionSpec) -> Choice:
+    """The best FlashAttention that is installed for this device. Unavailable: there is none, with reasons."""
+    reasons: list[str] = []
+    for name in ("fa3", "fa4", "fa2"):
+        candidate = next(known for known in CANDIDATES[op] if known.name == name)
+        reason = candidate.refuses(caps, spec)
+        if reason is None:
+            return Choice(op, name, REQUIRED)
+        reasons.append(f"{name}: {reason}")
+    raise Unavailable("; ".join(reasons))
+
+
+def select(
+    op: Op,
+    caps: DeviceCaps,
+    spec: AttentionSpec | None = None,
+    asked: str | None = None,
+    *,
+    libraries: bool = True,
+) -> Choice:
     """The first candidate that nothing speaks against, or the one that is asked for.
 
     spec: the model's attention; without one, that of a common model. asked: a candidate's name, or None or
-    "auto". Unavailable: what was asked for does not exist or cannot serve here, with the reason.
+    "auto". libraries: False leaves FlashAttention out unless it is asked for. Unavailable: what was asked for
+    does not exist or cannot serve here, with the reason.
     """
     candidates = CANDIDATES[op]
     if asked not in (None, "auto"):
@@ -168,6 +192,8 @@ def select(op: Op, caps: DeviceCaps, spec: AttentionSpec | None = None, asked: s
     rejected: list[tuple[str, str]] = []
     for candidate in candidates:
         reason = candidate.refuses(caps, spec)
+        if not libraries and candidate.name in FLASH_MODULES:
+            reason = "use_flash3 is off"
         if reason is not None:
             rejected.append((candidate.name, reason))
         elif candidate.manual:

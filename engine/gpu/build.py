@@ -1,8 +1,8 @@
 """Puts an engine together on a GPU: weights, kernels by measurement, memory by measurement, graphs.
 
-Order matters: everything of fixed size is allocated first, every step runs once against a tiny KV pool for
-what it needs compiled, the largest are captured to see what graphs take, then keys and values get what is
-left, and the graphs are captured for good.
+Order matters: everything of fixed size is allocated first, every kind of step runs once against a tiny KV
+pool for what it needs compiled, the largest are captured to see what graphs take, then keys and values get
+what is left, and the graphs are captured for good.
 """
 
 import os
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
-from engine.blocks import WRITE_OFF
 from engine.decoder import Decoder
+from engine.fastpath import FlagUnavailable, flag_rows
+from engine.flags import Resolved
 from engine.gpu.cache import PagedKV
 from engine.gpu.graphs import Buckets
 from engine.gpu.linears import Linears, build_linears
@@ -24,10 +25,9 @@ from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
 from engine.gpu.weights import NetworkWeights, network_weights
 from engine.memory import block_bytes, whole_pages
-from engine.messages import EngineConfig, Request, SamplingParams
-from engine.plan import Chunk, Plan
-from engine.sequence import Sequence
-from kernels.backends import select_backend
+from engine.messages import EngineConfig
+from engine.rehearsal import rehearse
+from kernels.backends import FlashUse, select_backend
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 8192
@@ -75,7 +75,11 @@ class Sizes:
 
 
 def build(
-    model: Decoder, config: EngineConfig, terminal_ids: tuple[int, ...], consume: bool = False
+    model: Decoder,
+    config: EngineConfig,
+    flags: Resolved,
+    terminal_ids: tuple[int, ...],
+    consume: bool = False,
 ) -> Backend:
     """consume: what is copied of the model is freed there. Raises ValueError for settings that do not fit the
     model or the device.
@@ -88,10 +92,16 @@ def build(
     before = used(device)
     linears = build_linears(weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device))
     clock.lap("linear probe")
-    network, attention = _network(weights, linears, sizes, config)
+    network, attention = _network(weights, linears, sizes, config, flags)
+    wanted = flags.values.use_cuda_graphs
+    use_graphs = wanted and network.attention.capture_safe
+    if wanted and not use_graphs and "use_cuda_graphs" in flags.asked:
+        name = network.attention.name
+        raise FlagUnavailable(f"use_cuda_graphs was asked for, but {name} reads lengths on the host")
+    # Graphs hold the addresses of what they were captured with, whatever the flag says.
+    network.persistent = use_graphs or flags.values.enable_persistent_decode
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
-    use_graphs = config.cuda_graphs and network.attention.capture_safe
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     compiled = runner.compile()
@@ -101,18 +111,24 @@ def build(
     network.cache = _cache(model, blocks, sizes, dtype, device)
     runner.capture()
     clock.lap("graphs")
-    _rehearse(runner)
+    rehearse(runner)
     clock.lap("rehearsal")
     graphs = f"{runner.graphs} graphs" if use_graphs else "off"
     why = f"{budget.graphs / 2**20:.0f} MiB" if use_graphs else "as asked"
     if not network.attention.capture_safe:
         why = f"attention by {network.attention.name} reads lengths on the host"
+    known = {
+        "use_flash3": next((used, why) for op, _, used, why in attention if op == "attention.prefill"),
+        "use_cuda_graphs": (graphs, why),
+        "enable_persistent_decode": _persistent(flags, use_graphs),
+        "use_flash_sdp": _flash_sdp(flags, network.attention.name),
+    }
     features: list[Feature] = [
         *attention,
         *linears.features,
-        ("cuda graphs", str(config.cuda_graphs), graphs, why),
         ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
         *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
+        *flag_rows(flags, "cuda", sizes.block_size, known),
     ]
     return Backend(
         runner=runner,
@@ -129,35 +145,29 @@ def build(
     )
 
 
-def _rehearse(runner: GpuRunner) -> None:
-    """One request through everything that a step may need, so that nothing is compiled or loaded while
-    serving.
+def _persistent(flags: Resolved, use_graphs: bool) -> tuple[str, str]:
+    if use_graphs:
+        return "on", "graphs hold the addresses of every buffer"
+    if flags.values.enable_persistent_decode:
+        return "on", "every buffer of a step is allocated once, at start"
+    return "off", "activations are allocated in each step"
 
-    It works on row 0 and block 0, of which the first is built anew for whoever gets it, and the other is
-    nobody's.
-    """
-    params = SamplingParams(
-        max_tokens=2,
-        min_tokens=2,
-        temperature=0.7,
-        top_k=2,
-        top_p=0.9,
-        min_p=0.01,
-        presence_penalty=0.1,
-        logit_bias={0: 0.0},
-        stop_token_ids=(1,),
-        logprobs=1,
-    )
-    sequence = Sequence(Request(id=0, prompt=[0, 0], params=params))
-    sequence.row, sequence.block_table = 0, [WRITE_OFF]
-    first = Chunk(sequence, 0, 0, 0, 2, True, False, sequence.block_table)
-    second = first._replace(start=2, length=1, feeds_back=True)
-    runner.launch(Plan((first,), (sequence,), (), (), 2)).future.result()
-    runner.launch(Plan((second,), (), (), (), 1)).future.result()
+
+def _flash_sdp(flags: Resolved, attention: str) -> tuple[str, str]:
+    if "sdpa" not in attention:
+        return "off", f"attention is by {attention}, not by torch's function"
+    on = flags.values.use_flash_sdp
+    return ("on", "its flash kernels where they can") if on else ("off", "its plain kernel")
+
+
+def _flash(flags: Resolved) -> FlashUse:
+    if not flags.values.use_flash3:
+        return "off"
+    return "required" if "use_flash3" in flags.asked else "auto"
 
 
 def _network(
-    weights: NetworkWeights, linears: Linears, sizes: Sizes, config: EngineConfig
+    weights: NetworkWeights, linears: Linears, sizes: Sizes, config: EngineConfig, flags: Resolved
 ) -> tuple[Network, list[Feature]]:
     device = weights.embedding.device
     rows = DeviceRows(sizes.max_rows, sizes.blocks_per_sequence + 1, weights.vocab_size, device)
@@ -172,6 +182,8 @@ def _network(
         max_rows=sizes.max_rows,
         max_context=sizes.max_model_len,
         device=device,
+        flash=_flash(flags),
+        flash_sdp=flags.values.use_flash_sdp,
     )
     network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
     return network, features

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 BatchingMode = Literal["continuous", "static", "single"]
-AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "torch"]
+AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "sdpa", "torch"]
 LinearName = Literal["auto", "cublas", "skinny", "triton"]
 LoadFormat = Literal["auto", "dummy"]
 
@@ -28,11 +28,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     beside them, as predicted (0: no such limit; None: 1.75 on a GPU, 0 on a CPU). max_model_len: most tokens
     of a sequence, prompt and output (None: what the model was trained for). batch_timeout_ms: longest that an
     idle engine waits for company before its first step. lookahead: launch step N+1 before looking at the
-    tokens of step N. cuda_graphs: replay each step as one captured graph (a GPU only). attention_backend,
-    linear_backend: which kernels a GPU uses; auto chooses by what is installed and by measurement. kv_bytes:
-    memory of the KV pool on a GPU (None: what the device has left). trace: a file that gets a Perfetto trace
-    of every step. overrides: model constants that a checkpoint cannot tell, by name (see
-    engine.flags.OVERRIDES).
+    tokens of step N. attention_backend, linear_backend: which kernels a GPU uses; auto chooses by what is
+    installed and by measurement. kv_bytes: memory of the KV pool on a GPU (None: what the device has left).
+    trace: a file that gets a Perfetto trace of every step. overrides: model constants that a checkpoint
+    cannot tell, by name (see engine.flags.OVERRIDES). profile: where the seed's flags start from, "fast"
+    (each that the device can) or "seed" (the seed's defaults). flags: those that were asked for, by name (see
+    engine.flags); what of them cannot be had is an error.
     """
 
     model: str | None = None
@@ -56,9 +57,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     batch_timeout_ms: float = 0.0
     enable_prefix_caching: bool = True
     lookahead: bool = True
-    cuda_graphs: bool = True
     attention_backend: AttentionName = "auto"
     linear_backend: LinearName = "auto"
     kv_bytes: int | None = None
     trace: str | None = None
     overrides: dict[str, float | str] = {}
+    profile: Literal["fast", "seed"] = "fast"
+    flags: dict[str, bool | int | str] = {}

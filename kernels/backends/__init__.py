@@ -1,6 +1,6 @@
 """Attention backends behind one interface, and the choice among them."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -8,12 +8,17 @@ from kernels.backends import flash
 from kernels.backends.base import AttentionBackend, AttentionSpec
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
+from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, FlashName
-from kernels.registry import Choice, Op, Unavailable, select
+from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
 Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
-FLAG = "--attention-backend"
+FLAG, FLASH_FLAG = "--attention-backend", "--use-flash3"
+# Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
+# block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
+FEW_TOKENS = 256
+FlashUse = Literal["off", "auto", "required"]
 OPS: tuple[Op, Op] = ("attention.decode", "attention.prefill")
 LIBRARIES: tuple[FlashName, ...] = get_args(FlashName)
 
@@ -30,12 +35,16 @@ def select_backend(
     max_context: int,
     device: torch.device,
     caps: DeviceCaps | None = None,
+    flash: FlashUse = "auto",
+    flash_sdp: bool = True,
 ) -> tuple[AttentionBackend, list[Row]]:
     """The backend for a model on a device, and what to say about it.
 
-    asked: auto, triton, fa2, fa3, fa4 or torch. A library must agree with the reference on a small problem
-    before it is used. Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and
-    the reason; under auto a library that fails is passed over instead.
+    asked: auto, triton, fa2, fa3, fa4, sdpa or torch. A library must agree with the reference on a small
+    problem before it is used. flash: "off" leaves the libraries out under auto; "required" takes the best of
+    them for prefill and nothing else. flash_sdp: see SdpaBackend. Unavailable (a ValueError): what was asked
+    for cannot be had, with the flag's name and the reason; under auto a library that fails is passed over
+    instead.
     """
     spec = AttentionSpec(heads, kv_heads, head_dim, block_size, dtype, max_rows, max_context, device)
     caps = caps or DeviceCaps.of(device)
@@ -44,28 +53,43 @@ def select_backend(
     rows: list[Row] = []
     for op in OPS:
         try:
-            choice = select(op, caps, spec, asked)
+            if flash == "required" and asked == "auto" and op == "attention.prefill":
+                choice = first_library(op, caps, spec)
+            else:
+                choice = select(op, caps, spec, asked, libraries=flash != "off")
         except Unavailable as error:
-            raise Unavailable(f"{FLAG} {asked}: {error}") from None
-        backend, why = _first_that_works(choice, spec, built, asked)
+            flag = FLASH_FLAG if flash == "required" and asked == "auto" else f"{FLAG} {asked}"
+            raise Unavailable(f"{flag}: {error}") from None
+        backend, why = _first_that_works(choice, spec, built, asked, flash_sdp)
         parts.append(backend)
         rows.append((op, asked, f"{backend.name} {backend.version}", why))
-    if parts[0] is parts[1]:
-        return parts[0], rows
-    return PairBackend(parts[0], parts[1]), rows
+    single, chunked = parts
+    if single is chunked:
+        return single, rows
+    shared = asked == "auto" and flash == "auto" and single.name == "triton" and chunked.name == "fa3"
+    if shared:
+        what, wanted, used, why = rows[1]
+        rows[1] = (what, wanted, used, f"{why}; triton shares out the keys of up to {FEW_TOKENS} tokens")
+    return PairBackend(single, chunked, FEW_TOKENS if shared else 0), rows
 
 
 def _first_that_works(
-    choice: Choice, spec: AttentionSpec, built: dict[str, AttentionBackend], asked: str
+    choice: Choice,
+    spec: AttentionSpec,
+    built: dict[str, AttentionBackend],
+    asked: str,
+    flash_sdp: bool,
 ) -> tuple[AttentionBackend, str]:
     """What was chosen, or under auto the next one that is no library; and the reason."""
-    outcome = built.get(choice.name) or build(choice.name, spec)
+    outcome = built.get(choice.name) or build(choice.name, spec, flash_sdp)
     if not isinstance(outcome, str):
         built[choice.name] = outcome
         against = [f"{name}: {reason}" for name, reason in choice.rejected if "behind" not in reason]
         return outcome, "; ".join([choice.why, *against[:2]])
     if asked != "auto":
         raise Unavailable(f"{FLAG} {asked}: {outcome}")
+    if choice.why == REQUIRED:
+        raise Unavailable(f"{FLASH_FLAG}: {outcome}")
     name = next(name for name, reason in choice.rejected if reason == f"behind {choice.name}")
     fallback = built.get(name) or build(name, spec)
     if isinstance(fallback, str):
@@ -74,7 +98,7 @@ def _first_that_works(
     return fallback, f"{choice.name}: {outcome}"
 
 
-def build(name: str, spec: AttentionSpec) -> AttentionBackend | str:
+def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBackend | str:
     """A backend by its name, or why there is none. A library is imported and tried out."""
     if name == "triton":
         from kernels.backends.triton import TritonBackend
@@ -82,6 +106,8 @@ def build(name: str, spec: AttentionSpec) -> AttentionBackend | str:
         return TritonBackend(spec)
     if name == "torch":
         return TorchBackend(spec)
+    if name == "sdpa":
+        return SdpaBackend(spec, flash_sdp)
     library = next((known for known in LIBRARIES if known == name), None)
     if library is None:
         raise ValueError(f"there is no backend {name}")
@@ -95,4 +121,4 @@ def build(name: str, spec: AttentionSpec) -> AttentionBackend | str:
     return flash.FlashBackend(library, spec, *loaded)
 
 
-__all__ = ["AttentionBackend", "AttentionSpec", "Unavailable", "build", "select_backend"]
+__all__ = ["AttentionBackend", "AttentionSpec", "FlashUse", "Unavailable", "build", "select_backend"]

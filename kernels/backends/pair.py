@@ -1,4 +1,4 @@
-"""One backend for single queries, another for chunks."""
+"""One backend for single queries, another for chunks, or for the chunks of large steps only."""
 
 import torch
 
@@ -6,9 +6,11 @@ from kernels.backends.base import AttentionBackend
 
 
 class PairBackend:
-    def __init__(self, single: AttentionBackend, chunked: AttentionBackend) -> None:
+    def __init__(self, single: AttentionBackend, chunked: AttentionBackend, few: int = 0) -> None:
+        """few: chunks of steps of up to so many tokens are the first's, too."""
         self.single = single
         self.chunked = chunked
+        self.few = few
         self.name = f"{single.name} + {chunked.name}"
         self.version = f"{single.version} + {chunked.version}"
         self.capture_safe = single.capture_safe and chunked.capture_safe
@@ -52,6 +54,5 @@ class PairBackend:
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
-        self.chunked.prefill(
-            q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
-        )
+        backend = self.single if q.size(0) <= self.few else self.chunked
+        backend.prefill(q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl)

@@ -14,7 +14,7 @@ class TorchBackend:
     capture_safe = False
 
     def __init__(self, spec: AttentionSpec) -> None:
-        self.block_size = spec.block_size
+        pass
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
@@ -37,7 +37,7 @@ class TorchBackend:
     ) -> None:
         for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             if row >= 0:
-                keys, values = self._read(k_pages, v_pages, block_tables[row], position + 1)
+                keys, values = read_row(k_pages, v_pages, block_tables[row], position + 1)
                 out[entry] = _attend(q[entry : entry + 1], keys, values, position, scale, window)[0]
 
     def prefill(
@@ -59,17 +59,18 @@ class TorchBackend:
         for chunk, (row, context) in enumerate(zip(chunk_rows.tolist(), contexts.tolist(), strict=True)):
             first, last = borders[chunk], borders[chunk + 1]
             if row >= 0 and first < last:
-                keys, values = self._read(k_pages, v_pages, block_tables[row], context)
+                keys, values = read_row(k_pages, v_pages, block_tables[row], context)
                 position = context - (last - first)
                 out[first:last] = _attend(q[first:last], keys, values, position, scale, window)
 
-    def _read(
-        self, k_pages: torch.Tensor, v_pages: torch.Tensor, table: torch.Tensor, context: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [context, kv_heads, head_dim] of one row."""
-        blocks = table[: -(-context // self.block_size)].long()
-        keys, values = (pages[blocks].flatten(0, 1)[:context] for pages in (k_pages, v_pages))
-        return keys, values
+
+def read_row(
+    k_pages: torch.Tensor, v_pages: torch.Tensor, table: torch.Tensor, context: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [context, kv_heads, head_dim] of one row."""
+    blocks = table[: -(-context // k_pages.size(1))].long()
+    keys, values = (pages[blocks].flatten(0, 1)[:context] for pages in (k_pages, v_pages))
+    return keys, values
 
 
 def _attend(

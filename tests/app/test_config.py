@@ -57,6 +57,9 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         "temperature": "0.5",
         "engine": "inline",
         "kv_bytes": str(1 << 30),
+        "te_weight_dtype": "mxfp8",
+        "clustered_attention_impl": "a.module:f",
+        "persistent_decode_impl": "a.module:f",
     }
     for entry in table(Config()):
         if entry.flag.is_switch:

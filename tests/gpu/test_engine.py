@@ -32,13 +32,14 @@ BEST = 8  # candidates that come with a token: one that rounding preferred is am
 # Of thousands of answers a few dozen are off by more than the tolerance, by chance; none may be far off.
 RARE, FAR = 0.01, 4.0
 POOL = {"num_blocks": 2048, "max_batched_tokens": 256}
+EAGER = {"use_cuda_graphs": False}
 ROOMY = {"max_batched_tokens": 1024}  # all prompts of a test in one step
 
 AXES: dict[str, dict[str, object]] = {
     "graphs": {},
-    "no graphs": {"cuda_graphs": False},
+    "no graphs": {"flags": EAGER},
     "no lookahead": {"lookahead": False},
-    "no lookahead, no graphs": {"lookahead": False, "cuda_graphs": False},
+    "no lookahead, no graphs": {"lookahead": False, "flags": EAGER},
     "chunks of 7, blocks of 1": {"max_chunk": 7, "block_size": 1, "num_blocks": 8192},
     "chunks of 64, blocks of 32": {"max_chunk": 64, "block_size": 32},
     "no prefix cache": {"enable_prefix_caching": False},
@@ -174,7 +175,7 @@ def reference(served: GPT) -> list[list[Answer]]:
             TOKENIZER,
             enable_prefix_caching=False,
             lookahead=False,
-            cuda_graphs=False,
+            flags=EAGER,
             max_rows=1,
             **POOL,
         )
@@ -249,7 +250,7 @@ async def test_every_bucket_gives_the_same_greedy_tokens(
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"cuda_graphs": False}, {"max_chunk": 7, "block_size": 1, "num_blocks": 4096}]
+    "config", [{}, {"flags": EAGER}, {"max_chunk": 7, "block_size": 1, "num_blocks": 4096}]
 )
 @pytest.mark.parametrize("name", ["g1", "g5"])
 async def test_golden_greedy_tokens(name: str, config: dict[str, object]) -> None:
@@ -366,6 +367,28 @@ async def test_random_requests_with_aborts(served: GPT, count: int) -> None:
         assert max(distances) <= FAR * tolerance
     finally:
         await engine.close()
+
+
+async def test_long_prompts_in_chunks_whose_keys_are_shared_out(served: GPT) -> None:
+    """Prompts of hundreds of tokens in small chunks, beside rows that decode: tiles of few queries over many
+    keys, which several programs share in bfloat16. Chunks of another size share them differently.
+    """
+    rng = random.Random(9)
+    greedy = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, logprobs=BEST)
+    asks = [Ask([rng.randrange(503) for _ in range(length)], greedy) for length in (620, 9, 600, 45, 577)]
+    tolerance = TOLERANCE[next(served.parameters()).dtype]
+    results = []
+    for settings in ({"max_chunk": 600}, {"max_chunk": 24}, {"max_chunk": 7, "max_batched_tokens": 64}):
+        engine = await started(
+            served, TOKENIZER, max_rows=8, max_model_len=640, enable_prefix_caching=False, **(POOL | settings)
+        )
+        try:
+            results.append(await answers(engine, asks, together=True))
+        finally:
+            await engine.close()
+    for other in results[1:]:
+        for (ours,), (theirs,) in zip(other, results[0], strict=True):
+            assert agree(ours, theirs, tolerance), ours.finish
 
 
 async def test_a_row_that_is_not_finite_fails_alone(served: GPT) -> None:

@@ -16,6 +16,7 @@ from kernels.attention import KVCache, Span, paged_attention, table_blocks
 from kernels.backends import AttentionSpec, Unavailable, build, flash, select_backend
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
+from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, found_packages
 from kernels.registry import CANDIDATES, explain, select
@@ -359,3 +360,27 @@ def test_every_layer_sees_tables_wider_than_the_self_tests(monkeypatch: pytest.M
         for attention, out in zip((backend, reference), outs, strict=True):
             attention.decode(query, *pages, tables, rows, positions, out, scale=32**-0.5, window=None)
         assert (outs[0] - outs[1]).float().norm() <= 1e-2 * outs[1].float().norm(), layer
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_torchs_own_attention_agrees_with_the_reference(flash: bool, kv_heads: int) -> None:
+    """Decode and prefill, windows, cached prefixes, padding: the self-test that libraries must pass."""
+    spec = replace(SPEC, heads=4, kv_heads=kv_heads, dtype=torch.float32)
+    assert fault(SdpaBackend(spec, flash), spec) is None
+
+
+def test_chunks_of_small_steps_may_be_the_firsts() -> None:
+    class Records(TorchBackend):
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+
+        def prefill(self, q: torch.Tensor, *pages: torch.Tensor, **options: Any) -> None:
+            self.tokens.append(q.size(0))
+
+    first, second = Records(), Records()
+    empty = torch.zeros(0)
+    for tokens in (1, 256, 257):
+        pair = PairBackend(first, second, few=256)
+        pair.prefill(torch.zeros(tokens), *[empty] * 6, empty, scale=1.0, window=None)
+    assert (first.tokens, second.tokens) == ([1, 256], [257])

@@ -1,0 +1,34 @@
+"""One request through everything that a step may need, before the first real one."""
+
+from engine.blocks import WRITE_OFF
+from engine.messages import Request, SamplingParams
+from engine.plan import Chunk, Plan
+from engine.sequence import Sequence
+from engine.steps import Runner
+
+
+def rehearse(runner: Runner) -> None:
+    """A prefill and a decode step, so that nothing is compiled, loaded or found wrong while serving. Raises
+    what the steps raise.
+
+    It works on row 0 and block 0, of which the first is built anew for whoever gets it, and the other is
+    nobody's.
+    """
+    params = SamplingParams(
+        max_tokens=2,
+        min_tokens=2,
+        temperature=0.7,
+        top_k=2,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.1,
+        logit_bias={0: 0.0},
+        stop_token_ids=(1,),
+        logprobs=1,
+    )
+    sequence = Sequence(Request(id=0, prompt=[0, 0], params=params))
+    sequence.row, sequence.block_table = 0, [WRITE_OFF]
+    first = Chunk(sequence, 0, 0, 0, 2, True, False, sequence.block_table)
+    second = first._replace(start=2, length=1, feeds_back=True)
+    runner.launch(Plan((first,), (sequence,), (), (), 2)).future.result()
+    runner.launch(Plan((second,), (), (), (), 1)).future.result()

@@ -1,0 +1,97 @@
+"""Attention by torch's scaled_dot_product_attention, one row after the other over its gathered keys.
+
+The seed's flag `use_flash_sdp` chooses between torch's flash kernels and its plain one. It reads lengths on
+the host, so no graph can hold it. For comparison, not for serving.
+"""
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from kernels.backends.base import AttentionSpec
+from kernels.backends.reference import read_row
+
+FLASH = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+class SdpaBackend:
+    name = "sdpa"
+    version: str = torch.__version__
+    capture_safe = False
+
+    def __init__(self, spec: AttentionSpec, flash: bool = True) -> None:
+        """flash: torch's fast kernels where they can; its plain one serves the rest, or everything."""
+        self.block_size = spec.block_size
+        self.kernels = [*(FLASH if flash else []), SDPBackend.MATH]
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        pass
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            if row >= 0:
+                pages = read_row(k_pages, v_pages, block_tables[row], position + 1)
+                out[entry] = self._attend(q[entry : entry + 1], *pages, scale, window)[0]
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        borders = cu_queries.tolist()
+        for chunk, (row, context) in enumerate(zip(chunk_rows.tolist(), contexts.tolist(), strict=True)):
+            first, last = borders[chunk], borders[chunk + 1]
+            if row >= 0 and first < last:
+                pages = read_row(k_pages, v_pages, block_tables[row], context)
+                out[first:last] = self._attend(q[first:last], *pages, scale, window)
+
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """query: [count, heads, head_dim], the last positions of keys' [context, kv_heads, head_dim]; [count,
+        heads * head_dim]."""
+        count, context = query.size(0), keys.size(0)
+        if window is not None:  # what none of the queries sees may belong to others by now
+            first = max(0, context - count - window)
+            keys, values, context = keys[first:], values[first:], context - first
+        mask: torch.Tensor | None = None
+        if window is not None and context - 1 > window:
+            at = torch.arange(context - count, context, device=query.device)[:, None]
+            key = torch.arange(context, device=query.device)[None, :]
+            mask = (key <= at) & (key >= at - window)
+        elif count > 1:
+            mask = causal_lower_right(count, context)
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, keys, values))
+        grouped = q.size(1) != k.size(1)
+        if grouped and mask is not None and not isinstance(mask, torch.Tensor):
+            k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
+            grouped = False
+        with sdpa_kernel(self.kernels):
+            result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        return result[0].transpose(0, 1).flatten(1)
