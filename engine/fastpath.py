@@ -28,10 +28,11 @@ def refuse(flags: Resolved, device: str) -> None:
         if ABOUT[name].where == "cuda" and value is True and device != "cuda":
             raise FlagUnavailable(f"{name} was asked for, but needs a CUDA device, and this is a {device}")
     clustered = values.use_clustered_attention_kernel
-    if "use_cta_clustering" in flags.asked and values.use_cta_clustering and not clustered:
+    asked = "use_cta_clustering" in flags.asked and values.use_cta_clustering
+    if asked and not clustered and (device != "cuda" or flags.hooked):
         raise FlagUnavailable(
-            "use_cta_clustering was asked for, but of the kernels here only a function of yours takes the "
-            "hint (use_clustered_attention_kernel)"
+            "use_cta_clustering was asked for, but here only a function of yours takes the hint "
+            "(use_clustered_attention_kernel)"
         )
 
 

@@ -1,7 +1,26 @@
-"""How many thread blocks share the keys of one query, as a hint to kernels that take one."""
+"""Decode attention whose keys the blocks of a thread-block cluster share (kernels/cuda/cluster_decode.cu).
+
+One launch, no workspace and no plan: each block of a cluster takes a stretch of an entry's keys, and what
+they find is put together through the cluster's shared memory. bf16, on a Hopper or newer.
+"""
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+import torch
+
+from kernels.cuda_driver import Kernel, architecture, argument_addresses, load_kernel
+from kernels.nvrtc import compile_many, read_source
 
 # The seed's steps: from so many keys on at least so many blocks.
 STEPS = ((4096, 4), (2048, 3))
+MAX_CLUSTER = 8  # what every device with clusters can launch
+MAX_GROUP = 8  # columns of a tensor-core product
+TILE = 16  # keys
+LEAST_KEYS = 64  # that a block is worth having for
+LOG2_E = math.log2(math.e)
+_DEPENDENT = 1
 
 
 def cluster_hint(keys: int, size: int, threshold: int, enabled: bool) -> int | None:
@@ -9,3 +28,276 @@ def cluster_hint(keys: int, size: int, threshold: int, enabled: bool) -> int | N
     if not enabled or keys < threshold:
         return None
     return max(size, next((least for length, least in STEPS if keys >= length), 1))
+
+
+def cluster_size(rows: int, kv_heads: int, keys: int, multiprocessors: int, size: int, threshold: int) -> int:
+    """Blocks of a cluster, 1, 2, 4 or 8, for a batch of `rows` of which the longest has `keys` keys.
+
+    As many as fill the device and have work, 1 below the threshold. At it `size` at most, twice that at twice
+    the threshold, and so on, up to 8.
+    """
+    if keys < threshold:
+        return 1
+    fill = multiprocessors // max(1, rows * kv_heads)
+    work = -(-keys // LEAST_KEYS)
+    allowed = max(size, size * keys // max(1, threshold))
+    most = max(1, min(MAX_CLUSTER, fill, work, allowed))
+    return 1 << (most.bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's attention: heads of queries and of keys, channels of a head, keys of a page."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """cluster: blocks that share an entry's keys. warps: of a block. blocks: that shall fit on a
+    multiprocessor."""
+
+    cluster: int
+    warps: int
+    blocks: int
+
+    def shared_bytes(self, shape: Shape) -> int:
+        """Dynamic shared memory of a block: the warps' results, and what the cluster's blocks send."""
+        quads = shape.group * shape.head_dim // 4
+        sent = quads * 24 if self.cluster > 1 else 0
+        return self.warps * (quads * 16 + shape.group * 8) + sent
+
+    @classmethod
+    def of(cls, entries: int, kv_heads: int, cluster: int, multiprocessors: int) -> "Variant":
+        """One large block a multiprocessor where that is all there is, else several small ones, which hide
+        each other's beginnings and ends. A thread needs about 160 registers."""
+        alone = entries * kv_heads * cluster <= multiprocessors
+        return cls(cluster, 8, 1) if alone else cls(cluster, 4, 3)
+
+
+def unsupported(
+    head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int], block_size: int
+) -> str | None:
+    """Why attention of this kind cannot be had here, or None."""
+    if capability < (9, 0):
+        return f"needs compute capability 9.0, this device has {capability[0]}.{capability[1]}"
+    if dtype != torch.bfloat16:
+        return f"needs bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if head_dim not in (64, 128):
+        return f"head_dim {head_dim} is neither 64 nor 128"
+    if not 1 <= group <= MAX_GROUP:
+        return f"{group} query heads per kv head; 1 to {MAX_GROUP} can be served"
+    if block_size < TILE or block_size % TILE:
+        return f"blocks of {block_size} keys are no multiple of {TILE}"
+    return None
+
+
+def defines(shape: Shape, variant: Variant) -> dict[str, int]:
+    """Compile-time constants of cluster_decode.cu."""
+    return {
+        "D": shape.head_dim,
+        "GROUP": shape.group,
+        "BLOCK_SIZE": shape.block_size,
+        "CLUSTER": variant.cluster,
+        "WARPS": variant.warps,
+        "BLOCKS": variant.blocks,
+    }
+
+
+def source() -> str:
+    """CUDA C++ of the kernel."""
+    return read_source("primitives.cu", "cluster_decode.cu")
+
+
+class _Arguments(ctypes.Structure):
+    """The kernel's parameters. Strides count numbers."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k_pages", "v_pages")),
+        *((name, ctypes.c_void_p) for name in ("block_tables", "rows", "positions", "out")),
+        *((name, ctypes.c_longlong) for name in ("q_stride", "q_head", "k_block", "k_head")),
+        *((name, ctypes.c_longlong) for name in ("v_block", "v_head", "table_stride", "out_stride")),
+        *((name, ctypes.c_int) for name in ("k_offset", "v_offset", "kv_heads", "window")),
+        ("scale", ctypes.c_float),
+        ("flags", ctypes.c_int),
+    )
+
+
+class ClusterDecode:
+    """Decode attention of one model on one device. Used by one thread at a time.
+
+    Launches may be captured into graphs: what a launch looks like depends on the number of entries alone, and
+    the device reads the lengths. A kernel's first use compiles and loads it, which must not happen during a
+    capture: `prepare` does it beforehand.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        max_context: int,
+        device: torch.device,
+        *,
+        size: int,
+        threshold: int,
+        dtype: torch.dtype = torch.bfloat16,
+        forced: Variant | None = None,
+    ) -> None:
+        """max_context: keys of the longest row there will be, which `cluster_size` goes by. size, threshold:
+        its other arguments. forced: for every number of entries, instead of the rules'.
+
+        ValueError: what `unsupported` says, heads that are no multiple of kv_heads, or no CUDA device.
+        """
+        if device.type != "cuda":
+            raise ValueError(f"needs a CUDA device, not {device}")
+        if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
+            raise ValueError(f"{shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
+        about = torch.cuda.get_device_properties(device)
+        capability = (about.major, about.minor)
+        reason = unsupported(shape.head_dim, shape.group, dtype, capability, shape.block_size)
+        if reason is not None:
+            raise ValueError(reason)
+        self.shape, self.max_context, self.size, self.threshold = shape, max_context, size, threshold
+        self.forced, self.multiprocessors = forced, int(about.multi_processor_count)
+        self.device = torch.cuda.current_device() if device.index is None else device.index
+        self.arguments = _Arguments()
+        self.addresses = argument_addresses(self.arguments)
+        self.kernels: dict[Variant, Kernel] = {}
+
+    def variant(self, entries: int) -> Variant:
+        """How a batch of `entries` is run."""
+        if self.forced is not None:
+            return self.forced
+        kv_heads, count = self.shape.kv_heads, self.multiprocessors
+        cluster = cluster_size(entries, kv_heads, self.max_context, count, self.size, self.threshold)
+        return Variant.of(entries, kv_heads, cluster, count)
+
+    def prepare(self, max_entries: int) -> None:
+        """Compiles and loads all that batches of up to `max_entries` need. CompileError, DriverError."""
+        needed = list(dict.fromkeys(self.variant(entries) for entries in range(1, max_entries + 1)))
+        constants = [defines(self.shape, variant) for variant in needed]
+        compile_many(source(), "cluster_decode", architecture(self.device), constants)()
+        for variant in needed:
+            self._kernel(variant)
+
+    def _kernel(self, variant: Variant) -> Kernel:
+        found = self.kernels.get(variant)
+        if found is None:
+            constants, shared = defines(self.shape, variant), variant.shared_bytes(self.shape)
+            found = load_kernel(source(), "cluster_decode", self.device, constants, shared)
+            self.kernels[variant] = found
+        return found
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        """Attention of one query per entry over keys 0..positions[entry] of its row, or those of them that
+        are at most `window` before the query's own.
+
+        q: [entries, heads, head_dim], a view with any strides but the last, which is 1. k_pages, v_pages:
+        [blocks, block_size, kv_heads, head_dim] likewise; slots beyond a row's context may hold anything.
+        block_tables: [rows, blocks of a row] int32. rows, positions: [entries] int32; an entry of which
+        either is negative is padding, and its part of out left alone. out: [entries, heads * head_dim]. pdl:
+        launched before the previous kernel ends. ValueError: tensors that do not fit the model, the kernel
+        or each other.
+        """
+        reason = _mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out)
+        if reason is not None:
+            raise ValueError(reason)
+        if q.device != torch.device("cuda", self.device):
+            raise ValueError(f"q is on {q.device}, this is for cuda:{self.device}")
+        if window is not None and window < 0:
+            raise ValueError(f"window is {window}")
+        entries, variant, a = q.size(0), self.variant(q.size(0)), self.arguments
+        if entries == 0:
+            return
+        fill_arguments(a, q, k_pages, v_pages, block_tables, rows, positions, out, scale, window, pdl)
+        grid = entries * self.shape.kv_heads * variant.cluster
+        kernel = self._kernel(variant)
+        kernel.launch(grid, variant.warps * 32, self.addresses, cluster=variant.cluster, pdl=pdl)
+
+
+def fill_arguments(
+    arguments: _Arguments,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_tables: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor,
+    scale: float,
+    window: int | None,
+    pdl: bool,
+) -> None:
+    """Writes a launch's parameters; the tensors have been checked and must stay alive."""
+    a = arguments
+    a.q, a.k_pages, a.v_pages = q.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr()
+    a.block_tables, a.rows, a.positions = block_tables.data_ptr(), rows.data_ptr(), positions.data_ptr()
+    a.out, a.out_stride, a.table_stride = out.data_ptr(), out.stride(0), block_tables.stride(0)
+    a.q_stride, a.q_head = q.stride(0), q.stride(1)
+    a.k_block, a.k_offset, a.k_head = k_pages.stride(0), k_pages.stride(1), k_pages.stride(2)
+    a.v_block, a.v_offset, a.v_head = v_pages.stride(0), v_pages.stride(1), v_pages.stride(2)
+    a.kv_heads, a.window = k_pages.size(2), -1 if window is None else window
+    a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
+
+
+def _mismatch(
+    shape: Shape,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_tables: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor,
+) -> str | None:
+    """What speaks against a call, or None."""
+    entries = q.size(0)
+    page = (shape.block_size, shape.kv_heads, shape.head_dim)
+    numbers = {"q": q, "k_pages": k_pages, "v_pages": v_pages, "out": out}
+    indices = {"block_tables": block_tables, "rows": rows, "positions": positions}
+    if q.shape != (entries, shape.heads, shape.head_dim):
+        return f"q is {list(q.shape)}, must be [entries, {shape.heads}, {shape.head_dim}]"
+    for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
+        if pages.dim() != 4 or pages.shape[1:] != page:
+            return f"{name} is {list(pages.shape)}, must be [blocks, {', '.join(map(str, page))}]"
+        if pages.stride(1) >= 2**31:
+            return f"keys of {name} are {pages.stride(1)} numbers apart, more than 32 bits count"
+    if out.shape != (entries, shape.heads * shape.head_dim):
+        return f"out is {list(out.shape)}, must be [{entries}, {shape.heads * shape.head_dim}]"
+    if rows.shape != (entries,) or positions.shape != (entries,) or block_tables.dim() != 2:
+        return f"rows and positions must be [{entries}], block_tables [rows, blocks of a row]"
+    for name, tensor in numbers.items():
+        if tensor.dtype != torch.bfloat16:
+            return f"{name} is {tensor.dtype}, must be bfloat16"
+        # Reads are of 8 numbers, writes of 4: every row, head, page and key must start at such a multiple.
+        wide = 4 if name == "out" else 8
+        steps = [tensor.data_ptr() // 2, *tensor.stride()[:-1]]
+        if tensor.stride(-1) != 1 or any(step % wide for step in steps):
+            return (
+                f"{name} must have unit stride inside and start at multiples of {2 * wide} bytes everywhere"
+            )
+    for name, tensor in indices.items():
+        if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
+            return f"{name} must be contiguous int32"
+    if len({tensor.device for tensor in (*numbers.values(), *indices.values())}) > 1:
+        return "all tensors must be on one device"
+    return None

@@ -27,7 +27,7 @@ from engine.gpu.weights import NetworkWeights, network_weights
 from engine.memory import block_bytes, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
-from kernels.backends import FlashUse, select_backend
+from kernels.backends import ClusterRule, FlashUse, select_backend
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 8192
@@ -122,6 +122,7 @@ def build(
         "use_cuda_graphs": (graphs, why),
         "enable_persistent_decode": _persistent(flags, use_graphs),
         "use_flash_sdp": _flash_sdp(flags, network.attention.name),
+        **_cluster_rows(flags, attention[0]),
     }
     features: list[Feature] = [
         *attention,
@@ -145,12 +146,31 @@ def build(
     )
 
 
+def _clusters(flags: Resolved) -> ClusterRule | None:
+    values = flags.values
+    if not values.use_cta_clustering:
+        return None
+    required = "use_cta_clustering" in flags.asked
+    return ClusterRule(values.cta_cluster_size, values.cta_cluster_seq_threshold, required)
+
+
 def _persistent(flags: Resolved, use_graphs: bool) -> tuple[str, str]:
     if use_graphs:
         return "on", "graphs hold the addresses of every buffer"
     if flags.values.enable_persistent_decode:
         return "on", "every buffer of a step is allocated once, at start"
     return "off", "activations are allocated in each step"
+
+
+def _cluster_rows(flags: Resolved, decode: Feature) -> dict[str, tuple[str, str]]:
+    if not flags.values.use_cta_clustering or "clusters, " not in decode[2]:
+        return {}
+    values = flags.values
+    return {
+        "use_cta_clustering": ("on", decode[3]),
+        "cta_cluster_size": (str(values.cta_cluster_size), "at the threshold; more for more keys"),
+        "cta_cluster_seq_threshold": (str(values.cta_cluster_seq_threshold), "keys of the longest row"),
+    }
 
 
 def _flash_sdp(flags: Resolved, attention: str) -> tuple[str, str]:
@@ -184,6 +204,7 @@ def _network(
         device=device,
         flash=_flash(flags),
         flash_sdp=flags.values.use_flash_sdp,
+        clusters=_clusters(flags),
     )
     network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
     return network, features

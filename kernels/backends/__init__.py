@@ -6,15 +6,19 @@ import torch
 
 from kernels.backends import flash
 from kernels.backends.base import AttentionBackend, AttentionSpec
+from kernels.backends.clustered import ClusteredBackend, ClusterRule
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, FlashName
+from kernels.cluster import ClusterDecode, Shape, unsupported
+from kernels.cuda_driver import DriverError
+from kernels.nvrtc import CompileError
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
 Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
-FLAG, FLASH_FLAG = "--attention-backend", "--use-flash3"
+FLAG, FLASH_FLAG, CLUSTER_FLAG = "--attention-backend", "--use-flash3", "--use-cta-clustering"
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
 FEW_TOKENS = 256
@@ -37,14 +41,15 @@ def select_backend(
     caps: DeviceCaps | None = None,
     flash: FlashUse = "auto",
     flash_sdp: bool = True,
+    clusters: ClusterRule | None = None,
 ) -> tuple[AttentionBackend, list[Row]]:
     """The backend for a model on a device, and what to say about it.
 
     asked: auto, triton, fa2, fa3, fa4, sdpa or torch. A library must agree with the reference on a small
     problem before it is used. flash: "off" leaves the libraries out under auto; "required" takes the best of
-    them for prefill and nothing else. flash_sdp: see SdpaBackend. Unavailable (a ValueError): what was asked
-    for cannot be had, with the flag's name and the reason; under auto a library that fails is passed over
-    instead.
+    them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for decode steps of few rows.
+    Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
+    auto a library that fails is passed over instead.
     """
     spec = AttentionSpec(heads, kv_heads, head_dim, block_size, dtype, max_rows, max_context, device)
     caps = caps or DeviceCaps.of(device)
@@ -65,12 +70,44 @@ def select_backend(
         rows.append((op, asked, f"{backend.name} {backend.version}", why))
     single, chunked = parts
     if single is chunked:
-        return single, rows
+        return (_clustered(single, rows, spec, caps, clusters) if clusters else single), rows
     shared = asked == "auto" and flash == "auto" and single.name == "triton" and chunked.name == "fa3"
     if shared:
         what, wanted, used, why = rows[1]
         rows[1] = (what, wanted, used, f"{why}; triton shares out the keys of up to {FEW_TOKENS} tokens")
-    return PairBackend(single, chunked, FEW_TOKENS if shared else 0), rows
+    pair = PairBackend(single, chunked, FEW_TOKENS if shared else 0)
+    return (_clustered(pair, rows, spec, caps, clusters) if clusters else pair), rows
+
+
+def _clustered(
+    plain: AttentionBackend, rows: list[Row], spec: AttentionSpec, caps: DeviceCaps, rule: ClusterRule
+) -> AttentionBackend:
+    """`plain` with clusters of blocks for decode steps of few rows, once they agree with the reference; the
+    first of `rows` says what came of it. Unavailable: they are required and cannot be had, with the reason.
+    """
+    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size)
+    reason = unsupported(spec.head_dim, shape.group, spec.dtype, caps.compute or (0, 0), spec.block_size)
+    if reason is None and spec.max_context < rule.threshold:
+        reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
+    kernel: ClusterDecode | None = None
+    if reason is None:
+        try:
+            kernel = ClusterDecode(
+                shape, spec.max_context, spec.device, size=rule.size, threshold=rule.threshold
+            )
+            kernel.prepare(spec.max_rows)
+            reason = fault(ClusteredBackend(kernel, TorchBackend(spec)), spec)
+        except (CompileError, DriverError) as error:
+            reason = str(error)
+    what, asked, used, why = rows[0]
+    if kernel is None or reason is not None:
+        if rule.required:
+            raise Unavailable(f"{CLUSTER_FLAG}: {reason}")
+        rows[0] = (what, asked, used, f"{why}; clusters: {reason}")
+        return plain
+    most = max((n for n in range(1, spec.max_rows + 1) if kernel.variant(n).cluster > 1), default=0)
+    rows[0] = (what, asked, f"clusters, {used}", f"clusters for steps of up to {most} rows; {why}")
+    return ClusteredBackend(kernel, plain)
 
 
 def _first_that_works(
@@ -121,4 +158,12 @@ def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBa
     return flash.FlashBackend(library, spec, *loaded)
 
 
-__all__ = ["AttentionBackend", "AttentionSpec", "FlashUse", "Unavailable", "build", "select_backend"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionSpec",
+    "ClusterRule",
+    "FlashUse",
+    "Unavailable",
+    "build",
+    "select_backend",
+]

@@ -14,6 +14,7 @@ DEVICE int grid_size() { return (int)gridDim.x; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float warp_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE int warp_from(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Programmatic dependent launch. The first lets the next kernel of the stream start, the second waits until the
 // previous ones are complete and what they wrote can be read.
@@ -30,6 +31,14 @@ DEVICE uint4 load_once(const u16* address) {
     asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
 #endif
+    return v;
+}
+
+// 16 bytes that a block needs once, but that an earlier kernel of the step may have written.
+DEVICE uint4 load_past_l1(const u16* address) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
     return v;
 }
 
@@ -51,7 +60,16 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Thread block clusters: a barrier in two halves, and stores into another block's shared memory.
+// An 8 x 8 matrix of 16-bit numbers, of which a lane holds row g, columns 2c (low half) and 2c+1: its transpose.
+DEVICE u32 transpose(u32 pair) {
+    u32 transposed;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+    return transposed;
+}
+
+// Thread block clusters: a barrier in two halves, and stores into another block's shared memory. Relaxed: tells
+// only that this block runs; nothing that it wrote need be visible.
+DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE u32 peer_address(const void* pointer, int peer) {
@@ -62,6 +80,10 @@ DEVICE u32 peer_address(const void* pointer, int peer) {
 DEVICE void store_to_peer(float4* pointer, int peer, float4 v) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(peer_address(pointer, peer)), "f"(v.x),
                  "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+DEVICE void store_to_peer(float2* pointer, int peer, float2 v) {
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(peer_address(pointer, peer)), "f"(v.x),
+                 "f"(v.y) : "memory");
 }
 DEVICE void store_to_peer(float* pointer, int peer, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(peer_address(pointer, peer)), "f"(v) : "memory");
@@ -74,5 +96,17 @@ DEVICE u16 to_bf16(float value) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
+DEVICE u32 to_bf16_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+DEVICE u32 low_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
+DEVICE u32 high_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 DEVICE float inverse_root(float value) { return rsqrtf(value); }
 DEVICE float exponential(float value) { return __expf(value); }
+DEVICE float power_of_two(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}

@@ -14,7 +14,9 @@
 typedef unsigned short u16;
 typedef unsigned int u32;
 struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) uint2 { u32 x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 
 #define KERNEL
 #define DEVICE static inline
@@ -22,6 +24,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 #define __launch_bounds__(...)
 #define SHARED_BYTES(name) unsigned char* const name = (unsigned char*)me->shared
 
+using std::max;
 using std::min;
 
 struct Meeting { int arrived = 0; long generation = 0; };
@@ -64,6 +67,24 @@ static float warp_xor(float value, int mask) {
     meet(w.meeting, 32);
     return other;
 }
+static int warp_from(int value, int lane) {
+    Warp& w = *me->warp;
+    w.a[me->thread & 31][0] = (u32)value;
+    meet(w.meeting, 32);
+    const int other = (int)w.a[lane][0];
+    meet(w.meeting, 32);
+    return other;
+}
+static u32 transpose(u32 pair) {
+    Warp& w = *me->warp;
+    const int lane = me->thread & 31, g = lane / 4, c = lane % 4;
+    w.a[lane][0] = pair;
+    meet(w.meeting, 32);
+    const auto number = [&](int row, int column) { return w.a[row * 4 + column / 2][0] >> column % 2 * 16 & 0xffff; };
+    const u32 transposed = number(2 * c, g) | number(2 * c + 1, g) << 16;
+    meet(w.meeting, 32);
+    return transposed;
+}
 static void launch_dependents() {}
 static void wait_for_previous() { me->waited = true; }
 static uint4 load_once(const u16* address) {
@@ -72,6 +93,7 @@ static uint4 load_once(const u16* address) {
     memcpy(&v, address, 16);
     return v;
 }
+static uint4 load_past_l1(const u16* address) { return load_once(address); }
 static void prefetch_line(const u16* address) { (void)*(const volatile u16*)address; }
 // Copies land only when they are waited for, so a missing wait is seen.
 static void copy_in_background(void* shared, const u16* global) {
@@ -111,6 +133,7 @@ static void cluster_arrive() {
         world.cluster_meeting.generation++;
     }
 }
+static void cluster_arrive_relaxed() { cluster_arrive(); }
 static void cluster_wait() { while (world.cluster_meeting.generation == me->cluster_generation) yield(); }
 template <class T> static void store_to_peer(T* pointer, int peer, T v) {
     for (Fiber* f : fibers)
@@ -125,8 +148,12 @@ static u16 to_bf16(float value) {
     memcpy(&bits, &value, 4);
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+static u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
+static u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
+static u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }
 static float inverse_root(float value) { return 1.0f / std::sqrt(value); }
 static float exponential(float value) { return std::exp(value); }
+static float power_of_two(float value) { return std::exp2(value); }
 
 static std::function<void()> body;
 static void run_fiber() {

@@ -14,11 +14,13 @@ import torch
 
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
 from kernels.backends import AttentionSpec, Unavailable, build, flash, select_backend
+from kernels.backends.clustered import ClusteredBackend, ClusterRule
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, found_packages
+from kernels.cluster import Variant
 from kernels.registry import CANDIDATES, explain, select
 from tests.optional import missing
 
@@ -384,3 +386,48 @@ def test_chunks_of_small_steps_may_be_the_firsts() -> None:
         pair = PairBackend(first, second, few=256)
         pair.prefill(torch.zeros(tokens), *[empty] * 6, empty, scale=1.0, window=None)
     assert (first.tokens, second.tokens) == ([1, 256], [257])
+
+
+class Calls(TorchBackend):
+    """Counts what it is asked for, by the number of entries or tokens."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def variant(self, entries: int) -> Variant:
+        return Variant(4 if entries <= 2 else 1, 8, 1)
+
+    def plan(self, rows: torch.Tensor, positions: torch.Tensor, **options: Any) -> None:
+        self.seen.append(("plan", rows.size(0)))
+
+    def decode(self, q: torch.Tensor, *pages: torch.Tensor, **options: Any) -> None:
+        self.seen.append(("decode", q.size(0)))
+
+    def prefill(self, q: torch.Tensor, *pages: torch.Tensor, **options: Any) -> None:
+        self.seen.append(("prefill", q.size(0)))
+
+
+def test_clusters_serve_steps_of_few_rows() -> None:
+    clusters, plain = Calls(), Calls()
+    backend = ClusteredBackend(clusters, plain)
+    for entries in (0, 1, 2, 3):
+        q, rows = torch.zeros(entries, 1, 1), torch.zeros(entries, dtype=torch.int32)
+        backend.plan(rows, rows, window=None)
+        backend.decode(q, q, q, rows, rows, rows, q, scale=1.0, window=None)
+    backend.prefill(q, q, q, rows, rows, rows, rows, q, scale=1.0, window=None)
+    assert clusters.seen == [("decode", 1), ("decode", 2)]
+    # Every step is announced to the other backend, with the rows that it decodes.
+    plans = [("plan", 0), ("decode", 0), ("plan", 0), ("plan", 0), ("plan", 3), ("decode", 3), ("prefill", 3)]
+    assert plain.seen == plans
+
+
+def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required() -> None:
+    old = replace(H200, compute=(8, 0))
+    shape = SHAPE | {"head_dim": 128}
+    wanted = ClusterRule(2, 64, required=True)
+    with pytest.raises(Unavailable, match=r"--use-cta-clustering: needs compute capability 9\.0"):
+        select_backend("torch", **shape, caps=old, clusters=wanted)
+    with pytest.raises(Unavailable, match="no row gets as many as 5000 keys"):
+        select_backend("torch", **shape, caps=H200, clusters=replace(wanted, threshold=5000))
+    backend, rows = select_backend("torch", **shape, caps=old, clusters=replace(wanted, required=False))
+    assert backend.name == "torch" and "clusters: needs compute capability 9.0" in rows[0][3]

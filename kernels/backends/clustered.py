@@ -1,0 +1,99 @@
+"""Decode attention by clusters of blocks where that fills the device, by another backend elsewhere."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kernels.backends.base import AttentionBackend
+from kernels.cluster import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRule:
+    """When decode attention may use clusters: see `kernels.cluster.cluster_size`. required: or nothing."""
+
+    size: int
+    threshold: int
+    required: bool
+
+
+class Clusters(Protocol):
+    """As much of `kernels.cluster.ClusterDecode` as a backend calls."""
+
+    def variant(self, entries: int) -> Variant: ...
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None: ...
+
+
+class ClusteredBackend:
+    """clusters: serves steps of so many entries that several blocks are left for each. plain: the others, and
+    all chunks."""
+
+    def __init__(self, clusters: Clusters, plain: AttentionBackend) -> None:
+        self.clusters = clusters
+        self.plain = plain
+        self.name = f"clusters, {plain.name}"
+        self.version = plain.version
+        self.capture_safe = plain.capture_safe
+
+    def clustered(self, entries: int) -> bool:
+        return entries > 0 and self.clusters.variant(entries).cluster > 1
+
+    def plan(
+        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
+    ) -> None:
+        planned = 0 if self.clustered(rows.size(0)) else rows.size(0)
+        # Without rows too: a library learns from it that a new step begins.
+        self.plain.plan(rows[:planned], positions[:planned], window=window, pdl=pdl)
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        serves = self.clusters.decode if self.clustered(rows.size(0)) else self.plain.decode
+        pages = (k_pages, v_pages, block_tables)
+        serves(q, *pages, rows, positions, out, scale=scale, window=window, pdl=pdl)
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        chunk_rows: torch.Tensor,
+        cu_queries: torch.Tensor,
+        contexts: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        pdl: bool = False,
+    ) -> None:
+        pages = (k_pages, v_pages, block_tables)
+        self.plain.prefill(
+            q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+        )

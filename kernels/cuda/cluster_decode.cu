@@ -1,0 +1,246 @@
+// Attention of one query per entry over the keys of its row, which the blocks of a cluster share.
+//
+// Work: a cluster has one entry and one kv head, the GROUP query heads of which are the columns of all products
+// (unused ones are zero). Keys form tiles of 16; the tiles that hold visible keys are cut into CLUSTER stretches of
+// one length, of which the last ones may be short or empty. In a block, warp w takes tiles w, w + WARPS, ... of its
+// stretch. Keys and values go straight from memory into registers, a tile ahead.
+//
+// Products: S^T[16 keys, 8 heads] = K Q^T with skinny.cu's order of channels, in which a lane's 16 bytes are four
+// operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
+// whose halves, paired, are V^T's operands, and ends up with those 8 channels of heads 2c and 2c+1.
+//
+// Merges: warps leave (maximum, sum, accumulator) in shared memory; of what the block makes of them, block r of the
+// cluster gets the r-th part of the channels written into its own shared memory, and finishes those. Nobody reads
+// another block's memory, so a block may leave without waiting for the others once everything has arrived.
+// The order of additions depends on the lengths alone.
+//
+// Compile-time: D, channels of a head (64, 128); GROUP (1..8); CLUSTER (1, 2, 4, 8); WARPS of a block (1, 2, 4, 8, 16);
+// BLOCK_SIZE, keys of a page, a multiple of 16; BLOCKS that shall fit on a multiprocessor.
+
+#define DEPENDENT 1  // launched with programmatic stream serialization
+
+constexpr int TILE = 16;
+constexpr int TILES_OF_PAGE = BLOCK_SIZE / TILE;
+constexpr int THREADS = WARPS * 32;
+constexpr int QUADS = GROUP * D / 4;    // results, four channels each
+constexpr int SHARE = QUADS / CLUSTER;  // that a block of the cluster finishes
+// Stands for "no key yet": unlike -inf it can be subtracted from itself.
+constexpr float LOWEST = -3.0e38f;
+
+// One kv head's keys or values. block, offset: numbers from page to page, from key to key.
+struct Pages {
+    const u16* base;
+    long long block;
+    int offset;
+};
+
+// A tile: its page, its first key's place there, and which of its keys can be seen.
+struct Tile {
+    int page, start, low, high;
+};
+
+DEVICE const u16* address_of(const Pages& pages, const Tile& tile, int key) {
+    // Keys that cannot be seen are never read, for their slots may hold anything: the nearest one stands in.
+    const int slot = tile.start + min(max(key, tile.low), tile.high);
+    return pages.base + tile.page * pages.block + (long long)slot * pages.offset;
+}
+
+DEVICE void load_keys(uint4 (&k)[D / 32][2], const Pages& pages, const Tile& tile, int g) {
+    const u16* const upper = address_of(pages, tile, g);
+    const u16* const lower = address_of(pages, tile, g + 8);
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+        k[b][0] = load_past_l1(upper + b * 32);
+        k[b][1] = load_past_l1(lower + b * 32);
+    }
+}
+
+DEVICE void load_values(uint4 (&v)[D / 64][4], const Pages& pages, const Tile& tile, int c) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u16* const at = address_of(pages, tile, 2 * c + i % 2 + i / 2 * 8);
+#pragma unroll
+        for (int h = 0; h < D / 64; h++) v[h][i] = load_past_l1(at + h * 64);
+    }
+}
+
+// Sixteen keys' values times their weights b0, b1, for the channels whose pairs are x, y (keys 2c, 2c+1), z, w.
+DEVICE void add_values(float (&o)[4], u32 x, u32 y, u32 z, u32 w, u32 b0, u32 b1) {
+    multiply_add(o, low_halves(x, y), high_halves(x, y), low_halves(z, w), high_halves(z, w), b0, b1);
+}
+
+struct Part {
+    float4 sum;
+    float most, total;
+};
+
+// COUNT parts of one quad, put together in their order. stats: (maximum, sum of weights).
+template <int COUNT> DEVICE Part merge(const float4* sums, int sum_step, const float2* stats, int stat_step) {
+    Part part = {{0.0f, 0.0f, 0.0f, 0.0f}, LOWEST, 0.0f};
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) part.most = fmaxf(part.most, stats[i * stat_step].x);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const float2 stat = stats[i * stat_step];
+        const float4 sum = sums[i * sum_step];
+        const float weight = power_of_two(stat.x - part.most);
+        part.total += weight * stat.y;
+        part.sum.x += weight * sum.x;
+        part.sum.y += weight * sum.y;
+        part.sum.z += weight * sum.z;
+        part.sum.w += weight * sum.w;
+    }
+    return part;
+}
+
+DEVICE void store(u16* out, const Part& part) {
+    const float scale = 1.0f / part.total;  // every entry sees a key
+    uint2 v;
+    v.x = to_bf16_pair(part.sum.x * scale, part.sum.y * scale);
+    v.y = to_bf16_pair(part.sum.z * scale, part.sum.w * scale);
+    *(uint2*)out = v;
+}
+
+KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
+    const u16* q, const u16* k_pages, const u16* v_pages, const int* block_tables, const int* rows,
+    const int* positions, u16* out, long long q_stride, long long q_head, long long k_block, long long k_head,
+    long long v_block, long long v_head, long long table_stride, long long out_stride, int k_offset, int v_offset,
+    int kv_heads, int window, float scale, int flags) {
+    SHARED_BYTES(shared);
+    float4* const sums = (float4*)shared;                  // [WARPS][QUADS]
+    float4* const inbox = sums + WARPS * QUADS;            // [CLUSTER][SHARE], where there is a cluster
+    float2* const inbox_stats = (float2*)(inbox + (CLUSTER > 1 ? QUADS : 0));  // [CLUSTER][SHARE], likewise
+    float2* const stats = inbox_stats + (CLUSTER > 1 ? QUADS : 0);             // [WARPS][GROUP]
+
+    const int lane = thread_index() & 31, warp = thread_index() >> 5, g = lane >> 2, c = lane & 3;
+    const int rank = block_index() % CLUSTER, entry = block_index() / CLUSTER / kv_heads;
+    const int kv_head = block_index() / CLUSTER % kv_heads;
+    if (CLUSTER > 1) cluster_arrive_relaxed();
+    if (flags & DEPENDENT) {
+        launch_dependents();
+        wait_for_previous();
+    }
+
+    const int row = rows[entry], position = positions[entry], end = position + 1;
+    const u16* const heads = q + entry * q_stride + kv_head * GROUP * q_head + c * 8;
+    uint4 query[D / 32];
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+        query[b] = uint4{0, 0, 0, 0};
+        if (g < GROUP) query[b] = *(const uint4*)(heads + g * q_head + b * 32);
+    }
+    // Padding, which is the whole cluster's. Either being negative counts, for so both are loaded at once.
+    if ((row | position) < 0) {
+        if (CLUSTER > 1) cluster_wait();
+        return;
+    }
+
+    const int seen = window < 0 ? 0 : max(position - window, 0);
+    const int first = seen / TILE, last = (end + TILE - 1) / TILE, length = (last - first + CLUSTER - 1) / CLUSTER;
+    const int mine = first + rank * length + warp, stop = min(first + rank * length + length, last);
+    const int count = max(0, (stop - mine + WARPS - 1) / WARPS);
+    const int* const table = block_tables + row * table_stride;
+    const Pages keys = {k_pages + kv_head * k_head + c * 8, k_block, k_offset};
+    const Pages values = {v_pages + kv_head * v_head + g * 8, v_block, v_offset};
+    // A lane knows the page of one of the next 32 tiles, and of one of the 32 after those.
+    auto page_of = [&](int i) { return i < count ? table[(mine + i * WARPS) / TILES_OF_PAGE] : 0; };
+    auto tile_at = [&](int i, int page) {
+        const int tile = mine + i * WARPS;
+        return Tile{page, tile % TILES_OF_PAGE * TILE, seen - tile * TILE, position - tile * TILE};
+    };
+    int pages = page_of(lane), upcoming = page_of(lane + 32);
+
+    uint4 k[D / 32][2], v[D / 64][4];
+    float o[D / 64][4][4] = {};
+    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};  // of heads 2c and 2c+1; the sum is this lane's
+    Tile tile = tile_at(0, warp_from(pages, 0));
+    if (count > 0) {
+        load_keys(k, keys, tile, g);
+        load_values(v, values, tile, c);
+    }
+#pragma unroll 1
+    for (int i = 1; i <= count; i++) {
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) {
+            multiply_add(even, k[b][0].x, k[b][1].x, k[b][0].y, k[b][1].y, query[b].x, query[b].y);
+            multiply_add(odd, k[b][0].z, k[b][1].z, k[b][0].w, k[b][1].w, query[b].z, query[b].w);
+        }
+        if (i % 32 == 0) {
+            pages = upcoming;
+            upcoming = page_of(i + 32 + lane);
+        }
+        const Tile next = tile_at(i, warp_from(pages, i % 32));
+        if (i < count) load_keys(k, keys, next, g);
+
+        // Scores in powers of two of keys g and g + 8, and the weights of both.
+        const bool upper = g >= tile.low && g <= tile.high, lower = g + 8 >= tile.low && g + 8 <= tile.high;
+        float fade[2], weight[2][2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const float a = upper ? (even[j] + odd[j]) * scale : LOWEST;
+            const float b = lower ? (even[j + 2] + odd[j + 2]) * scale : LOWEST;
+            float peak = fmaxf(a, b);
+            peak = fmaxf(peak, warp_xor(peak, 4));
+            peak = fmaxf(peak, warp_xor(peak, 8));
+            peak = fmaxf(peak, warp_xor(peak, 16));
+            peak = fmaxf(peak, most[j]);
+            fade[j] = power_of_two(most[j] - peak);
+            weight[0][j] = power_of_two(a - peak);
+            weight[1][j] = power_of_two(b - peak);
+            most[j] = peak;
+        }
+        // The sum is that of the rounded weights, so that what values are multiplied by adds up to one.
+        const u32 w0 = to_bf16_pair(weight[0][0], weight[0][1]), w1 = to_bf16_pair(weight[1][0], weight[1][1]);
+        total[0] = total[0] * fade[0] + (low_half(w0) + low_half(w1));
+        total[1] = total[1] * fade[1] + (high_half(w0) + high_half(w1));
+        const u32 b0 = transpose(w0), b1 = transpose(w1);
+#pragma unroll
+        for (int h = 0; h < D / 64; h++) {
+#pragma unroll
+            for (int r = 0; r < 4; r++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) o[h][r][j] *= fade[j % 2];
+            add_values(o[h][0], v[h][0].x, v[h][1].x, v[h][2].x, v[h][3].x, b0, b1);
+            add_values(o[h][1], v[h][0].y, v[h][1].y, v[h][2].y, v[h][3].y, b0, b1);
+            add_values(o[h][2], v[h][0].z, v[h][1].z, v[h][2].z, v[h][3].z, b0, b1);
+            add_values(o[h][3], v[h][0].w, v[h][1].w, v[h][2].w, v[h][3].w, b0, b1);
+        }
+        if (i < count) load_values(v, values, next, c);
+        tile = next;
+    }
+
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        total[j] += warp_xor(total[j], 4);
+        total[j] += warp_xor(total[j], 8);
+        total[j] += warp_xor(total[j], 16);
+        const int head = 2 * c + j;
+        if (head < GROUP) {
+            float4* const to = sums + warp * QUADS + head * (D / 4) + g * 2;
+#pragma unroll
+            for (int h = 0; h < D / 64; h++) {
+                to[h * 16] = float4{o[h][0][j], o[h][0][j + 2], o[h][1][j], o[h][1][j + 2]};
+                to[h * 16 + 1] = float4{o[h][2][j], o[h][2][j + 2], o[h][3][j], o[h][3][j + 2]};
+            }
+            if (g == 0) stats[warp * GROUP + head] = float2{most[j], total[j]};
+        }
+    }
+    block_barrier();
+    if (CLUSTER > 1) cluster_wait();  // every block of the cluster runs, so its memory can be written
+    u16* const result = out + entry * out_stride + kv_head * GROUP * D;
+    for (int quad = thread_index(); quad < QUADS; quad += THREADS) {
+        const Part part = merge<WARPS>(sums + quad, QUADS, stats + quad / (D / 4), GROUP);
+        if (CLUSTER == 1) store(result + quad * 4, part);
+        else {
+            const int owner = quad / SHARE, place = rank * SHARE + quad % SHARE;
+            store_to_peer(inbox + place, owner, part.sum);
+            store_to_peer(inbox_stats + place, owner, float2{part.most, part.total});
+        }
+    }
+    if (CLUSTER == 1) return;
+    cluster_arrive();
+    cluster_wait();
+    for (int i = thread_index(); i < SHARE; i += THREADS)
+        store(result + (rank * SHARE + i) * 4, merge<CLUSTER>(inbox + i, SHARE, inbox_stats + i, SHARE));
+}

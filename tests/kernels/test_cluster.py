@@ -1,0 +1,231 @@
+"""Decode attention by clusters: its rules, its refusals, its partition of keys, and kernels/cuda/
+cluster_decode.cu run thread by thread on the host (emulation.h)."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.cluster import (
+    ClusterDecode,
+    Shape,
+    Variant,
+    _Arguments,
+    _mismatch,
+    cluster_hint,
+    cluster_size,
+    defines,
+    fill_arguments,
+    source,
+    unsupported,
+)
+from kernels.nvrtc import CompileError, compile_cubin, load_nvrtc
+from tests.kernels.cluster_cases import Batch, stretches, twin
+from tests.optional import missing
+
+HERE = Path(__file__).parent
+SHAPE = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16)
+Build = Callable[[Shape, Variant], ctypes.CDLL]
+
+
+def test_hint_is_the_seeds() -> None:
+    assert cluster_hint(1023, 2, 1024, True) is None
+    assert cluster_hint(5000, 2, 1024, False) is None
+    assert [cluster_hint(n, 2, 1024, True) for n in (1024, 2047, 2048, 4095, 4096)] == [2, 2, 3, 3, 4]
+    assert cluster_hint(9000, 6, 1024, True) == 6
+    assert cluster_hint(3000, 1, 1024, True) == 3
+
+
+def test_size_fills_the_device() -> None:
+    def size(rows: int, keys: int, kv_heads: int = 16, start: int = 2, threshold: int = 1024) -> int:
+        return cluster_size(rows, kv_heads, keys, 132, start, threshold)
+
+    assert [size(rows, 8192) for rows in (1, 2, 3, 4, 8, 9, 200)] == [8, 4, 2, 2, 1, 1, 1]
+    # `start` at the threshold, growing in proportion.
+    assert [size(1, keys) for keys in (1023, 1024, 2047, 2048, 4095, 4096, 1 << 20)] == [1, 2, 2, 4, 4, 8, 8]
+    assert size(1, 1024, start=16) == 8
+    assert size(1, 1024, start=3) == 2
+    assert size(1, 1024, start=1) == 1
+    # At least 64 keys a block.
+    assert [size(1, keys, start=8, threshold=1) for keys in (0, 1, 64, 65, 200, 500)] == [1, 1, 1, 2, 4, 8]
+    assert size(1, 8192, kv_heads=200) == 1
+    assert size(0, 8192) == 8
+
+
+def test_variants_fit_a_multiprocessor() -> None:
+    for group in range(1, 9):
+        shape = Shape(8 * group, 8, 128, 16)
+        for cluster in (1, 2, 4, 8):
+            for entries in (1, 2, 16, 200):
+                variant = Variant.of(entries, 8, cluster, 132)
+                assert variant.blocks * (variant.shared_bytes(shape) + 1024) <= 228 * 1024
+                assert variant.blocks * variant.warps * 32 * 168 <= 65536
+                assert shape.group * shape.head_dim // 4 % cluster == 0
+
+
+def test_unsupported_says_why() -> None:
+    assert unsupported(128, 1, torch.bfloat16, (9, 0), 16) is None
+    assert unsupported(64, 8, torch.bfloat16, (10, 0), 256) is None
+    for expected, arguments in {
+        "9.0": (128, 1, torch.bfloat16, (8, 9), 16),
+        "bfloat16": (128, 1, torch.float16, (9, 0), 16),
+        "head_dim 96": (96, 1, torch.bfloat16, (9, 0), 16),
+        "9 query heads": (128, 9, torch.bfloat16, (9, 0), 16),
+        "blocks of 8 ": (128, 1, torch.bfloat16, (9, 0), 8),
+        "blocks of 24 ": (128, 1, torch.bfloat16, (9, 0), 24),
+    }.items():
+        assert expected in (unsupported(*arguments) or "")
+    with pytest.raises(ValueError, match="CUDA device"):
+        ClusterDecode(SHAPE, 4096, torch.device("cpu"), size=2, threshold=1024)
+
+
+def test_mismatches_are_named() -> None:
+    def wrong(**changed: torch.Tensor) -> str:
+        bf16 = {"dtype": torch.bfloat16}
+        tensors = {
+            "q": torch.zeros(3, 4, 64, **bf16),
+            "k_pages": torch.zeros(5, 16, 2, 64, **bf16),
+            "v_pages": torch.zeros(5, 16, 2, 64, **bf16),
+            "block_tables": torch.zeros(2, 4, dtype=torch.int32),
+            "rows": torch.zeros(3, dtype=torch.int32),
+            "positions": torch.zeros(3, dtype=torch.int32),
+            "out": torch.zeros(3, 256, **bf16),
+        }
+        return _mismatch(SHAPE, **(tensors | changed)) or ""
+
+    bf16 = {"dtype": torch.bfloat16}
+    assert wrong() == ""
+    assert "q is" in wrong(q=torch.zeros(3, 2, 64, **bf16))
+    assert "k_pages is" in wrong(k_pages=torch.zeros(5, 32, 2, 64, **bf16))
+    assert "v_pages is" in wrong(v_pages=torch.zeros(5, 16, 4, 64, **bf16))
+    assert "out is" in wrong(out=torch.zeros(2, 256, **bf16))
+    assert "rows and positions" in wrong(rows=torch.zeros(2, dtype=torch.int32))
+    assert "v_pages is torch.float32" in wrong(v_pages=torch.zeros(5, 16, 2, 64))
+    assert "16 bytes" in wrong(q=torch.zeros(3, 4, 68, **bf16)[:, :, :64])
+    assert "16 bytes" in wrong(q=torch.zeros(3 * 256 + 8, **bf16)[4:-4].view(3, 4, 64))
+    assert "8 bytes" in wrong(out=torch.zeros(3, 258, **bf16)[:, :256])
+    assert "positions must" in wrong(positions=torch.zeros(3, dtype=torch.int64))
+    assert "block_tables must" in wrong(block_tables=torch.zeros(4, 2, dtype=torch.int32).T)
+    far = torch.empty_strided((1, 16, 2, 64), (0, 2**31, 64, 1), device="meta", **bf16)
+    assert "32 bits" in wrong(k_pages=far)
+
+
+@pytest.mark.parametrize("window", [None, 0, 1, 15, 16, 100])
+def test_every_visible_tile_is_someones(window: int | None) -> None:
+    for position in (*range(70), 127, 128, 500, 2047):
+        seen = 0 if window is None else max(position - window, 0)
+        for cluster in (1, 2, 4, 8):
+            for warps in (1, 4, 8):
+                blocks = stretches(position, window, cluster, warps)
+                tiles = sorted(tile for block in blocks for mine in block for tile in mine)
+                assert tiles == list(range(seen // 16, position // 16 + 1))
+                longest = max(sum(map(len, block)) for block in blocks)
+                assert longest == -(-len(tiles) // cluster)
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_compiles(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        load_nvrtc()
+    except CompileError as error:
+        pytest.skip(str(error))  # in CI too: torch's wheels for the CPU come without it
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for heads, head_dim, cluster, entries in ((16, 128, 8, 1), (32, 128, 1, 64), (64, 64, 4, 2)):
+        variant = Variant.of(entries, 8, cluster, 132)
+        constants = defines(Shape(heads, 8, head_dim, 32), variant)
+        assert compile_cubin(source(), "cluster_decode", arch, constants)[:4] == b"\x7fELF"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles a variant for the host, once each."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        missing("needs g++")
+    folder = tmp_path_factory.mktemp("cluster")
+    built: dict[str, ctypes.CDLL] = {}
+
+    def get(shape: Shape, variant: Variant) -> ctypes.CDLL:
+        options = [f"-D{name}={value}" for name, value in defines(shape, variant).items()]
+        path = folder / ("_".join(options).replace("-D", "") + ".so")
+        if path.name not in built:
+            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
+            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_cluster.cpp")], check=True)
+            built[path.name] = ctypes.CDLL(str(path))
+        return built[path.name]
+
+    return get
+
+
+def emulate(
+    library: ctypes.CDLL, shape: Shape, variant: Variant, batch: Batch, scale: float, window: int | None
+) -> None:
+    pages, a = batch.pages, _Arguments()
+    tensors = (
+        batch.query,
+        pages.k_pages,
+        pages.v_pages,
+        pages.tables,
+        batch.rows,
+        batch.positions,
+        batch.out,
+    )
+    assert _mismatch(shape, *tensors) is None
+    fill_arguments(a, *tensors, scale, window, True)
+    strides = (a.q_stride, a.q_head, a.k_block, a.k_head, a.v_block, a.v_head, a.table_stride, a.out_stride)
+    status = library.emulate(
+        len(batch.rows) * shape.kv_heads * variant.cluster,
+        variant.shared_bytes(shape),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+        (ctypes.c_longlong * 10)(*strides, a.k_offset, a.v_offset),
+        a.kv_heads,
+        a.window,
+        ctypes.c_float(a.scale),
+        a.flags,
+    )
+    assert status == 0, "the threads wait for each other for ever, or wrote past their shared memory"
+
+
+BORDERS = [1, 15, 16, 17, 33, 64]
+CASES = [
+    # heads, kv heads, head_dim, block size, heads first; cluster, warps; window, contexts
+    (2, 2, 128, 16, True, 1, 1, None, [1, 1100]),  # more than two batches of page numbers
+    (2, 2, 128, 16, False, 8, 2, None, BORDERS),
+    (2, 1, 64, 32, True, 4, 2, None, [5, 32, 200]),
+    (4, 1, 128, 16, False, 2, 4, 20, [*BORDERS, 130]),
+    (8, 1, 64, 48, True, 8, 1, 1, [2, 17, 97]),
+    (3, 1, 128, 64, False, 4, 2, 100, [90, 101, 102, 300]),
+    (8, 1, 128, 16, True, 1, 2, 0, BORDERS),
+    (1, 1, 64, 16, True, 8, 1, None, [129, 250]),
+    (14, 2, 64, 16, False, 2, 2, None, [40, 95]),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_float64_and_its_twin(case: tuple[object, ...], build: Build) -> None:
+    heads, kv_heads, head_dim, block, heads_first, cluster, warps, window, contexts = case
+    shape, variant = Shape(heads, kv_heads, head_dim, block), Variant(cluster, warps, 1)  # type: ignore[arg-type]
+    batch = Batch.of(contexts, heads, kv_heads, head_dim, block, heads_first).cpu()  # type: ignore[arg-type]
+    scale = 1.7 / shape.head_dim**0.5
+    emulate(build(shape, variant), shape, variant, batch, scale, window)  # type: ignore[arg-type]
+    batch.check(scale, window)  # type: ignore[arg-type]
+    for entry, (row, position) in enumerate(zip(batch.rows.tolist(), batch.positions.tolist(), strict=True)):
+        if row >= 0:
+            keys, values = batch.pages.keys[row], batch.pages.values[row]
+            sizes = (position, scale, window, cluster, warps)
+            mine = twin(batch.query[entry], keys, values, *sizes)  # type: ignore[arg-type]
+            # Half a step of bfloat16 either way, where the order inside a product decides.
+            torch.testing.assert_close(batch.out[entry], mine, rtol=2**-7, atol=2e-5)
+
+
+def test_scores_of_any_size(build: Build) -> None:
+    """Weights neither overflow nor vanish all at once, even where one key outweighs all the others."""
+    shape, variant = Shape(1, 1, 64, 16), Variant(4, 2, 1)
+    for factor in (-30.0, 30.0):
+        batch = Batch.of([150], 1, 1, 64, 16, False).cpu()
+        emulate(build(shape, variant), shape, variant, batch, factor, None)
+        batch.check(factor, None)
