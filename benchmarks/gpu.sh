@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about twelve minutes: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests linear kernels; without names all of them. Results and
-# logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
+# Parts, in order of worth: decode serve startup attention tests flags clusters linear kernels; without names all of
+# them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -46,6 +46,14 @@ part() {
         run linear 100 python3 -m benchmarks.linear --out "$out/linear.json"
         run linear-medium 60 python3 -m benchmarks.linear --medium --out "$out/linear-medium.json"
         ;;
+    flags)
+        run flags 100 python3 -m benchmarks.flags --workload all --batch-size 2 --prompt-len 256 --decode-len 64 \
+            --iters 2 --reuse-ids-buffer --model-size d32 --out "$out/flags.json"
+        ;;
+    clusters)
+        run tests-clusters 150 python3 -m pytest -q --tb=short tests/gpu/test_cluster.py
+        run clusters 150 python3 -m benchmarks.cluster --quick --seconds 120 --out "$out/clusters.json"
+        ;;
     kernels)
         run kernels 70 python3 -m benchmarks.kernels --out "$out/kernels.json"
         ;;
@@ -53,6 +61,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests linear kernels}"; do
+for name in "${@:-decode serve startup attention tests flags clusters linear kernels}"; do
     for one in $name; do part "$one"; done
 done

@@ -215,7 +215,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-size", "--size", dest="size", default="d32" if cuda else "tiny")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument(
+        "--compare", dest="modes", metavar="MODES", help=f"load modes, with these only: {','.join(MODES)}"
+    )
     parser.add_argument("--clients", help="1,8 of modes, 1,8,64,256 of peers")
     parser.add_argument("--client-processes", type=int, help="one for every 32 clients")
     parser.add_argument("--prompt-len", help="shortest,longest: 32,32 of modes, 64,512 of peers")
@@ -233,6 +235,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
     args = parser.parse_args(argv)
+    if args.modes is not None:
+        args.load = "modes"
+        if wrong := sorted(set(args.modes.split(",")) - set(MODES)):
+            parser.error(f"--compare: there is no mode {', '.join(wrong)}; there are {', '.join(MODES)}")
+    args.modes = args.modes or ",".join(MODES)
     as_modes = args.load == "modes"
     args.clients = args.clients or ("1,8" if as_modes else "1,8,64,256")
     args.prompt_len = args.prompt_len or ("32,32" if as_modes else "64,512")

@@ -70,10 +70,11 @@ class FastPathFlags:
         128, "tile of keys for kernels that let their caller choose one; FlashAttention's do not", "cuda"
     )
     use_cta_clustering: bool = _flag(
-        False, "hands attention kernels a size of thread-block clusters for long contexts"
+        False,
+        "decode attention of few rows by clusters of thread blocks (CUDA), and a hint to a kernel of yours",
     )
     cta_cluster_size: int = _flag(
-        2, "blocks of a cluster at the threshold; 3 from 2,048 keys and 4 from 4,096 at least"
+        2, "blocks of a cluster at the threshold; the hint is at least 3 from 2,048 keys and 4 from 4,096"
     )
     cta_cluster_seq_threshold: int = _flag(1024, "keys from which on there are clusters")
     kv_block_size: int | None = _flag(None, "tokens per KV block; without it the engine's default of 16")
@@ -85,7 +86,9 @@ class FastPathFlags:
     )
     use_cuda_graphs: bool = _flag(False, "each step is the replay of one captured CUDA graph", "cuda")
     use_te_weight_only: bool = _flag(
-        False, "q, k, v, output and head projections through Transformer Engine", "cuda"
+        False,
+        "q, k, v, output and head projections through Transformer Engine; refused: not built yet",
+        "cuda",
     )
     te_weight_dtype: str = _flag("fp8", f"their precision: {', '.join(TE_DTYPES)}", "cuda")
     use_clustered_attention_kernel: bool = _flag(

@@ -1,0 +1,76 @@
+"""docs/flags.md from the code: `python -m benchmarks.flag_table > docs/flags.md`.
+
+Gains come from the newest `flags-cuda-*.json` of `benchmarks/results`, a row of `benchmarks.flags` for each
+flag that has one.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from benchmarks.flag_modes import MODES
+from benchmarks.report import RESULTS
+from engine.flags import ABOUT, FAST, FastPathFlags
+
+WHERE = {"any": "any", "cuda": "CUDA", "training": "any, in training"}
+INTRODUCTION = """# The seed's flags
+
+Each can be measured alone (`python -m benchmarks.flags`). They are fields of `GPTConfig`, options of the
+command line (`--use-flash3`, `--no-use-flash3`), variables of the environment (`APP_USE_FLASH3`) and keys
+of the configuration file; numbers and switches may also stand in a checkpoint's meta, as defaults. What was
+asked for and cannot be had is an error before the server is ready; what was merely defaulted falls back. The
+start-up table and `/v1/models` say what was used and why.
+
+`--profile fast`, the default of the server and of `AsyncEngine`, turns on {fast}.
+`--profile seed`, the default of `Engine`, leaves everything at the seed's defaults.
+
+`kernels.stubs` describes the two kernels that may be yours. Ours can be named, too:
+`--use-clustered-attention-kernel --clustered-attention-impl kernels.clustered_attention`,
+`--use-persistent-decode-kernel --persistent-decode-impl kernels.persistent_decode`.
+
+| flag | default | effect | device | gain measured |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def table() -> str:
+    gains = measured()
+    lines = []
+    for flag in fields(FastPathFlags):
+        about = ABOUT[flag.name]
+        default = "none" if flag.default is None else str(flag.default)
+        gain = gains.get(flag.name, "")
+        lines.append(f"| `{flag.name}` | {default} | {about.effect} | {WHERE[about.where]} | {gain} |")
+    fast = " and ".join(f"`{name}`" for name in FAST)
+    return INTRODUCTION.format(fast=fast) + "\n".join(lines) + "\n"
+
+
+def measured(folder: Path = RESULTS) -> dict[str, str]:
+    """Flag -> prefill and decode against the row before it, on a GPU."""
+    files = sorted(folder.glob("flags-cuda-*.json"))
+    if not files:
+        return {}
+    kept = json.loads(files[-1].read_text())
+    rows = {row["mode"]: row for row in kept["rows"] if "prefill_tok_s" in row}
+    gains: dict[str, str] = {}
+    before: dict[str, float] | None = None
+    for mode in MODES:
+        row = rows.get(mode.name)
+        if row is None or row["error"] is not None:
+            continue
+        if before is not None:
+            prefill, decode = (
+                100 * (row[rate] / before[rate] - 1) for rate in ("prefill_tok_s", "decode_tok_s")
+            )
+            for name in mode.settings:
+                gains[name] = f"prefill {prefill:+.0f} %, decode {decode:+.0f} % ({kept['machine']['gpu']})"
+        before = row
+    return gains
+
+
+def main() -> None:
+    print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()
