@@ -38,7 +38,7 @@ class TorchBackend:
         for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             if row >= 0:
                 keys, values = read_row(k_pages, v_pages, block_tables[row], position + 1)
-                out[entry] = _attend(q[entry : entry + 1], keys, values, position, scale, window)[0]
+                out[entry] = self.attend(q[entry : entry + 1], keys, values, scale, window)[0]
 
     def prefill(
         self,
@@ -60,8 +60,25 @@ class TorchBackend:
             first, last = borders[chunk], borders[chunk + 1]
             if row >= 0 and first < last:
                 keys, values = read_row(k_pages, v_pages, block_tables[row], context)
-                position = context - (last - first)
-                out[first:last] = _attend(q[first:last], keys, values, position, scale, window)
+                out[first:last] = self.attend(q[first:last], keys, values, scale, window)
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """query: [count, heads, head_dim], at the last positions of keys and values [context, kv_heads,
+        head_dim]; [count, heads * head_dim], computed in float32.
+        """
+        count, heads, _ = query.shape
+        context, group = keys.size(0), heads // keys.size(1)
+        keys, values = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
+        at = torch.arange(context - count, context, device=query.device).unsqueeze(1)
+        key = torch.arange(context, device=query.device).unsqueeze(0)
+        hidden = key > at if window is None else (key > at) | (key < at - window)
+        # Values of keys that nobody sees may belong to others by now.
+        values = values.masked_fill(hidden.all(dim=0)[:, None, None], 0.0)
+        weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+        return torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)
 
 
 def read_row(
@@ -71,26 +88,3 @@ def read_row(
     blocks = table[: -(-context // k_pages.size(1))].long()
     keys, values = (pages[blocks].flatten(0, 1)[:context] for pages in (k_pages, v_pages))
     return keys, values
-
-
-def _attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    position: int,
-    scale: float,
-    window: int | None,
-) -> torch.Tensor:
-    """query: [count, heads, head_dim] at positions position.. ; [count, heads * head_dim], computed in
-    float32."""
-    count, heads, _ = query.shape
-    group = heads // keys.size(1)
-    keys, values = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
-    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
-    at = torch.arange(position, position + count, device=query.device).unsqueeze(1)
-    key = torch.arange(keys.size(0), device=query.device).unsqueeze(0)
-    hidden = key > at if window is None else (key > at) | (key < at - window)
-    # Values of keys that nobody sees may belong to others by now.
-    values = values.masked_fill(hidden.all(dim=0)[:, None, None], 0.0)
-    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
-    return torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)

@@ -10,72 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from kernels.backends.base import AttentionSpec
-from kernels.backends.reference import read_row
+from kernels.backends.reference import TorchBackend
 
 FLASH = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
-class SdpaBackend:
+class SdpaBackend(TorchBackend):
     name = "sdpa"
-    version: str = torch.__version__
-    capture_safe = False
 
     def __init__(self, spec: AttentionSpec, flash: bool = True) -> None:
         """flash: torch's fast kernels where they can; its plain one serves the rest, or everything."""
-        self.block_size = spec.block_size
+        super().__init__(spec)
         self.kernels = [*(FLASH if flash else []), SDPBackend.MATH]
 
-    def plan(
-        self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
-    ) -> None:
-        pass
-
-    def decode(
-        self,
-        q: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        block_tables: torch.Tensor,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        pdl: bool = False,
-    ) -> None:
-        for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-            if row >= 0:
-                pages = read_row(k_pages, v_pages, block_tables[row], position + 1)
-                out[entry] = self._attend(q[entry : entry + 1], *pages, scale, window)[0]
-
-    def prefill(
-        self,
-        q: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        block_tables: torch.Tensor,
-        chunk_rows: torch.Tensor,
-        cu_queries: torch.Tensor,
-        contexts: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        pdl: bool = False,
-    ) -> None:
-        borders = cu_queries.tolist()
-        for chunk, (row, context) in enumerate(zip(chunk_rows.tolist(), contexts.tolist(), strict=True)):
-            first, last = borders[chunk], borders[chunk + 1]
-            if row >= 0 and first < last:
-                pages = read_row(k_pages, v_pages, block_tables[row], context)
-                out[first:last] = self._attend(q[first:last], *pages, scale, window)
-
-    def _attend(
+    def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
     ) -> torch.Tensor:
-        """query: [count, heads, head_dim], the last positions of keys' [context, kv_heads, head_dim]; [count,
-        heads * head_dim]."""
+        """As the reference's, in the tensors' own precision."""
         count, context = query.size(0), keys.size(0)
         if window is not None:  # what none of the queries sees may belong to others by now
             first = max(0, context - count - window)
