@@ -47,6 +47,22 @@ AXES: dict[str, dict[str, object]] = {
     "preemption": {"num_blocks": 16},
     "preemption without lookahead": {"num_blocks": 16, "lookahead": False},
     "cublas": {"linear_backend": "cublas"},
+    "torch's flash attention": {"attention_backend": "sdpa"},
+    "torch's plain attention": {"attention_backend": "sdpa", "flags": {"use_flash_sdp": False}},
+    "buffers anew": {"flags": EAGER | {"enable_persistent_decode": False}},
+    "our attention as the user's own": {
+        "flags": {
+            "use_clustered_attention_kernel": True,
+            "clustered_attention_impl": "kernels.clustered_attention",
+        }
+    },
+    "our decode step as the user's own": {
+        "flags": {
+            "use_persistent_decode_kernel": True,
+            "persistent_decode_impl": "kernels.persistent_decode",
+        }
+    },
+    "clusters": {"flags": {"use_cta_clustering": True, "cta_cluster_seq_threshold": 16}},
     "static batches": {"batching": "static", "batch_timeout_ms": 1.0},
 }
 
@@ -190,6 +206,8 @@ def reference(served: GPT) -> list[list[Answer]]:
 async def test_answers_do_not_depend_on_company(
     served: GPT, reference: list[list[Answer]], axis: str
 ) -> None:
+    if axis == "clusters" and next(served.parameters()).dtype == torch.float32:
+        pytest.skip("clusters need bfloat16")
     engine = await started(served, TOKENIZER, **({"max_rows": 16} | POOL | AXES[axis]))
     tolerance = TOLERANCE[next(served.parameters()).dtype]
     try:
@@ -284,6 +302,42 @@ async def test_no_step_waits_for_the_device(served: GPT) -> None:
         for ask, choices, before in zip(asks(1), result, expected, strict=True):
             for ours, theirs in zip(choices, before, strict=True):
                 assert agree(ours, theirs, tolerance, loose(ask)), ours.finish
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+async def test_f8_buffers_keep_their_addresses(served: GPT, persistent: bool) -> None:
+    """Or are allocated in each step; the tokens are the same."""
+    flags = EAGER | {"enable_persistent_decode": persistent}
+    engine = await started(served, TOKENIZER, max_rows=4, flags=flags, **POOL)
+    network = engine.core.runner.network  # type: ignore[attr-defined]
+    seen: dict[int, object] = {}  # kept alive, so that no two share an id
+    original = network._sample
+    network._sample = lambda *given: (
+        seen.setdefault(id(network.scratch), network.scratch),
+        original(*given),
+    )[1]
+    try:
+        ask = Ask([1, 2, 3], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, logprobs=BEST))
+        ((answer,),) = await answers(engine, [ask], together=False)
+        rows = {name: used for name, _, used, _ in engine.info.features}
+        assert rows["enable_persistent_decode"] == ("on" if persistent else "off")
+        assert rows["use_cuda_graphs"] == "off"
+        assert (len(seen) == 1) == persistent
+        assert len(answer.tokens) == 12
+    finally:
+        await engine.close()
+
+
+async def test_f10_with_graphs_the_buffers_persist_anyway(served: GPT) -> None:
+    flags = {"use_cuda_graphs": True, "enable_persistent_decode": False}
+    engine = await started(served, TOKENIZER, max_rows=4, flags=flags, **POOL)
+    try:
+        rows = {name: (used, why) for name, _, used, why in engine.info.features}
+        assert rows["enable_persistent_decode"] == ("on", "graphs hold the addresses of every buffer")
+        assert rows["use_cuda_graphs"][0].endswith("graphs")
+        assert engine.core.runner.network.persistent  # type: ignore[attr-defined]
     finally:
         await engine.close()
 
