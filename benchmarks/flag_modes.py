@@ -61,8 +61,11 @@ MODES = (
     Mode("graphs", {"use_cuda_graphs": True}, ("use_cuda_graphs", "graphs"), True),
     Mode("linear", {"linear_backend": "auto"}),
     Mode("clusters", {"use_cta_clustering": True}, ("use_cta_clustering", "True"), True),
+    # The second takes the place of the first.
+    Mode("fp8_weights", {"weight_dtype": "fp8"}, ("weight dtype", "fp8")),
+    Mode("int8_weights", {"weight_dtype": "int8"}, ("weight dtype", "int8")),
 )
-FIELDS = ("attention_backend", "linear_backend")
+FIELDS = ("attention_backend", "linear_backend", "weight_dtype")
 
 
 @dataclass(slots=True)

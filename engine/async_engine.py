@@ -21,7 +21,7 @@ from engine.core import EngineCore
 from engine.decoder import Decoder
 from engine.estimator import default_stretch
 from engine.fastpath import refuse
-from engine.flags import Resolved, resolve
+from engine.flags import Resolved, check_weights, resolve
 from engine.messages import (
     Delta,
     EngineConfig,
@@ -62,6 +62,7 @@ class AsyncEngine:
         self.config = config = config or EngineConfig()
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
         flags = resolve(model.config, config.profile, config.flags)
+        check_weights(config.weight_dtype, flags.values)
         config = msgspec.structs.replace(
             config,
             block_size=config.block_size or flags.values.kv_block_size,
@@ -112,7 +113,8 @@ class AsyncEngine:
             device=str(backend.device),
             dtype=str(backend.dtype).removeprefix("torch."),
             parameters=model.parameter_count(),
-            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+            weights_bytes=backend.weights_bytes
+            or sum(p.numel() * p.element_size() for p in model.parameters()),
             sampling_defaults=meta.sampling_defaults if meta else {},
             features=[*backend.features, *_features(self.config, limits)],
             memory=backend.memory,

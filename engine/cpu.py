@@ -4,6 +4,7 @@ import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder
+from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
@@ -28,7 +29,8 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
     blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
-    served = model.packed()
+    kind = kind8(config.weight_dtype, dtype)
+    served = (model if kind is None else rounded_model(model, kind)).packed()
     shape = model.config
     cache = KVCache.allocate(
         shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
@@ -51,7 +53,13 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
         max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
         max_model_len=max_model_len,
         spread=-(-max_model_len // block_size),
-        features=[*_features(served, threads, config, hooks), *flag_rows(flags, device.type, block_size, {})],
+        features=[
+            *_features(served, threads, config, hooks),
+            weight_row(
+                config.weight_dtype, dtype, f"rounded once, then computed with in the model's {dtype}"
+            ),
+            *flag_rows(flags, device.type, block_size, {}),
+        ],
     )
 
 

@@ -1,9 +1,9 @@
 """Weights of eight bits with a scale for each output: how they are made, and what they stand for.
 
-A row w of a projection is kept as whole numbers (int8) or short floats (fp8, e4m3) q with one float32 scale s,
-so that w is about s * q and the largest |q| of the row is the format's largest number. Activations stay as they
-are: only what is read from memory for a product is halved. Reference: `dequantize`; kernels.triton.dequantize
-does the same on a device, kernels/cuda/skinny.cu inside its product.
+A row w of a projection is kept as whole numbers (int8) or short floats (fp8, e4m3) q with one float32 scale
+s, so that w is about s * q and the largest |q| of the row is the format's largest number. Activations stay as
+they are: only what is read from memory for a product is halved. Reference: `dequantize`;
+kernels.triton.dequantize does the same on a device, kernels/cuda/skinny.cu inside its product.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ AT_ONCE = 1 << 24  # numbers that are in float32 at one time
 class Weight8:
     """A projection [outputs, inputs] of eight bits.
 
-    values: [outputs, inputs] int8 or float8_e4m3fn, contiguous. scales: [outputs] float32. dtype: of the weight
-    that it was made of, and of the products' inputs and outputs.
+    values: [outputs, inputs] int8 or float8_e4m3fn, contiguous. scales: [outputs] float32. dtype: of the
+    weight that it was made of, and of the products' inputs and outputs.
     """
 
     values: torch.Tensor
@@ -57,7 +57,7 @@ Weight: TypeAlias = torch.Tensor | Weight8
 
 
 def kind_of(weight: Weight) -> WeightKind:
-    """What a product must know of it; "bf16" stands for every weight that is kept in the model's own dtype."""
+    """What a product must know of it; "bf16" stands for every weight that is in the model's own dtype."""
     return weight.kind if isinstance(weight, Weight8) else "bf16"
 
 
@@ -68,8 +68,9 @@ def stored_bytes(weight: Weight) -> int:
     return weight.numel() * weight.element_size()
 
 
-def quantize(weight: torch.Tensor, kind: Kind8) -> Weight8:
-    """weight: [outputs, inputs], floating point. Rounds to the nearest, ties to even; zeros stay zeros.
+def quantize(weight: torch.Tensor, kind: Kind8, name: str = "a weight") -> Weight8:
+    """weight: [outputs, inputs], floating point. Rounds to the nearest, ties to even; zeros stay zeros. name:
+    for the error.
 
     Raises ValueError where a number is not finite: one such number would spoil the whole row's scale.
     """
@@ -81,7 +82,7 @@ def quantize(weight: torch.Tensor, kind: Kind8) -> Weight8:
         part = weight[first : first + rows].float()
         largest = part.abs().amax(dim=1)
         if not bool(torch.isfinite(largest).all()):
-            raise ValueError(f"a weight [{outputs}, {inputs}] has numbers that are not finite; no {kind} of it")
+            raise ValueError(f"{name}: numbers are not finite, so that there is no {kind} of it")
         scale = (largest / LARGEST[kind]).clamp(SMALLEST_SCALE, _largest_scale(kind))
         scaled = (part / scale.unsqueeze(1)).clamp(-LARGEST[kind], LARGEST[kind])
         values[first : first + rows] = (scaled.round() if kind == "int8" else scaled).to(values.dtype)
@@ -99,6 +100,6 @@ def dequantize(weight: Weight8) -> torch.Tensor:
     return (weight.values.float() * weight.scales.unsqueeze(1)).to(weight.dtype)
 
 
-def rounded(weight: torch.Tensor, kind: Kind8) -> torch.Tensor:
-    """A weight [outputs, inputs] as it is after having been kept in eight bits."""
-    return dequantize(quantize(weight, kind))
+def rounded(weight: torch.Tensor, kind: Kind8, name: str = "a weight") -> torch.Tensor:
+    """A weight [outputs, inputs] as it is after having been kept in eight bits; see `quantize`."""
+    return dequantize(quantize(weight, kind, name))

@@ -1,8 +1,9 @@
 """Products of few rows with a weight at the pace at which the weight can be read (kernels/cuda/skinny.cu).
 
-Up to 64 rows, bf16, on a Hopper or newer; the weight may have eight bits (kernels.quantize). What follows the product is done on the way out: the norm in front
-of it as one factor a row, the activation, or the addition to the residual stream. A row's result depends on
-neither the variant, nor the number of rows, nor the other rows.
+Up to 64 rows, bf16, on a Hopper or newer; the weight may have eight bits (kernels.quantize). What follows the
+product is done on the way out: the norm in front of it as one factor a row, the activation, or the addition
+to the residual stream. A row's result depends on neither the variant, nor the number of rows, nor the other
+rows.
 """
 
 import ctypes
@@ -29,8 +30,9 @@ _ACTIVATION_FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
 # many blocks fit on a multiprocessor.
 _OTHER_REGISTERS = 44
 _MANY_REGISTERS = 124
-# More of them for a weight of eight bits: a half of what is loaded as bf16, 8 a tile, and the rows' factors.
-_WIDENED_REGISTERS = 8
+# More of them, a tile, for a weight of eight bits: what is about to be used as bf16. It takes eight, but the
+# compiler fits two blocks on a multiprocessor up to here without putting anything aside (ptxas 12.9).
+_WIDENED_REGISTERS = 4
 # Channels of a block, four loads of 16 bytes.
 BLOCK_CHANNELS: dict[WeightKind, int] = {"bf16": 32, "int8": 64, "fp8": 64}
 # Weights in flight, in loads of 16 bytes a thread.
@@ -42,10 +44,10 @@ class Variant:
     """How the work of a product is cut (skinny.cu explains the terms).
 
     tiles: tiles of 16 outputs that a warp sums. row_groups: groups of 8 rows of x. split: blocks of a
-    cluster that share K. depth: blocks of BLOCK_CHANNELS channels in flight. blocks: a multiprocessor's. persistent: the
-    grid is only as large as the device and each block walks over several groups of tiles. prefetch: channel
-    blocks that are fetched to the L2 cache before the previous kernel has ended. wide: weights are read with
-    a hint for 256 bytes instead of as a stream. kind: what the weight is made of.
+    cluster that share K. depth: blocks of BLOCK_CHANNELS in flight. blocks: a multiprocessor's. persistent:
+    the grid is only as large as the device and each block walks over several groups of tiles. prefetch:
+    channel blocks that are fetched to the L2 cache before the previous kernel has ended. wide: weights are
+    read with a hint for 256 bytes instead of as a stream. kind: what the weight is made of.
     """
 
     tiles: int
@@ -203,10 +205,10 @@ class _Arguments(ctypes.Structure):
     )
 
 
-class _ScaledArguments(_Arguments):
+class _ScaledArguments(ctypes.Structure):
     """Those of the kernel for eight bits."""
 
-    _fields_ = (("factors", ctypes.c_void_p),)
+    _fields_ = (*_Arguments._fields_, ("factors", ctypes.c_void_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class SkinnyKernel:
     kernel: Kernel
     variant: Variant
     multiprocessors: int
-    arguments: _Arguments
+    arguments: _Arguments | _ScaledArguments
     addresses: ctypes.Array[ctypes.c_void_p]
 
     def __call__(
@@ -230,10 +232,11 @@ class SkinnyKernel:
     ) -> None:
         """Queues one product; the tensors have been checked. flags: activation, accumulation, dependence."""
         n, variant, arguments = weight.size(0), self.variant, self.arguments
-        values = weight
         if isinstance(weight, Weight8):
-            values, arguments.factors = weight.values, weight.scales.data_ptr()
-        arguments.x, arguments.weight, arguments.out = x.data_ptr(), values.data_ptr(), out.data_ptr()
+            arguments.weight, arguments.factors = weight.values.data_ptr(), weight.scales.data_ptr()
+        else:
+            arguments.weight = weight.data_ptr()
+        arguments.x, arguments.out = x.data_ptr(), out.data_ptr()
         arguments.m, arguments.n = x.size(0), n
         arguments.x_stride, arguments.out_stride = x.stride(0), out.stride(0)
         arguments.eps = eps or 0.0
@@ -294,8 +297,8 @@ def skinny_linear(
     variant: Variant,
     pdl: bool = False,
 ) -> None:
-    """out = act(norm(x) W^T), or out += norm(x) W^T. All bf16 on one CUDA device, sums in fp32; the weight may
-    have eight bits, for which the variant must be made.
+    """out = act(norm(x) W^T), or out += norm(x) W^T. All bf16 on one CUDA device, sums in fp32; the weight
+    may have eight bits, for which the variant must be made.
 
     x: [m, k], unit stride inside a row, rows 16-byte aligned. weight: [n, k], contiguous. out: [m, n]; for
     swiglu [m, n / 2], weight being 8 gate rows, 8 up rows and so on. eps: for an RMS norm without weight;

@@ -83,7 +83,7 @@ def test_the_largest_and_the_smallest_numbers(kind: Kind8, dtype: torch.dtype) -
 def test_refuses_what_is_not_finite(kind: Kind8, bad: float) -> None:
     weight = gaussian(3, 64)
     weight[2, 5] = bad
-    with pytest.raises(ValueError, match=f"not finite; no {kind}"):
+    with pytest.raises(ValueError, match=f"not finite, so that there is no {kind}"):
         quantize(weight, kind)
 
 

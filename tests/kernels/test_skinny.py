@@ -187,7 +187,9 @@ def test_every_number_becomes_itself(kind: Kind8, build: Callable[[int, Variant]
     values = ((pattern + pattern // k) % 256 - 128).to(torch.int8)
     if kind == "fp8":
         values[(values & 0x7F) == 0x7F] = 0  # NaN, which quantisation never gives
-    weight = Weight8(values.view(quantize(torch.ones(1, 1), kind).values.dtype), torch.ones(n), torch.bfloat16)
+    weight = Weight8(
+        values.view(quantize(torch.ones(1, 1), kind).values.dtype), torch.ones(n), torch.bfloat16
+    )
     variant = Variant(1, 1, 1, 1, 1, kind=kind)
     library = build(k, variant)
     for first in range(0, k, m):
@@ -250,7 +252,11 @@ def test_variants_fit() -> None:
             found = variants(m, n, k, kind=kind)
             assert found and len(set(found)) == len(found)
             for variant in found:
-                assert variant.kind == kind and variant.fits(m, n, k) and variant.grid(n, 132) % variant.split == 0
+                assert (
+                    variant.kind == kind
+                    and variant.fits(m, n, k)
+                    and variant.grid(n, 132) % variant.split == 0
+                )
                 assert variant.depth * variant.tiles <= 16
     assert variants(65, 2048, 2048) == []
 
