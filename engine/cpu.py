@@ -56,7 +56,9 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
         features=[
             *_features(served, threads, config, hooks),
             weight_row(
-                config.weight_dtype, dtype, f"rounded once, then computed with in the model's {dtype}"
+                config.weight_dtype,
+                dtype,
+                f"rounded once, then computed with in {str(dtype).removeprefix('torch.')}",
             ),
             *flag_rows(flags, device.type, block_size, {}),
         ],

@@ -151,6 +151,7 @@ def build(
         features=features,
         memory=budget.parts(),
         weights_bytes=0 if kind is None else weights.total_bytes,
+        step_bytes=0 if kind is None else weights.bytes_per_step,
     )
 
 
