@@ -53,7 +53,10 @@ SAMPLING = ["--temperature", "0.8", "--top-k", "50", "--max-tokens", "512"]
 MODES = [
     ([], "single"),
     (["--enable-batch-decode"], "continuous"),
-    (["--enable-dynamic-batching", "--batch-size", "3", "--batch-timeout-ms", "5"], "continuous"),
+    (
+        ["--enable-dynamic-batching", "--reuse-ids-buffer", "--batch-size", "3", "--batch-timeout-ms", "5"],
+        "continuous",
+    ),
     (
         [*BOTH, "--batch-size", "4", "--batch-timeout-ms", "10", *SAMPLING],
         "continuous",
