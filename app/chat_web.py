@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from app.__main__ import ACTIONS, launch
 from app.config import Batching, Config, Server
-from app.options import CommandLine, option
+from app.options import CommandLine, option, switch
 
 
 def _one(value: str) -> int:
@@ -20,15 +20,18 @@ def _one(value: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replicas:
-    """nanochat's number of model copies."""
+class Nanochat:
+    """What nanochat's script has and this server has no choice in."""
 
     num_gpus: int = option(1, _one, "copies of the model; this server has one", "-n")
+    reuse_ids_buffer: bool | None = switch(
+        None, "reuse the buffer of token ids; it is never allocated per step here", shown="always"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatWebConfig(Config):
-    replicas: Replicas = field(default_factory=Replicas)
+    nanochat: Nanochat = field(default_factory=Nanochat)
 
 
 def command_line() -> CommandLine[Config]:

@@ -29,7 +29,8 @@ OFF: dict[str, object] = {
 class Mode:
     """A row: what it adds to those above it. settings: flags and fields of EngineConfig. expects: a feature
     of the start-up table and what must be in it, or the row has not measured what it says. otherwise: what
-    the rows below do when this one is not to be had.
+    the rows below do when this one is not to be had. credited: what it gains over the row above it is its
+    flags' doing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Mode:
     expects: tuple[str, str] | None = None
     optional: bool = False
     otherwise: dict[str, object] = field(default_factory=dict)
+    credited: bool = True
 
     @property
     def flags(self) -> str:
@@ -55,12 +57,18 @@ MODES = (
         ("attention.prefill", "fa"),
         True,
         {"use_flash3": False, "attention_backend": "auto"},
+        credited=False,  # our own decode attention comes in here, too
     ),
     Mode("flash3_block", {"kv_block_size": 32, "kv_page_size": 1024}, ("kv_block_size", "32")),
     Mode("persistent", {"enable_persistent_decode": True}, ("enable_persistent_decode", "on"), True),
     Mode("graphs", {"use_cuda_graphs": True}, ("use_cuda_graphs", "graphs"), True),
     Mode("linear", {"linear_backend": "auto"}),
-    Mode("clusters", {"use_cta_clustering": True}, ("use_cta_clustering", "True"), True),
+    Mode(
+        "clusters",
+        {"use_cta_clustering": True, "cta_cluster_seq_threshold": 256},
+        ("use_cta_clustering", "on"),
+        True,
+    ),
     # The second takes the place of the first.
     Mode("fp8_weights", {"weight_dtype": "fp8"}, ("weight dtype", "fp8")),
     Mode("int8_weights", {"weight_dtype": "int8"}, ("weight dtype", "int8")),

@@ -18,8 +18,8 @@ INTRODUCTION = """# The seed's flags
 Each can be measured alone (`python -m benchmarks.flags`). They are fields of `GPTConfig`, options of the
 command line (`--use-flash3`, `--no-use-flash3`), variables of the environment (`APP_USE_FLASH3`) and keys
 of the configuration file; numbers and switches may also stand in a checkpoint's meta, as defaults. What was
-asked for and cannot be had is an error before the server is ready; what was merely defaulted falls back. The
-start-up table and `/v1/models` say what was used and why.
+asked for and the device cannot do is an error before the server is ready; what was merely defaulted falls
+back. The start-up table and `/v1/models` say what was used and why, also of flags that serving does not use.
 
 `--profile fast`, the default of the server and of `AsyncEngine`, turns on {fast}.
 `--profile seed`, the default of `Engine`, leaves everything at the seed's defaults.
@@ -46,19 +46,20 @@ def table() -> str:
 
 
 def measured(folder: Path = RESULTS) -> dict[str, str]:
-    """Flag -> prefill and decode against the row before it, on a GPU."""
-    files = sorted(folder.glob("flags-cuda-*.json"))
-    if not files:
+    """Flag -> prefill and decode against the row before it, on a GPU, where both have been measured."""
+    found = [json.loads(file.read_text()) for file in folder.glob("flags-cuda-*.json")]
+    if not found:
         return {}
-    kept = json.loads(files[-1].read_text())
+    kept = max(found, key=lambda one: (one["machine"].get("date", ""), one["settings"].get("dtype", "")))
     rows = {row["mode"]: row for row in kept["rows"] if "prefill_tok_s" in row}
     gains: dict[str, str] = {}
     before: dict[str, float] | None = None
     for mode in MODES:
         row = rows.get(mode.name)
         if row is None or row["error"] is not None:
+            before = None
             continue
-        if before is not None:
+        if before is not None and mode.credited:
             prefill, decode = (
                 100 * (row[rate] / before[rate] - 1) for rate in ("prefill_tok_s", "decode_tok_s")
             )

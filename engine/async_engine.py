@@ -21,7 +21,7 @@ from engine.core import EngineCore
 from engine.decoder import Decoder
 from engine.estimator import default_stretch
 from engine.fastpath import refuse
-from engine.flags import Resolved, check_weights, resolve
+from engine.flags import Resolved, Setting, check_weights, resolve
 from engine.messages import (
     Delta,
     EngineConfig,
@@ -61,12 +61,11 @@ class AsyncEngine:
     ) -> None:
         self.config = config = config or EngineConfig()
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
-        flags = resolve(model.config, config.profile, config.flags)
+        hints = meta.hints if meta is not None else {}
+        flags = resolve(model.config, config.profile, _asked(config), hints)
         check_weights(config.weight_dtype, flags.values)
         config = msgspec.structs.replace(
-            config,
-            block_size=config.block_size or flags.values.kv_block_size,
-            kv_page_size=config.kv_page_size or flags.values.kv_page_size,
+            config, block_size=flags.values.kv_block_size, kv_page_size=flags.values.kv_page_size
         )
         self.backend = backend = _build(model, config, flags, terminals, consume)
         pool = BlockPool(backend.blocks, backend.block_size, spread=backend.spread)
@@ -92,6 +91,7 @@ class AsyncEngine:
         self._router = StreamRouter()
         self._ids = itertools.count(1)
         self._state = EngineState.LOADING
+        self.fault: Exception | None = None  # why the step loop ended
         self._work = asyncio.Event()
         self._emit_scheduled = False
         self._task: asyncio.Task[None] | None = None
@@ -213,8 +213,8 @@ class AsyncEngine:
                     self._emit()  # what could not be launched has ended
                     await self._wait_for_work()
                 in_flight = launched
-        except Exception:
-            self._state = EngineState.DEAD
+        except Exception as error:
+            self._state, self.fault = EngineState.DEAD, error
             self._router.fail_all("the engine's step loop failed")
             raise
 
@@ -260,6 +260,20 @@ class AsyncEngine:
             self._router.dispatch(frame)
         if self.core.tracer is not None:
             self.core.tracer.emitted(started, time.perf_counter(), len(frame.tokens))
+
+
+def _asked(config: EngineConfig) -> dict[str, Setting]:
+    """The flags that were asked for, those with a setting of their own among them. Raises ValueError where
+    the two disagree.
+    """
+    asked = dict(config.flags)
+    for name, value in (("kv_block_size", config.block_size), ("kv_page_size", config.kv_page_size)):
+        if value is None:
+            continue
+        if asked.get(name, value) != value:
+            raise ValueError(f"{name} is asked for twice, as {asked[name]} and as {value}")
+        asked[name] = value
+    return asked
 
 
 def _build(

@@ -1,5 +1,6 @@
 """The engine on a CPU: packed projections, the reference kernels, one step thread."""
 
+import msgspec
 import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
@@ -8,7 +9,7 @@ from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
-from engine.memory import pool_blocks
+from engine.memory import block_bytes, pool_blocks
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from engine.runner import ModelRunner
@@ -28,9 +29,14 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
-    blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
     kind = kind8(config.weight_dtype, dtype)
-    served = (model if kind is None else rounded_model(model, kind)).packed()
+    rounded = model if kind is None else rounded_model(model, kind)
+    if device.type == "cuda" and config.num_blocks is None:
+        config = msgspec.structs.replace(
+            config, num_blocks=_that_fit(model, config, block_size, dtype, device)
+        )
+    blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
+    served = rounded.packed()
     shape = model.config
     cache = KVCache.allocate(
         shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
@@ -39,7 +45,7 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     runner = ModelRunner(served, cache, max_rows, terminal_ids, threads, hooks)
     if flags.hooked:
         try:
-            rehearse(runner)
+            rehearse(runner, strict=True)
         except BaseException:
             runner.close()
             raise
@@ -60,9 +66,17 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
                 dtype,
                 f"rounded once, then computed with in {str(dtype).removeprefix('torch.')}",
             ),
-            *flag_rows(flags, device.type, block_size, {}),
+            *flag_rows(flags, device.type, block_size, hooks.used),
         ],
     )
+
+
+def _that_fit(
+    model: Decoder, config: EngineConfig, block_size: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """KV blocks for the plain runner on a GPU: half of what is free there, unless bytes were asked for."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, (config.kv_bytes or free // 2) // block_bytes(model.config, block_size, dtype))
 
 
 def _features(served: Decoder, threads: int, config: EngineConfig, hooks: KernelHooks) -> list[Feature]:

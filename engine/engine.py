@@ -84,17 +84,18 @@ class Engine:
     def status(self) -> list[Feature]:
         """A row for each feature: its name, what was asked for, what is used, and why."""
         batched = self.enable_batch_decode
-        on_gpu = self._engine.backend.device.type == "cuda"
+        rows = {name: used for name, _, used, _ in self._engine.info.features}
+        pinned = rows["enable_persistent_decode"] == "on"
         return [
             *self._engine.info.features,
             ("batch decode", str(batched), str(batched), f"requests are served in mode {self.mode}"),
             (
                 "reuse ids buffer",
                 str(self.reuse_ids_buffer),
-                str(on_gpu),
-                "every step's inputs go through the same pinned buffers"
-                if on_gpu
-                else "a CPU's steps make their inputs anew; tokens are the same",
+                str(pinned),
+                "every step's inputs go through the same buffers"
+                if pinned
+                else "steps make their inputs anew; tokens are the same",
             ),
         ]
 
@@ -204,6 +205,8 @@ class Engine:
     ) -> Request | None:
         """None where nothing is asked for: a limit of 0. Its id is given when it is submitted."""
         info = self._engine.info
+        if max_tokens is not None and not isinstance(max_tokens, int):
+            raise ValueError(f"max_tokens is {max_tokens!r}, not a whole number")
         if max_tokens == 0:
             return None
         room = info.max_model_len - len(prompt)
@@ -229,7 +232,7 @@ class Engine:
             self._background.call(submit)
             yield from columns
         except EngineUnavailable as error:
-            raise RuntimeError(str(error)) from error
+            raise RuntimeError(str(error)) from (self._engine.fault or error)
         finally:
             self._background.post(lambda: self._engine.abort(ids))
 

@@ -9,6 +9,7 @@ from engine.flags import ABOUT, FastPathFlags, Resolved
 
 Outcome = tuple[str, str]  # what is used, and why
 OFF = "off"
+PLAIN = "kernels of your own are called by the plain runner"
 TE_INSTALL = 'pip install "fastpath[te]"'
 
 
@@ -25,8 +26,12 @@ def refuse(flags: Resolved, device: str) -> None:
         _refuse_te(values)
     for name in sorted(flags.asked):
         value = getattr(values, name)
-        if ABOUT[name].where == "cuda" and value is True and device != "cuda":
+        if ABOUT[name].where != "cuda" or value is not True:
+            continue
+        if device != "cuda":
             raise FlagUnavailable(f"{name} was asked for, but needs a CUDA device, and this is a {device}")
+        if flags.hooked and name != "use_te_weight_only":
+            raise FlagUnavailable(f"{name} was asked for, but {PLAIN}")
     clustered = values.use_clustered_attention_kernel
     asked = "use_cta_clustering" in flags.asked and values.use_cta_clustering
     if asked and not clustered and (device != "cuda" or flags.hooked):
@@ -60,8 +65,8 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
     value = getattr(values, name)
     if ABOUT[name].where == "training":
         return OFF, "is about the dense forward of training"
-    if ABOUT[name].where == "cuda" and device != "cuda":
-        return OFF, "needs a CUDA device"
+    if ABOUT[name].where == "cuda" and (device != "cuda" or flags.hooked):
+        return OFF, "needs a CUDA device" if device != "cuda" else PLAIN
     match name:
         case "use_padded_attention":
             return OFF, "rows are paged: each has its own positions, nothing is padded"
@@ -69,8 +74,14 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
             return str(block_size), "as asked" if value == block_size else "the engine's default"
         case "kv_page_size":
             return (str(value), "as asked") if value else ("one block", "the pool is not rounded further")
-        case "use_clustered_attention_kernel" | "use_persistent_decode_kernel":
-            return _hook(name, values) if value else (OFF, "not asked for")
+        case "use_flash_sdp":
+            return OFF, "attention is not by torch's own function"
+        case "te_weight_dtype":
+            return OFF, "use_te_weight_only is off"
+        case "allow_kernel_stub_fallback":
+            return (
+                (str(value), "as asked") if value and flags.hooked else (OFF, "no kernel of yours is wanted")
+            )
         case "clustered_attention_impl" | "persistent_decode_impl":
             return (value, "imported") if value else (OFF, "not given")
         case "use_cta_clustering" | "cta_cluster_size" | "cta_cluster_seq_threshold":
@@ -80,15 +91,3 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
             return OFF, "no kernel here lets its caller choose the tile"
         case _:
             return (str(value), "as asked") if value else (OFF, "not asked for")
-
-
-def _hook(name: str, values: FastPathFlags) -> Outcome:
-    clustered = name == "use_clustered_attention_kernel"
-    impl = values.clustered_attention_impl if clustered else values.persistent_decode_impl
-    where = "every layer's attention" if clustered else "steps that only decode"
-    if impl is not None:
-        return impl, where
-    return (
-        "registered function, or the reference" if values.allow_kernel_stub_fallback else "registered",
-        where,
-    )

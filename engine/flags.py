@@ -6,7 +6,7 @@ is said once, here, and `docs/flags.md` and `--help` are made from it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, TypeVar
 
@@ -58,7 +58,9 @@ class FastPathFlags:
         "GPT.forward takes a mask over padded rows; served rows are paged and have no padding",
     )
     use_flash_sdp: bool = _flag(
-        True, "torch's flash kernels may serve scaled_dot_product_attention; off: its plain one", "training"
+        True,
+        "torch's flash kernels may serve its own attention, in training and with --attention-backend sdpa; "
+        "off: its plain one",
     )
     use_fp32_logits: bool = _flag(
         True, "the training loss casts its soft-capped logits to float32 first", "training"
@@ -76,7 +78,9 @@ class FastPathFlags:
     cta_cluster_size: int = _flag(
         2, "blocks of a cluster at the threshold; the hint is at least 3 from 2,048 keys and 4 from 4,096"
     )
-    cta_cluster_seq_threshold: int = _flag(1024, "keys from which on there are clusters")
+    cta_cluster_seq_threshold: int = _flag(
+        1024, "keys that a row can have for clusters to serve; of a hint, those that it has"
+    )
     kv_block_size: int | None = _flag(None, "tokens per KV block; without it the engine's default of 16")
     kv_page_size: int | None = _flag(
         None, "tokens to a multiple of which the KV pool is rounded up; without it one block"
@@ -98,7 +102,7 @@ class FastPathFlags:
         None, "that function as module:function; `clustered_attention` of a module given alone"
     )
     use_persistent_decode_kernel: bool = _flag(
-        False, "decode steps through a function of yours (kernels.stubs)"
+        False, "steps that only decode through a function of yours (kernels.stubs)"
     )
     persistent_decode_impl: str | None = _flag(
         None, "that function as module:function; `persistent_decode_step` of a module given alone"
@@ -173,10 +177,13 @@ def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
         )
 
 
-def resolve(model: object, profile: Profile, asked: Mapping[str, Setting]) -> Resolved:
+def resolve(
+    model: object, profile: Profile, asked: Mapping[str, Setting], hints: Collection[str] = ()
+) -> Resolved:
     """What was asked for stands above the model's configuration, and that above the profile's defaults.
 
-    model: a configuration, of which a `FastPathFlags` counts. Raises ValueError, naming the flag, for unknown
+    model: a configuration, of which a `FastPathFlags` counts. hints: the flags that its file has set, to the
+    seed's defaults even. Raises ValueError, naming the flag, for unknown
     flags and for values or combinations that no engine could serve.
     """
     unknown = sorted(set(asked) - set(DEFAULTS))
@@ -184,9 +191,8 @@ def resolve(model: object, profile: Profile, asked: Mapping[str, Setting]) -> Re
         raise ValueError(f"there is no flag {', '.join(unknown)}; there are {', '.join(DEFAULTS)}")
     own: dict[str, Setting | None] = {}
     if isinstance(model, FastPathFlags):
-        own = {
-            name: getattr(model, name) for name, value in DEFAULTS.items() if getattr(model, name) != value
-        }
+        said = {name: getattr(model, name) for name in DEFAULTS}
+        own = {name: value for name, value in said.items() if name in hints or value != DEFAULTS[name]}
     defaults = FAST if profile == "fast" else {}
     values = FastPathFlags(**(defaults | own | dict(asked)))  # type: ignore[arg-type]
     check_flags(values)

@@ -43,6 +43,16 @@ class KernelHooks:
             )
         return cls(clustered, persistent, flags)
 
+    @property
+    def used(self) -> dict[str, tuple[str, str]]:
+        """For the start-up table: flag -> the function that serves, and where."""
+        found: dict[str, tuple[str, str]] = {}
+        if self.clustered is not None:
+            found["use_clustered_attention_kernel"] = _name(self.clustered), "attention of every layer"
+        if self.persistent is not None:
+            found["use_persistent_decode_kernel"] = _name(self.persistent), "steps that only decode"
+        return found
+
     def attention(
         self, query: torch.Tensor, cache: KVCache, layer: int, spans: list[Span], window: int | None
     ) -> torch.Tensor:
@@ -101,6 +111,13 @@ class KernelHooks:
                 f"the persistent decode kernel returned {list(logits.shape)}, not {list(expected)}"
             )
         return logits[:, 0].float()
+
+
+def _name(function: object) -> str:
+    """module:function, where it tells."""
+    kind = type(function)
+    module = getattr(function, "__module__", kind.__module__)
+    return f"{module}:{getattr(function, '__qualname__', kind.__qualname__)}"
 
 
 def _window_mask(span: Span, window: int | None, device: torch.device) -> torch.Tensor | None:

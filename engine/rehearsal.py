@@ -7,9 +7,9 @@ from engine.sequence import Sequence
 from engine.steps import Runner
 
 
-def rehearse(runner: Runner) -> None:
+def rehearse(runner: Runner, strict: bool = False) -> None:
     """A prefill and a decode step, so that nothing is compiled, loaded or found wrong while serving. Raises
-    what the steps raise.
+    what the steps raise; strict: and ValueError where they sample nothing, as after numbers that are none.
 
     It works on row 0 and block 0, of which the first is built anew for whoever gets it, and the other is
     nobody's.
@@ -27,8 +27,13 @@ def rehearse(runner: Runner) -> None:
         logprobs=1,
     )
     sequence = Sequence(Request(id=0, prompt=[0, 0], params=params))
-    sequence.row, sequence.block_table = 0, [WRITE_OFF]
+    sequence.row, sequence.block_table = 0, [WRITE_OFF] * 3  # whatever the size of a block
     first = Chunk(sequence, 0, 0, 0, 2, True, False, sequence.block_table)
     second = first._replace(start=2, length=1, feeds_back=True)
-    runner.launch(Plan((first,), (sequence,), (), (), 2)).future.result()
-    runner.launch(Plan((second,), (), (), (), 1)).future.result()
+    for what, plan in (
+        ("prefill", Plan((first,), (sequence,), (), (), 2)),
+        ("decode", Plan((second,), (), (), (), 1)),
+    ):
+        (token,) = runner.launch(plan).future.result().tokens
+        if token.error is not None and strict:
+            raise ValueError(f"the rehearsal's {what} step: {token.error}")

@@ -23,7 +23,7 @@ class PagedCache:
     windows: tuple[int | None, ...]
 
     def insert(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Stores the new tokens' keys and values, each [B, kv_heads, head_dim]. Numbers that are not finite
+        """Stores the new tokens' keys and values, each [B, kv_heads, head_dim]. Values that are not finite
         are stored as zero: the next owner of the block must not meet them.
         """
         place = self.seq_lens - 1

@@ -10,10 +10,12 @@ allowed, runs the reference and says so once.
         Tk positions. attn_mask: bool, True keeps, broadcastable to [B, 1, Tq, Tk], or None; causal: in
         addition. num_sm_clusters: a hint (kernels.cluster), or None. enable_gqa: H and Hk differ.
     persistent decode     f(model, ids, kv_cache, *, attention_mask, token_mask) -> logits [B, 1, V]
-        ids: [B, 1], one new token for each row. kv_cache: a `kernels.pages.PagedCache`, into which the
-        function inserts the new keys and values. Both masks are None: rows are paged and have no padding.
+        For steps in which nothing prefills. ids: [B, 1], one new token for each row. kv_cache: a
+        `kernels.pages.PagedCache`, into which the function inserts the new keys and values. Both masks are
+        None: rows are paged and have no padding.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -147,6 +149,7 @@ def _announced(kind: str, fallback: Callable[..., torch.Tensor]) -> Callable[...
     """The fallback, which warns when it is first used."""
     told = False
 
+    @functools.wraps(fallback)
     def serve(*arguments: object, **keywords: object) -> torch.Tensor:
         nonlocal told
         if not told:

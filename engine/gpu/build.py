@@ -107,6 +107,7 @@ def build(
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     compiled = runner.compile()
+    network.reserve()
     clock.lap("kernels")
     budget, blocks = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("memory")

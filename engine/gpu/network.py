@@ -105,7 +105,8 @@ class Network:
         self.attention = attention
         self.cache: PagedKV | None = None
         device = weights.embedding.device
-        self.scratch = Scratch.allocate(weights, max_tokens, max_entries)
+        self.max_tokens, self.max_entries = max_tokens, max_entries
+        self.reserve()
         self.persistent = True  # False: each step allocates its activations anew
         self.sampled = SampleOutput.allocate(max_entries, weights.vocab_size, device)
         # What a step sampled, kept while later steps run: [step modulo RING, token and validity, entry].
@@ -122,6 +123,10 @@ class Network:
         """Queues one whole step. full: some row has penalties, biases or bans, or wants logprobs."""
         self._forward(shape, inputs, range(len(self.weights.layers)))
         self._sample(shape, inputs, full)
+
+    def reserve(self) -> None:
+        """Makes room for the largest step, so that memory is measured with it."""
+        self.scratch = Scratch.allocate(self.weights, self.max_tokens, self.max_entries)
 
     def rehearse(self, shape: StepShape, inputs: StepInputs) -> None:
         """Queues every kind of kernel that steps of this shape need, for rows of either kind: one layer of

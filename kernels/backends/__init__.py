@@ -56,6 +56,8 @@ def select_backend(
     built: dict[str, AttentionBackend] = {}
     parts: list[AttentionBackend] = []
     rows: list[Row] = []
+    if flash == "required" and asked not in ("auto", *LIBRARIES):
+        raise Unavailable(f"{FLASH_FLAG} and {FLAG} {asked} exclude each other")
     for op in OPS:
         try:
             if flash == "required" and asked == "auto" and op == "attention.prefill":
@@ -96,18 +98,35 @@ def _clustered(
                 shape, spec.max_context, spec.device, size=rule.size, threshold=rule.threshold
             )
             kernel.prepare(spec.max_rows)
-            reason = fault(ClusteredBackend(kernel, TorchBackend(spec)), spec)
+            reason = _cluster_fault(kernel, spec)
         except (CompileError, DriverError) as error:
             reason = str(error)
+    most = 0
+    if kernel is not None:
+        most = max((n for n in range(1, spec.max_rows + 1) if kernel.variant(n).cluster > 1), default=0)
+    if reason is None and not most:
+        reason = "no step has so few rows that blocks are left over for them"
     what, asked, used, why = rows[0]
     if kernel is None or reason is not None:
         if rule.required:
             raise Unavailable(f"{CLUSTER_FLAG}: {reason}")
         rows[0] = (what, asked, used, f"{why}; clusters: {reason}")
         return plain
-    most = max((n for n in range(1, spec.max_rows + 1) if kernel.variant(n).cluster > 1), default=0)
     rows[0] = (what, asked, f"clusters, {used}", f"clusters for steps of up to {most} rows; {why}")
     return ClusteredBackend(kernel, plain)
+
+
+def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
+    """What is wrong with any of the kernels that serve clusters; None if nothing is."""
+    for variant in list(kernel.kernels):
+        if variant.cluster > 1:
+            alone = ClusterDecode(
+                kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
+            )
+            reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec)
+            if reason is not None:
+                return f"{variant}: {reason}"
+    return None
 
 
 def _first_that_works(

@@ -7,7 +7,7 @@ the host, so no graph can hold it. For comparison, not for serving.
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from kernels.backends.base import AttentionSpec
 from kernels.backends.reference import TorchBackend
@@ -40,7 +40,7 @@ class SdpaBackend(TorchBackend):
             mask = causal_lower_right(count, context)
         q, k, v = (x.transpose(0, 1)[None] for x in (query, keys, values))
         grouped = q.size(1) != k.size(1)
-        if grouped and mask is not None and not isinstance(mask, torch.Tensor):
+        if grouped and isinstance(mask, CausalBias):  # which torch's flash kernels take with equal heads only
             k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
             grouped = False
         with sdpa_kernel(self.kernels):

@@ -60,14 +60,16 @@ def test_gains_are_those_of_the_row_before(tmp_path: Path) -> None:
         row("baseline", 100, 10),
         row("flash_sdp", 200, 10),
         row("flash3", 0, 0, "unavailable: it is not installed"),
-        row("graphs", 300, 40),
+        row("flash3_block", 900, 90),
+        row("persistent", 1000, 100),
+        row("graphs", 1500, 400),
     ]
-    kept = {"machine": {"gpu": "a GPU"}, "rows": rows}
+    kept = {"machine": {"gpu": "a GPU"}, "settings": {}, "rows": rows}
     (tmp_path / "flags-cuda-bfloat16-2026-01-01.json").write_text(json.dumps(kept))
     gains = measured(tmp_path)
     assert gains["use_flash_sdp"] == "prefill +100 %, decode +0 % (a GPU)"
     assert gains["use_cuda_graphs"] == "prefill +50 %, decode +300 % (a GPU)"
-    assert "use_flash3" not in gains
+    assert "use_flash3" not in gains and "kv_block_size" not in gains, "there is no row to compare with"
 
 
 @pytest.mark.parametrize("argv", [["--batch-size", "0"], ["--modes", "fastest"], ["--dtype", "int3"]])

@@ -242,6 +242,36 @@ def test_a_file_hints_at_numbers_and_switches_only() -> None:
     assert flags.values.kv_block_size == 8 and flags.origin("use_flash3") == "False (model)"
 
 
+def test_what_a_file_says_stands_above_the_profile() -> None:
+    """Also where it says what the seed's default is."""
+    hints = {"use_cuda_graphs": False, "enable_persistent_decode": False}
+    flags = resolve(GPTConfig(**hints), "fast", {}, hints)  # type: ignore[arg-type]
+    assert not flags.values.use_cuda_graphs and not flags.values.enable_persistent_decode
+    assert flags.origin("use_cuda_graphs") == "False (model)"
+    asked = resolve(GPTConfig(**hints), "fast", {"use_cuda_graphs": True}, hints)  # type: ignore[arg-type]
+    assert asked.values.use_cuda_graphs
+
+
+def test_rows_of_a_gpu_say_what_a_hook_leaves_out() -> None:
+    hooked = resolve(None, "fast", {"use_clustered_attention_kernel": True})
+    rows = {name: (used, why) for name, _, used, why in fastpath.flag_rows(hooked, "cuda", 16, {})}
+    for name in ("use_cuda_graphs", "use_flash3", "enable_persistent_decode"):
+        assert rows[name] == ("off", fastpath.PLAIN)
+    for name in ("use_cuda_graphs", "use_flash3", "enable_persistent_decode"):
+        with pytest.raises((fastpath.FlagUnavailable, ValueError), match=name):
+            both = {"use_clustered_attention_kernel": True, name: True}
+            fastpath.refuse(resolve(None, "fast", both), "cuda")
+    plain = {name: used for name, _, used, _ in fastpath.flag_rows(resolve(None, "fast", {}), "cuda", 16, {})}
+    assert plain["te_weight_dtype"] == plain["allow_kernel_stub_fallback"] == "off"
+
+
+async def test_a_setting_and_its_flag_must_agree(model: GPT) -> None:
+    with pytest.raises(ValueError, match="kv_block_size is asked for twice"):
+        await run(model, {"kv_block_size": 8}, block_size=32)
+    rows, _ = await run(model, block_size=32, kv_page_size=100)
+    assert rows["kv_block_size"] == ("32", "32", "as asked") and rows["kv_page_size"][:2] == ("100", "100")
+
+
 def test_profiles() -> None:
     seed, fast = (resolve(GPTConfig(), profile, {}).values for profile in ("seed", "fast"))  # type: ignore[arg-type]
     assert {name: getattr(seed, name) for name in DEFAULTS} == DEFAULTS

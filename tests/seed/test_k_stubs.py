@@ -190,6 +190,42 @@ async def test_f13_both_hooks_at_once(model: GPT) -> None:
     agree(await run(model, **flags), await run(model))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+async def test_f12_f13_blocks_of_any_size(model: GPT, size: int) -> None:
+    flags = {**dict.fromkeys(HOOKS, True), **{k: v for impl in OURS.values() for k, v in impl.items()}}
+    agree(await run(model, kv_block_size=size, **flags), await run(model, kv_block_size=size))
+
+
+async def test_f14_a_kernel_that_makes_no_numbers_does_not_start(model: GPT) -> None:
+    def nothing(
+        model: Steppable,
+        ids: torch.Tensor,
+        kv_cache: PagedCache,
+        *,
+        attention_mask: object,
+        token_mask: object,
+    ) -> torch.Tensor:
+        return persistent_decode_step(model, ids, kv_cache) * float("nan")
+
+    stubs.register_persistent_decode_kernel(nothing)
+    with pytest.raises(ValueError, match=r"the rehearsal's decode step: .*not finite"):
+        await run(model, use_persistent_decode_kernel=True)
+
+
+async def test_g0_the_table_names_the_function_that_serves(model: GPT) -> None:
+    stubs.register_clustered_attention_kernel(counting_attention)
+    flags = {"use_clustered_attention_kernel": True, "use_persistent_decode_kernel": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = AsyncEngine(
+            flagged(model, allow_kernel_stub_fallback=True), FiveMethods(), EngineConfig(flags=flags)
+        )
+    rows = {name: used for name, _, used, _ in engine.info.features}
+    engine.core.runner.close()
+    assert rows["use_clustered_attention_kernel"] == "tests.seed.test_k_stubs:counting_attention"
+    assert rows["use_persistent_decode_kernel"] == "kernels.persistent_decode:persistent_decode_step"
+
+
 @pytest.mark.parametrize("name", ["g1", "g5"])
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_f12_f13_upstreams_own_tokens(name: str, hook: str) -> None:

@@ -53,7 +53,10 @@ SAMPLING = ["--temperature", "0.8", "--top-k", "50", "--max-tokens", "512"]
 MODES = [
     ([], "single"),
     (["--enable-batch-decode"], "continuous"),
-    (["--enable-dynamic-batching", "--batch-size", "3", "--batch-timeout-ms", "5"], "continuous"),
+    (
+        ["--enable-dynamic-batching", "--reuse-ids-buffer", "--batch-size", "3", "--batch-timeout-ms", "5"],
+        "continuous",
+    ),
     (
         [*BOTH, "--batch-size", "4", "--batch-timeout-ms", "10", *SAMPLING],
         "continuous",
@@ -110,7 +113,7 @@ async def test_f12_f13_kernels_of_ones_own_in_a_server(tmp_path: Path) -> None:
             case = EXPECTED[1]
             assert await complete(session, server, case["prompt"], 20) == case["greedy"][:20]
     assert rows["use_clustered_attention_kernel"][:2] == ("True", "mine:twice_as_careful")
-    assert rows["persistent_decode_impl"][1] == "kernels.persistent_decode"
+    assert rows["use_persistent_decode_kernel"][1] == "kernels.persistent_decode:persistent_decode_step"
     assert rows["use_flash3"] == ("auto", "off", "needs a CUDA device")
 
 
