@@ -13,9 +13,9 @@ from typing import Literal
 from app.fastpath import FastPath, spelled
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
-from engine.flags import OVERRIDES, OverrideKind, Setting, resolve
+from engine.flags import OVERRIDES, OverrideKind, Setting, check_weights, resolve
 from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName
-from engine.messages.config import LoadFormat
+from engine.messages.config import LoadFormat, WeightName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Source = Literal["base", "mid", "sft", "rl"]
@@ -115,6 +115,12 @@ class Model:
         choice("auto", "float32", "bfloat16"),
         "precision of weights and KV: auto, float32 or bfloat16; auto is bfloat16 on a GPU",
         "-d",
+    )
+    weight_dtype: WeightName = option(
+        "auto",
+        choice("auto", "bf16", "fp8", "int8"),
+        "what projections are kept in: auto (as --dtype), bf16, fp8 or int8 (half the bytes, a scale for "
+        "each output; activations and KV stay as they are)",
     )
     threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per core")
     model_override: tuple[str, ...] = many(
@@ -315,6 +321,7 @@ class Config:
             served_name=model.served_model_name[0] if model.served_model_name else None,
             device=model.device,
             dtype=model.dtype,
+            weight_dtype=model.weight_dtype,
             threads=model.threads,
             max_rows=limit if limit is not None else rows,
             block_size=batching.block_size,
@@ -372,7 +379,8 @@ class Config:
 def check(config: Config) -> None:
     """Raises UsageError for settings that contradict each other."""
     try:
-        resolve(None, config.fastpath.profile, config.engine_config().flags)
+        flags = resolve(None, config.fastpath.profile, config.engine_config().flags)
+        check_weights(config.model.weight_dtype, flags.values)
     except ValueError as error:
         raise UsageError(spelled(str(error))) from None
     tokens = config.batching.max_num_batched_tokens

@@ -69,8 +69,11 @@ MODES = (
         ("use_cta_clustering", "on"),
         True,
     ),
+    # The second takes the place of the first.
+    Mode("fp8_weights", {"weight_dtype": "fp8"}, ("weight dtype", "fp8")),
+    Mode("int8_weights", {"weight_dtype": "int8"}, ("weight dtype", "int8")),
 )
-FIELDS = ("attention_backend", "linear_backend")
+FIELDS = ("attention_backend", "linear_backend", "weight_dtype")
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -180,6 +180,7 @@ async def measure_all(args: argparse.Namespace) -> list[dict[str, object]]:
         loaded = time.perf_counter()
         engine = AsyncEngine(model, tokenizer, engine_config(args), meta, consume=True)
         await engine.start()
+        reads = replace(reads, weights=engine.backend.step_bytes or reads.weights)
     except Exception as error:
         traceback.print_exc()
         row = Row("fastpath", args.size, "start", 0, error=f"{type(error).__name__}: {error}")

@@ -21,7 +21,7 @@ from engine.core import EngineCore
 from engine.decoder import Decoder
 from engine.estimator import default_stretch
 from engine.fastpath import refuse
-from engine.flags import Resolved, Setting, resolve
+from engine.flags import Resolved, Setting, check_weights, resolve
 from engine.messages import (
     Delta,
     EngineConfig,
@@ -63,6 +63,7 @@ class AsyncEngine:
         terminals = tuple(meta.terminal_ids) if meta and meta.terminal_ids else terminal_ids(tokenizer)
         hints = meta.hints if meta is not None else {}
         flags = resolve(model.config, config.profile, _asked(config), hints)
+        check_weights(config.weight_dtype, flags.values)
         config = msgspec.structs.replace(
             config, block_size=flags.values.kv_block_size, kv_page_size=flags.values.kv_page_size
         )
@@ -112,7 +113,8 @@ class AsyncEngine:
             device=str(backend.device),
             dtype=str(backend.dtype).removeprefix("torch."),
             parameters=model.parameter_count(),
-            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+            weights_bytes=backend.weights_bytes
+            or sum(p.numel() * p.element_size() for p in model.parameters()),
             sampling_defaults=meta.sampling_defaults if meta else {},
             features=[*backend.features, *_features(self.config, limits)],
             memory=backend.memory,

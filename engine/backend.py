@@ -14,7 +14,8 @@ Feature = tuple[str, str, str, str]
 @dataclass(frozen=True, slots=True)
 class Backend:
     """blocks: KV blocks of block_size tokens, the write-off block included. memory: bytes by purpose, where
-    known. spread: see `BlockPool`.
+    known. spread: see `BlockPool`. weights_bytes, step_bytes: what the weights take, and what a decode
+    step reads of them, where that is not what the model's own take, else 0.
     """
 
     runner: Runner
@@ -28,6 +29,8 @@ class Backend:
     spread: int
     features: list[Feature]
     memory: dict[str, int] = field(default_factory=dict)
+    weights_bytes: int = 0
+    step_bytes: int = 0
 
 
 MIN_MODEL_LEN = 1024

@@ -5,6 +5,7 @@ import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder
+from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
@@ -28,12 +29,14 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
+    kind = kind8(config.weight_dtype, dtype)
+    rounded = model if kind is None else rounded_model(model, kind)
     if device.type == "cuda" and config.num_blocks is None:
         config = msgspec.structs.replace(
             config, num_blocks=_that_fit(model, config, block_size, dtype, device)
         )
     blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
-    served = model.packed()
+    served = rounded.packed()
     shape = model.config
     cache = KVCache.allocate(
         shape.n_layer, blocks, block_size, shape.n_kv_head, shape.head_dim, dtype, device
@@ -58,6 +61,11 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
         spread=-(-max_model_len // block_size),
         features=[
             *_features(served, threads, config, hooks),
+            weight_row(
+                config.weight_dtype,
+                dtype,
+                f"rounded once, then computed with in {str(dtype).removeprefix('torch.')}",
+            ),
             *flag_rows(flags, device.type, block_size, hooks.used),
         ],
     )

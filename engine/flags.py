@@ -169,6 +169,14 @@ class Resolved:
         return self.values.use_clustered_attention_kernel or self.values.use_persistent_decode_kernel
 
 
+def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
+    """Raises ValueError, naming both, where two say what a projection's weights are kept in."""
+    if flags.use_te_weight_only and weight_dtype != "auto":
+        raise ValueError(
+            f"use_te_weight_only excludes weight_dtype {weight_dtype}: each says what projections are kept in"
+        )
+
+
 def resolve(
     model: object, profile: Profile, asked: Mapping[str, Setting], hints: Collection[str] = ()
 ) -> Resolved:

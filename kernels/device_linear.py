@@ -2,7 +2,8 @@
 
 For few rows kernels.skinny reads the weight once and does what stands around the product on the way, for some
 dozens kernels.triton.gemm does; cuBLAS serves the rest, with norm, activation and bias as kernels of their
-own. kernels.probe decides between them.
+own. kernels.probe decides between them. A weight of eight bits (kernels.quantize) is served by the first as
+it is, and made a full one in front of cuBLAS.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels.probe import MEASURED_ROWS, Choices, Library, Medium, Product
+from kernels.quantize import Weight, Weight8, kind_of
 from kernels.skinny import Activation, skinny_linear
 from kernels.triton.activation import relu_squared, swiglu
+from kernels.triton.dequantize import dequantize
 from kernels.triton.gemm import GemmWorkspace, Kind, fused_gemm, prepare, prepare_all
 from kernels.triton.gemm_config import GemmConfig
 from kernels.triton.norm import rms_norm
@@ -23,29 +26,33 @@ class LinearScratch:
     """Buffers that all projections of a network share.
 
     normed: normalised inputs, flat. wide: products in front of a swiglu, flat; empty where there is none.
-    parts: sums of parts of a product; empty where kernels.triton.gemm does not serve.
+    parts: sums of parts of a product; empty where kernels.triton.gemm does not serve. full: the weight of the
+    product that runs, flat, where it is kept in eight bits; empty where none is.
     """
 
     normed: torch.Tensor
     wide: torch.Tensor
     parts: GemmWorkspace
+    full: torch.Tensor
 
     @classmethod
     def allocate(
-        cls, tokens: int, inputs: int, wide: int, dtype: torch.dtype, device: torch.device
+        cls, tokens: int, inputs: int, wide: int, dtype: torch.dtype, device: torch.device, full: int = 0
     ) -> "LinearScratch":
-        """inputs: the widest input behind a norm. wide: the most outputs of a projection with swiglu, or
-        0."""
+        """inputs: the widest input behind a norm. wide: the most outputs of a projection with swiglu, or 0.
+        full: numbers of the largest weight that is kept in eight bits, or 0.
+        """
         tokens = max(tokens, MEASURED_ROWS[-1])
         options = {"dtype": dtype, "device": device}
         normed, products = (torch.zeros(tokens * width, **options) for width in (inputs, wide))  # type: ignore[call-overload]
         serves = device.type == "cuda" and dtype == torch.bfloat16
         parts = GemmWorkspace.allocate(device) if serves else GemmWorkspace.allocate(device, 0)
-        return cls(normed, products, parts)
+        return cls(normed, products, parts, torch.zeros(full, **options))  # type: ignore[call-overload]
 
     @property
     def bytes(self) -> int:
-        return (self.normed.numel() + self.wide.numel()) * self.normed.element_size() + self.parts.bytes
+        numbers = self.normed.numel() + self.wide.numel() + self.full.numel()
+        return numbers * self.normed.element_size() + self.parts.bytes
 
 
 class DeviceLinear:
@@ -56,14 +63,16 @@ class DeviceLinear:
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: Weight,
         bias: torch.Tensor | None = None,
         *,
         choices: Choices,
         scratch: LinearScratch,
         pdl: bool = False,
     ) -> None:
-        """weight: [outputs, inputs], contiguous. pdl: ours may start before the previous kernel has ended."""
+        """weight: [outputs, inputs], contiguous; of eight bits, scratch.full must have room for it.
+        pdl: ours may start before the previous kernel has ended.
+        """
         self.weight, self.bias = weight, bias
         self.out_features, self.in_features = weight.shape
         self.choices, self.scratch, self.pdl = choices, scratch, pdl
@@ -98,7 +107,7 @@ class DeviceLinear:
         """residual += x W^T + b, in place."""
         if self._fused(x, residual, None, "none", True):
             return
-        torch.addmm(residual, x, self.weight.t(), out=residual)
+        torch.addmm(residual, x, self._full().t(), out=residual)
         if self.bias is not None:
             residual.add_(self.bias)
 
@@ -108,7 +117,9 @@ class DeviceLinear:
         """Whether the measured choice is a kernel of ours; if so, queues it."""
         if self.bias is not None:
             return False
-        product = Product(self.out_features, self.in_features, eps is not None, activation, accumulate)
+        product = Product(
+            self.out_features, self.in_features, eps is not None, activation, accumulate, kind_of(self.weight)
+        )
         variant = self.choices.variant(product, x.size(0))
         if variant is None:
             return False
@@ -136,7 +147,9 @@ class DeviceLinear:
         accumulate: bool,
         config: GemmConfig,
     ) -> None:
-        """The product by kernels.triton.gemm, cut as `config` says, the norm inside it or in front."""
+        """The product by kernels.triton.gemm, cut as `config` says, the norm inside it or in front. Not of
+        eight bits."""
+        assert isinstance(self.weight, torch.Tensor)
         if eps is not None and not config.norm_inside:
             x, eps = self._normed(x, eps), None
         fused_gemm(
@@ -158,15 +171,23 @@ class DeviceLinear:
 
     def _product(self, x: torch.Tensor, out: torch.Tensor) -> None:
         if self.bias is None:
-            torch.mm(x, self.weight.t(), out=out)
+            torch.mm(x, self._full().t(), out=out)
         else:
-            torch.addmm(self.bias, x, self.weight.t(), out=out)
+            torch.addmm(self.bias, x, self._full().t(), out=out)
+
+    def _full(self) -> torch.Tensor:
+        """The weight as cuBLAS takes it; of eight bits it is valid until the next projection's."""
+        if not isinstance(self.weight, Weight8):
+            return self.weight
+        full = self.scratch.full[: self.weight.numel()].view(self.weight.shape)
+        dequantize(self.weight, full, pdl=self.pdl)
+        return full
 
 
 def through_cublas(scratch: LinearScratch, pdl: bool = False) -> Library:
     """The route that kernels.probe compares with."""
 
-    def run(product: Product, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float) -> None:
+    def run(product: Product, x: torch.Tensor, weight: Weight, out: torch.Tensor, eps: float) -> None:
         linear = DeviceLinear(weight, choices=Choices(), scratch=scratch, pdl=pdl)
         if product.accumulate:
             linear.linear_residual(x, out)
@@ -185,7 +206,7 @@ def through_triton(scratch: LinearScratch, pdl: bool = False) -> Medium:
     def run(
         product: Product,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Weight,
         out: torch.Tensor,
         eps: float,
         config: GemmConfig,

@@ -20,6 +20,7 @@ import torch
 
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError, cache_folder, write_atomically
+from kernels.quantize import Weight, WeightKind, quantize
 from kernels.skinny import (
     MAX_ROWS,
     Activation,
@@ -49,13 +50,16 @@ Mode = Literal["auto", "skinny", "triton", "cublas"]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What is computed: act(norm(x) W^T) for W [n, k], stored or added to what is there."""
+    """What is computed: act(norm(x) W^T) for W [n, k], stored or added to what is there. kind: of W; where it
+    has eight bits the library's route makes a full one of it first, and kernels.triton.gemm does not serve.
+    """
 
     n: int
     k: int
     norm: bool
     activation: Activation
     accumulate: bool
+    kind: WeightKind = "bf16"
 
     def __str__(self) -> str:
         parts = [
@@ -63,6 +67,7 @@ class Product:
             "norm" if self.norm else "",
             self.activation,
             "add" if self.accumulate else "",
+            self.kind if self.kind != "bf16" else "",
         ]
         return " ".join(part for part in parts if part and part != "none")
 
@@ -120,11 +125,11 @@ class Projection:
 
     name: str
     product: Product
-    weights: Sequence[torch.Tensor]
+    weights: Sequence[Weight]
 
 
 # Queues one product through cuBLAS, everything around it included: product, x, weight, out, eps.
-Library = Callable[[Product, torch.Tensor, torch.Tensor, torch.Tensor, float], None]
+Library = Callable[[Product, torch.Tensor, Weight, torch.Tensor, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,7 @@ class Medium:
     makes one ready to be captured; raises CompileError. prepare_all: compiles on all cores beforehand.
     """
 
-    run: Callable[[Product, torch.Tensor, torch.Tensor, torch.Tensor, float, GemmConfig], None]
+    run: Callable[[Product, torch.Tensor, Weight, torch.Tensor, float, GemmConfig], None]
     prepare: Callable[[Product, GemmConfig], None]
     prepare_all: Callable[[Sequence[tuple[Product, GemmConfig]]], None]
 
@@ -226,6 +231,7 @@ class _Probe:
             product.accumulate,
             projection.weights[0].dtype,
             capability,
+            product.kind,
         )
 
     def lacks(self, product: Product) -> str | None:
@@ -235,6 +241,8 @@ class _Probe:
         return self._medium_refuses(product) if self.medium is not None else "needs Triton"
 
     def _medium_refuses(self, product: Product) -> str | None:
+        if product.kind != "bf16":
+            return f"takes no weights of kind {product.kind}"
         # Kind of number and device are as the other kernel wants them.
         return gemm_config.unsupported(
             product.n, product.k, product.activation, product.accumulate, torch.bfloat16, (9, 0)
@@ -248,7 +256,8 @@ class _Probe:
         if self.mode in ("auto", "skinny") and rows <= MAX_ROWS:
             most = FEW_VARIANTS if medium else MOST_VARIANTS
             multiprocessors = _multiprocessors(self.device)
-            found += variants(rows, product.n, product.k, product.activation, multiprocessors)[:most]
+            shape = (rows, product.n, product.k, product.activation, multiprocessors, product.kind)
+            found += variants(*shape)[:most]
         if medium and self.mode == "triton":
             found += gemm_config.configs(rows, product.n, product.k, product.norm)
         elif medium and rows <= MEDIUM_ROWS:
@@ -322,7 +331,7 @@ class _Probe:
         self,
         product: Product,
         variant: Variant | GemmConfig,
-        weight: torch.Tensor,
+        weight: Weight,
         x: torch.Tensor,
         out: torch.Tensor,
     ) -> str | None:
@@ -341,7 +350,7 @@ class _Probe:
         self,
         product: Product,
         variant: Variant | GemmConfig,
-        weights: Sequence[torch.Tensor],
+        weights: Sequence[Weight],
         x: torch.Tensor,
         out: torch.Tensor,
     ) -> None:
@@ -363,7 +372,7 @@ class _Probe:
             )
 
     def _theirs(
-        self, product: Product, weights: Sequence[torch.Tensor], x: torch.Tensor, out: torch.Tensor
+        self, product: Product, weights: Sequence[Weight], x: torch.Tensor, out: torch.Tensor
     ) -> None:
         for weight in weights:
             self.library(product, x, weight, out, EPS)
@@ -377,7 +386,8 @@ def cache_file(device: torch.device) -> Path:
     """Where choices for this kind of device, torch and kernels are kept."""
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
     folder = Path(gemm_config.__file__).parent
-    files = [Path(variants.__code__.co_filename), *sorted(folder.glob("gemm*.py")), folder / "parts.py"]
+    files = [Path(name.__code__.co_filename) for name in (variants, quantize)]
+    files += [*sorted(folder.glob("gemm*.py")), folder / "parts.py", folder / "dequantize.py"]
     text = source() + "".join(file.read_text() for file in files)
     kernel = hashlib.sha256(text.encode()).hexdigest()[:16]
     return cache_folder() / f"linear-{name}-{torch.__version__}-{kernel}.json"

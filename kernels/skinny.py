@@ -1,8 +1,9 @@
 """Products of few rows with a weight at the pace at which the weight can be read (kernels/cuda/skinny.cu).
 
-Up to 64 rows, bf16, on a Hopper or newer. What follows the product is done on the way out: the norm in front
-of it as one factor a row, the activation, or the addition to the residual stream. A row's result depends on
-neither the variant, nor the number of rows, nor the other rows.
+Up to 64 rows, bf16, on a Hopper or newer; the weight may have eight bits (kernels.quantize). What follows the
+product is done on the way out: the norm in front of it as one factor a row, the activation, or the addition
+to the residual stream. A row's result depends on neither the variant, nor the number of rows, nor the other
+rows.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import torch
 
 from kernels.cuda_driver import Kernel, architecture, argument_addresses, load_kernel
 from kernels.nvrtc import compile_many, read_source
+from kernels.quantize import Weight, Weight8, WeightKind, kind_of
 
 Activation = Literal["none", "relu2", "swiglu"]
 
@@ -28,6 +30,11 @@ _ACTIVATION_FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
 # many blocks fit on a multiprocessor.
 _OTHER_REGISTERS = 44
 _MANY_REGISTERS = 124
+# More of them, a tile, for a weight of eight bits: what is about to be used as bf16. It takes eight, but the
+# compiler fits two blocks on a multiprocessor up to here without putting anything aside (ptxas 12.9).
+_WIDENED_REGISTERS = 4
+# Channels of a block, four loads of 16 bytes.
+BLOCK_CHANNELS: dict[WeightKind, int] = {"bf16": 32, "int8": 64, "fp8": 64}
 # Weights in flight, in loads of 16 bytes a thread.
 _LOADS = 16
 
@@ -37,10 +44,10 @@ class Variant:
     """How the work of a product is cut (skinny.cu explains the terms).
 
     tiles: tiles of 16 outputs that a warp sums. row_groups: groups of 8 rows of x. split: blocks of a
-    cluster that share K. depth: blocks of 32 channels in flight. blocks: a multiprocessor's. persistent: the
-    grid is only as large as the device and each block walks over several groups of tiles. prefetch: channel
-    blocks that are fetched to the L2 cache before the previous kernel has ended. wide: weights are read with
-    a hint for 256 bytes instead of as a stream.
+    cluster that share K. depth: blocks of BLOCK_CHANNELS in flight. blocks: a multiprocessor's. persistent:
+    the grid is only as large as the device and each block walks over several groups of tiles. prefetch:
+    channel blocks that are fetched to the L2 cache before the previous kernel has ended. wide: weights are
+    read with a hint for 256 bytes instead of as a stream. kind: what the weight is made of.
     """
 
     tiles: int
@@ -51,16 +58,19 @@ class Variant:
     persistent: bool = False
     prefetch: int = 0
     wide: bool = False
+    kind: WeightKind = "bf16"
 
     def __str__(self) -> str:
         walk = " persistent" if self.persistent else ""
         ahead = f" prefetch {self.prefetch}" if self.prefetch else ""
         name = f"tiles {self.tiles} rows {8 * self.row_groups} split {self.split} depth {self.depth}"
-        return name + walk + ahead + (" wide" if self.wide else "")
+        name += walk + ahead + (" wide" if self.wide else "")
+        return name if self.kind == "bf16" else f"{name} {self.kind}"
 
     def shared_bytes(self, k: int) -> int:
         """Dynamic shared memory of a block: x, the sums of all parts, the sums of squares."""
-        x = -(-k // 32 // self.split) * self.row_groups * 512
+        channels = BLOCK_CHANNELS[self.kind]
+        x = -(-k // channels // self.split) * (channels // 32) * self.row_groups * 512
         sums = PARTS * self.tiles * self.row_groups * 512
         return x + sums + PARTS * self.row_groups * 8 * 4
 
@@ -82,45 +92,67 @@ class Variant:
         )
 
     def _array_registers(self) -> int:
-        return self.tiles * (self.row_groups * 4 + self.depth * 8)
+        widened = _WIDENED_REGISTERS if self.kind != "bf16" else 0
+        return self.tiles * (self.row_groups * 4 + self.depth * 8 + widened)
 
     @classmethod
-    def of(cls, tiles: int, row_groups: int, split: int, k: int, persistent: bool = False) -> "Variant":
+    def of(
+        cls,
+        tiles: int,
+        row_groups: int,
+        split: int,
+        k: int,
+        persistent: bool = False,
+        kind: WeightKind = "bf16",
+    ) -> "Variant":
         """With as many weights in flight as pay, and as many blocks a multiprocessor as then fit."""
-        longest = -(-k // 32 // PARTS)
+        blocks = k // BLOCK_CHANNELS[kind]
+        longest = -(-blocks // PARTS)
         depth = max(1, _LOADS // (2 * tiles))
         if row_groups * tiles > 16:
             depth = min(depth, 2)
         depth = min(depth, longest)
         # A depth that divides the part spares every load its own condition.
         depth = next((d for d in range(depth, depth // 2, -1) if longest % d == 0), depth)
-        trial = cls(tiles, row_groups, split, depth, 1, persistent)
-        conditions = 0 if k // 32 % PARTS == 0 and longest % depth == 0 else 8
+        trial = cls(tiles, row_groups, split, depth, 1, persistent, kind=kind)
+        conditions = 0 if blocks % PARTS == 0 and longest % depth == 0 else 8
         registers = trial._array_registers() + _OTHER_REGISTERS + conditions
         # The system takes 1 KiB of shared memory for each block.
         two = registers <= _MANY_REGISTERS and 2 * (trial.shared_bytes(k) + 1024) <= SHARED_LIMIT + 1024
-        return cls(tiles, row_groups, split, depth, 2 if two else 1, persistent, wide=True)
+        return replace(trial, blocks=2 if two else 1, wide=True)
 
 
 def unsupported(
-    n: int, k: int, activation: Activation, accumulate: bool, dtype: torch.dtype, capability: tuple[int, int]
+    n: int,
+    k: int,
+    activation: Activation,
+    accumulate: bool,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    kind: WeightKind = "bf16",
 ) -> str | None:
-    """Why a weight [n, k] cannot be used here, or None."""
+    """Why a weight [n, k] cannot be used here, or None. dtype: of x, and of a weight that is not of eight
+    bits."""
     if capability < (9, 0):
         return f"needs compute capability 9.0, this device has {capability[0]}.{capability[1]}"
     if dtype != torch.bfloat16:
-        return f"needs bfloat16, the weight is {dtype}"
+        return f"needs bfloat16, the {'weight' if kind == 'bf16' else 'model'} is {dtype}"
     if n % 16 or n == 0:
         return f"outputs must be a multiple of 16, there are {n}"
-    if k % 32 or k == 0:
-        return f"inputs must be a multiple of 32, there are {k}"
+    if k % BLOCK_CHANNELS[kind] or k == 0:
+        return f"inputs must be a multiple of {BLOCK_CHANNELS[kind]}, there are {k}"
     if activation == "swiglu" and accumulate:
         return "no swiglu that adds to its output"
     return None
 
 
 def variants(
-    m: int, n: int, k: int, activation: Activation = "none", multiprocessors: int = 132
+    m: int,
+    n: int,
+    k: int,
+    activation: Activation = "none",
+    multiprocessors: int = 132,
+    kind: WeightKind = "bf16",
 ) -> list[Variant]:
     """Variants worth measuring for x [m, k], the most promising first; empty for more than 64 rows.
 
@@ -138,7 +170,7 @@ def variants(
     for per_warp in dict.fromkeys((one_wave, two_waves, max(1, one_wave - 1), min(2, one_wave))):
         for split in _splits(m, per_warp):
             for persistent in (True, False) if many else (False,):
-                variant = Variant.of(per_warp, row_groups, split, k, persistent)
+                variant = Variant.of(per_warp, row_groups, split, k, persistent, kind)
                 if variant.fits(m, n, k) and variant not in found:
                     found.append(variant)
     return found
@@ -173,6 +205,12 @@ class _Arguments(ctypes.Structure):
     )
 
 
+class _ScaledArguments(ctypes.Structure):
+    """Those of the kernel for eight bits."""
+
+    _fields_ = (*_Arguments._fields_, ("factors", ctypes.c_void_p))
+
+
 @dataclass(frozen=True, slots=True)
 class SkinnyKernel:
     """A compiled variant for one K on one device. Used by one thread at a time."""
@@ -180,13 +218,13 @@ class SkinnyKernel:
     kernel: Kernel
     variant: Variant
     multiprocessors: int
-    arguments: _Arguments
+    arguments: _Arguments | _ScaledArguments
     addresses: ctypes.Array[ctypes.c_void_p]
 
     def __call__(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Weight,
         out: torch.Tensor,
         eps: float | None,
         flags: int,
@@ -194,7 +232,11 @@ class SkinnyKernel:
     ) -> None:
         """Queues one product; the tensors have been checked. flags: activation, accumulation, dependence."""
         n, variant, arguments = weight.size(0), self.variant, self.arguments
-        arguments.x, arguments.weight, arguments.out = x.data_ptr(), weight.data_ptr(), out.data_ptr()
+        if isinstance(weight, Weight8):
+            arguments.weight, arguments.factors = weight.values.data_ptr(), weight.scales.data_ptr()
+        else:
+            arguments.weight = weight.data_ptr()
+        arguments.x, arguments.out = x.data_ptr(), out.data_ptr()
         arguments.m, arguments.n = x.size(0), n
         arguments.x_stride, arguments.out_stride = x.stride(0), out.stride(0)
         arguments.eps = eps or 0.0
@@ -209,7 +251,8 @@ def defines(k: int, variant: Variant) -> dict[str, int]:
     """Compile-time constants of skinny.cu."""
     v = variant
     constants = {"K": k, "R": v.tiles, "MT": v.row_groups, "S": v.split, "DEPTH": v.depth, "BLOCKS": v.blocks}
-    return constants | ({"LOAD_256": 1} if v.wide else {})
+    kind = {} if v.kind == "bf16" else {f"WEIGHT_{v.kind.upper()}": 1}
+    return constants | ({"LOAD_256": 1} if v.wide else {}) | kind
 
 
 def source() -> str:
@@ -238,14 +281,14 @@ def prepare_all(wanted: Iterable[tuple[int, Variant]], device: torch.device) -> 
 @functools.cache
 def _prepare(k: int, variant: Variant, device: int) -> SkinnyKernel:
     kernel = load_kernel(source(), "skinny", device, defines(k, variant), variant.shared_bytes(k))
-    arguments = _Arguments()
+    arguments = _Arguments() if variant.kind == "bf16" else _ScaledArguments()
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     return SkinnyKernel(kernel, variant, multiprocessors, arguments, argument_addresses(arguments))
 
 
 def skinny_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     out: torch.Tensor,
     *,
     eps: float | None = None,
@@ -254,7 +297,8 @@ def skinny_linear(
     variant: Variant,
     pdl: bool = False,
 ) -> None:
-    """out = act(norm(x) W^T), or out += norm(x) W^T. All bf16 on one CUDA device, sums in fp32.
+    """out = act(norm(x) W^T), or out += norm(x) W^T. All bf16 on one CUDA device, sums in fp32; the weight
+    may have eight bits, for which the variant must be made.
 
     x: [m, k], unit stride inside a row, rows 16-byte aligned. weight: [n, k], contiguous. out: [m, n]; for
     swiglu [m, n / 2], weight being 8 gate rows, 8 up rows and so on. eps: for an RMS norm without weight;
@@ -272,15 +316,17 @@ def skinny_linear(
 
 def _mismatch(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     out: torch.Tensor,
     activation: Activation,
     accumulate: bool,
     variant: Variant,
 ) -> str | None:
-    (m, k), n = x.shape, weight.size(0)
-    if n % 16 or k % 32 or n == 0 or k == 0:
-        return f"a weight of {n} x {k} is not made of blocks of 16 x 32"
+    (m, k), n, channels = x.shape, weight.size(0), BLOCK_CHANNELS[variant.kind]
+    if kind_of(weight) != variant.kind:
+        return f"variant '{variant}' is not for a weight of kind {kind_of(weight)}"
+    if n % 16 or k % channels or n == 0 or k == 0:
+        return f"a weight of {n} x {k} is not made of blocks of 16 x {channels}"
     if not variant.fits(m, n, k):
         return f"variant '{variant}' does not fit {m} rows, {n} outputs, {k} inputs"
     if activation == "swiglu" and accumulate:
@@ -290,8 +336,9 @@ def _mismatch(
         return f"out is {tuple(out.shape)}, must be {(m, columns)}"
     if {x.dtype, weight.dtype, out.dtype} != {torch.bfloat16}:
         return "x, weight and out must be bfloat16"
-    if x.stride(1) != 1 or out.stride(1) != 1 or not weight.is_contiguous():
+    values = weight.values if isinstance(weight, Weight8) else weight
+    if x.stride(1) != 1 or out.stride(1) != 1 or not values.is_contiguous():
         return "rows must be contiguous"
-    if x.data_ptr() % 16 or x.stride(0) % 8 or weight.data_ptr() % 16:
+    if x.data_ptr() % 16 or x.stride(0) % 8 or values.data_ptr() % 16:
         return "rows of x and weight must start at multiples of 16 bytes"
     return None

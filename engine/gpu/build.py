@@ -13,6 +13,7 @@ import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder
+from engine.eight_bits import kind8, weight_row
 from engine.fastpath import FlagUnavailable, flag_rows
 from engine.flags import Resolved
 from engine.gpu.cache import PagedKV
@@ -86,7 +87,8 @@ def build(
     """
     clock = Clock()
     sizes = Sizes.of(model, config)
-    weights = network_weights(model, consume)
+    kind = kind8(config.weight_dtype, next(model.parameters()).dtype)
+    weights = network_weights(model, consume, kind)
     device, dtype = weights.embedding.device, weights.embedding.dtype
     torch.cuda.set_device(device)
     before = used(device)
@@ -127,6 +129,11 @@ def build(
     }
     features: list[Feature] = [
         *attention,
+        weight_row(
+            config.weight_dtype,
+            dtype,
+            f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step",
+        ),
         *linears.features,
         ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
         *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
@@ -144,6 +151,8 @@ def build(
         spread=1,
         features=features,
         memory=budget.parts(),
+        weights_bytes=0 if kind is None else weights.total_bytes,
+        step_bytes=0 if kind is None else weights.bytes_per_step,
     )
 
 

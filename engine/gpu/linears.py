@@ -8,6 +8,7 @@ from engine.backend import Feature
 from engine.gpu.weights import LayerWeights, NetworkWeights
 from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas, through_triton
 from kernels.probe import Choices, Mode, Product, Projection, choose
+from kernels.quantize import Weight, Weight8, kind_of
 from kernels.skinny import Activation
 
 
@@ -37,7 +38,9 @@ def build_linears(weights: NetworkWeights, mode: Mode, max_tokens: int, pdl: boo
     first = weights.layers[0]
     device, dtype = weights.embedding.device, weights.embedding.dtype
     wide = first.mlp_in.size(0) if weights.activation == "swiglu" else 0
-    scratch = LinearScratch.allocate(max_tokens, weights.width, wide, dtype, device)
+    matrices = [m for layer in weights.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
+    full = max((m.numel() for m in [*matrices, weights.head] if isinstance(m, Weight8)), default=0)
+    scratch = LinearScratch.allocate(max_tokens, weights.width, wide, dtype, device, full)
     choices = Choices()
     if device.type == "cuda":
         choices = choose(
@@ -48,7 +51,7 @@ def build_linears(weights: NetworkWeights, mode: Mode, max_tokens: int, pdl: boo
             pdl=pdl,
         )
 
-    def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> DeviceLinear:
+    def linear(weight: Weight, bias: torch.Tensor | None = None) -> DeviceLinear:
         return DeviceLinear(weight, bias, choices=choices, scratch=scratch, pdl=pdl)
 
     layers = [
@@ -68,13 +71,11 @@ def _projections(weights: NetworkWeights) -> list[Projection]:
     """What is to be measured: every projection without a bias that stands behind the product."""
     layers, act = weights.layers, weights.activation
 
-    def one(
-        name: str, found: list[torch.Tensor], norm: bool, activation: Activation, add: bool
-    ) -> Projection:
+    def one(name: str, found: list[Weight], norm: bool, activation: Activation, add: bool) -> Projection:
         n, k = found[0].shape
-        return Projection(name, Product(n, k, norm, activation, add), found)
+        return Projection(name, Product(n, k, norm, activation, add, kind_of(found[0])), found)
 
-    def of(name: str) -> list[torch.Tensor]:
+    def of(name: str) -> list[Weight]:
         return [getattr(layer, name) for layer in layers]
 
     projections = [one("qkv", of("qkv"), True, "none", False)]

@@ -13,10 +13,12 @@ import torch
 
 from engine.config import GPTConfig
 from engine.decoder import Decoder
+from engine.eight_bits import fold
 from engine.llama import DecoderLayer, GatedMLP, Llama
 from engine.llama_config import LlamaConfig
 from engine.model import GPT, Block
 from kernels.linear import Projection
+from kernels.quantize import Kind8, Weight, quantize, stored_bytes
 from kernels.triton.rope import RotarySpec
 
 INTERLEAVE = 8
@@ -27,16 +29,16 @@ Activation = Literal["relu2", "swiglu"]
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One block. Matrices are [outputs, inputs] in the model's dtype.
+    """One block. Matrices are [outputs, inputs], in the model's dtype or of eight bits.
 
     qkv: query, key and value rows one behind the other. mlp_in: for SwiGLU the interleaved gate and up rows.
     value_embedding: [vocab, kv_heads * head_dim] with its gate [kv_heads, channels] (nanochat, some layers).
     """
 
-    qkv: torch.Tensor
-    o: torch.Tensor
-    mlp_in: torch.Tensor
-    mlp_out: torch.Tensor
+    qkv: Weight
+    o: Weight
+    mlp_in: Weight
+    mlp_out: Weight
     window: int | None
     rotary: RotarySpec
     rotated: bool = True
@@ -68,7 +70,7 @@ class NetworkWeights:
 
     embedding: torch.Tensor
     layers: list[LayerWeights]
-    head: torch.Tensor
+    head: Weight
     own: torch.Tensor
     other: torch.Tensor
     eps: float
@@ -93,32 +95,35 @@ class NetworkWeights:
     def bytes_per_step(self) -> int:
         """Weight bytes that every decode step must read."""
         matrices = [m for layer in self.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
-        return sum(m.numel() * m.element_size() for m in [*matrices, self.head])
+        return sum(map(stored_bytes, [*matrices, self.head]))
 
     @property
     def total_bytes(self) -> int:
         """All that the weights take, embeddings included."""
-        tied = self.embedding.data_ptr() == self.head.data_ptr()
+        tied = isinstance(self.head, torch.Tensor) and self.embedding.data_ptr() == self.head.data_ptr()
         tables = [self.embedding] if not tied else []
         tables += [layer.value_embedding for layer in self.layers if layer.value_embedding is not None]
         return self.bytes_per_step + sum(t.numel() * t.element_size() for t in tables)
 
 
-def network_weights(model: Decoder, consume: bool = False) -> NetworkWeights:
+def network_weights(model: Decoder, consume: bool = False, kind: Kind8 | None = None) -> NetworkWeights:
     """Reads a model of any family. Its own parameters keep their values, or with `consume` may lose their
     storage as soon as they have been copied.
+
+    kind: projections and head are quantised, one layer after the other; embeddings and norms stay. Raises
+    ValueError for weights of which that cannot be made.
     """
     if isinstance(model, GPT):
-        return _nanochat(model)
+        return _nanochat(model, consume, kind)
     if isinstance(model, Llama):
-        return _llama(model, consume)
+        return _llama(model, consume, kind)
     raise TypeError(f"no GPU forward pass for a {type(model).__name__}")
 
 
-def _nanochat(model: GPT) -> NetworkWeights:
+def _nanochat(model: GPT, consume: bool, kind: Kind8 | None) -> NetworkWeights:
     config = model.config
-    embedding, head = model.transformer["wte"].weight, model.lm_head.weight
-    assert isinstance(embedding, torch.Tensor) and isinstance(head, torch.Tensor)
+    embedding = model.transformer["wte"].weight
+    assert isinstance(embedding, torch.Tensor)
     own, other = model.rope(embedding.device)
     extras = NanochatExtras(value_gate_scale=config.value_gate_scale or 0.0)
     if config.constants.residual_scalars:
@@ -127,11 +132,19 @@ def _nanochat(model: GPT) -> NetworkWeights:
         extras.smear = (model.smear_gate.weight.detach(), model.smear_lambda.detach())
         extras.backout = model.backout_lambda.detach()
     blocks: list[Block] = list(model.transformer["h"])  # type: ignore[call-overload]
-    layers = [_nanochat_layer(model, config, index, block) for index, block in enumerate(blocks)]
+    layers = []
+    for index, block in enumerate(blocks):
+        layer = _nanochat_layer(model, config, index, block)
+        if kind is not None:
+            _quantise(layer, index, kind)
+            if consume:
+                attn, mlp = block.attn, block.mlp
+                _forget(attn.c_q, attn.c_k, attn.c_v, attn.c_proj, mlp.c_fc, mlp.c_proj)
+        layers.append(layer)
     return NetworkWeights(
         embedding=embedding.detach(),
         layers=layers,
-        head=head.detach(),
+        head=_head(model, consume, kind),
         own=own,
         other=other,
         eps=config.rms_eps,
@@ -167,16 +180,16 @@ def _nanochat_layer(model: GPT, config: GPTConfig, index: int, block: Block) -> 
     return layer
 
 
-def _llama(model: Llama, consume: bool) -> NetworkWeights:
+def _llama(model: Llama, consume: bool, kind: Kind8 | None) -> NetworkWeights:
     config = model.config
     embedding = model.model.embed_tokens.weight.detach()
-    head = model.lm_head.weight
-    assert isinstance(head, torch.Tensor)
     own, other = model.rope(embedding.device)
     return NetworkWeights(
         embedding=embedding,
-        layers=[_llama_layer(config, index, layer, consume) for index, layer in enumerate(model.layers)],
-        head=head.detach(),
+        layers=[
+            _llama_layer(config, index, layer, consume, kind) for index, layer in enumerate(model.layers)
+        ],
+        head=_head(model, consume, kind),
         own=own,
         other=other,
         eps=config.rms_eps,
@@ -190,7 +203,9 @@ def _llama(model: Llama, consume: bool) -> NetworkWeights:
     )
 
 
-def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer, consume: bool) -> LayerWeights:
+def _llama_layer(
+    config: LlamaConfig, index: int, layer: DecoderLayer, consume: bool, kind: Kind8 | None
+) -> LayerWeights:
     attn, mlp = layer.self_attn, layer.mlp
     qkv = torch.cat([_matrix(p) for p in (attn.q_proj, attn.k_proj, attn.v_proj)])
     biases = [bias for p in (attn.q_proj, attn.k_proj, attn.v_proj) if (bias := _bias(p)) is not None]
@@ -203,11 +218,12 @@ def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer, consume: 
         config.rms_eps,
         1.0,
     )
+    down = padded(_matrix(mlp.down_proj))
     made = LayerWeights(
         qkv=fold(qkv, layer.input_layernorm.weight.detach()),
         o=_matrix(attn.o_proj),
         mlp_in=fold(gate_up, layer.post_attention_layernorm.weight.detach()),
-        mlp_out=padded(_matrix(mlp.down_proj)),
+        mlp_out=down,
         window=config.window(index),
         rotary=spec,
         rotated=config.rotated[index],
@@ -218,13 +234,36 @@ def _llama_layer(config: LlamaConfig, index: int, layer: DecoderLayer, consume: 
         q_norm=attn.q_norm.weight.detach() if attn.q_norm is not None else None,
         k_norm=attn.k_norm.weight.detach() if attn.k_norm is not None else None,
     )
+    if kind is not None:
+        _quantise(made, index, kind)
     if consume:
-        copied = [attn.q_proj, attn.k_proj, attn.v_proj, mlp.gate_proj, mlp.up_proj]
-        if made.mlp_out.data_ptr() != _matrix(mlp.down_proj).data_ptr():
-            copied.append(mlp.down_proj)
-        for projection in copied:
-            projection.weight = torch.nn.Parameter(_matrix(projection).to("meta"), requires_grad=False)
+        _forget(attn.q_proj, attn.k_proj, attn.v_proj, mlp.gate_proj, mlp.up_proj)
+        if kind is not None:
+            _forget(attn.o_proj)
+        if kind is not None or down.data_ptr() != _matrix(mlp.down_proj).data_ptr():
+            _forget(mlp.down_proj)
     return made
+
+
+def _head(model: GPT | Llama, consume: bool, kind: Kind8 | None) -> Weight:
+    head = _matrix(model.lm_head)
+    if kind is None:
+        return head
+    made = quantize(head, kind, "the head")
+    if consume and not (isinstance(model, Llama) and model.config.tied):  # the embedding stays as it is
+        _forget(model.lm_head)
+    return made
+
+
+def _quantise(layer: LayerWeights, index: int, kind: Kind8) -> None:
+    for name in ("qkv", "o", "mlp_in", "mlp_out"):
+        setattr(layer, name, quantize(getattr(layer, name), kind, f"{name} of layer {index}"))
+
+
+def _forget(*projections: Projection) -> None:
+    """Frees their weights, as far as nobody else holds them; names and shapes stay."""
+    for projection in projections:
+        projection.weight = torch.nn.Parameter(_matrix(projection).to("meta"), requires_grad=False)
 
 
 def _matrix(projection: Projection) -> torch.Tensor:
@@ -242,13 +281,6 @@ def _bias(projection: Projection) -> torch.Tensor | None:
 def _interleaved_bias(mlp: GatedMLP) -> torch.Tensor | None:
     gate, up = _bias(mlp.gate_proj), _bias(mlp.up_proj)
     return interleave(gate, up) if gate is not None and up is not None else None
-
-
-def fold(weight: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
-    """A projection [outputs, inputs] with the weight of the norm in front of it multiplied in."""
-    if norm is None:
-        return weight
-    return (weight.float() * norm.float()).to(weight.dtype)
 
 
 def padded(weight: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import msgspec
 BatchingMode = Literal["continuous", "static", "single"]
 AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "sdpa", "torch"]
 LinearName = Literal["auto", "cublas", "skinny", "triton"]
+WeightName = Literal["auto", "bf16", "fp8", "int8"]
 LoadFormat = Literal["auto", "dummy"]
 
 
@@ -16,7 +17,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     model: a nanochat base directory, a checkpoint folder, a transformers folder or a hub id; None finds one.
     source, tag, step: which checkpoint of a nanochat base directory (None: nanochat's own guesses).
     load_format: "auto" reads the model's weights, "dummy" makes random ones from its description alone.
-    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU.
+    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU. weight_dtype: what projections and head are kept
+    in; "auto" is the model's dtype, "fp8" and "int8" have a scale for each output channel (kernels.quantize).
     threads: CPU threads of the engine process (None: one per core).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
     block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
@@ -44,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     served_name: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    weight_dtype: WeightName = "auto"
     threads: int | None = None
     max_rows: int | None = None
     block_size: int | None = None

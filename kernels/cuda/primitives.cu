@@ -103,6 +103,14 @@ DEVICE u32 to_bf16_pair(float low, float high) {
 }
 DEVICE u32 low_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
 DEVICE u32 high_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
+// Bytes of the eight in low (0 to 3) and high (4 to 7): those that the four digits of `order` name, lowest first.
+DEVICE u32 bytes_of(u32 low, u32 high, u32 order) { return __byte_perm(low, high, order); }
+// a b + c of two bf16 each, rounded once; numbers below the normal ones count.
+DEVICE u32 multiply_add_pair(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 DEVICE float inverse_root(float value) { return rsqrtf(value); }
 DEVICE float exponential(float value) { return __expf(value); }
 DEVICE float power_of_two(float value) {

@@ -4,13 +4,17 @@
 // each block of 32 input channels the channels are renumbered so that a lane's operands are 16 consecutive bytes:
 // lane (g, c) holds channels 8c..8c+7 of row g. x lies in shared memory in exactly that order.
 //
+// W may have eight bits with a factor for each row (kernels/quantize.py). Then 16 bytes are 16 channels, a block has
+// 64 of them, lane (g, c) holds channels 16c..16c+15, and x lies in two halves: channels 16c..16c+7 of every lane,
+// then the others. Registers turn into bf16, exactly, just before they are used, and the row's factor comes last.
+//
 // Work: W's rows form tiles of 16. K is cut into PARTS = 8 parts, whatever the variant: a warp sums R tiles over one
 // part, and the parts are added in order at the end. So an output's value depends on neither the variant, nor m, nor
 // the other rows. S blocks of a cluster share S * R tiles: block `rank` holds the channels of its 8 / S parts for
 // all of them, which divides by S what each block must read of x, and sends its sums to the block that owns the tile.
 //
 // Compile-time: K; R tiles a warp; MT groups of 8 rows of x; S blocks a cluster (1, 2, 4, 8); DEPTH channel blocks
-// in flight per warp; BLOCKS blocks that shall fit on a multiprocessor.
+// in flight per warp; BLOCKS blocks that shall fit on a multiprocessor; WEIGHT_INT8 or WEIGHT_FP8 for eight bits.
 
 #define PARTS 8
 #define NORM 1        // times 1 / sqrt(mean(x_row^2) + eps)
@@ -19,10 +23,21 @@
 #define ACCUMULATE 8  // out += y
 #define DEPENDENT 16  // launched with programmatic stream serialization
 
-constexpr int CHANNEL_BLOCKS = K / 32;
+#if defined(WEIGHT_INT8) || defined(WEIGHT_FP8)
+#define SCALED 1
+typedef unsigned char Weight;
+#else
+#define SCALED 0
+typedef u16 Weight;
+#endif
+
+constexpr int RUN = 16 / sizeof(Weight);     // channels of a load
+constexpr int CHANNELS = 4 * RUN;            // of a block
+constexpr int HALVES = RUN / 8;              // of a block's share of x
+constexpr int CHANNEL_BLOCKS = K / CHANNELS;
 constexpr int TILE_WARPS = S;                // warps of a block that hold different tiles
 constexpr int PART_WARPS = PARTS / S;        // warps of a block that hold different parts of K
-constexpr int X_BLOCKS = (CHANNEL_BLOCKS + S - 1) / S;
+constexpr int X_BLOCKS = (CHANNEL_BLOCKS + S - 1) / S * HALVES;
 constexpr int FRAGMENTS = R * MT;            // 16 x 8 results of one group of tiles
 constexpr int FINISHED = (FRAGMENTS + PARTS - 1) / PARTS;  // most of them that a warp finishes
 constexpr bool EVEN = CHANNEL_BLOCKS % PARTS == 0 && CHANNEL_BLOCKS / PARTS % DEPTH == 0;
@@ -45,12 +60,43 @@ DEVICE float squares(float sum, uint4 v) {
     return sum;
 }
 
-DEVICE void load_weights(uint4 (&w)[R][2], const u16* address) {
+DEVICE void load_weights(uint4 (&w)[R][2], const Weight* address) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        w[r][0] = load_once(address + (long long)r * 16 * K);
-        w[r][1] = load_once(address + (long long)r * 16 * K + 8 * K);
+        w[r][0] = load_once((const u16*)(address + (long long)r * 16 * K));
+        w[r][1] = load_once((const u16*)(address + (long long)r * 16 * K + 8 * K));
     }
+}
+
+#ifdef WEIGHT_INT8
+// Two whole numbers as bf16, each in the low byte of a half. Of 128 + x the lowest seven bits of bf16 are x; the
+// eighth bit of a negative number stands for 256 less, and in the other term it makes 256 of 128.
+DEVICE u32 two_numbers(u32 low_bytes) {
+    return multiply_add_pair(low_bytes & 0x00800080u | 0x43004300u, 0xbf80bf80u, low_bytes & 0x007f007fu | 0x43004300u);
+}
+DEVICE u32 first_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x4140)); }
+DEVICE u32 last_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x4342)); }
+#endif
+
+#ifdef WEIGHT_FP8
+// Two e4m3 as bf16, each in the high byte of a half. Shifted into bf16's place the exponent, whose bias is 7 where
+// bf16's is 127, is too small by 120; the product mends that, also for numbers below the normal ones.
+DEVICE u32 two_numbers(u32 high_bytes) {
+    const u32 small = high_bytes >> 4 & 0x07f007f0u | high_bytes & 0x80008000u;
+    return multiply_add_pair(small, 0x7b807b80u, 0x80008000u);
+}
+DEVICE u32 first_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x1404)); }
+DEVICE u32 last_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x3424)); }
+#endif
+
+// A load's channels of one half, eight bf16.
+DEVICE uint4 half_of(uint4 w, int half) {
+#if SCALED
+    const u32 low = half ? w.z : w.x, high = half ? w.w : w.y;
+    return uint4{first_two(low), last_two(low), first_two(high), last_two(high)};
+#else
+    return w;
+#endif
 }
 
 DEVICE float scale_of(const float* sums, int row, float eps) {
@@ -88,8 +134,12 @@ DEVICE void finish(const Output& o, int tile, int row, int g, float4 d, float s0
 }
 
 KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
-    const u16* __restrict__ x, const u16* __restrict__ weight, u16* out, int m, int n, int x_stride, int out_stride,
-    float eps, int flags, int prefetch) {
+    const u16* __restrict__ x, const Weight* __restrict__ weight, u16* out, int m, int n, int x_stride, int out_stride,
+    float eps, int flags, int prefetch
+#if SCALED
+    , const float* __restrict__ factors
+#endif
+) {
     SHARED_BYTES(shared);
     uint4* const fragments_of_x = (uint4*)shared;                       // [X_BLOCKS][MT][32]
     float4* const partial = (float4*)(fragments_of_x + X_BLOCKS * MT * 32);  // [PARTS][FRAGMENTS][32]
@@ -107,26 +157,26 @@ KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
     // The last group starts earlier when tiles do not divide evenly; what another group owns is not stored twice.
     auto weights_of = [&](int of) {
         const int tile = min((of * S + tile_warp) * R, tiles - R);
-        return weight + (long long)(tile * 16 + g) * K + start * 32 + c * 8;
+        return weight + (long long)(tile * 16 + g) * K + start * CHANNELS + c * RUN;
     };
-    const u16* address = weights_of(group);
+    const Weight* address = weights_of(group);
     uint4 w[DEPTH][R][2];
 #pragma unroll
     for (int i = 0; i < DEPTH; i++)
-        if (EVEN || i < count) load_weights(w[i], address + i * 32);
+        if (EVEN || i < count) load_weights(w[i], address + i * CHANNELS);
     for (int i = DEPTH + 2 * c; i < min(count, DEPTH + prefetch); i += 8)
-        for (int r = 0; r < 2 * R; r++) prefetch_line(address + i * 32 + (long long)r * 8 * K);
+        for (int r = 0; r < 2 * R; r++) prefetch_line((const u16*)(address + i * CHANNELS + (long long)r * 8 * K));
 
     if (flags & DEPENDENT) wait_for_previous();
-    for (int i = tile_warp; i < count * MT; i += TILE_WARPS) {
-        const int block = start + i / MT, row = i % MT * 8 + g;
-        uint4* const to = fragments_of_x + ((block - x_start) * MT + i % MT) * 32 + lane;
-        if (row < m) copy_in_background(to, x + (long long)row * x_stride + block * 32 + c * 8);
+    for (int i = tile_warp; i < count * HALVES * MT; i += TILE_WARPS) {
+        const int half = start * HALVES + i / MT, row = i % MT * 8 + g, own = c * RUN + half % HALVES * 8;
+        uint4* const to = fragments_of_x + ((half - x_start * HALVES) * MT + i % MT) * 32 + lane;
+        if (row < m) copy_in_background(to, x + (long long)row * x_stride + half / HALVES * CHANNELS + own);
         else *to = uint4{0, 0, 0, 0};
     }
 
     const Output output = {out, m, out_stride, flags, eps};
-    const uint4* const my_x = fragments_of_x + (start - x_start) * MT * 32 + lane;
+    const uint4* const my_x = fragments_of_x + (start - x_start) * HALVES * MT * 32 + lane;
     float square_sum[MT];
 #pragma unroll
     for (int t = 0; t < MT; t++) square_sum[t] = 0.0f;
@@ -134,6 +184,14 @@ KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
     for (;;) {
         const int owned = (group * S + rank) * R, base = min(owned, tiles - R);
         u16 before[FINISHED][4];
+#if SCALED
+        float2 factor[FINISHED];  // of rows g and g + 8
+#pragma unroll
+        for (int j = 0; j < FINISHED; j++) {
+            const int f = warp + j * PARTS, at = (base + f / MT) * 16 + g;
+            factor[j] = f < FRAGMENTS ? float2{factors[at], factors[at + 8]} : float2{0.0f, 0.0f};
+        }
+#endif
         if (flags & ACCUMULATE) {
 #pragma unroll
             for (int j = 0; j < FINISHED; j++) {
@@ -153,7 +211,7 @@ KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
         }
 
         const int next = group + step;
-        const u16* const next_address = next < groups ? weights_of(next) : address;
+        const Weight* const next_address = next < groups ? weights_of(next) : address;
         float sums[R][MT][4];
 #pragma unroll
         for (int r = 0; r < R; r++)
@@ -164,25 +222,34 @@ KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
 #pragma unroll 1
         for (int block = 0; block < count; block += DEPTH) {
             const bool last = block + DEPTH >= count;
-            const u16* const refill = last ? next_address : address + (block + DEPTH) * 32;
+            const Weight* const refill = last ? next_address : address + (block + DEPTH) * CHANNELS;
             const int refills = last ? (next < groups ? count : 0) : count - block - DEPTH;
 #pragma unroll
             for (int i = 0; i < DEPTH; i++) {
                 if (EVEN || block + i < count) {
 #pragma unroll
-                    for (int t = 0; t < MT; t++) {
-                        const uint4 v = my_x[((block + i) * MT + t) * 32];
-                        if ((flags & NORM) && first && t % TILE_WARPS == tile_warp)
-                            square_sum[t] = squares(square_sum[t], v);
+                    for (int half = 0; half < HALVES; half++) {
+                        uint4 bf16[R][2];
 #pragma unroll
                         for (int r = 0; r < R; r++) {
-                            const uint4 a = w[i][r][0], b = w[i][r][1];
-                            multiply_add(sums[r][t], a.x, b.x, a.y, b.y, v.x, v.y);
-                            multiply_add(sums[r][t], a.z, b.z, a.w, b.w, v.z, v.w);
+                            bf16[r][0] = half_of(w[i][r][0], half);
+                            bf16[r][1] = half_of(w[i][r][1], half);
+                        }
+#pragma unroll
+                        for (int t = 0; t < MT; t++) {
+                            const uint4 v = my_x[(((block + i) * HALVES + half) * MT + t) * 32];
+                            if ((flags & NORM) && first && t % TILE_WARPS == tile_warp)
+                                square_sum[t] = squares(square_sum[t], v);
+#pragma unroll
+                            for (int r = 0; r < R; r++) {
+                                const uint4 a = bf16[r][0], b = bf16[r][1];
+                                multiply_add(sums[r][t], a.x, b.x, a.y, b.y, v.x, v.y);
+                                multiply_add(sums[r][t], a.z, b.z, a.w, b.w, v.z, v.w);
+                            }
                         }
                     }
                 }
-                if (EVEN ? refills > 0 : i < refills) load_weights(w[i], refill + i * 32);
+                if (EVEN ? refills > 0 : i < refills) load_weights(w[i], refill + i * CHANNELS);
             }
         }
 
@@ -224,6 +291,9 @@ KERNEL void __launch_bounds__(PARTS * 32, BLOCKS) skinny(
                     const float4 v = partial[(p * FRAGMENTS + f) * 32 + lane];
                     d.x += v.x; d.y += v.y; d.z += v.z; d.w += v.w;
                 }
+#if SCALED
+                d.x *= factor[j].x; d.y *= factor[j].x; d.z *= factor[j].y; d.w *= factor[j].y;
+#endif
                 const float s0 = flags & NORM ? scale_of(square_sums, row, eps) : 1.0f;
                 const float s1 = flags & NORM ? scale_of(square_sums, row + 1, eps) : 1.0f;
                 finish(output, tile, row, g, d, s0, s1, before[j]);

@@ -202,3 +202,13 @@ def test_several_front_ends_need_an_engine_of_its_own() -> None:
         check(parse("--api-workers", "2", "--engine", "inline"))
     check(parse("--api-workers", "2"))
     check(parse("--engine", "inline"))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "int8"])
+def test_weight_dtype(kind: str) -> None:
+    assert parse("--weight-dtype", kind).engine_config().weight_dtype == kind
+    assert parse().engine_config().weight_dtype == "auto"
+    with pytest.raises(UsageError, match=f"--use-te-weight-only excludes --weight-dtype {kind}"):
+        check(parse("--weight-dtype", kind, "--use-te-weight-only"))
+    with pytest.raises(UsageError, match="--weight-dtype"):
+        parse("--weight-dtype", "int4")

@@ -28,7 +28,7 @@ def test_b1_b2_w1_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in ("flash_sdp", "flash3", "persistent", "graphs", "clusters"):
         assert rows[name]["error"].startswith("unavailable: "), name
     baseline, blocks = rows["baseline"], rows["flash3_block"]
-    for row in (baseline, blocks):
+    for row in (baseline, blocks, rows["fp8_weights"], rows["int8_weights"]):
         assert row["error"] is None and "paged reference" in row["backend"]
         assert len(row["prefill_s"]) == len(row["decode_s"]) == 2
         assert row["prefill_tok_s"] > 0 and row["decode_tok_s"] > 0

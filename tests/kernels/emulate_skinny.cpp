@@ -3,10 +3,14 @@
 
 #include "../../kernels/cuda/skinny.cu"
 
-extern "C" int emulate(int grid, int shared_bytes, const u16* x, const u16* weight, u16* out, int m, int n,
-                       int x_stride, int out_stride, float eps, int flags, int prefetch) {
+extern "C" int emulate(int grid, int shared_bytes, const u16* x, const Weight* weight, u16* out, int m, int n,
+                       int x_stride, int out_stride, float eps, int flags, int prefetch, const float* factors) {
     return launch(grid, S, PARTS * 32, shared_bytes, [=] {
+#if SCALED
+        skinny(x, weight, out, m, n, x_stride, out_stride, eps, flags, prefetch, factors);
+#else
         skinny(x, weight, out, m, n, x_stride, out_stride, eps, flags, prefetch);
+#endif
         if (flags & DEPENDENT && !me->waited) abort();
     });
 }

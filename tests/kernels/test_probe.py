@@ -1,6 +1,7 @@
 """The choice between products: measured with a clock of the test's own, kept in a file."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,18 @@ import torch
 
 from kernels import probe
 from kernels.nvrtc import CompileError
-from kernels.probe import Choice, Choices, Medium, Product, Projection, choose, read_cache, write_cache
+from kernels.probe import (
+    Choice,
+    Choices,
+    Medium,
+    Product,
+    Projection,
+    cache_key,
+    choose,
+    read_cache,
+    write_cache,
+)
+from kernels.quantize import Kind8
 from kernels.skinny import Variant, variants
 from kernels.triton.gemm_config import GemmConfig, configs
 
@@ -55,7 +67,7 @@ def on_a_hopper(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Variant]]:
 def _refuses(self: probe._Probe, projection: Projection) -> str | None:
     product = projection.product
     return probe.unsupported(
-        product.n, product.k, product.activation, product.accumulate, torch.bfloat16, (9, 0)
+        product.n, product.k, product.activation, product.accumulate, torch.bfloat16, (9, 0), product.kind
     )
 
 
@@ -254,6 +266,33 @@ def test_the_third_alone_or_broken(
     broken = with_third(Third(Clock(lambda rows: 1e-6, 1.0), "no ptxas"), cache, monkeypatch, [QKV], "auto")
     assert isinstance(broken.variant(QKV, 64), Variant) and broken.variant(QKV, 128) is None
     assert any("no ptxas" in row[2] for row in broken.explain())
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_eight_bits_are_measured_for_themselves(
+    kind: Kind8, on_a_hopper: list[tuple[int, Variant]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a key of their own, with variants for their kind, and never by the kernel that cannot take them."""
+    cache = tmp_path / "c.json"
+    third = Third(Clock(lambda rows: 1e-6 * rows, cublas=50e-6))
+    plain = with_third(third, cache, monkeypatch, [QKV], "auto")
+    measured, eight = third.clock.measured, replace(QKV, kind=kind)
+    choices = with_third(third, cache, monkeypatch, [eight], "auto")
+    assert third.clock.measured > measured and not third.compiled[4:]
+    assert set(read_cache(cache)) > {cache_key(product, 8, False) for product in (QKV, eight)}
+    for rows in (1, 8, 16):
+        variant = choices.variant(eight, rows)
+        assert isinstance(variant, Variant) and variant.kind == kind and variant.fits(rows, QKV.n, QKV.k)
+        other = plain.variant(QKV, rows)
+        assert isinstance(other, Variant) and other.kind == "bf16"
+    assert choices.variant(QKV, 1) is None and choices.variant(eight, 65) is None
+    assert f"split 1 depth 2 wide {kind}" in choices.explain()[0][1]
+    again = with_third(third, cache, monkeypatch, [eight], "auto")
+    assert again.table == choices.table
+    with pytest.raises(ValueError, match=f"p0: takes no weights of kind {kind}"):
+        with_third(third, cache, monkeypatch, [eight], "triton")
+    with pytest.raises(ValueError, match="p0: inputs must be a multiple of 64"):
+        run(third.clock, cache, monkeypatch, [replace(eight, k=2080)], "skinny")
 
 
 def test_needs_triton_when_forced(

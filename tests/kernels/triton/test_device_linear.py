@@ -5,6 +5,7 @@ import torch
 
 from kernels.device_linear import DeviceLinear, LinearScratch
 from kernels.probe import Choices
+from kernels.quantize import Kind8, dequantize, quantize
 from kernels.skinny import Activation
 from tests.kernels.test_skinny import exact
 
@@ -55,3 +56,38 @@ def test_all_methods(dtype: torch.dtype, bias: bool) -> None:
     got = residual.clone()
     linear.linear_residual(x, got)
     check(got, None, "none", residual)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_weight_of_eight_bits(kind: Kind8, dtype: torch.dtype) -> None:
+    """It is what a full one with the same numbers is, also behind a larger one that used the same buffer."""
+    torch.manual_seed(1)
+    n, k, m = 48, 64, 5
+    x = torch.randn(m, k).to(DEVICE, dtype)
+    wide, bias = torch.randn(80, k).to(DEVICE, dtype), torch.randn(n).to(DEVICE, dtype)
+    packed = quantize((torch.randn(n, k) / k**0.5).to(DEVICE, dtype), kind)
+    scratch = LinearScratch.allocate(8, k, n, dtype, DEVICE, 80 * k)
+    assert (
+        scratch.full.numel() == 80 * k
+        and scratch.bytes > LinearScratch.allocate(8, k, n, dtype, DEVICE).bytes
+    )
+    residual = torch.randn(m, n).to(DEVICE, dtype)
+
+    def results(linear: DeviceLinear) -> list[torch.Tensor]:
+        first = DeviceLinear(quantize(wide, kind), choices=Choices(), scratch=scratch)
+        first.linear(x, torch.empty(m, 80, dtype=dtype, device=DEVICE))
+        outs = [torch.empty(m, width, dtype=dtype, device=DEVICE) for width in (n, n, n, n // 2)]
+        linear.linear(x, outs[0])
+        linear.norm_linear(x, outs[1], EPS)
+        linear.norm_linear_activation(x, outs[2], EPS, "relu2")
+        linear.norm_linear_activation(x, outs[3], EPS, "swiglu")
+        added = residual.clone()
+        linear.linear_residual(x, added)
+        return [*outs, added]
+
+    for added in (None, bias):
+        eight = DeviceLinear(packed, added, choices=Choices(), scratch=scratch)
+        full = DeviceLinear(dequantize(packed), added, choices=Choices(), scratch=scratch)
+        for got, want in zip(results(eight), results(full), strict=True):
+            assert torch.equal(got, want)
