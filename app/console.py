@@ -7,6 +7,7 @@ import sys
 
 from app.config import Config
 from app.supervisor import EngineFailed
+from engine.flags import ABOUT
 from engine.messages import ModelInfo
 
 log = logging.getLogger("fastpath")
@@ -19,7 +20,9 @@ EXIT_PORT = 98
 
 
 def summary(info: ModelInfo) -> list[str]:
-    """What people look for in the start-up lines."""
+    """What people look for in the start-up lines. Flags that nobody asked for and that are off are told by
+    /v1/models only.
+    """
     tokens = info.num_blocks * info.block_size
     lines = [
         f"model {info.name} ({info.generation}, {info.parameters / 1e6:.1f} M parameters, {info.dtype}) "
@@ -28,7 +31,8 @@ def summary(info: ModelInfo) -> list[str]:
         f"{tokens / info.max_model_len:.1f} sequences of {info.max_model_len} tokens; {info.max_rows} rows",
     ]
     if info.features:
-        rows = [("feature", "asked for", "used", "why"), *info.features]
+        told = [row for row in info.features if not (row[0] in ABOUT and row[1:3] == ("auto", "off"))]
+        rows = [("feature", "asked for", "used", "why"), *told]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for row in rows:
             lines.append("  ".join(map(str.ljust, row, widths)).rstrip())

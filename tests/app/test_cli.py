@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from app.console import summary
+from engine.messages import ModelInfo
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, SERVER, environment, finish, serving
 from tests.engine.checkpoints import write_checkpoint
 
@@ -127,3 +129,29 @@ def test_kernels_says_what_is_used_and_why_the_rest_is_not() -> None:
     assert all(choice["why"] for choice in choices.values())
     rejected = dict(choices["linear"]["rejected"])
     assert "CUDA" in rejected["skinny"] and "CUDA" in rejected["cublas"]
+
+
+def test_the_start_up_table_leaves_out_flags_that_nobody_asked_for() -> None:
+    info = ModelInfo(
+        name="a model",
+        path="nowhere",
+        generation="G1",
+        vocab_size=512,
+        max_model_len=64,
+        terminal_ids=[0],
+        max_rows=1,
+        block_size=16,
+        num_blocks=4,
+        device="cpu",
+        dtype="float32",
+        parameters=1000,
+        features=[
+            ("use_flash3", "auto", "off", "needs a CUDA device"),
+            ("use_padded_attention", "True", "off", "rows are paged"),
+            ("kv_block_size", "auto", "16", "the engine's default"),
+            ("prefill stretch", "auto", "off", "2048 tokens a step"),
+        ],
+    )
+    text = "\n".join(summary(info))
+    assert "use_flash3" not in text
+    assert all(name in text for name in ("use_padded_attention", "kv_block_size", "prefill stretch"))
