@@ -14,9 +14,10 @@ import torch
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder
 from engine.eight_bits import kind8, weight_row
-from engine.fastpath import FlagUnavailable, flag_rows
+from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.gpu.cache import PagedKV
+from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes
 from engine.gpu.graphs import Buckets
 from engine.gpu.linears import Linears, build_linears
 from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget, kv_bytes, used
@@ -28,7 +29,7 @@ from engine.gpu.weights import NetworkWeights, network_weights
 from engine.memory import block_bytes, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
-from kernels.backends import ClusterRule, FlashUse, select_backend
+from kernels.backends import select_backend
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 8192
@@ -95,11 +96,7 @@ def build(
     linears = build_linears(weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device))
     clock.lap("linear probe")
     network, attention = _network(weights, linears, sizes, config, flags)
-    wanted = flags.values.use_cuda_graphs
-    use_graphs = wanted and network.attention.capture_safe
-    if wanted and not use_graphs and "use_cuda_graphs" in flags.asked:
-        name = network.attention.name
-        raise FlagUnavailable(f"use_cuda_graphs was asked for, but {name} reads lengths on the host")
+    use_graphs = graphs_for(flags, network.attention)
     # Graphs hold the addresses of what they were captured with, whatever the flag says.
     network.persistent = use_graphs or flags.values.enable_persistent_decode
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -107,7 +104,8 @@ def build(
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     compiled = runner.compile()
-    network.reserve()
+    if not network.persistent:
+        network.reserve()
     clock.lap("kernels")
     budget, blocks = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("memory")
@@ -116,17 +114,7 @@ def build(
     clock.lap("graphs")
     rehearse(runner)
     clock.lap("rehearsal")
-    graphs = f"{runner.graphs} graphs" if use_graphs else "off"
-    why = f"{budget.graphs / 2**20:.0f} MiB" if use_graphs else "as asked"
-    if not network.attention.capture_safe:
-        why = f"attention by {network.attention.name} reads lengths on the host"
-    known = {
-        "use_flash3": next((used, why) for op, _, used, why in attention if op == "attention.prefill"),
-        "use_cuda_graphs": (graphs, why),
-        "enable_persistent_decode": _persistent(flags, use_graphs),
-        "use_flash_sdp": _flash_sdp(flags, network.attention.name),
-        **_cluster_rows(flags, attention[0]),
-    }
+    known = outcomes(flags, network.attention, attention, runner.graphs, budget.graphs)
     features: list[Feature] = [
         *attention,
         weight_row(
@@ -156,46 +144,6 @@ def build(
     )
 
 
-def _clusters(flags: Resolved) -> ClusterRule | None:
-    values = flags.values
-    if not values.use_cta_clustering:
-        return None
-    required = "use_cta_clustering" in flags.asked
-    return ClusterRule(values.cta_cluster_size, values.cta_cluster_seq_threshold, required)
-
-
-def _persistent(flags: Resolved, use_graphs: bool) -> tuple[str, str]:
-    if use_graphs:
-        return "on", "graphs hold the addresses of every buffer"
-    if flags.values.enable_persistent_decode:
-        return "on", "every buffer of a step is allocated once, at start"
-    return "off", "activations are allocated in each step"
-
-
-def _cluster_rows(flags: Resolved, decode: Feature) -> dict[str, tuple[str, str]]:
-    if not flags.values.use_cta_clustering or "clusters, " not in decode[2]:
-        return {}
-    values = flags.values
-    return {
-        "use_cta_clustering": ("on", decode[3]),
-        "cta_cluster_size": (str(values.cta_cluster_size), "at the threshold; more for more keys"),
-        "cta_cluster_seq_threshold": (str(values.cta_cluster_seq_threshold), "keys of the longest row"),
-    }
-
-
-def _flash_sdp(flags: Resolved, attention: str) -> tuple[str, str]:
-    if "sdpa" not in attention:
-        return "off", f"attention is by {attention}, not by torch's function"
-    on = flags.values.use_flash_sdp
-    return ("on", "its flash kernels where they can") if on else ("off", "its plain kernel")
-
-
-def _flash(flags: Resolved) -> FlashUse:
-    if not flags.values.use_flash3:
-        return "off"
-    return "required" if "use_flash3" in flags.asked else "auto"
-
-
 def _network(
     weights: NetworkWeights, linears: Linears, sizes: Sizes, config: EngineConfig, flags: Resolved
 ) -> tuple[Network, list[Feature]]:
@@ -212,9 +160,9 @@ def _network(
         max_rows=sizes.max_rows,
         max_context=sizes.max_model_len,
         device=device,
-        flash=_flash(flags),
+        flash=flash_use(flags),
         flash_sdp=flags.values.use_flash_sdp,
-        clusters=_clusters(flags),
+        clusters=cluster_rule(flags),
     )
     network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
     return network, features

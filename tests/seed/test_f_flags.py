@@ -6,13 +6,16 @@ import torch
 from app.__main__ import command_line
 from app.config import check
 from app.options import UsageError
+from benchmarks.flag_modes import MODES
 from engine import fastpath
 from engine.config import GPTConfig
 from engine.detect import assume
-from engine.flags import ABOUT, DEFAULTS, FastPathFlags, check_flags, resolve
+from engine.flags import ABOUT, DEFAULTS, FastPathFlags, Setting, check_flags, resolve
+from engine.gpu.flags import graphs_for, outcomes
 from engine.messages import SamplingParams
 from engine.model import GPT
 from kernels import stubs
+from kernels.backends.reference import TorchBackend
 from kernels.caps import DeviceCaps
 from kernels.cluster import cluster_hint
 from kernels.clustered_attention import clustered_attention
@@ -316,3 +319,58 @@ def test_flags_of_a_library_are_checked_too() -> None:
     check_flags(FastPathFlags())
     with pytest.raises(ValueError, match="there is no flag"):
         resolve(None, "fast", {"use_magic": True})
+
+
+class Served(TorchBackend):
+    """An attention backend by its name, which graphs can hold."""
+
+    capture_safe = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def on_a_gpu(asked: dict[str, Setting], attention: TorchBackend, graphs: int) -> dict[str, tuple[str, str]]:
+    """The flags' rows of an engine with our own kernels."""
+    flags = resolve(None, "fast", asked)
+    rows = [("attention.decode", "auto", attention.name, "why"), ("attention.prefill", "auto", "fa3 3", "")]
+    known = outcomes(flags, attention, rows, graphs, 100 << 20)
+    return {name: (used, why) for name, _, used, why in fastpath.flag_rows(flags, "cuda", 16, known)}
+
+
+def test_f8_to_f10_what_a_gpu_says() -> None:
+    rows = on_a_gpu({"enable_persistent_decode": False}, Served("triton"), 45)
+    assert rows["use_cuda_graphs"] == ("45 graphs", "100 MiB")
+    assert rows["enable_persistent_decode"] == ("on", "graphs hold the addresses of every buffer")
+    assert rows["use_flash3"][0] == "fa3 3" and rows["use_flash_sdp"][0] == "off"
+    eager = {"use_cuda_graphs": False, "enable_persistent_decode": False}
+    assert on_a_gpu(eager, Served("triton"), 0)["enable_persistent_decode"][0] == "off"
+    assert on_a_gpu({"use_cuda_graphs": False}, Served("triton"), 0)["enable_persistent_decode"][0] == "on"
+
+
+def test_f9_attention_that_reads_on_the_host_has_no_graphs() -> None:
+    plain = TorchBackend(HOPPER)
+    assert not graphs_for(resolve(None, "fast", {}), plain)
+    assert on_a_gpu({}, plain, 0)["use_cuda_graphs"] == (
+        "off",
+        "attention by torch reads lengths on the host",
+    )
+    with pytest.raises(fastpath.FlagUnavailable, match="use_cuda_graphs was asked for"):
+        graphs_for(resolve(None, "fast", {"use_cuda_graphs": True}), plain)
+
+
+def test_the_sweeps_rows_look_for_what_a_gpu_says() -> None:
+    """Each row's sign that it has measured what it says is one that the start-up table can show."""
+    shown = {
+        "flash_sdp": on_a_gpu({}, Served("sdpa"), 0),
+        "flash3": {"attention.prefill": ("fa3 3", "")},
+        "flash3_block": {"kv_block_size": ("32", "")},
+        "persistent": on_a_gpu({"use_cuda_graphs": False}, Served("triton"), 0),
+        "graphs": on_a_gpu({}, Served("triton"), 45),
+        "clusters": on_a_gpu({"use_cta_clustering": True}, Served("clusters, triton"), 45),
+    }
+    for mode in MODES:
+        if mode.expects is not None and mode.name in shown:
+            feature, sign = mode.expects
+            assert sign in shown[mode.name][feature][0], mode.name
+    assert set(shown) <= {mode.name for mode in MODES if mode.expects is not None}
