@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import random
 import statistics
 import time
@@ -217,6 +218,7 @@ async def prompts(model: Decoder, args: argparse.Namespace) -> list[PromptsRow]:
 async def _prompts(
     model: Decoder, mode: str, work: Work, runs: int, flags: dict[str, object], more: dict[str, object]
 ) -> PromptsRow:
+    gc.collect()  # the engine before this one: the next takes what memory is left
     config = EngineConfig(flags=flags, enable_prefix_caching=False, batch_timeout_ms=0.0, **more)  # type: ignore[arg-type]
     engine = AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
     await engine.start()

@@ -26,8 +26,8 @@ AT_ONCE = 1 << 24  # numbers that are in float32 at one time
 class Weight8:
     """A projection [outputs, inputs] of eight bits.
 
-    values: [outputs, inputs] int8 or float8_e4m3fn, contiguous. scales: [outputs] float32. dtype: of the
-    weight that it was made of, and of the products' inputs and outputs.
+    values: [outputs, inputs] int8 or float8_e4m3fn, contiguous, in the order that `in_pairs` makes. scales:
+    [outputs] float32. dtype: of the weight that it was made of, and of the products' inputs and outputs.
     """
 
     values: torch.Tensor
@@ -54,6 +54,19 @@ class Weight8:
 
 
 Weight: TypeAlias = torch.Tensor | Weight8
+
+
+def in_pairs(values: torch.Tensor) -> torch.Tensor:
+    """[outputs, inputs] of eight bits with the channels of each four in the order 0, 2, 1, 3, or those back
+    in theirs; as they are where inputs is no multiple of 4.
+
+    Two channels that a product takes as a pair are then 16 bits apart, where masks alone make bf16 of both.
+    """
+    outputs, inputs = values.shape
+    if inputs % 4:
+        return values
+    fours = values.view(torch.int8).view(outputs, inputs // 4, 2, 2)
+    return fours.transpose(2, 3).reshape(outputs, inputs).view(values.dtype)
 
 
 def kind_of(weight: Weight) -> WeightKind:
@@ -83,9 +96,13 @@ def quantize(weight: torch.Tensor, kind: Kind8, name: str = "a weight") -> Weigh
         largest = part.abs().amax(dim=1)
         if not bool(torch.isfinite(largest).all()):
             raise ValueError(f"{name}: numbers are not finite, so that there is no {kind} of it")
-        scale = (largest / LARGEST[kind]).clamp(SMALLEST_SCALE, _largest_scale(kind))
+        # A tensor, for a device divides by a plain number by way of its inverse, and rounds twice.
+        most = torch.tensor(LARGEST[kind], device=weight.device)
+        scale = (largest / most).clamp(SMALLEST_SCALE, _largest_scale(kind))
         scaled = (part / scale.unsqueeze(1)).clamp(-LARGEST[kind], LARGEST[kind])
-        values[first : first + rows] = (scaled.round() if kind == "int8" else scaled).to(values.dtype)
+        values[first : first + rows] = in_pairs(
+            (scaled.round() if kind == "int8" else scaled).to(values.dtype)
+        )
         scales[first : first + rows] = scale
     return Weight8(values, scales, weight.dtype)
 
@@ -97,7 +114,7 @@ def _largest_scale(kind: Kind8) -> float:
 
 def dequantize(weight: Weight8) -> torch.Tensor:
     """What it stands for, [outputs, inputs] in its dtype: value times scale in float32, rounded once."""
-    return (weight.values.float() * weight.scales.unsqueeze(1)).to(weight.dtype)
+    return (in_pairs(weight.values).float() * weight.scales.unsqueeze(1)).to(weight.dtype)
 
 
 def rounded(weight: torch.Tensor, kind: Kind8, name: str = "a weight") -> torch.Tensor:

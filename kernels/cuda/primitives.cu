@@ -103,8 +103,12 @@ DEVICE u32 to_bf16_pair(float low, float high) {
 }
 DEVICE u32 low_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
 DEVICE u32 high_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
-// Bytes of the eight in low (0 to 3) and high (4 to 7): those that the four digits of `order` name, lowest first.
-DEVICE u32 bytes_of(u32 low, u32 high, u32 order) { return __byte_perm(low, high, order); }
+// bits & mask | more, in one instruction, which the compiler makes two of where both are constants.
+DEVICE u32 and_or(u32 bits, u32 mask, u32 more) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(bits), "r"(mask), "r"(more));
+    return d;
+}
 // a b + c of two bf16 each, rounded once; numbers below the normal ones count.
 DEVICE u32 multiply_add_pair(u32 a, u32 b, u32 c) {
     u32 d;

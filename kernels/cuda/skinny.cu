@@ -72,21 +72,21 @@ DEVICE void load_weights(uint4 (&w)[R][2], const Weight* address) {
 // Two whole numbers as bf16, each in the low byte of a half. Of 128 + x the lowest seven bits of bf16 are x; the
 // eighth bit of a negative number stands for 256 less, and in the other term it makes 256 of 128.
 DEVICE u32 two_numbers(u32 low_bytes) {
-    return multiply_add_pair(low_bytes & 0x00800080u | 0x43004300u, 0xbf80bf80u, low_bytes & 0x007f007fu | 0x43004300u);
+    const u32 one = 0x43004300u;
+    return multiply_add_pair(and_or(low_bytes, 0x00800080u, one), 0xbf80bf80u, and_or(low_bytes, 0x007f007fu, one));
 }
-DEVICE u32 first_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x4140)); }
-DEVICE u32 last_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x4342)); }
+DEVICE u32 first_two(u32 four) { return two_numbers(four); }
+DEVICE u32 last_two(u32 four) { return two_numbers(four >> 8); }
 #endif
 
 #ifdef WEIGHT_FP8
 // Two e4m3 as bf16, each in the high byte of a half. Shifted into bf16's place the exponent, whose bias is 7 where
 // bf16's is 127, is too small by 120; the product mends that, also for numbers below the normal ones.
-DEVICE u32 two_numbers(u32 high_bytes) {
-    const u32 small = high_bytes >> 4 & 0x07f007f0u | high_bytes & 0x80008000u;
-    return multiply_add_pair(small, 0x7b807b80u, 0x80008000u);
+DEVICE u32 two_numbers(u32 magnitudes, u32 signs) {
+    return multiply_add_pair(and_or(signs, 0x80008000u, magnitudes & 0x07f007f0u), 0x7b807b80u, 0x80008000u);
 }
-DEVICE u32 first_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x1404)); }
-DEVICE u32 last_two(u32 four) { return two_numbers(bytes_of(four, 0, 0x3424)); }
+DEVICE u32 first_two(u32 four) { return two_numbers(four << 4, four << 8); }
+DEVICE u32 last_two(u32 four) { return two_numbers(four >> 4, four); }
 #endif
 
 // A load's channels of one half, eight bf16.

@@ -12,26 +12,37 @@ BLOCK = 2048  # 16 numbers a thread: one load of 16 bytes, two stores
 
 
 @triton.jit
+def _full(value, FP8: tl.constexpr):
+    """Numbers of a byte each as float32."""
+    if FP8:
+        # e4m3 has float16's layout with an exponent that is shorter by a bit and a bias that is smaller by 8:
+        # shifted into place it is too small by 2^8, numbers below the normal ones included.
+        bits = value.to(tl.int8).to(tl.int16)
+        half = ((bits & 0x7F) << 7) | (bits & -0x8000)
+        return half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return value.to(tl.int8).to(tl.float32)
+
+
+@triton.jit
 def _dequantize_kernel(
     values, scales, out, WIDTH: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
     PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // PARTS).to(tl.int64)
-    column = (tl.program_id(0) % PARTS) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < WIDTH
-    value = tl.load(values + row * WIDTH + column, mask=inside, other=0)
+    first = (tl.program_id(0) % PARTS) * BLOCK
+    column = first + tl.arange(0, BLOCK)
     scale = tl.load(scales + row)
-    if FP8:
-        # e4m3 has float16's layout with an exponent that is shorter by a bit and a bias that is smaller by 8:
-        # shifted into place it is too small by 2^8, numbers below the normal ones included.
-        bits = value.to(tl.int16)
-        half = ((bits & 0x7F) << 7) | (bits & -0x8000)
-        number = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    if WIDTH % 4 == 0:
+        # kernels.quantize.in_pairs: a word holds channels 0, 2, 1, 3.
+        word = first // 4 + tl.arange(0, BLOCK // 4)
+        four = tl.load(values + row * (WIDTH // 4) + word, mask=word < WIDTH // 4, other=0)
+        even = tl.interleave(_full(four, FP8), _full(four >> 8, FP8))
+        number = tl.interleave(even, tl.interleave(_full(four >> 16, FP8), _full(four >> 24, FP8)))
     else:
-        number = value.to(tl.float32)
+        number = _full(tl.load(values + row * WIDTH + column, mask=column < WIDTH, other=0), FP8)
     # The product in front of this one may still read what is overwritten here.
     begin(PDL)
-    tl.store(out + row * WIDTH + column, (number * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * WIDTH + column, (number * scale).to(out.dtype.element_ty), mask=column < WIDTH)
 
 
 def dequantize(weight: Weight8, out: torch.Tensor, *, pdl: bool = False) -> None:
@@ -42,9 +53,9 @@ def dequantize(weight: Weight8, out: torch.Tensor, *, pdl: bool = False) -> None
     outputs, inputs = weight.shape
     if out.shape != weight.shape or not out.is_contiguous():
         raise ValueError(f"a weight {tuple(weight.shape)} into {tuple(out.shape)}")
-    block = min(BLOCK, triton.next_power_of_2(inputs))
+    block = max(4, min(BLOCK, triton.next_power_of_2(inputs)))
     _dequantize_kernel[(outputs * -(-inputs // block),)](
-        weight.values.view(torch.int8),
+        weight.values.view(torch.int8 if inputs % 4 else torch.int32),
         weight.scales,
         out,
         WIDTH=inputs,

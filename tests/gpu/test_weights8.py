@@ -228,5 +228,5 @@ async def test_memory_halves(kind: Kind8, cuda: None) -> None:
     gc.collect()
     eight, eight_held = await bytes_of(kind)
     assert 0.5 <= eight / plain < 0.52
-    # One full projection stays, for products with many rows.
-    assert plain_held - eight_held > (plain - eight) - 2 * 8192 * 2048 - (32 << 20)
+    # One full projection stays, for products with many rows, and cuBLAS, which has those, its workspaces.
+    assert plain_held - eight_held > (plain - eight) - 2 * 8192 * 2048 - (96 << 20)

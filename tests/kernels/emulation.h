@@ -151,15 +151,7 @@ static u16 to_bf16(float value) {
 static u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
 static u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
 static u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }
-static u32 bytes_of(u32 low, u32 high, u32 order) {
-    u32 chosen = 0;
-    for (int i = 0; i < 4; i++) {
-        const int digit = order >> 4 * i & 0xf;
-        if (digit > 7) abort();  // the instruction has a meaning for these, which nobody wants
-        chosen |= ((digit < 4 ? low : high) >> digit % 4 * 8 & 0xff) << 8 * i;
-    }
-    return chosen;
-}
+static u32 and_or(u32 bits, u32 mask, u32 more) { return (bits & mask) | more; }
 static u32 multiply_add_pair(u32 a, u32 b, u32 c) {
     const auto exact = [](float x, float y, float z) { return (float)((double)x * y + z); };
     return to_bf16_pair(exact(low_half(a), low_half(b), low_half(c)), exact(high_half(a), high_half(b), high_half(c)));

@@ -7,6 +7,7 @@ from kernels.quantize import (
     LARGEST,
     Kind8,
     dequantize,
+    in_pairs,
     kind_of,
     quantize,
     rounded,
@@ -44,7 +45,7 @@ def test_no_number_is_off_by_more_than_half_a_step(kind: Kind8) -> None:
     weight = gaussian()
     packed = quantize(weight, kind)
     scaled = weight.double() / packed.scales.double().unsqueeze(1)
-    off = (packed.values.double() - scaled).abs()
+    off = (in_pairs(packed.values).double() - scaled).abs()
     if kind == "int8":
         step = torch.ones_like(scaled)
     else:
@@ -52,6 +53,19 @@ def test_no_number_is_off_by_more_than_half_a_step(kind: Kind8) -> None:
     # The division in float32 may put a number that lies between two on the other side.
     assert (off <= step * (0.5 + 1e-4)).all()
     assert packed.values.double().abs().amax(1).eq(LARGEST[kind]).all()
+
+
+@pytest.mark.parametrize("inputs", [64, 6])
+def test_pairs(inputs: int) -> None:
+    """Of each four channels the two in the middle change places; twice is once too often."""
+    values = torch.arange(2 * inputs).view(2, inputs).to(torch.int8)
+    expected = list(range(inputs))
+    if inputs % 4 == 0:
+        expected = [
+            channel for four in range(0, inputs, 4) for channel in (four, four + 2, four + 1, four + 3)
+        ]
+    assert in_pairs(values)[0].tolist() == expected
+    assert torch.equal(in_pairs(in_pairs(values)), values)
 
 
 @both

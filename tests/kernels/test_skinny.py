@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.quantize import Kind8, Weight, Weight8, WeightKind, quantize
+from kernels.quantize import Kind8, Weight, Weight8, WeightKind, in_pairs, quantize
 from kernels.skinny import BLOCK_CHANNELS, Activation, Variant, defines, skinny_linear, unsupported, variants
 from tests.optional import missing
 
@@ -79,7 +79,9 @@ def exact(
 ) -> torch.Tensor:
     """The same in float64. Of eight bits: what the numbers and factors stand for, not rounded."""
     x = x.double()
-    full = weight.values.double() * weight.scales.double()[:, None] if isinstance(weight, Weight8) else weight
+    full = weight
+    if isinstance(weight, Weight8):
+        full = in_pairs(weight.values).double() * weight.scales.double()[:, None]
     y = x @ full.double().T
     if eps is not None:
         y *= (x.square().mean(1, keepdim=True) + eps).rsqrt()
@@ -197,7 +199,7 @@ def test_every_number_becomes_itself(kind: Kind8, build: Callable[[int, Variant]
         x[torch.arange(m), first + torch.arange(m)] = 1
         out = torch.empty(m, n, dtype=torch.bfloat16)
         emulate(library, variant, x, weight, out, None, "none", False, 4)
-        assert torch.equal(out.float(), weight.values[:, first : first + m].float().T)
+        assert torch.equal(out.float(), in_pairs(weight.values)[:, first : first + m].float().T)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
