@@ -18,6 +18,8 @@ STEPS = ((4096, 4), (2048, 3))
 MAX_CLUSTER = 8  # what every device with clusters can launch
 MAX_GROUP = 8  # columns of a tensor-core product
 TILE = 16  # keys
+FLIGHT_BYTES = 192 << 10  # keys and values in flight on a multiprocessor
+MAX_STAGES = 4
 LEAST_KEYS = 64  # that a block is worth having for
 LOG2_E = math.log2(math.e)
 _DEPENDENT = 1
@@ -68,16 +70,23 @@ class Variant:
     warps: int
     blocks: int
 
+    def stages(self, shape: Shape) -> int:
+        """Tiles in flight per warp: what fills a multiprocessor's shared memory, up to MAX_STAGES."""
+        tile = 2 * TILE * shape.head_dim * 2
+        return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * tile)))
+
     def shared_bytes(self, shape: Shape) -> int:
-        """Dynamic shared memory of a block: the warps' results, and what the cluster's blocks send."""
+        """Dynamic shared memory of a block: the warps' tiles, later their results, and what the cluster's
+        blocks send."""
         quads = shape.group * shape.head_dim // 4
+        tiles = self.stages(shape) * 2 * TILE * shape.head_dim * 2
         sent = quads * 24 if self.cluster > 1 else 0
-        return self.warps * (quads * 16 + shape.group * 8) + sent
+        return self.warps * (max(tiles, quads * 16) + shape.group * 8) + sent
 
     @classmethod
     def of(cls, entries: int, kv_heads: int, cluster: int, multiprocessors: int) -> "Variant":
         """One large block a multiprocessor where that is all there is, else several small ones, which hide
-        each other's beginnings and ends. A thread needs about 160 registers."""
+        each other's beginnings and ends."""
         alone = entries * kv_heads * cluster <= multiprocessors
         return cls(cluster, 8, 1) if alone else cls(cluster, 4, 3)
 
@@ -108,6 +117,7 @@ def defines(shape: Shape, variant: Variant) -> dict[str, int]:
         "CLUSTER": variant.cluster,
         "WARPS": variant.warps,
         "BLOCKS": variant.blocks,
+        "STAGES": variant.stages(shape),
     }
 
 
@@ -169,22 +179,42 @@ class ClusterDecode:
         self.arguments = _Arguments()
         self.addresses = argument_addresses(self.arguments)
         self.kernels: dict[Variant, Kernel] = {}
+        self.clusters: dict[int, int] = {}
 
     def variant(self, entries: int) -> Variant:
         """How a batch of `entries` is run."""
         if self.forced is not None:
             return self.forced
         kv_heads, count = self.shape.kv_heads, self.multiprocessors
-        cluster = cluster_size(entries, kv_heads, self.max_context, count, self.size, self.threshold)
+        cluster = self._wanted(entries)
+        while cluster > 1 and entries * kv_heads > self._at_once(cluster):
+            cluster //= 2
         return Variant.of(entries, kv_heads, cluster, count)
 
     def prepare(self, max_entries: int) -> None:
         """Compiles and loads all that batches of up to `max_entries` need. CompileError, DriverError."""
-        needed = list(dict.fromkeys(self.variant(entries) for entries in range(1, max_entries + 1)))
-        constants = [defines(self.shape, variant) for variant in needed]
+        most, count = self._wanted(1), self.multiprocessors
+        likely = [self.forced] if self.forced is not None else []
+        if self.forced is None:
+            likely += [Variant.of(1, 1, size, count) for size in (8, 4, 2) if size <= most]
+        constants = [defines(self.shape, variant) for variant in likely]
         compile_many(source(), "cluster_decode", architecture(self.device), constants)()
-        for variant in needed:
+        for variant in dict.fromkeys(self.variant(entries) for entries in range(1, max_entries + 1)):
             self._kernel(variant)
+
+    def _wanted(self, entries: int) -> int:
+        """Blocks of a cluster, if the device can place them so."""
+        kv_heads, count = self.shape.kv_heads, self.multiprocessors
+        return cluster_size(entries, kv_heads, self.max_context, count, self.size, self.threshold)
+
+    def _at_once(self, cluster: int) -> int:
+        """How many clusters of this size run at one time. A cluster's blocks share one part of the chip, so
+        that can be fewer than the multiprocessors suggest, and one more than that doubles the time.
+        """
+        if cluster not in self.clusters:
+            variant = Variant.of(1, 1, cluster, self.multiprocessors)
+            self.clusters[cluster] = self._kernel(variant).active_clusters(cluster, variant.warps * 32)
+        return self.clusters[cluster]
 
     def _kernel(self, variant: Variant) -> Kernel:
         found = self.kernels.get(variant)

@@ -139,6 +139,17 @@ class Kernel:
         if status:
             self.driver.check(status, f"launch of {grid} blocks of {block} threads, clusters of {cluster}")
 
+    def active_clusters(self, cluster: int, block: int) -> int:
+        """How many clusters of `cluster` blocks of `block` threads the device runs at one time."""
+        config, found = self._config, ctypes.c_int()
+        config.grid[0], config.grid[1], config.grid[2] = cluster, 1, 1
+        config.block[0], config.block[1], config.block[2] = block, 1, 1
+        config.attribute_count = self._attribute(0, _CLUSTER_DIMENSION, cluster, 1, 1)
+        query = self.driver.library.cuOccupancyMaxActiveClusters
+        status = query(ctypes.byref(found), self.function, ctypes.byref(config))
+        self.driver.check(status, f"occupancy by clusters of {cluster}")
+        return found.value
+
     def _attribute(self, index: int, which: int, *values: int) -> int:
         attribute = self._attributes[index]
         attribute.id = which

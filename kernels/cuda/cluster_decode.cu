@@ -3,7 +3,8 @@
 // Work: a cluster has one entry and one kv head, the GROUP query heads of which are the columns of all products
 // (unused ones are zero). Keys form tiles of 16; the tiles that hold visible keys are cut into CLUSTER stretches of
 // one length, of which the last ones may be short or empty. In a block, warp w takes tiles w, w + WARPS, ... of its
-// stretch. Keys and values go straight from memory into registers, a tile ahead.
+// stretch. Every lane copies the pieces of keys and values that it will multiply into places of its own in shared
+// memory, STAGES tiles ahead, so that nobody waits for anybody and no two lanes read one bank.
 //
 // Products: S^T[16 keys, 8 heads] = K Q^T with skinny.cu's order of channels, in which a lane's 16 bytes are four
 // operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
@@ -15,7 +16,8 @@
 // The order of additions depends on the lengths alone.
 //
 // Compile-time: D, channels of a head (64, 128); GROUP (1..8); CLUSTER (1, 2, 4, 8); WARPS of a block (1, 2, 4, 8, 16);
-// BLOCK_SIZE, keys of a page, a multiple of 16; BLOCKS that shall fit on a multiprocessor.
+// BLOCK_SIZE, keys of a page, a multiple of 16; STAGES tiles in flight per warp (2 or more); BLOCKS that shall fit on
+// a multiprocessor.
 
 #define DEPENDENT 1  // launched with programmatic stream serialization
 
@@ -24,6 +26,10 @@ constexpr int TILES_OF_PAGE = BLOCK_SIZE / TILE;
 constexpr int THREADS = WARPS * 32;
 constexpr int QUADS = GROUP * D / 4;    // results, four channels each
 constexpr int SHARE = QUADS / CLUSTER;  // that a block of the cluster finishes
+constexpr int KEY_PIECES = D / 16;      // that a lane has of a tile's keys, 16 bytes each
+constexpr int PIECES = KEY_PIECES + D / 16;
+constexpr int STAGE = PIECES * 32;
+constexpr int ROOM = STAGES * STAGE > QUADS ? STAGES * STAGE : QUADS;  // of a warp: tiles, afterwards its sums
 // Stands for "no key yet": unlike -inf it can be subtracted from itself.
 constexpr float LOWEST = -3.0e38f;
 
@@ -45,22 +51,23 @@ DEVICE const u16* address_of(const Pages& pages, const Tile& tile, int key) {
     return pages.base + tile.page * pages.block + (long long)slot * pages.offset;
 }
 
-DEVICE void load_keys(uint4 (&k)[D / 32][2], const Pages& pages, const Tile& tile, int g) {
+// to: this lane's place in the stage; piece i lies 32 * i behind it.
+DEVICE void copy_keys(uint4* to, const Pages& pages, const Tile& tile, int g) {
     const u16* const upper = address_of(pages, tile, g);
     const u16* const lower = address_of(pages, tile, g + 8);
 #pragma unroll
     for (int b = 0; b < D / 32; b++) {
-        k[b][0] = load_past_l1(upper + b * 32);
-        k[b][1] = load_past_l1(lower + b * 32);
+        copy_in_background(to + b * 64, upper + b * 32);
+        copy_in_background(to + b * 64 + 32, lower + b * 32);
     }
 }
 
-DEVICE void load_values(uint4 (&v)[D / 64][4], const Pages& pages, const Tile& tile, int c) {
+DEVICE void copy_values(uint4* to, const Pages& pages, const Tile& tile, int c) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const u16* const at = address_of(pages, tile, 2 * c + i % 2 + i / 2 * 8);
 #pragma unroll
-        for (int h = 0; h < D / 64; h++) v[h][i] = load_past_l1(at + h * 64);
+        for (int h = 0; h < D / 64; h++) copy_in_background(to + (h * 4 + i) * 32, at + h * 64);
     }
 }
 
@@ -107,8 +114,8 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     long long v_block, long long v_head, long long table_stride, long long out_stride, int k_offset, int v_offset,
     int kv_heads, int window, float scale, int flags) {
     SHARED_BYTES(shared);
-    float4* const sums = (float4*)shared;                  // [WARPS][QUADS]
-    float4* const inbox = sums + WARPS * QUADS;            // [CLUSTER][SHARE], where there is a cluster
+    float4* const sums = (float4*)shared;                  // [WARPS][ROOM], of which QUADS are sums in the end
+    float4* const inbox = sums + WARPS * ROOM;             // [CLUSTER][SHARE], where there is a cluster
     float2* const inbox_stats = (float2*)(inbox + (CLUSTER > 1 ? QUADS : 0));  // [CLUSTER][SHARE], likewise
     float2* const stats = inbox_stats + (CLUSTER > 1 ? QUADS : 0);             // [WARPS][GROUP]
 
@@ -150,30 +157,40 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     };
     int pages = page_of(lane), upcoming = page_of(lane + 32);
 
-    uint4 k[D / 32][2], v[D / 64][4];
-    float o[D / 64][4][4] = {};
-    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};  // of heads 2c and 2c+1; the sum is this lane's
-    Tile tile = tile_at(0, warp_from(pages, 0));
-    if (count > 0) {
-        load_keys(k, keys, tile, g);
-        load_values(v, values, tile, c);
-    }
-#pragma unroll 1
-    for (int i = 1; i <= count; i++) {
-        float even[4] = {}, odd[4] = {};
-#pragma unroll
-        for (int b = 0; b < D / 32; b++) {
-            multiply_add(even, k[b][0].x, k[b][1].x, k[b][0].y, k[b][1].y, query[b].x, query[b].y);
-            multiply_add(odd, k[b][0].z, k[b][1].z, k[b][0].w, k[b][1].w, query[b].z, query[b].w);
-        }
-        if (i % 32 == 0) {
+    uint4* const stages = (uint4*)(sums + warp * ROOM) + lane;
+    // Tiles are fetched in order. Every call ends a group of copies, so that groups can be counted.
+    auto fetch = [&](int i, uint4* to) {
+        if (i % 32 == 0 && i > 0) {
             pages = upcoming;
             upcoming = page_of(i + 32 + lane);
         }
-        const Tile next = tile_at(i, warp_from(pages, i % 32));
-        if (i < count) load_keys(k, keys, next, g);
+        const int page = warp_from(pages, i % 32);
+        if (i < count) {
+            const Tile tile = tile_at(i, page);
+            copy_keys(to, keys, tile, g);
+            copy_values(to + KEY_PIECES * 32, values, tile, c);
+        }
+        end_group_of_copies();
+    };
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) fetch(i, stages + i * STAGE);
+
+    float o[D / 64][4][4] = {};
+    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};  // of heads 2c and 2c+1; the sum is this lane's
+    uint4* stage = stages;
+#pragma unroll 1
+    for (int i = 0; i < count; i++) {
+        wait_for_all_copies_but<STAGES - 1>();
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) {
+            const uint4 k0 = stage[b * 64], k1 = stage[b * 64 + 32];
+            multiply_add(even, k0.x, k1.x, k0.y, k1.y, query[b].x, query[b].y);
+            multiply_add(odd, k0.z, k1.z, k0.w, k1.w, query[b].z, query[b].w);
+        }
 
         // Scores in powers of two of keys g and g + 8, and the weights of both.
+        const Tile tile = tile_at(i, 0);
         const bool upper = g >= tile.low && g <= tile.high, lower = g + 8 >= tile.low && g + 8 <= tile.high;
         float fade[2], weight[2][2];
 #pragma unroll
@@ -201,15 +218,19 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
             for (int r = 0; r < 4; r++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) o[h][r][j] *= fade[j % 2];
-            add_values(o[h][0], v[h][0].x, v[h][1].x, v[h][2].x, v[h][3].x, b0, b1);
-            add_values(o[h][1], v[h][0].y, v[h][1].y, v[h][2].y, v[h][3].y, b0, b1);
-            add_values(o[h][2], v[h][0].z, v[h][1].z, v[h][2].z, v[h][3].z, b0, b1);
-            add_values(o[h][3], v[h][0].w, v[h][1].w, v[h][2].w, v[h][3].w, b0, b1);
+            const uint4* const at = stage + (KEY_PIECES + h * 4) * 32;
+            const uint4 v0 = at[0], v1 = at[32], v2 = at[64], v3 = at[96];
+            add_values(o[h][0], v0.x, v1.x, v2.x, v3.x, b0, b1);
+            add_values(o[h][1], v0.y, v1.y, v2.y, v3.y, b0, b1);
+            add_values(o[h][2], v0.z, v1.z, v2.z, v3.z, b0, b1);
+            add_values(o[h][3], v0.w, v1.w, v2.w, v3.w, b0, b1);
         }
-        if (i < count) load_values(v, values, next, c);
-        tile = next;
+        fetch(i + STAGES, stage);
+        stage = stage + STAGE == stages + STAGES * STAGE ? stages : stage + STAGE;
     }
 
+    // What follows takes the place of the tiles, of every lane's.
+    warp_barrier();
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         total[j] += warp_xor(total[j], 4);
@@ -217,7 +238,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
         total[j] += warp_xor(total[j], 16);
         const int head = 2 * c + j;
         if (head < GROUP) {
-            float4* const to = sums + warp * QUADS + head * (D / 4) + g * 2;
+            float4* const to = sums + warp * ROOM + head * (D / 4) + g * 2;
 #pragma unroll
             for (int h = 0; h < D / 64; h++) {
                 to[h * 16] = float4{o[h][0][j], o[h][0][j + 2], o[h][1][j], o[h][1][j + 2]};
@@ -230,7 +251,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     if (CLUSTER > 1) cluster_wait();  // every block of the cluster runs, so its memory can be written
     u16* const result = out + entry * out_stride + kv_head * GROUP * D;
     for (int quad = thread_index(); quad < QUADS; quad += THREADS) {
-        const Part part = merge<WARPS>(sums + quad, QUADS, stats + quad / (D / 4), GROUP);
+        const Part part = merge<WARPS>(sums + quad, ROOM, stats + quad / (D / 4), GROUP);
         if (CLUSTER == 1) store(result + quad * 4, part);
         else {
             const int owner = quad / SHARE, place = rank * SHARE + quad % SHARE;

@@ -34,14 +34,6 @@ DEVICE uint4 load_once(const u16* address) {
     return v;
 }
 
-// 16 bytes that a block needs once, but that an earlier kernel of the step may have written.
-DEVICE uint4 load_past_l1(const u16* address) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
-    return v;
-}
-
 DEVICE void prefetch_line(const u16* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
@@ -51,6 +43,11 @@ DEVICE void copy_in_background(void* shared, const u16* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// A lane's copies since the last call are one group; the second waits for all of its groups but the newest COUNT.
+DEVICE void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int COUNT> DEVICE void wait_for_all_copies_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
+}
 
 // d[16x8] += a[16x16] b[16x8], bf16 inputs. With g = lane / 4 and c = lane % 4 a lane holds a0: row g, k 2c and 2c+1;
 // a1: row g+8, the same k; a2: row g, k 2c+8 and 2c+9; a3: row g+8; b0: k 2c and 2c+1 of column g; b1: k 2c+8 and

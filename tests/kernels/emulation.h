@@ -38,8 +38,8 @@ struct Fiber {
     unsigned char* shared;
     Warp* warp;
     Meeting* block_meeting;
-    struct { uint4* to; const u16* from; } copies[4096];
-    int copy_count = 0;
+    struct Copy { uint4* to; const u16* from; int group; } copies[4096];
+    int copy_count = 0, copy_group = 0;
 };
 struct Pending { ucontext_t scheduler; int threads, cluster; Meeting cluster_meeting; long grid; size_t shared_bytes; };
 static const size_t GUARD = 4096;
@@ -93,17 +93,23 @@ static uint4 load_once(const u16* address) {
     memcpy(&v, address, 16);
     return v;
 }
-static uint4 load_past_l1(const u16* address) { return load_once(address); }
 static void prefetch_line(const u16* address) { (void)*(const volatile u16*)address; }
 // Copies land only when they are waited for, so a missing wait is seen.
 static void copy_in_background(void* shared, const u16* global) {
     if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || me->copy_count == 4096) abort();
-    me->copies[me->copy_count++] = {(uint4*)shared, global};
+    me->copies[me->copy_count++] = {(uint4*)shared, global, me->copy_group};
 }
-static void wait_for_copies() {
-    for (int i = 0; i < me->copy_count; i++) memcpy(me->copies[i].to, me->copies[i].from, 16);
-    me->copy_count = 0;
+static void land_copies(int before_group) {
+    int kept = 0;
+    for (int i = 0; i < me->copy_count; i++) {
+        if (me->copies[i].group < before_group) memcpy(me->copies[i].to, me->copies[i].from, 16);
+        else me->copies[kept++] = me->copies[i];
+    }
+    me->copy_count = kept;
 }
+static void wait_for_copies() { land_copies(me->copy_group + 1); }
+static void end_group_of_copies() { me->copy_group++; }
+template <int COUNT> static void wait_for_all_copies_but() { land_copies(me->copy_group - COUNT); }
 static float low_half(u32 pair) { pair <<= 16; float f; memcpy(&f, &pair, 4); return f; }
 static float high_half(u32 pair) { pair &= 0xffff0000u; float f; memcpy(&f, &pair, 4); return f; }
 
