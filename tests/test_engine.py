@@ -15,7 +15,7 @@ from tests.engine.checkpoints import golden_tokenizer, make_model
 LAYERS, KV_HEADS, HEAD_DIM, BLOCK = 6, 3, 5, 4
 
 
-def test_the_fifth_token_goes_into_a_new_block() -> None:
+def test_s1_the_fifth_token_goes_into_a_new_block() -> None:
     pool = BlockPool(8, BLOCK)
     cache = KVCache.allocate(LAYERS, 8, BLOCK, KV_HEADS, HEAD_DIM, torch.float32, "cpu")
     keys, values = torch.randn(2, 5, LAYERS, KV_HEADS, HEAD_DIM).unbind(0)
@@ -45,7 +45,7 @@ def test_the_fifth_token_goes_into_a_new_block() -> None:
         assert torch.equal(k, keys[:, layer]) and torch.equal(v, values[:, layer])
 
 
-async def test_an_engines_sequence_grows_block_by_block() -> None:
+async def test_s1_an_engines_sequence_grows_block_by_block() -> None:
     """Through scheduler and runner: every token is stored once and never again."""
     model = make_model("G5", 1, n_head=4, n_kv_head=2)
     engine = AsyncEngine(model, golden_tokenizer(), EngineConfig(block_size=BLOCK, max_rows=2))

@@ -33,7 +33,7 @@ def chosen(files: CheckpointFiles) -> tuple[str | None, str | None, int | None]:
     return files.source, files.tag, files.step
 
 
-def test_a_base_directory(tmp_path: Path) -> None:
+def test_w2_a_base_directory(tmp_path: Path) -> None:
     base = touch(
         tmp_path,
         "chatsft_checkpoints/d20/model_000650.pt",
@@ -106,7 +106,7 @@ def test_an_index_cannot_leave_its_folder(tmp_path: Path) -> None:
         locate(folder)
 
 
-def test_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w2_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.checkpoint, "embedded_folder", lambda: tmp_path / "models")
     with pytest.raises(CheckpointError, match="no model was given, and none ships"):
         locate(None)

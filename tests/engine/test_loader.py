@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.async_engine import AsyncEngine
 from engine.checkpoint import CheckpointError
 from engine.config import Generation, GPTConfig
 from engine.detect import detect
 from engine.loader import load_model
+from engine.messages import EngineConfig
 from engine.model import GPT
+from engine.runner import ModelRunner
 from tests.engine.checkpoints import GENERATIONS, description, make_model, write_checkpoint
 from tests.engine.golden import G1, G5, expected
 from tests.optional import missing
@@ -33,7 +36,7 @@ def logits(model: GPT) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("folder", [G1, G5], ids=lambda folder: folder.name)
-def test_golden_logits(folder: Path) -> None:
+def test_x1_golden_logits(folder: Path) -> None:
     model, tokenizer, meta = load_model(folder)
     assert meta.generation == folder.name.upper()
     assert tokenizer.get_vocab_size() == model.config.vocab_size == 512
@@ -55,7 +58,7 @@ CONSTANTS = {
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_generations_and_their_constants(tmp_path: Path, generation: Generation) -> None:
+def test_x1_generations_and_their_constants(tmp_path: Path, generation: Generation) -> None:
     model, _, meta = load_model(write_checkpoint(tmp_path, generation, sequence_len=2048))
     config = model.config
     assert meta.generation == config.generation == generation
@@ -228,7 +231,7 @@ def test_sampling_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["base", "safetensors"])
-def test_types_of_the_loaded_weights(tmp_path: Path, layout: str) -> None:
+def test_x2_types_of_the_loaded_weights(tmp_path: Path, layout: str) -> None:
     folder = write_checkpoint(tmp_path, "G5", layout=layout)  # type: ignore[arg-type]
     automatic, _, _ = load_model(folder)
     assert {parameter.dtype for parameter in automatic.parameters()} == {torch.float32}
@@ -239,6 +242,22 @@ def test_types_of_the_loaded_weights(tmp_path: Path, layout: str) -> None:
     assert (logits(half) - logits(automatic)).abs().mean() < 0.2
     with pytest.raises(CheckpointError, match="dtype 'float16'"):
         load_model(folder, dtype="float16")
+
+
+async def test_x2_weights_keys_and_values_are_resident_in_bfloat16(tmp_path: Path) -> None:
+    """On a GPU tests/gpu/test_deep.py looks at the memory that they take."""
+    model, tokenizer, _ = load_model(write_checkpoint(tmp_path, "G1", layout="flat"), dtype="bfloat16")
+    engine = AsyncEngine(model, tokenizer, EngineConfig(num_blocks=8, block_size=16))  # type: ignore[arg-type]
+    runner = engine.core.runner
+    assert isinstance(runner, ModelRunner)
+    try:
+        cache, config = runner.cache, model.config
+        width = config.n_kv_head * config.head_dim
+        assert cache.keys.dtype == cache.values.dtype == torch.bfloat16
+        assert all(k.size(-1) == v.size(-1) == width for k, v in cache.slots)
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    finally:
+        await engine.close()
 
 
 def test_stored_bfloat16_becomes_float32(tmp_path: Path) -> None:
@@ -288,7 +307,7 @@ def test_detection_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_detection_of_a_published_model() -> None:
+def test_x1_detection_of_a_published_model() -> None:
     """d20's tensors, by name and shape."""
     with torch.device("meta"):
         model = GPT(

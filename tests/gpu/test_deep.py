@@ -41,3 +41,23 @@ def test_a_deep_model_starts_with_graphs(generation: str) -> None:
     assert without == "off" and captured.endswith("graphs")
     for ours, theirs in zip(got, expected, strict=True):
         assert agree(ours, theirs, TOLERANCE[torch.bfloat16])
+
+
+def test_x2_weights_keys_and_values_take_two_bytes_a_number() -> None:
+    """Of the memory that the engine says it has taken; small tables of other kinds are a hundredth."""
+    model = make_model("G1", 2, vocab_size=512, n_layer=4, n_head=8, n_kv_head=8, n_embd=1024)
+    model = model.to("cuda", torch.bfloat16)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    blocks, size = 64, 16
+
+    async def memory() -> dict[str, int]:
+        tokenizer = load_tokenizer(G1 / "tokenizer")
+        engine = await started(model, tokenizer, max_rows=4, num_blocks=blocks, max_batched_tokens=64)
+        try:
+            return engine.backend.memory
+        finally:
+            await engine.close()
+
+    found = asyncio.run(memory())
+    assert 2 * numbers <= found["weights"] <= 2.02 * numbers
+    assert found["kv"] == (blocks + 1) * size * 2 * 4 * 1024 * 2

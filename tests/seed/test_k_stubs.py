@@ -140,6 +140,18 @@ def agree(ours: list[list[Answer]], theirs: list[list[Answer]]) -> None:
             assert x is not None and y is not None and abs(x[0] - y[0]) < 1e-4
 
 
+def test_k1_a_module_that_registers_resolves_and_resets() -> None:
+    """Under the seed's names; what was registered is found, and gone after the reset."""
+    stubs.register_clustered_attention_kernel(counting_attention)
+    stubs.register_persistent_decode_kernel(counting_step)
+    assert stubs.resolve_clustered_attention_kernel() is counting_attention
+    assert stubs.resolve_persistent_decode_kernel() is counting_step
+    stubs.reset_kernel_overrides()
+    for gone in (stubs.resolve_clustered_attention_kernel(), stubs.resolve_persistent_decode_kernel()):
+        with pytest.raises(NotImplementedError, match="no kernel for"):
+            gone()  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_f12_f13_without_a_kernel_nothing_starts(model: GPT, hook: str) -> None:
     with pytest.raises(NotImplementedError, match=r"kernels\.(clustered_attention|persistent_decode):"):
