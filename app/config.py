@@ -14,7 +14,7 @@ from app.fastpath import FastPath, spelled
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
 from engine.flags import OVERRIDES, OverrideKind, Setting, check_weights, resolve
-from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName
+from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
 from engine.messages.config import LoadFormat, WeightName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -176,6 +176,7 @@ class Batching:
         None, whole(1, 4096), "tokens per KV block", "--kv-block-size", metavar="TOKENS", shown="16"
     )
     num_blocks: int | None = option(None, whole(1), "KV blocks in the pool", shown="sized from memory")
+    max_num_blocks: int | None = option(None, whole(1), "blocks that the pool may grow to", shown="no growth")
     kv_page_size: int | None = option(
         None, whole(1, 1 << 20), "round the KV pool up to a multiple of this many tokens", metavar="TOKENS"
     )
@@ -326,6 +327,7 @@ class Config:
             max_rows=limit if limit is not None else rows,
             block_size=batching.block_size,
             num_blocks=batching.num_blocks,
+            max_num_blocks=batching.max_num_blocks,
             kv_page_size=batching.kv_page_size,
             max_batched_tokens=batching.max_num_batched_tokens,
             max_chunk=batching.prefill_chunk,
@@ -381,6 +383,7 @@ def check(config: Config) -> None:
     try:
         flags = resolve(None, config.fastpath.profile, config.engine_config().flags)
         check_weights(config.model.weight_dtype, flags.values)
+        check_pool(config.batching.num_blocks, config.batching.max_num_blocks)
     except ValueError as error:
         raise UsageError(spelled(str(error))) from None
     tokens = config.batching.max_num_batched_tokens

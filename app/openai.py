@@ -129,10 +129,13 @@ class Models:
         return _json(model_card(name, info))
 
     def _info(self) -> ModelInfo | None:
+        """With as many KV blocks as there are now: the pool may have grown."""
+        client = self.context.client
         try:
-            return self.context.client.info
+            info = client.info
         except EngineUnavailable:
             return None
+        return msgspec.structs.replace(info, num_blocks=client.stats().blocks_total or info.num_blocks)
 
 
 def model_card(name: str, info: ModelInfo) -> dict[str, object]:
@@ -156,6 +159,7 @@ def model_card(name: str, info: ModelInfo) -> dict[str, object]:
             "max_rows": info.max_rows,
             "block_size": info.block_size,
             "num_blocks": info.num_blocks,
+            "max_num_blocks": info.max_num_blocks,
             "sampling_defaults": {
                 # The wire between the processes makes floats of whole numbers; to every client top_k is
                 # an integer.

@@ -68,6 +68,16 @@ class Exporter(Collector):
         yield _counter(
             "fastpath_late_tokens", "Sampled tokens whose row was gone.", stats.late_tokens, labels
         )
+        yield _counter(
+            "fastpath_kv_pool_growths", "Times that the KV pool became larger.", stats.kv_growths, labels
+        )
+        yield _counter(
+            "fastpath_graph_recaptures",
+            "Times that CUDA graphs were given up because the KV pool had moved.",
+            stats.graph_recaptures,
+            labels,
+        )
+        yield _gauge("fastpath_kv_blocks", "KV blocks in the pool.", stats.blocks_total, labels)
         yield _gauge("fastpath_batch_rows", "Rows in the last step.", stats.batch_rows, labels)
         yield _gauge("fastpath_step_seconds", "Duration of the last step.", stats.step_seconds, labels)
         yield _gauge(

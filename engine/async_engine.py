@@ -33,6 +33,7 @@ from engine.messages import (
     Request,
     StreamRouter,
     TokenStream,
+    check_pool,
 )
 from engine.prefix import PrefixCache
 from engine.scheduler import Scheduler, SchedulerConfig
@@ -64,18 +65,19 @@ class AsyncEngine:
         hints = meta.hints if meta is not None else {}
         flags = resolve(model.config, config.profile, _asked(config), hints)
         check_weights(config.weight_dtype, flags.values)
+        check_pool(config.num_blocks, config.max_num_blocks)
         config = msgspec.structs.replace(
             config, block_size=flags.values.kv_block_size, kv_page_size=flags.values.kv_page_size
         )
         self.backend = backend = _build(model, config, flags, terminals, consume)
-        pool = BlockPool(backend.blocks, backend.block_size, spread=backend.spread)
+        pool = BlockPool(backend.blocks, backend.block_size, backend.spread, backend.max_blocks)
         scheduler = Scheduler(
             SchedulerConfig(
                 max_rows=backend.max_rows,
                 max_batched_tokens=max(backend.max_batched_tokens, backend.max_rows),
-                # A sequence can never be longer than the pool; its last token is not read back and needs no
-                # place.
-                max_model_len=min(backend.max_model_len, pool.usable * pool.block_size + 1),
+                # A sequence can never be longer than the largest pool; its last token is not read back and
+                # needs no place.
+                max_model_len=min(backend.max_model_len, (pool.max_blocks - 1) * pool.block_size + 1),
                 batching=config.batching,
                 max_chunk=config.max_chunk,
                 batch_timeout=config.batch_timeout_ms / 1000,
@@ -85,7 +87,8 @@ class AsyncEngine:
             PrefixCache(pool, enabled=config.enable_prefix_caching),
         )
         tracer = Tracer(Path(config.trace)) if config.trace is not None else None
-        self.core = EngineCore(scheduler, backend.runner, tokenizer, terminals, tracer)
+        page = config.kv_page_size or model.config.kv_page_size
+        self.core = EngineCore(scheduler, backend.runner, tokenizer, terminals, tracer, page)
         self.on_frame: Callable[[Frame], None] | None = None
         self.info = self._describe(model, meta)
         self._router = StreamRouter()
@@ -110,13 +113,14 @@ class AsyncEngine:
             max_rows=limits.max_rows,
             block_size=pool.block_size,
             num_blocks=pool.usable,
+            max_num_blocks=pool.max_blocks - 1,
             device=str(backend.device),
             dtype=str(backend.dtype).removeprefix("torch."),
             parameters=model.parameter_count(),
             weights_bytes=backend.weights_bytes
             or sum(p.numel() * p.element_size() for p in model.parameters()),
             sampling_defaults=meta.sampling_defaults if meta else {},
-            features=[*backend.features, *_features(self.config, limits)],
+            features=[*backend.features, *_features(self.config, limits, pool)],
             memory=backend.memory,
             created=int(time.time()),
         )
@@ -206,10 +210,14 @@ class AsyncEngine:
         in_flight: StepHandle | None = None
         try:
             while True:
-                launched = self.core.launch() if self.config.lookahead or in_flight is None else None
+                if in_flight is None and self.core.wants_blocks:
+                    await self._grow()
+                # Nothing may be in flight when the pool moves, so nothing is launched ahead of that.
+                ahead = self.config.lookahead and not self.core.wants_blocks
+                launched = self.core.launch() if ahead or in_flight is None else None
                 if in_flight is not None:
                     await self._collect(in_flight)
-                elif launched is None:
+                elif launched is None and not self.core.wants_blocks:
                     self._emit()  # what could not be launched has ended
                     await self._wait_for_work()
                 in_flight = launched
@@ -225,6 +233,18 @@ class AsyncEngine:
             self.core.fail(handle.plan, error)
         else:
             self.core.process(handle.plan, result)
+        self._emit()
+
+    async def _grow(self) -> None:
+        """Between two steps. Requests may come and go meanwhile, but nothing is launched."""
+        blocks = self.core.next_size()
+        started = time.perf_counter()
+        try:
+            await self.core.runner.grow(blocks)
+        except Exception as error:  # most likely there is no memory: then the pool is as it was
+            self.core.growth_failed(blocks, error)
+        else:
+            self.core.grown(blocks, time.perf_counter() - started)
         self._emit()
 
     async def _wait_for_work(self) -> None:
@@ -291,9 +311,9 @@ def _build(
     return build_cpu(model, config, flags, terminal_ids)
 
 
-def _features(config: EngineConfig, limits: SchedulerConfig) -> list[Feature]:
+def _features(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> list[Feature]:
     """The part of the start-up table that is about scheduling."""
-    stretch = limits.prefill_stretch
+    stretch, most = limits.prefill_stretch, pool.max_blocks - 1
     asked = "auto" if config.prefill_stretch is None else f"{config.prefill_stretch:g}"
     return [
         (
@@ -304,5 +324,11 @@ def _features(config: EngineConfig, limits: SchedulerConfig) -> list[Feature]:
         ),
         ("batching", config.batching, config.batching, f"up to {limits.max_rows} rows"),
         ("prefix cache", str(config.enable_prefix_caching), str(config.enable_prefix_caching), "as asked"),
+        (
+            "kv pool",
+            str(config.num_blocks or "auto"),
+            f"{pool.usable} blocks",
+            f"grows to {most}" if pool.may_grow else "its size for good",
+        ),
         ("lookahead", str(config.lookahead), str(config.lookahead), "as asked"),
     ]

@@ -13,7 +13,8 @@ Feature = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """blocks: KV blocks of block_size tokens, the write-off block included. memory: bytes by purpose, where
+    """blocks: KV blocks of block_size tokens, the write-off block included; max_blocks: as many may the pool
+    grow to, through the runner's `grow`. memory: bytes by purpose, where
     known. spread: see `BlockPool`. weights_bytes, step_bytes: what the weights take, and what a decode
     step reads of them, where that is not what the model's own take, else 0.
     """
@@ -22,6 +23,7 @@ class Backend:
     device: torch.device
     dtype: torch.dtype
     blocks: int
+    max_blocks: int
     block_size: int
     max_rows: int
     max_batched_tokens: int

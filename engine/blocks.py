@@ -4,6 +4,9 @@ A block is held by one or more block tables, or free. The free ones form one lis
 those without cached content at its head, cached ones behind them, least recently used first. Each operation
 is O(1). A table may ask for the block behind its last one, since consecutive blocks can be read in place. The
 pool does not know what a block contains; it tells the prefix cache when content is about to go.
+
+A pool may grow, up to a maximum. It only counts: whoever owns the memory makes room first, then calls `grow`.
+Blocks keep their numbers, so tables, references and cached content stay as they are.
 """
 
 from collections import Counter
@@ -26,38 +29,44 @@ class BlockPool:
     on_evict: called with a cached block just before it is handed out for new content.
     spread: distance between the blocks that a new pool hands out one after the other, so that each of the
         first tables can grow into consecutive blocks.
+    max_blocks: what `num_blocks` may grow to; its own size if the pool has that for good.
+    wanted: usable blocks without which somebody cannot go on, 0 if nobody is kept waiting for growth.
     """
 
     __slots__ = (
         "_next",
         "_prev",
+        "_spread",
         "block_size",
         "cached",
         "free",
         "free_cached",
+        "max_blocks",
         "num_blocks",
         "on_evict",
         "refs",
+        "wanted",
     )
 
-    def __init__(self, num_blocks: int, block_size: int, spread: int = 1) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, spread: int = 1, max_blocks: int | None = None
+    ) -> None:
+        """max_blocks, like num_blocks, counts the write-off block. None: the pool never grows."""
         if num_blocks < 2 or block_size < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_size} tokens can hold nothing")
-        self.num_blocks = num_blocks
+        if max_blocks is not None and max_blocks < num_blocks:
+            raise ValueError(f"a pool of {num_blocks} blocks cannot grow to {max_blocks}")
+        self.num_blocks = 1
+        self.max_blocks = max_blocks or num_blocks
         self.block_size = block_size
-        self.refs = [0] * num_blocks
-        self.cached = bytearray(num_blocks)
-        self.free = num_blocks - 1
-        self.free_cached = 0
+        self.refs = [0]
+        self.cached = bytearray(1)
+        self.free = self.free_cached = self.wanted = 0
         self.on_evict: Callable[[BlockId], None] | None = None
-        # One ring through the sentinel: 0 -> 1 -> 1 + spread -> ... -> 2 -> 2 + spread -> ... -> 0.
-        spread = max(1, min(spread, num_blocks - 1))
-        order = [b for offset in range(1, spread + 1) for b in range(offset, num_blocks, spread)]
-        self._next = [WRITE_OFF] * num_blocks
-        self._prev = [WRITE_OFF] * num_blocks
-        for before, after in pairwise([WRITE_OFF, *map(BlockId, order), WRITE_OFF]):
-            self._next[before] = after
-            self._prev[after] = before
+        self._spread = spread
+        self._next = [WRITE_OFF]
+        self._prev = [WRITE_OFF]
+        self.grow(num_blocks)
 
     @property
     def usable(self) -> int:
@@ -67,6 +76,40 @@ class BlockPool:
     def used(self) -> int:
         """Blocks in some block table."""
         return self.usable - self.free
+
+    @property
+    def may_grow(self) -> bool:
+        return self.num_blocks < self.max_blocks
+
+    def want(self, usable: int) -> None:
+        """Somebody needs a pool of so many usable blocks, or of the largest size; see `wanted`."""
+        if self.may_grow:
+            self.wanted = max(self.wanted, min(usable, self.max_blocks - 1))
+
+    def grow(self, num_blocks: int) -> None:
+        """Adds free blocks behind the present ones, for which there is memory now. Raises ValueError beyond
+        the maximum.
+        """
+        first, count = self.num_blocks, num_blocks - self.num_blocks
+        if count < 1 or num_blocks > self.max_blocks:
+            raise ValueError(f"a pool of {first} blocks, at most {self.max_blocks}, cannot have {num_blocks}")
+        self.refs += [0] * count
+        self.cached += bytes(count)
+        self._next += [WRITE_OFF] * count
+        self._prev += [WRITE_OFF] * count
+        # A ring through the sentinel: 0 -> first -> first + spread -> ... -> first + 1 -> ... -> the others.
+        spread = max(1, min(self._spread, count))
+        order = (b for offset in range(first, first + spread) for b in range(offset, num_blocks, spread))
+        for before, after in pairwise([WRITE_OFF, *map(BlockId, order), self._next[WRITE_OFF]]):
+            self._next[before] = after
+            self._prev[after] = before
+        self.num_blocks = num_blocks
+        self.free += count
+        self.wanted = 0
+
+    def settle(self) -> None:
+        """The pool has its size for good."""
+        self.max_blocks, self.wanted = self.num_blocks, 0
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold this many tokens."""

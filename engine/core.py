@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
+from engine.memory import grown_pool
 from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
 from engine.messages.wire import FinishReason
 from engine.plan import Plan
@@ -40,7 +41,7 @@ class Overhead:
 
 
 class EngineCore:
-    """Scheduler, runner and the outgoing frame."""
+    """Scheduler, runner and the outgoing frame. page: tokens of a KV page; the pool is a multiple of it."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class EngineCore:
         tokenizer: ToolTokenizer,
         terminal_ids: tuple[int, ...],
         tracer: Tracer | None = None,
+        page: int | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -62,7 +64,8 @@ class EngineCore:
         self._failures = 0  # in a row
         self._frame = Frame([], [], [], [], [], EngineStats())
         self._changed = False
-        self._steps = self._generated = 0
+        self._steps = self._generated = self._growths = 0
+        self._page = page
         self._last_plan: Plan | None = None
         self._last_seconds = 0.0
 
@@ -226,6 +229,45 @@ class EngineCore:
         if self.tracer is not None:
             self.tracer.failed(message)
 
+    # -- growth of the KV pool, between two steps
+    # ------------------------------------------------------------------------------
+
+    @property
+    def wants_blocks(self) -> bool:
+        """Whether the last plan left somebody out who can go on in a larger pool."""
+        return self.scheduler.pool.wanted > 0
+
+    def next_size(self) -> int:
+        """Blocks that the pool should have, the write-off block included."""
+        pool = self.scheduler.pool
+        return grown_pool(pool.num_blocks, pool.wanted, pool.max_blocks, pool.block_size, self._page)
+
+    def grown(self, blocks: int, seconds: float) -> None:
+        """The runner has made room for so many."""
+        pool = self.scheduler.pool
+        _log.info("the KV pool grew from %d to %d blocks in %.3f s", pool.usable, blocks - 1, seconds)
+        pool.grow(blocks)
+        self._growths += 1
+        self._changed = True
+
+    def growth_failed(self, blocks: int, error: Exception) -> None:
+        """The pool stays as it is for good, and preemption does what growth would have done. Who waits and is
+        longer than that ends with an error. Raises `error` where the device is lost.
+        """
+        if is_device_lost(error):
+            raise error
+        pool = self.scheduler.pool
+        _log.warning(
+            "the KV pool could not grow to %d blocks and stays at %d: %s: %s",
+            *(blocks - 1, pool.usable, type(error).__name__, error),
+        )
+        for sequence in self.scheduler.settle():
+            message = f"{sequence.prompt_length} prompt tokens do not fit the KV pool, which could not grow"
+            self._finish(sequence, "error", message=message)
+
+    # -- what follows from a token
+    # ----------------------------------------------------------------------------------------------
+
     def _after_token(self, sequence: Sequence, token: int) -> None:
         """Whether a token was the last one, or calls a tool."""
         if token in self._stops[sequence.id]:
@@ -321,4 +363,6 @@ class EngineCore:
             batch_tokens=plan.num_tokens if plan else 0,
             step_seconds=self._last_seconds,
             late_tokens=stats.late_tokens,
+            kv_growths=self._growths,
+            graph_recaptures=self.runner.graph_recaptures,
         )

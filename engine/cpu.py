@@ -9,7 +9,7 @@ from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
-from engine.memory import block_bytes, pool_blocks
+from engine.memory import block_bytes, largest_pool, pool_blocks
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from engine.runner import ModelRunner
@@ -31,11 +31,14 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     max_model_len = most_tokens(model.config, config.max_model_len)
     kind = kind8(config.weight_dtype, dtype)
     rounded = model if kind is None else rounded_model(model, kind)
-    if device.type == "cuda" and config.num_blocks is None:
-        config = msgspec.structs.replace(
-            config, num_blocks=_that_fit(model, config, block_size, dtype, device)
-        )
+    if device.type == "cuda" and (config.num_blocks is None or config.max_num_blocks is not None):
+        fitting = _that_fit(model, config, block_size, dtype, device)
+        if config.num_blocks is None:
+            config = msgspec.structs.replace(config, num_blocks=fitting)
+        elif config.max_num_blocks is not None and config.max_num_blocks > fitting:
+            raise ValueError(f"max_num_blocks {config.max_num_blocks}: memory holds {fitting} KV blocks")
     blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, dtype)
+    page = config.kv_page_size or model.config.kv_page_size
     served = rounded.packed()
     shape = model.config
     cache = KVCache.allocate(
@@ -54,6 +57,7 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
         device=device,
         dtype=dtype,
         blocks=blocks,
+        max_blocks=largest_pool(config, blocks, block_size, page),
         block_size=block_size,
         max_rows=max_rows,
         max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,

@@ -1,4 +1,6 @@
-"""How many KV blocks fit into a CPU's memory. Sized once at start; the result is printed and exported."""
+"""How many KV blocks there are: at the start, sized from a CPU's memory unless asked for, and later, where
+the pool may grow. The result is printed and exported.
+"""
 
 import os
 
@@ -9,6 +11,7 @@ from engine.messages import EngineConfig
 
 CPU_SHARE = 0.25  # of the machine's memory
 SEQUENCES_PER_ROW = 2  # room for what the prefix cache keeps beside the running rows
+LEAST_GROWTH = 1024  # tokens
 
 
 def block_bytes(model: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -44,6 +47,25 @@ def pool_blocks(
                 f"{blocks - 1}; lower max_model_len or set num_blocks"
             )
     return whole_pages(blocks, block_size, config.kv_page_size or model.kv_page_size)
+
+
+def largest_pool(config: EngineConfig, blocks: int, block_size: int, page: int | None) -> int:
+    """Blocks that a pool of `blocks` may grow to; both count the write-off block."""
+    if config.max_num_blocks is None:
+        return blocks
+    return whole_pages(1 + config.max_num_blocks, block_size, page)
+
+
+def grown_pool(blocks: int, wanted: int, most: int, block_size: int, page: int | None) -> int:
+    """Blocks that a pool of `blocks` grows to, so that `wanted` can be used: twice as many, or what is wanted
+    or a step more if that is larger, but at most `most`. All but `wanted` count the write-off block.
+
+    A step is a block, a page or 1,024 tokens, whatever is largest. To double keeps growth rare: it moves the
+    pool, and on a GPU it costs the graphs.
+    """
+    step = -(-max(LEAST_GROWTH, page or 0) // block_size)
+    usable = max(2 * (blocks - 1), wanted, blocks - 1 + step)
+    return min(whole_pages(1 + usable, block_size, page), most)
 
 
 def whole_pages(blocks: int, block_size: int, page: int | None) -> int:

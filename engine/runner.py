@@ -88,6 +88,7 @@ class ModelRunner:
         self.cache = cache
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids
+        self.graph_recaptures = 0  # there are no graphs
         self.hooks = hooks or KernelHooks()
         self.state = RowState(max_rows, model.config.vocab_size, self.device)
         # torch's CPU threads form one team per calling thread, and a second team, even an idle one, keeps the
@@ -102,6 +103,10 @@ class ModelRunner:
     async def collect(self, handle: StepHandle) -> StepResult:
         """The result of a launched step. Raises whatever its execution raised."""
         return await asyncio.wrap_future(handle.future)
+
+    async def grow(self, blocks: int) -> None:
+        """On the step thread: behind every step that was launched before."""
+        await asyncio.wrap_future(self._thread.submit(self.cache.grow, blocks))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

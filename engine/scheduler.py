@@ -11,12 +11,17 @@ The loop that owns a scheduler may run ahead of the tokens it has seen, normally
 Steps run strictly in launch order. Rows and blocks therefore go back at once, even while the step in flight
 still writes them: whoever gets them next runs behind it.
 
-Invariants: a running sequence holds blocks for its whole prompt from its admission on; `num_computed` counts
-launched positions; with tokens in flight a running sequence wants one position at most. Of stop conditions
-only the length limit is known here; of text and devices nothing.
+Where blocks are short and the pool may grow, nobody is preempted: `plan` says what is needed, through
+`BlockPool.want`, and the loop makes the pool larger between two steps.
+
+Invariants: a running sequence holds blocks for its whole prompt from its admission on, and alone would fit
+into the pool as it is, up to its limit; `num_computed` counts launched positions; with tokens in flight a
+running sequence wants one position at most. Of stop conditions only the length limit is known here; of text
+and devices nothing.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from heapq import heappop, heappush
 
 from engine.blocks import WRITE_OFF, BlockPool
@@ -24,13 +29,12 @@ from engine.estimator import PrefillRoom, StepLoad, StepTimeModel
 from engine.plan import Chunk, Plan
 from engine.prefix import PrefixCache
 from engine.queue import WaitingQueue, urgency
-from engine.scheduling import SchedulerConfig, SchedulerStats, StepBudget
+from engine.scheduling import SchedulerConfig, SchedulerStats, StepBudget, cheapest, sequence_limit
 from engine.sequence import Sequence, State
 
 __all__ = ["Chunk", "Plan", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 MAX_PARTIAL_PREFILLS = 4
-IMMUNE_AFTER = 2  # preemptions
 
 _chunk = tuple.__new__  # a plan holds one chunk per row, and Chunk(...) takes three times as long
 
@@ -55,18 +59,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence, now: float) -> None:
         """Queues a new sequence. Raises ValueError for one that could never finish, or is known already."""
-        prompt, max_len = sequence.prompt_length, self.config.max_model_len
-        limit = min(prompt + sequence.request.params.max_tokens, max_len)
-        if prompt < 1:
-            raise ValueError("an empty prompt gives nothing to start from")
-        if limit <= prompt:
-            raise ValueError(f"{prompt} prompt tokens of at most {max_len}: at least one must be sampled")
-        need = self.pool.blocks_for(limit - 1)  # the last token is never read back
-        if need > self.pool.usable:
-            raise ValueError(
-                f"{prompt} prompt tokens and up to {limit - prompt} sampled ones need {need} KV blocks of "
-                f"{self.pool.block_size}; the pool has {self.pool.usable}"
-            )
+        limit = sequence_limit(sequence, self.config.max_model_len, self.pool)
         if sequence.order >= 0 or sequence.id in self._unfinished:
             raise ValueError(f"stream {sequence.id} was added before")
         sequence.limit, sequence.arrival, sequence.order = limit, now, self._arrivals
@@ -80,6 +73,9 @@ class Scheduler:
         preempted: list[Sequence] = []
         decodes = self._decodes()
         if decodes is None:  # no block was free
+            if self.pool.may_grow:
+                self.pool.want(self.pool.usable + 1)  # it doubles; whoever needs more will ask again
+                return None
             preempted = self._reserve()
             decodes = self._decodes() or ([], [], 0)
         chunks, prefills, kv_tokens = decodes
@@ -202,6 +198,15 @@ class Scheduler:
             sequence.epoch += 1
             self._preempt(sequence)
 
+    def settle(self) -> list[Sequence]:
+        """The pool keeps its size. Returns those who wait and are too long for it; the caller ends them."""
+        self.pool.settle()
+        most = min(self.config.max_model_len, self.pool.usable * self.pool.block_size + 1)
+        self.config = replace(self.config, max_model_len=most)
+        for sequence in self._waiting:
+            sequence.limit = min(sequence.limit, most)
+        return [sequence for sequence in self._waiting if sequence.limit <= sequence.prompt_length]
+
     def suspects(self) -> list[Sequence]:
         """Whom to finish before planning again, after a `plan` that raised: the one whose admission broke
         off, or else all that it admitted. Whoever else it admitted is back in the queue.
@@ -286,16 +291,9 @@ class Scheduler:
                 if self.pool.free:
                     sequence.block_table.append(self.pool.allocate(sequence.block_table[-1]))
                 else:
-                    preempted.append(self._preempt(self._victim(sequence)))
+                    victim = cheapest(sequence, self._running.values(), self.pool.refs)
+                    preempted.append(self._preempt(victim))
         return preempted
-
-    def _victim(self, needy: Sequence) -> Sequence:
-        """The one that is cheapest to lose: `needy` itself, or one that frees at least one block."""
-        refs = self.pool.refs
-        running = self._running.values()
-        candidates = [s for s in running if s is needy or any(refs[b] == 1 for b in reversed(s.block_table))]
-        vulnerable = [s for s in candidates if s.preemptions < IMMUNE_AFTER]
-        return max(vulnerable or candidates, key=lambda s: (s.request.priority, -s.num_computed, s.order))
 
     def _preempt(self, victim: Sequence) -> Sequence:
         """Back to the queue; its keys and values will be computed again, or found in the cache."""
@@ -343,7 +341,7 @@ class Scheduler:
         for sequence in list(self._waiting):
             if not self._free_rows or partial >= MAX_PARTIAL_PREFILLS or room.spent:
                 break
-            if not self._waiting.belongs(sequence) or self._waits_for_leader(sequence):
+            if not self._waiting.belongs(sequence) or (self.prefix.enabled and sequence.waits_for_leader):
                 continue
             self._suspects.append(sequence)
             # Strictly in order: what the first cannot have yet, a smaller one behind it must not take.
@@ -362,25 +360,21 @@ class Scheduler:
             partial += not chunks[-1].samples
         return admitted
 
-    def _waits_for_leader(self, sequence: Sequence) -> bool:
-        """Whether choice 0 is about to compute the prompt blocks that this choice could share."""
-        leader = sequence.leader
-        if leader is None or leader.state is State.FINISHED or not self.prefix.enabled:
-            return False
-        return leader.num_computed < leader.prompt_length
-
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Takes blocks for all known tokens, cached ones where possible; all or nothing."""
-        pool, running = self.pool, len(self._running)
-        # Room for those who run to grow. A sequence alone may take everything: `add` made sure that it fits.
-        watermark = max(-(-pool.usable // 100), running) if running else 0
-        if pool.free <= watermark:
-            return False
+        pool, running, watermark = self.pool, len(self._running), 0
+        if not pool.may_grow:
+            # Room for those who run to grow. A sequence alone may take everything: it fits.
+            watermark = max(-(-pool.usable // 100), running) if running else 0
+            if pool.free <= watermark:
+                return False
         matched = self.prefix.match(sequence)
         cached = len(matched)
         fresh = pool.blocks_for(len(sequence.tokens)) - cached
         revived = sum(pool.refs[block] == 0 for block in matched)
-        if fresh + revived + watermark > pool.free:
+        lacking, whole = fresh + revived + watermark - pool.free, pool.blocks_for(sequence.limit - 1)
+        if lacking > 0 or whole > pool.usable:
+            pool.want(max(pool.usable + lacking, whole))
             return False
         table = sequence.block_table  # at any moment all that the sequence holds
         for block in matched:

@@ -1,10 +1,14 @@
-"""How a scheduler is configured, and what it counts."""
+"""How a scheduler is configured, what it counts, and some of its rules: limits, victims, the budget."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from engine.blocks import BlockPool
 from engine.messages import BatchingMode
+from engine.sequence import Sequence
 
 RESTORE_AFTER = 256  # launched steps
+IMMUNE_AFTER = 2  # preemptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,32 @@ class SchedulerStats:
     prompt_tokens: int
     prefix_queries: int  # of those, looked up in the prefix cache
     cached_tokens: int  # of those, found there
+
+
+def sequence_limit(sequence: Sequence, max_model_len: int, pool: BlockPool) -> int:
+    """Most tokens that it can have, prompt included. Raises ValueError where that is none beyond its prompt,
+    or more than the largest pool holds.
+    """
+    prompt = sequence.prompt_length
+    limit = min(prompt + sequence.request.params.max_tokens, max_model_len)
+    if prompt < 1:
+        raise ValueError("an empty prompt gives nothing to start from")
+    if limit <= prompt:
+        raise ValueError(f"{prompt} prompt tokens of at most {max_model_len}: at least one must be sampled")
+    need = pool.blocks_for(limit - 1)  # the last token is never read back
+    if need >= pool.max_blocks:
+        raise ValueError(
+            f"{prompt} prompt tokens and up to {limit - prompt} sampled ones need {need} KV blocks of "
+            f"{pool.block_size}; the pool {'grows to' if pool.may_grow else 'has'} {pool.max_blocks - 1}"
+        )
+    return limit
+
+
+def cheapest(needy: Sequence, running: Collection[Sequence], refs: list[int]) -> Sequence:
+    """Whom to preempt for `needy`: itself, or one that frees at least one block. refs: holders by block."""
+    candidates = [s for s in running if s is needy or any(refs[b] == 1 for b in reversed(s.block_table))]
+    vulnerable = [s for s in candidates if s.preemptions < IMMUNE_AFTER]
+    return max(vulnerable or candidates, key=lambda s: (s.request.priority, -s.num_computed, s.order))
 
 
 class StepBudget:

@@ -78,3 +78,11 @@ class Sequence:
     def reach(self) -> int:
         """Tokens known and in flight; positions from `num_computed` to here are wanted, below `limit`."""
         return len(self.tokens) + self.in_flight
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether choice 0 is about to compute the prompt blocks that this choice could share."""
+        leader = self.leader
+        if leader is None or leader.state is State.FINISHED:
+            return False
+        return leader.num_computed < leader.prompt_length

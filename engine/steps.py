@@ -40,9 +40,13 @@ class StepHandle:
 
 
 class Runner(Protocol):
-    """Runs steps strictly in launch order; no method blocks the loop."""
+    """Runs steps strictly in launch order; no method blocks the loop.
+
+    graph_recaptures: times that captured graphs were given up because the KV pool had moved.
+    """
 
     vocab_size: int
+    graph_recaptures: int
 
     def launch(self, plan: Plan) -> StepHandle:
         """Copies what the step needs out of the plan and queues it. May raise whatever the device raises."""
@@ -50,6 +54,13 @@ class Runner(Protocol):
 
     async def collect(self, handle: StepHandle) -> StepResult:
         """The result of a launched step. Raises whatever its execution raised."""
+        ...
+
+    async def grow(self, blocks: int) -> None:
+        """Gives the KV pool this many blocks, the write-off block included; what the present ones hold stays
+        there, under the same numbers. No step may be in flight. Raises whatever the device raises; the pool
+        then still has its old blocks, and everything that they held.
+        """
         ...
 
     def close(self) -> None:

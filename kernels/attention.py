@@ -35,6 +35,9 @@ class KVCache:
     slots: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._view()
+
+    def _view(self) -> None:
         width = self.keys.size(-1)
         flat = (pool.view(pool.size(0), -1, width).unbind(0) for pool in (self.keys, self.values))
         self.slots = list(zip(*flat, strict=True))
@@ -56,6 +59,20 @@ class KVCache:
             torch.zeros(shape, dtype=dtype, device=device),
             block_size,
         )
+
+    def grow(self, blocks: int) -> None:
+        """Gives every layer this many blocks; the present ones keep their numbers and contents. Nobody may
+        read or write meanwhile. Raises what the allocator raises; nothing has changed then.
+
+        For a while there are both, the old memory and the new: each of the two tensors holds all layers.
+        """
+        old = self.keys.size(1)
+        shape = (self.keys.size(0), blocks, *self.keys.shape[2:])
+        keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        keys[:, :old].copy_(self.keys)
+        values[:, :old].copy_(self.values)
+        self.keys, self.values = keys, values
+        self._view()
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Stores one key and value per token. slots: [tokens], block * block_size + offset.

@@ -26,7 +26,7 @@ from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
 from engine.gpu.weights import NetworkWeights, network_weights
-from engine.memory import block_bytes, whole_pages
+from engine.memory import block_bytes, largest_pool, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from kernels.backends import select_backend
@@ -107,7 +107,7 @@ def build(
     if not network.persistent:
         network.reserve()
     clock.lap("kernels")
-    budget, blocks = _size_pool(runner, network, sizes, model, config, before)
+    budget, blocks, most = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("memory")
     network.cache = _cache(model, blocks, sizes, dtype, device)
     runner.capture()
@@ -132,6 +132,7 @@ def build(
         device=device,
         dtype=dtype,
         blocks=blocks,
+        max_blocks=most,
         block_size=sizes.block_size,
         max_rows=sizes.max_rows,
         max_batched_tokens=sizes.max_tokens,
@@ -175,8 +176,10 @@ def _size_pool(
     model: Decoder,
     config: EngineConfig,
     before: int,
-) -> tuple[MemoryBudget, int]:
-    """Measures what everything but keys and values takes; the budget and the number of blocks that fit."""
+) -> tuple[MemoryBudget, int, int]:
+    """Measures what everything but keys and values takes; the budget, the pool's blocks, and those that it
+    may grow to. Raises ValueError where they do not fit.
+    """
     weights = network.weights
     device, dtype = weights.embedding.device, weights.embedding.dtype
     allocated = used(device)
@@ -186,6 +189,7 @@ def _size_pool(
     runner.forget_graphs()
     network.cache = None
     per_block = block_bytes(model.config, sizes.block_size, dtype)
+    page = config.kv_page_size or model.config.kv_page_size
     if config.num_blocks is not None:
         if config.num_blocks < 1:
             raise ValueError(f"num_blocks is {config.num_blocks}; at least 1 is needed")
@@ -198,7 +202,12 @@ def _size_pool(
                 f"a sequence of {sizes.max_model_len} tokens needs {sizes.blocks_per_sequence} KV blocks and "
                 f"memory holds {blocks - 1}; lower max_model_len or set num_blocks"
             )
-    blocks = whole_pages(blocks, sizes.block_size, config.kv_page_size or model.config.kv_page_size)
+    blocks = whole_pages(blocks, sizes.block_size, page)
+    most = largest_pool(config, blocks, sizes.block_size, page)
+    if most > blocks:
+        _check_largest(
+            most, per_block, config.kv_bytes or kv_bytes(device, MEMORY_SHARE, used(device) + graphs)
+        )
     _, total = torch.cuda.mem_get_info(device)
     taken = weights.total_bytes
     budget = MemoryBudget(
@@ -210,7 +219,17 @@ def _size_pool(
         reserve=RESERVE,
         kv=blocks * per_block,
     )
-    return budget, blocks
+    return budget, blocks, most
+
+
+def _check_largest(blocks: int, per_block: int, room: int) -> None:
+    """Raises ValueError where so many blocks of `per_block` bytes take more than `room`."""
+    if blocks * per_block > room:
+        raise ValueError(
+            f"max_num_blocks: {blocks - 1} KV blocks, and one to write off, take "
+            f"{blocks * per_block / 2**30:.2f} GiB; memory holds {max(room // per_block - 1, 0)} in "
+            f"{room / 2**30:.2f} GiB"
+        )
 
 
 def _cache(model: Decoder, blocks: int, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> PagedKV:

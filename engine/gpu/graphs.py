@@ -59,7 +59,9 @@ class GraphPool:
     """Runs `step` for a shape: as a graph's replay where there is one.
 
     A shape that was not captured at start runs eagerly the first time, which compiles what is still missing,
-    and is captured the second time. enabled False: everything runs eagerly.
+    and is captured the second time. One whose graph was forgotten is captured again when it is next needed:
+    what it needs is compiled, and nobody waits for shapes that nobody uses. enabled False: everything runs
+    eagerly.
     """
 
     def __init__(self, step: Step, buffer: torch.Tensor, enabled: bool) -> None:
@@ -93,7 +95,8 @@ class GraphPool:
                 self._capture(shape, full=False)
 
     def clear(self) -> None:
-        """Forgets every graph: the addresses baked into them are about to change."""
+        """Forgets every graph: the addresses baked into them change."""
+        self._warm.update(self._graphs)
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()

@@ -43,6 +43,14 @@ def used(device: torch.device) -> int:
     return total - free
 
 
+def check_room(device: torch.device, needed: int) -> None:
+    """Raises MemoryError where fewer than `needed` bytes of the device are free, the reserve left aside."""
+    _, total = torch.cuda.mem_get_info(device)
+    free = total - used(device) - RESERVE
+    if needed > free:
+        raise MemoryError(f"{needed / 2**30:.2f} GiB more are needed, and {free / 2**30:.2f} are free")
+
+
 def kv_bytes(device: torch.device, share: float, spent: int) -> int:
     """What is left for keys and values when `spent` bytes are taken. Raises ValueError when nothing is."""
     _, total = torch.cuda.mem_get_info(device)

@@ -13,6 +13,7 @@ import torch
 
 from engine.gpu.graphs import GraphPool
 from engine.gpu.inputs import RING, StepShape
+from engine.gpu.memory import check_room
 from engine.gpu.network import Network
 from engine.gpu.staging import StepStaging
 from engine.plan import Chunk, Plan
@@ -74,6 +75,7 @@ class GpuRunner:
         self._mixed_graphs = GraphPool(network.step, staging.mixed, use_graphs)
         self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
         self._launched = 0
+        self.graph_recaptures = 0
         self._plain: dict[int, SampledToken] = {}  # most results are a bare token: one object for each
         self._waiter = ThreadPoolExecutor(1, "results", torch.cuda.set_device, (stream.device,))
 
@@ -96,6 +98,24 @@ class GpuRunner:
 
     async def collect(self, handle: StepHandle) -> StepResult:
         return await asyncio.wrap_future(handle.future)
+
+    async def grow(self, blocks: int) -> None:
+        """On the waiter thread: memory is given out and copied without the loop."""
+        await asyncio.wrap_future(self._waiter.submit(self._grow, blocks))
+
+    def _grow(self, blocks: int) -> None:
+        cache, device = self.network.cache, self._stream.device
+        assert cache is not None
+        check_room(device, cache.bytes_to_grow(blocks))
+        moves, graphs = cache.moves, self.graphs
+        try:
+            with torch.cuda.stream(self._stream):
+                cache.grow(blocks)
+        finally:
+            if cache.moves > moves:  # all layers or, where memory gave out after all, some
+                self.forget_graphs()
+                self.graph_recaptures += graphs > 0
+            torch.cuda.empty_cache()  # old layers, and what the graphs took
 
     def close(self) -> None:
         self._waiter.shutdown(wait=True, cancel_futures=True)
@@ -142,7 +162,7 @@ class GpuRunner:
         return [shape for shape in shapes if shape.chunks], [shape for shape in shapes if not shape.chunks]
 
     def forget_graphs(self) -> None:
-        """For when an address that is baked into the graphs is about to change."""
+        """For when an address that is baked into the graphs changes; no step may be in flight."""
         torch.cuda.synchronize(self._stream.device)
         self._decode_graphs.clear()
         self._mixed_graphs.clear()

@@ -6,7 +6,7 @@ process, the same event loop) offer. Nothing here knows about text, HTTP or torc
 """
 
 from engine.messages.client import EngineClient, EngineState, EngineUnavailable
-from engine.messages.config import AttentionName, BatchingMode, EngineConfig, LinearName
+from engine.messages.config import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
 from engine.messages.streams import Delta, Fanout, Lane, StreamRouter, TokenStream
 from engine.messages.wire import (
     Abort,
@@ -48,4 +48,5 @@ __all__ = [
     "Submit",
     "TokenLogprobs",
     "TokenStream",
+    "check_pool",
 ]

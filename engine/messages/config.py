@@ -22,7 +22,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     threads: CPU threads of the engine process (None: one per core).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
     block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
-    sequences can hold (None: sized from memory and max_rows).
+    sequences can hold (None: sized from memory and max_rows). max_num_blocks: as many may the pool grow to
+    while serving, from num_blocks at the start (None: it has its size for good).
     kv_page_size: the pool is rounded up to a multiple of this many tokens (None: the model's own, if any).
     max_batched_tokens: most tokens in one step (None: 2,048 on a CPU, 8,192 on a GPU). max_chunk: most prompt
     tokens of one sequence in one step.
@@ -51,6 +52,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     max_rows: int | None = None
     block_size: int | None = None
     num_blocks: int | None = None
+    max_num_blocks: int | None = None
     kv_page_size: int | None = None
     max_batched_tokens: int | None = None
     max_chunk: int | None = None
@@ -67,3 +69,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     overrides: dict[str, float | str] = {}
     profile: Literal["fast", "seed"] = "fast"
     flags: dict[str, bool | int | str] = {}
+
+
+def check_pool(num_blocks: int | None, max_num_blocks: int | None) -> None:
+    """Raises ValueError, naming both settings, for a largest pool that is none."""
+    if max_num_blocks is None:
+        return
+    if num_blocks is None:
+        raise ValueError(
+            f"max_num_blocks {max_num_blocks} needs num_blocks, the size to start with; "
+            "a pool that is sized from memory takes all of it at once"
+        )
+    if max_num_blocks < num_blocks:
+        raise ValueError(f"max_num_blocks {max_num_blocks} is less than num_blocks {num_blocks}")

@@ -96,6 +96,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     batch_tokens: int = 0  # tokens in the last step
     step_seconds: float = 0.0  # duration of the last step
     late_tokens: int = 0  # sampled tokens dropped because their row had been released
+    kv_growths: int = 0  # times that the KV pool became larger
+    graph_recaptures: int = 0  # times that captured graphs were given up, because the pool had moved
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +111,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     terminal_ids: list[int]
     max_rows: int
     block_size: int
-    num_blocks: int
+    num_blocks: int  # at the start; EngineStats.blocks_total is what there is now
     device: str
     dtype: str
     parameters: int
@@ -118,6 +120,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     features: list[tuple[str, str, str, str]] = []  # start-up table: feature, asked for, used, why
     created: int = 0
     memory: dict[str, int] = {}  # bytes on the device by purpose, where they were measured
+    max_num_blocks: int = 0  # what the pool may grow to
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):

@@ -83,6 +83,9 @@ class FakeRunner:
         self.memory: list[list[int | None]] = [[None] * pool.block_size for _ in range(pool.num_blocks)]
         self.rows: dict[int, list[int]] = {}
 
+    def grow(self, num_blocks: int) -> None:
+        self.memory += [[None] * self.size for _ in range(num_blocks - len(self.memory))]
+
     def stage(self, plan: Plan) -> Launch:
         fresh = {*plan.admitted, *plan.extended}
         rebuilt = {c.row: list(c.sequence.tokens) for c in plan.chunks if c.sequence in fresh}
@@ -126,12 +129,13 @@ class FakeEngine:
     prefix_caching: bool = True
     depth: int = 1
     tools: bool = True
+    max_blocks: int | None = None
     now: float = 0.0
     sequences: dict[int, Sequence] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pool = BlockPool(self.num_blocks, self.block_size)
+        self.pool = BlockPool(self.num_blocks, self.block_size, max_blocks=self.max_blocks)
         self.prefix = PrefixCache(self.pool, self.prefix_caching)
         self.scheduler = Scheduler(self.config, self.pool, self.prefix)
         self.runner = FakeRunner(self.pool)
@@ -150,6 +154,8 @@ class FakeEngine:
     def step(self, abort_before_launch: int | None = None) -> Plan | None:
         """Plans and launches a step, then looks at the results of those beyond the lookahead."""
         self.now += 1
+        if self.pool.wanted:
+            self.grow()
         before = self.running()
         plan = self.scheduler.plan(self.now)
         self.scheduler.check()
@@ -161,7 +167,7 @@ class FakeEngine:
             self.in_flight.append(self.runner.stage(plan))
             self.scheduler.launched(plan)
             self.scheduler.times.observe(plan.load, seconds(plan.load))
-        elif not self.in_flight and self.scheduler.unfinished():
+        elif not self.in_flight and self.scheduler.unfinished() and not self.pool.wanted:
             wake_at = self.scheduler.wake_at()
             assert wake_at is not None and wake_at > self.now, "nothing runs, and nothing is waited for"
             self.now = wake_at - 1
@@ -169,6 +175,15 @@ class FakeEngine:
             self.collect()
         self.scheduler.check()
         return plan
+
+    def grow(self) -> None:
+        """By as little as is needed, so that it happens often; behind everything in flight."""
+        while self.in_flight:
+            self.collect()
+        blocks = max(self.pool.num_blocks, self.pool.wanted) + 1
+        assert blocks <= self.pool.max_blocks
+        self.runner.grow(blocks)
+        self.pool.grow(blocks)
 
     def collect(self) -> None:
         for chunk, token in self.runner.execute(self.in_flight.popleft()):
@@ -183,7 +198,7 @@ class FakeEngine:
 
     def drain(self) -> None:
         """Runs until everything has finished, within a bounded number of steps."""
-        bound = 50 + 10 * sum(s.limit for s in self.scheduler.unfinished())
+        bound = 50 + 10 * sum(s.limit for s in self.scheduler.unfinished()) + 2 * self.pool.max_blocks
         for _ in range(bound):
             if not self.scheduler.unfinished() and not self.in_flight:
                 return
@@ -208,6 +223,7 @@ class FakeEngine:
             assert (
                 sequence in planned
                 or sequence in plan.preempted
+                or self.pool.wanted
                 or sequence.reach >= sequence.limit
                 or plan.num_tokens == self.config.max_batched_tokens
                 or (self.config.prefill_stretch and plan.load.rows + plan.load.prefill_tokens > 0)

@@ -40,6 +40,13 @@ AXES: dict[str, dict[str, object]] = {
         "enable_prefix_caching": False,
     },
     "preemption without lookahead": {"num_blocks": FEW_TOKENS // 8, "block_size": 8, "lookahead": False},
+    "growth": {"num_blocks": 2, "max_num_blocks": 512},
+    "growth, blocks of 1, chunks of 7": {
+        "num_blocks": 3,
+        "max_num_blocks": 8192,
+        "block_size": 1,
+        "max_chunk": 7,
+    },
     "static batches": {"batching": "static", "batch_timeout_ms": 1.0},
     "single": {"batching": "single"},
 }
@@ -181,6 +188,8 @@ async def test_answers_do_not_depend_on_company(
             assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
         if "preemption" in axis:
             assert engine.stats().preemptions > 0
+        if "growth" in axis:
+            assert engine.stats().kv_growths > 0 and not engine.stats().preemptions
     finally:
         await engine.close()
 

@@ -24,6 +24,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.next_id = 0
         self.aborted: set[Sequence] = set()
+        self.lost = False
 
     @initialize(
         rows=st.integers(1, 6),
@@ -36,12 +37,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         depth=st.sampled_from([0, 1, 1, 1, 2]),
         stretch=st.sampled_from([None, 1.0, 1.85]),
+        growth=st.sampled_from([0, 0, 1, 10, 200]),
     )
     def start(  # type: ignore[no-untyped-def]
-        self, rows, spare, max_chunk, batching, timeout, blocks, block_size, caching, depth, stretch
+        self, rows, spare, max_chunk, batching, timeout, blocks, block_size, caching, depth, stretch, growth
     ) -> None:
         config = SchedulerConfig(rows, rows + spare, MAX_LEN, batching, max_chunk, timeout, stretch)
-        self.engine = FakeEngine(config, blocks, block_size, caching, depth)
+        self.engine = FakeEngine(config, blocks, block_size, caching, depth, max_blocks=blocks + growth)
+        self.no_memory = 0  # times that everything had to start over
         teach(self.engine.scheduler.times)
 
     @rule(
@@ -54,9 +57,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, prompt: list[int], max_tokens: int, n: int, priority: int, salt: bytes) -> None:
         made = request(self.next_id, prompt, max_tokens, n=n, priority=priority, cache_salt=salt)
         pool = self.engine.pool
-        positions = min(len(prompt) + max_tokens, MAX_LEN) - 1
-        if positions > pool.usable * pool.block_size:
-            with pytest.raises(ValueError, match="KV blocks"):
+        limit = min(len(prompt) + max_tokens, self.engine.scheduler.config.max_model_len)
+        if limit <= len(prompt) or limit - 1 > (pool.max_blocks - 1) * pool.block_size:
+            with pytest.raises(ValueError, match="at least one" if self.lost else "KV blocks"):
                 self.engine.submit(made)
         else:
             self.engine.submit(made)
@@ -65,8 +68,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def find_no_memory(self) -> None:
         """As when a launch failed for lack of memory: everything starts over, in smaller steps."""
+        self.no_memory += 1
         self.engine.scheduler.budget.shrink()
         self.engine.scheduler.recompute(keep_cache=True)
+
+    @precondition(lambda self: self.engine.pool.may_grow)
+    @rule()
+    def lose_growth(self) -> None:
+        """As when growth found no memory: what cannot be served any more ends, the others go on."""
+        for sequence in self.engine.scheduler.settle():
+            self.engine.scheduler.finish(sequence)
+            self.aborted.add(sequence)
+        self.lost = True
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
@@ -107,6 +120,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         stats, pool = self.engine.scheduler.stats(), self.engine.pool
         assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == pool.usable
         assert stats.running <= self.engine.config.max_rows
+        if pool.may_grow and not self.no_memory:
+            assert not stats.preemptions, "the pool could have grown instead"
         assert stats.cached_tokens <= stats.prefix_queries <= stats.prompt_tokens
 
     @invariant()
@@ -115,7 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             expected = self.engine.expected(sequence)
             assert sequence.tokens == expected[: len(sequence.tokens)]
             if sequence.state is State.FINISHED and sequence not in self.aborted:
-                assert len(sequence.tokens) == len(expected)
+                # Where growth was lost, a limit may have become that of the pool.
+                assert len(sequence.tokens) == len(expected) or (
+                    self.lost and len(sequence.tokens) == sequence.limit
+                )
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

@@ -46,6 +46,17 @@ AXES: dict[str, dict[str, object]] = {
     "three rows": {"max_rows": 3},
     "preemption": {"num_blocks": 16},
     "preemption without lookahead": {"num_blocks": 16, "lookahead": False},
+    "growth": {"num_blocks": 16, "max_num_blocks": 2048},
+    "growth without lookahead": {"num_blocks": 16, "max_num_blocks": 2048, "lookahead": False},
+    "growth, no graphs": {"num_blocks": 16, "max_num_blocks": 2048, "flags": EAGER},
+    "growth under the user's own attention": {
+        "num_blocks": 16,
+        "max_num_blocks": 2048,
+        "flags": {
+            "use_clustered_attention_kernel": True,
+            "clustered_attention_impl": "kernels.clustered_attention",
+        },
+    },
     "cublas": {"linear_backend": "cublas"},
     "torch's flash attention": {"attention_backend": "sdpa"},
     "torch's plain attention": {"attention_backend": "sdpa", "flags": {"use_flash_sdp": False}},
@@ -232,6 +243,11 @@ async def test_answers_do_not_depend_on_company(
             assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
         if "preemption" in axis:
             assert engine.stats().preemptions > 0
+        if "growth" in axis:
+            stats = engine.stats()
+            graphs = axis in ("growth", "growth without lookahead")
+            assert stats.kv_growths > 0 and stats.preemptions == 0
+            assert stats.graph_recaptures == (stats.kv_growths if graphs else 0)
     finally:
         await engine.close()
 
