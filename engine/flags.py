@@ -32,7 +32,7 @@ Profile = Literal["fast", "seed"]
 Where = Literal["any", "cuda", "training"]
 Setting = bool | int | str
 
-TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "bf16", "fp16", "fp4", "int4")
+TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "fp8_current", "bf16", "fp16", "fp4", "int4")
 IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?")
 
 
@@ -91,10 +91,20 @@ class FastPathFlags:
     use_cuda_graphs: bool = _flag(False, "each step is the replay of one captured CUDA graph", "cuda")
     use_te_weight_only: bool = _flag(
         False,
-        "q, k, v, output and head projections through Transformer Engine; refused: not built yet",
+        "q, k, v, output and head projections through Transformer Engine, which rounds inputs as well as "
+        "weights: not weight-only math",
         "cuda",
     )
-    te_weight_dtype: str = _flag("fp8", f"their precision: {', '.join(TE_DTYPES)}", "cuda")
+    te_weight_dtype: str = _flag(
+        "fp8",
+        f"their precision: {', '.join(TE_DTYPES)}. fp8: delayed scaling with scales set once at start, mxfp8 "
+        "on a B200. mxfp8, nvfp4 and fp4, which is nvfp4: compute capability 10. fp8_current, nvfp4: a row's "
+        "scale depends on the others of its step. int4 is refused",
+        "cuda",
+    )
+    te_include_mlp: bool = _flag(
+        False, "with use_te_weight_only: the MLP's projections through Transformer Engine, too", "cuda"
+    )
     use_clustered_attention_kernel: bool = _flag(
         False, "attention of every layer through a function of yours (kernels.stubs)"
     )
