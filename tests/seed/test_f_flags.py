@@ -323,6 +323,8 @@ def test_f11_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
         "TE 2.16.1 fp8 primary weights (W8A8, delayed scaling, rows padded to 8); not weight-only math"
     )
     assert table["weight dtype"] == "fp8 of TE (1 GiB)"
+    (feature, sign) = next(mode.expects for mode in MODES if mode.name == "te_fp8")  # type: ignore[misc]
+    assert sign in table[feature]
     assert rows["use_te_weight_only"] == ("TE 2.16.1", "q, k, v, output and head projections")
     assert rows["te_weight_dtype"][0] == "fp8" and "set once" in rows["te_weight_dtype"][1]
     assert rows["te_include_mlp"][0] == "off"
