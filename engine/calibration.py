@@ -46,10 +46,12 @@ potential of about -70 mV, on which every nerve and muscle depends, would be los
 
 
 def passages(tokenizer: NanochatTokenizer, vocab_size: int) -> list[list[int]]:
-    """COUNT passages of LENGTH ids, each begun as a document. Ids that the model has no embedding for are
-    left out.
+    """COUNT passages of LENGTH ids, each begun as a document where the model knows how. Ids that it has no
+    embedding for are left out.
     """
     bos = tokenizer.get_bos_token_id()
+    if bos >= vocab_size:
+        bos = 0
     text = [id for id in tokenizer.encode(TEXT) if 0 <= id < vocab_size] or [bos]
     each, found = LENGTH - 1, 0
     made: list[list[int]] = []

@@ -204,7 +204,7 @@ def test_passages_begin_as_documents_and_cover_the_vocabulary() -> None:
     spread = sorted({id for passage in found[1::2] for id in passage[1:]})
     assert max(b - a for a, b in pairwise(spread)) < vocabulary / 50
     assert tokenizer.decode(found[0][1:]).startswith("The river was high")
-    odd = SimpleNamespace(get_bos_token_id=lambda: 3, encode=lambda text: [99999])
+    odd = SimpleNamespace(get_bos_token_id=lambda: 99998, encode=lambda text: [99999])
     assert all(id < vocabulary for passage in passages(odd, vocabulary) for id in passage)  # type: ignore[arg-type]
 
 
