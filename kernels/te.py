@@ -122,7 +122,7 @@ PRECISIONS: dict[Name, Precision] = {
         # The history of largest numbers is written by every step and read by none: scales are set once.
         (("amax_history_len", 1), ("reduce_amax", False)),
         "is_fp8_available",
-        *(8, 8, 16),
+        *(8, 16, 16),
         least=(8, 9),
         calibrated=True,
     ),
@@ -132,7 +132,7 @@ PRECISIONS: dict[Name, Precision] = {
         "Float8CurrentScaling",
         (),
         "is_fp8_available",
-        *(8, 8, 16),
+        *(8, 16, 16),
         least=(8, 9),
         neighbours=True,
     ),
@@ -142,7 +142,7 @@ PRECISIONS: dict[Name, Precision] = {
         "Float8BlockScaling",
         (),
         "is_fp8_block_scaling_available",
-        *(8, 8, 16),
+        *(8, 16, 16),
         least=(9, 0),
     ),
     "mxfp8": Precision(

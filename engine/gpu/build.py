@@ -27,7 +27,7 @@ from engine.gpu.network import Network, programmatic_launch
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
-from engine.gpu.te import calibrate, describe, groups, keeper_of, maker_of
+from engine.gpu.te import describe, groups, keeper_of, maker_of, prepare
 from engine.gpu.weights import NetworkWeights, network_weights
 from engine.memory import block_bytes, whole_pages
 from engine.messages import EngineConfig
@@ -84,8 +84,8 @@ def build(
     config: EngineConfig,
     flags: Resolved,
     terminal_ids: tuple[int, ...],
-    consume: bool = False,
-    passages: Sequence[list[int]] = (),
+    consume: bool,
+    passages: Sequence[list[int]],
 ) -> Backend:
     """consume: what is copied of the model is freed there. passages: what Transformer Engine's projections
     are calibrated with (engine.calibration). Raises ValueError for settings that do not fit the model or the
@@ -93,7 +93,8 @@ def build(
     """
     clock = Clock()
     sizes = Sizes.of(model, config)
-    device, dtype = (parameter := next(model.parameters())).device, parameter.dtype
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
     torch.cuda.set_device(device)
     kind = kind8(config.weight_dtype, dtype)
     maker = maker_of(flags, device, dtype)
@@ -112,18 +113,12 @@ def build(
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     compiled = runner.compile()
+    clock.lap("kernels")
+    if maker is not None:
+        _prepare_te(runner, network, linears, passages, sizes, model)
+        clock.lap("calibration")
     if not network.persistent:
         network.reserve()
-    clock.lap("kernels")
-    if maker is not None and maker.precision.calibrated:
-        batches = groups(passages, sizes.max_rows, sizes.max_model_len)
-        network.cache = None  # the old one is freed first
-        blocks = max(forced_blocks(batch, sizes.block_size) for batch in batches)
-        network.cache = _cache(model, blocks, sizes, dtype, device)
-        calibrate(runner, linears, batches, sizes.block_size)
-        network.cache = None
-        network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
-        clock.lap("calibration")
     budget, blocks = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("memory")
     network.cache = _cache(model, blocks, sizes, dtype, device)
@@ -181,6 +176,23 @@ def _network(
     )
     network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
     return network, features
+
+
+def _prepare_te(
+    runner: GpuRunner,
+    network: Network,
+    linears: Linears,
+    passages: Sequence[list[int]],
+    sizes: Sizes,
+    model: Decoder,
+) -> None:
+    """With a cache of its own, after which there is the trial's again."""
+    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    batches = groups(passages, sizes.max_rows, sizes.max_model_len)
+    blocks = max(forced_blocks(batch, sizes.block_size) for batch in batches)
+    network.cache = _cache(model, blocks, sizes, dtype, device)
+    prepare(runner, linears, batches, sizes.block_size)
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
 
 
 def _size_pool(

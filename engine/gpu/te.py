@@ -46,26 +46,30 @@ def groups(passages: Sequence[list[int]], max_rows: int, longest: int) -> list[l
     return [cut[start : start + rows] for start in starts][:CALIBRATION_BATCHES]
 
 
-def calibrate(
+def prepare(
     runner: GpuRunner, linears: Linears, batches: Sequence[Sequence[list[int]]], block_size: int
 ) -> None:
     """Runs the passages through the network, with weights as they serve and full inputs, and sets each
-    projection's scale by the largest number that it saw. The network's cache must have `forced_blocks`.
+    projection's scale by the largest number that it saw, where the precision has such scales. Then every
+    module runs once: TE sets it up in its first call, which must not be a graph's capture. The network's
+    cache must have `forced_blocks`.
 
     Single positions only: then every row of a step is live, and the head sees as many as the others.
     """
     scratch = linears.te_scratch
     assert scratch is not None
-    scratch.calibrating = True
-    try:
-        for batch in batches:
-            for plan in forced_plans(batch, block_size):
-                runner.force(plan)
-    finally:
-        scratch.calibrating = False
-    with torch.inference_mode():
-        for linear in linears.te:
-            linear.settle()
+    if linears.te[0].maker.precision.calibrated:
+        scratch.calibrating = True
+        try:
+            for batch in batches:
+                for plan in forced_plans(batch, block_size):
+                    runner.force(plan)
+        finally:
+            scratch.calibrating = False
+        with torch.inference_mode():
+            for linear in linears.te:
+                linear.settle()
+    runner.force(next(forced_plans(batches[0], block_size)))
 
 
 def describe(

@@ -146,7 +146,8 @@ class Recorder:
         self.linears, self.fails, self.plans = linears, fails, 0
 
     def force(self, plan: object) -> None:
-        assert self.linears.te_scratch.calibrating  # type: ignore[attr-defined]
+        calibrating = self.linears.te_scratch.calibrating  # type: ignore[attr-defined]
+        assert calibrating == (self.plans < 6), "and one step more as they serve"
         self.plans += 1
         if self.fails:
             raise RuntimeError("the device is gone")
@@ -157,7 +158,7 @@ class Recorder:
 @pytest.mark.parametrize("fails", [False, True])
 def test_calibration_ends_with_scales_set(fails: bool, state: fake_te.State) -> None:
     from engine.gpu.linears import build_linears
-    from engine.gpu.te import calibrate, keeper_of
+    from engine.gpu.te import keeper_of, prepare
     from engine.gpu.weights import network_weights
 
     made = maker()
@@ -168,10 +169,10 @@ def test_calibration_ends_with_scales_set(fails: bool, state: fake_te.State) -> 
     batches = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [1, 1, 1]]]
     if fails:
         with pytest.raises(RuntimeError, match="the device is gone"):
-            calibrate(runner, linears, batches, 16)  # type: ignore[arg-type]
+            prepare(runner, linears, batches, 16)  # type: ignore[arg-type]
     else:
-        calibrate(runner, linears, batches, 16)  # type: ignore[arg-type]
-        assert runner.plans == 6
+        prepare(runner, linears, batches, 16)  # type: ignore[arg-type]
+        assert runner.plans == 7
         scales = [module.fp8_meta["scaling_fwd"].scale[0].item() for module in state.modules]
         assert scales == [448 / 2 / 2] * len(state.modules)
     assert linears.te_scratch is not None and not linears.te_scratch.calibrating
@@ -195,7 +196,7 @@ def test_every_row_of_a_calibrating_step_is_live(
 
 def test_passages_begin_as_documents_and_cover_the_vocabulary() -> None:
     tokenizer = load_tokenizer(G1 / "tokenizer")
-    vocabulary = 500
+    vocabulary = tokenizer.get_vocab_size()
     found = passages(tokenizer, vocabulary)
     assert len(found) == COUNT and all(len(passage) == LENGTH for passage in found)
     assert {passage[0] for passage in found} == {tokenizer.get_bos_token_id()}
@@ -205,7 +206,7 @@ def test_passages_begin_as_documents_and_cover_the_vocabulary() -> None:
     assert max(b - a for a, b in pairwise(spread)) < vocabulary / 50
     assert tokenizer.decode(found[0][1:]).startswith("The river was high")
     odd = SimpleNamespace(get_bos_token_id=lambda: 99998, encode=lambda text: [99999])
-    assert all(id < vocabulary for passage in passages(odd, vocabulary) for id in passage)  # type: ignore[arg-type]
+    assert all(id < 500 for passage in passages(odd, 500) for id in passage)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])

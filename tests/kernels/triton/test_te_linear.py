@@ -161,7 +161,7 @@ def test_weights_take_half_and_are_near(name: te.Name, state: fake_te.State) -> 
     full = weight(50)
     made = maker(name).make(full, "the head")
     assert isinstance(made, TeWeight) and made.shape == (50, WIDTH) and made.size(0) == 50
-    assert made.stored_bytes == 56 * WIDTH + 4
+    assert made.stored_bytes == 64 * WIDTH + 4
     module = state.modules[0]
     assert isinstance(module.weight, fake_te.Quantised)
     kept = module.weight.dequantize()
