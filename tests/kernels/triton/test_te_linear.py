@@ -9,6 +9,7 @@ from kernels import te
 from kernels.te_linear import LARGEST, TeLinear, TeMaker, TeScratch, TeWeight
 from tests.kernels import fake_te
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_te.py has the real one")
 EPS = 1e-5
 WIDTH, OUTPUTS = 64, 48
 BF16 = torch.bfloat16
