@@ -2,21 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.util import find_spec
 
 import torch
 
 from engine.backend import Feature
-from engine.flags import ABOUT, FastPathFlags, Resolved
+from engine.flags import ABOUT, TE_INSTALL, FastPathFlags, Resolved, check_packages
 from kernels import te
 
 Outcome = tuple[str, str]  # what is used, and why
 OFF = "off"
 PLAIN = "kernels of your own are called by the plain runner"
-TE_INSTALL = (
-    'pip install --no-build-isolation "transformer-engine[pytorch]==2.16.1"; '
-    "--weight-dtype fp8 is the native way, without a package"
-)
 
 
 class FlagUnavailable(ValueError):
@@ -53,10 +48,7 @@ def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
     asked = flags.values.te_weight_dtype
     if asked == "int4":
         raise FlagUnavailable("te_weight_dtype is int4, which Transformer Engine has not")
-    if find_spec("transformer_engine") is None:
-        raise ImportError(
-            f"use_te_weight_only needs transformer_engine, which is not installed: {TE_INSTALL}"
-        )
+    check_packages(flags.values)
     if device != "cuda":
         raise FlagUnavailable(f"use_te_weight_only needs a CUDA device, and this is a {device}")
     if flags.hooked:

@@ -8,6 +8,7 @@ is said once, here, and `docs/flags.md` and `--help` are made from it.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -33,6 +34,10 @@ Where = Literal["any", "cuda", "training"]
 Setting = bool | int | str
 
 TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "fp8_current", "bf16", "fp16", "fp4", "int4")
+TE_INSTALL = (
+    'pip install --no-build-isolation "transformer-engine[pytorch]==2.16.1"; '
+    "--weight-dtype fp8 is the native way, without a package"
+)
 IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?")
 
 
@@ -184,6 +189,14 @@ def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
     if flags.use_te_weight_only and weight_dtype != "auto":
         raise ValueError(
             f"use_te_weight_only excludes weight_dtype {weight_dtype}: each says what projections are kept in"
+        )
+
+
+def check_packages(flags: FastPathFlags) -> None:
+    """Raises ImportError, naming the flag, where a package that one cannot do without is not installed."""
+    if flags.use_te_weight_only and find_spec("transformer_engine") is None:
+        raise ImportError(
+            f"use_te_weight_only needs transformer_engine, which is not installed: {TE_INSTALL}"
         )
 
 

@@ -224,7 +224,7 @@ async def test_f7_the_pool_is_rounded_to_blocks_and_then_to_pages(model: GPT) ->
 async def test_f11_without_transformer_engine_nothing_starts(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fastpath, "find_spec", lambda name: None)
+    monkeypatch.setattr("engine.flags.find_spec", lambda name: None)
     wanted = r"use_te_weight_only needs transformer_engine.*not installed.*pip install.*--weight-dtype fp8"
     with pytest.raises(ImportError, match=wanted):
         await run(model, {"use_te_weight_only": True, "allow_kernel_stub_fallback": True})
@@ -233,6 +233,15 @@ async def test_f11_without_transformer_engine_nothing_starts(
     for wrong in ("int7", "", 8):
         with pytest.raises(ValueError, match="te_weight_dtype"):
             GPTConfig(te_weight_dtype=wrong)  # type: ignore[arg-type]
+
+
+def test_f11_the_server_says_so_before_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = command_line().parse(["--use-te-weight-only"], {})
+    fake_te.install(monkeypatch)
+    check(config)
+    monkeypatch.setattr("engine.flags.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--use-te-weight-only needs transformer_engine.*--weight-dtype"):
+        check(config)
 
 
 def te_flags(**asked: Setting) -> Resolved:
