@@ -188,3 +188,12 @@ def test_what_it_cannot_make(state: fake_te.State) -> None:
     state.unable["is_fp8_available"] = "the device is too old"
     with pytest.raises(ValueError, match="te_weight_dtype fp8: the device is too old"):
         maker()
+
+
+def test_a_head_of_an_odd_size(state: fake_te.State) -> None:
+    one = linear()
+    head = TeLinear(one.maker.make(weight(50), "the head"), maker=one.maker, scratch=one.scratch)
+    state.modules[1].fp8_meta["scaling_fwd"].scale[0] = 64.0
+    buffer, out = poisoned(3, 50)
+    head.linear(inputs(3), out)
+    assert near(out, inputs(3).float() @ weight(50).float().t()) and buffer[:, 50:].isnan().all()
