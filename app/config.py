@@ -13,7 +13,7 @@ from typing import Literal
 from app.fastpath import FastPath, spelled
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
-from engine.flags import OVERRIDES, OverrideKind, Setting, check_weights, resolve
+from engine.flags import OVERRIDES, OverrideKind, Setting, check_packages, check_weights, resolve
 from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
 from engine.messages.config import LoadFormat, WeightName
 
@@ -379,12 +379,15 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raises UsageError for settings that contradict each other."""
+    """Raises UsageError for settings that contradict each other, and for those that need a package which is
+    not installed.
+    """
     try:
         flags = resolve(None, config.fastpath.profile, config.engine_config().flags)
         check_weights(config.model.weight_dtype, flags.values)
         check_pool(config.batching.num_blocks, config.batching.max_num_blocks)
-    except ValueError as error:
+        check_packages(flags.values)
+    except (ValueError, ImportError) as error:
         raise UsageError(spelled(str(error))) from None
     tokens = config.batching.max_num_batched_tokens
     if tokens is not None and tokens < (config.batching.batch_size or 1):

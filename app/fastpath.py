@@ -69,6 +69,7 @@ class FastPath:
         metavar="DTYPE",
         shown=_shown("te_weight_dtype"),
     )
+    te_include_mlp: bool | None = _on_off("te_include_mlp")
     use_clustered_attention_kernel: bool | None = _on_off("use_clustered_attention_kernel")
     clustered_attention_impl: str | None = _function("clustered_attention_impl")
     use_persistent_decode_kernel: bool | None = _on_off("use_persistent_decode_kernel")

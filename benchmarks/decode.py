@@ -37,7 +37,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=256)
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument(
-        "--engine", action="append", default=[], metavar="FIELD=VALUE", help="an EngineConfig field"
+        "--engine",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of EngineConfig, or a flag",
     )
     parser.add_argument("--profile", default="", metavar="N[,N]", help="kernel times of runs of N streams")
     parser.add_argument("--shrink", type=int, default=1, help="divide all lengths, to try the program out")

@@ -30,8 +30,8 @@ OFF: dict[str, object] = {
 class Mode:
     """A row: what it adds to those above it. settings: flags and fields of EngineConfig. expects: a feature
     of the start-up table and what must be in it, or the row has not measured what it says. otherwise: what
-    the rows below do when this one is not to be had. credited: what it gains over the row above it is its
-    flags' doing.
+    the rows below do when this one is not to be had. credited: what it gains over the row above it, or over
+    that named by `over`, is its flags' doing.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Mode:
     optional: bool = False
     otherwise: dict[str, object] = field(default_factory=dict)
     credited: bool = True
+    over: str | None = None
 
     @property
     def flags(self) -> str:
@@ -70,9 +71,16 @@ MODES = (
         ("use_cta_clustering", "on"),
         True,
     ),
-    # The second takes the place of the first.
+    # Each takes the place of the one above it.
     Mode("fp8_weights", {"weight_dtype": "fp8"}, ("weight dtype", "fp8")),
     Mode("int8_weights", {"weight_dtype": "int8"}, ("weight dtype", "int8")),
+    Mode(
+        "te_fp8",
+        {"weight_dtype": "auto", "use_te_weight_only": True},
+        ("linear backend", "TE "),
+        True,
+        over="clusters",
+    ),
 )
 FIELDS = ("attention_backend", "linear_backend", "weight_dtype")
 

@@ -53,19 +53,21 @@ def measured(folder: Path = RESULTS) -> dict[str, str]:
     kept = max(found, key=lambda one: (one["machine"].get("date", ""), one["settings"].get("dtype", "")))
     rows = {row["mode"]: row for row in kept["rows"] if "prefill_tok_s" in row}
     gains: dict[str, str] = {}
-    before: dict[str, float] | None = None
+    good = {name: row for name, row in rows.items() if row["error"] is None}
+    above: dict[str, float] | None = None
     for mode in MODES:
-        row = rows.get(mode.name)
-        if row is None or row["error"] is not None:
-            before = None
+        row = good.get(mode.name)
+        if row is None:
+            above = None
             continue
+        before = above if mode.over is None else good.get(mode.over)
         if before is not None and mode.credited:
             prefill, decode = (
                 100 * (row[rate] / before[rate] - 1) for rate in ("prefill_tok_s", "decode_tok_s")
             )
             for name in mode.settings:
                 gains[name] = f"prefill {prefill:+.0f} %, decode {decode:+.0f} % ({kept['machine']['gpu']})"
-        before = row
+        above = row
     return gains
 
 

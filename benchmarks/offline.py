@@ -23,6 +23,7 @@ from benchmarks.bandwidth import Reads, read_bandwidth
 from benchmarks.report import table
 from benchmarks.workloads import WORKLOADS, Work, shrunk
 from engine.async_engine import AsyncEngine
+from engine.flags import DEFAULTS
 from engine.messages import EngineConfig, Frame, Request, SamplingParams
 
 
@@ -227,10 +228,11 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         "threads": args.threads,
         "served_name": args.size,
     }
+    flags: dict[str, object] = {}
     for pair in args.engine:
         name, _, value = pair.partition("=")
-        settings[name] = _value(value)
-    return EngineConfig(**settings)  # type: ignore[arg-type]
+        (flags if name in DEFAULTS else settings)[name] = _value(value)
+    return EngineConfig(**settings, flags=flags)  # type: ignore[arg-type]
 
 
 def _value(text: str) -> object:

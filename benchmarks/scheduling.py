@@ -43,6 +43,7 @@ class InstantRunner:
     """Gives every sampling chunk the same few tokens, at once."""
 
     vocab_size = VOCABULARY
+    graph_recaptures = 0
 
     def __init__(self) -> None:
         self._tokens = [SampledToken(token) for token in range(5, 261)]
@@ -57,6 +58,9 @@ class InstantRunner:
     def result(self, plan: Plan) -> StepResult:
         sampled = [self._tokens[chunk.row & 255] for chunk in plan.chunks if chunk.samples]
         return StepResult(sampled, 0.002, 0.002)
+
+    async def grow(self, blocks: int) -> None:
+        """There are no keys and values to move."""
 
     def close(self) -> None:
         pass

@@ -16,6 +16,7 @@ import msgspec
 
 from engine.backend import Backend, Feature
 from engine.blocks import BlockPool
+from engine.calibration import passages
 from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
 from engine.decoder import Decoder
@@ -69,7 +70,7 @@ class AsyncEngine:
         config = msgspec.structs.replace(
             config, block_size=flags.values.kv_block_size, kv_page_size=flags.values.kv_page_size
         )
-        self.backend = backend = _build(model, config, flags, terminals, consume)
+        self.backend = backend = _build(model, tokenizer, config, flags, terminals, consume)
         pool = BlockPool(backend.blocks, backend.block_size, backend.spread, backend.max_blocks)
         scheduler = Scheduler(
             SchedulerConfig(
@@ -297,15 +298,21 @@ def _asked(config: EngineConfig) -> dict[str, Setting]:
 
 
 def _build(
-    model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: tuple[int, ...], consume: bool
+    model: Decoder,
+    tokenizer: NanochatTokenizer,
+    config: EngineConfig,
+    flags: Resolved,
+    terminal_ids: tuple[int, ...],
+    consume: bool,
 ) -> Backend:
     """Kernels of the user's own are called by the plain runner, on whatever device."""
-    device = next(model.parameters()).device.type
-    refuse(flags, device)
-    if device == "cuda" and not flags.hooked:
+    weight = next(model.parameters())
+    refuse(flags, weight.device.type, weight.dtype)
+    if weight.device.type == "cuda" and not flags.hooked:
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
 
-        return build_gpu(model, config, flags, terminal_ids, consume)
+        prompts = passages(tokenizer, model.config.vocab_size) if flags.values.use_te_weight_only else []
+        return build_gpu(model, config, flags, terminal_ids, consume, prompts)
     from engine.cpu import build as build_cpu
 
     return build_cpu(model, config, flags, terminal_ids)

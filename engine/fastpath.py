@@ -2,35 +2,37 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.util import find_spec
+
+import torch
 
 from engine.backend import Feature
-from engine.flags import ABOUT, FastPathFlags, Resolved
+from engine.flags import ABOUT, TE_INSTALL, FastPathFlags, Resolved, check_packages
+from kernels import te
 
 Outcome = tuple[str, str]  # what is used, and why
 OFF = "off"
 PLAIN = "kernels of your own are called by the plain runner"
-TE_INSTALL = 'pip install "fastpath[te]"'
 
 
 class FlagUnavailable(ValueError):
     """A flag that was asked for cannot be had here; the message names it."""
 
 
-def refuse(flags: Resolved, device: str) -> None:
-    """Raises FlagUnavailable for what was asked for and this kind of device cannot do, and ImportError for
-    Transformer Engine that is wanted and not installed, whoever wants it.
+def refuse(flags: Resolved, device: str, dtype: torch.dtype) -> None:
+    """Raises FlagUnavailable for what was asked for and this kind of device cannot do with a model in this
+    dtype. Transformer Engine is never left out silently, whoever wants it: ImportError where it is missing or
+    broken, FlagUnavailable where it cannot serve.
     """
     values = flags.values
     if values.use_te_weight_only:
-        _refuse_te(values)
+        _refuse_te(flags, device, dtype)
     for name in sorted(flags.asked):
         value = getattr(values, name)
         if ABOUT[name].where != "cuda" or value is not True:
             continue
         if device != "cuda":
             raise FlagUnavailable(f"{name} was asked for, but needs a CUDA device, and this is a {device}")
-        if flags.hooked and name != "use_te_weight_only":
+        if flags.hooked:
             raise FlagUnavailable(f"{name} was asked for, but {PLAIN}")
     clustered = values.use_clustered_attention_kernel
     asked = "use_cta_clustering" in flags.asked and values.use_cta_clustering
@@ -41,14 +43,33 @@ def refuse(flags: Resolved, device: str) -> None:
         )
 
 
-def _refuse_te(values: FastPathFlags) -> None:
-    if values.te_weight_dtype == "int4":
+def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
+    """In the order of what is cheap to find out: importing the package takes seconds."""
+    asked = flags.values.te_weight_dtype
+    if asked == "int4":
         raise FlagUnavailable("te_weight_dtype is int4, which Transformer Engine has not")
-    if find_spec("transformer_engine") is None:
-        raise ImportError(
-            f"use_te_weight_only needs transformer_engine, which is not installed: {TE_INSTALL}"
+    check_packages(flags.values)
+    if device != "cuda":
+        raise FlagUnavailable(f"use_te_weight_only needs a CUDA device, and this is a {device}")
+    if flags.hooked:
+        raise FlagUnavailable(f"use_te_weight_only excludes kernels of your own: {PLAIN}")
+    if dtype not in te.FULL.values():
+        raise FlagUnavailable(
+            f"use_te_weight_only needs a model in bfloat16 or float16, and this one is in {short(dtype)}"
         )
-    raise FlagUnavailable("use_te_weight_only: projections through Transformer Engine are not built yet")
+    if te.FULL.get(asked, dtype) != dtype:
+        raise FlagUnavailable(f"te_weight_dtype is {asked}, but the model is in {short(dtype)}")
+    try:
+        te.load()
+    except ImportError as error:
+        raise ImportError(
+            "use_te_weight_only needs transformer_engine, which is installed but cannot be imported: "
+            f"{error}. Install it anew: {TE_INSTALL}"
+        ) from error
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def flag_rows(flags: Resolved, device: str, block_size: int, known: Mapping[str, Outcome]) -> list[Feature]:
@@ -76,7 +97,7 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
             return (str(value), "as asked") if value else ("one block", "the pool is not rounded further")
         case "use_flash_sdp":
             return OFF, "attention is not by torch's own function"
-        case "te_weight_dtype":
+        case "te_weight_dtype" | "te_include_mlp":
             return OFF, "use_te_weight_only is off"
         case "allow_kernel_stub_fallback":
             return (

@@ -8,6 +8,7 @@ is said once, here, and `docs/flags.md` and `--help` are made from it.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -32,7 +33,11 @@ Profile = Literal["fast", "seed"]
 Where = Literal["any", "cuda", "training"]
 Setting = bool | int | str
 
-TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "bf16", "fp16", "fp4", "int4")
+TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "fp8_current", "bf16", "fp16", "fp4", "int4")
+TE_INSTALL = (
+    'pip install --no-build-isolation "transformer-engine[pytorch]==2.16.1"; '
+    "--weight-dtype fp8 is the native way, without a package"
+)
 IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?")
 
 
@@ -91,10 +96,20 @@ class FastPathFlags:
     use_cuda_graphs: bool = _flag(False, "each step is the replay of one captured CUDA graph", "cuda")
     use_te_weight_only: bool = _flag(
         False,
-        "q, k, v, output and head projections through Transformer Engine; refused: not built yet",
+        "q, k, v, output and head projections through Transformer Engine, which rounds inputs as well as "
+        "weights: not weight-only math",
         "cuda",
     )
-    te_weight_dtype: str = _flag("fp8", f"their precision: {', '.join(TE_DTYPES)}", "cuda")
+    te_weight_dtype: str = _flag(
+        "fp8",
+        f"their precision: {', '.join(TE_DTYPES)}. fp8: delayed scaling with scales set once at start, mxfp8 "
+        "on a B200. mxfp8, nvfp4 and fp4, which is nvfp4: compute capability 10. fp8_current, nvfp4: a row's "
+        "scale depends on the others of its step. int4 is refused",
+        "cuda",
+    )
+    te_include_mlp: bool = _flag(
+        False, "with use_te_weight_only: the MLP's projections through Transformer Engine, too", "cuda"
+    )
     use_clustered_attention_kernel: bool = _flag(
         False, "attention of every layer through a function of yours (kernels.stubs)"
     )
@@ -174,6 +189,14 @@ def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
     if flags.use_te_weight_only and weight_dtype != "auto":
         raise ValueError(
             f"use_te_weight_only excludes weight_dtype {weight_dtype}: each says what projections are kept in"
+        )
+
+
+def check_packages(flags: FastPathFlags) -> None:
+    """Raises ImportError, naming the flag, where a package that one cannot do without is not installed."""
+    if flags.use_te_weight_only and find_spec("transformer_engine") is None:
+        raise ImportError(
+            f"use_te_weight_only needs transformer_engine, which is not installed: {TE_INSTALL}"
         )
 
 

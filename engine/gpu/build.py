@@ -7,6 +7,7 @@ what is left, and the graphs are captured for good.
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from engine.decoder import Decoder
 from engine.eight_bits import kind8, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
+from engine.forced import forced_blocks
 from engine.gpu.cache import PagedKV
 from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes
 from engine.gpu.graphs import Buckets
@@ -25,6 +27,7 @@ from engine.gpu.network import Network, programmatic_launch
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
+from engine.gpu.te import describe, groups, keeper_of, maker_of, prepare
 from engine.gpu.weights import NetworkWeights, network_weights
 from engine.memory import block_bytes, largest_pool, whole_pages
 from engine.messages import EngineConfig
@@ -81,19 +84,25 @@ def build(
     config: EngineConfig,
     flags: Resolved,
     terminal_ids: tuple[int, ...],
-    consume: bool = False,
+    consume: bool,
+    passages: Sequence[list[int]],
 ) -> Backend:
-    """consume: what is copied of the model is freed there. Raises ValueError for settings that do not fit the
-    model or the device.
+    """consume: what is copied of the model is freed there. passages: what Transformer Engine's projections
+    are calibrated with (engine.calibration). Raises ValueError for settings that do not fit the model or the
+    device.
     """
     clock = Clock()
     sizes = Sizes.of(model, config)
-    kind = kind8(config.weight_dtype, next(model.parameters()).dtype)
-    weights = network_weights(model, consume, kind)
-    device, dtype = weights.embedding.device, weights.embedding.dtype
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
     torch.cuda.set_device(device)
+    kind = kind8(config.weight_dtype, dtype)
+    maker = maker_of(flags, device, dtype)
+    weights = network_weights(model, consume, kind if maker is None else keeper_of(maker, flags))
     before = used(device)
-    linears = build_linears(weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device))
+    linears = build_linears(
+        weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device), maker
+    )
     clock.lap("linear probe")
     network, attention = _network(weights, linears, sizes, config, flags)
     use_graphs = graphs_for(flags, network.attention)
@@ -104,9 +113,12 @@ def build(
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
     compiled = runner.compile()
+    clock.lap("kernels")
+    if maker is not None:
+        _prepare_te(runner, network, linears, passages, sizes, model)
+        clock.lap("calibration")
     if not network.persistent:
         network.reserve()
-    clock.lap("kernels")
     budget, blocks, most = _size_pool(runner, network, sizes, model, config, before)
     clock.lap("memory")
     network.cache = _cache(model, blocks, sizes, dtype, device)
@@ -115,17 +127,15 @@ def build(
     rehearse(runner)
     clock.lap("rehearsal")
     known = outcomes(flags, network.attention, attention, runner.graphs, budget.graphs)
+    step_bytes = f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step"
+    te_rows, te_known = describe(maker, flags, step_bytes)
     features: list[Feature] = [
         *attention,
-        weight_row(
-            config.weight_dtype,
-            dtype,
-            f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step",
-        ),
+        *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
         *linears.features,
         ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
         *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
-        *flag_rows(flags, "cuda", sizes.block_size, known),
+        *flag_rows(flags, "cuda", sizes.block_size, known | te_known),
     ]
     return Backend(
         runner=runner,
@@ -140,8 +150,8 @@ def build(
         spread=1,
         features=features,
         memory=budget.parts(),
-        weights_bytes=0 if kind is None else weights.total_bytes,
-        step_bytes=0 if kind is None else weights.bytes_per_step,
+        weights_bytes=weights.total_bytes if kind or maker else 0,
+        step_bytes=weights.bytes_per_step if kind or maker else 0,
     )
 
 
@@ -167,6 +177,23 @@ def _network(
     )
     network = Network(weights, linears, rows, attention, sizes.max_tokens, sizes.max_rows)
     return network, features
+
+
+def _prepare_te(
+    runner: GpuRunner,
+    network: Network,
+    linears: Linears,
+    passages: Sequence[list[int]],
+    sizes: Sizes,
+    model: Decoder,
+) -> None:
+    """With a cache of its own, after which there is the trial's again."""
+    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    batches = groups(passages, sizes.max_rows, sizes.max_model_len)
+    blocks = max(forced_blocks(batch, sizes.block_size) for batch in batches)
+    network.cache = _cache(model, blocks, sizes, dtype, device)
+    prepare(runner, linears, batches, sizes.block_size)
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
 
 
 def _size_pool(

@@ -5,54 +5,73 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.backend import Feature
-from engine.gpu.weights import LayerWeights, NetworkWeights
+from engine.gpu.weights import MATRICES, Held, LayerWeights, NetworkWeights
 from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas, through_triton
+from kernels.fused_linear import FusedLinear
 from kernels.probe import Choices, Mode, Product, Projection, choose
-from kernels.quantize import Weight, Weight8, kind_of
+from kernels.quantize import Weight8, kind_of
 from kernels.skinny import Activation
+from kernels.te_linear import TeLinear, TeMaker, TeScratch, TeWeight
 
 
 @dataclass(slots=True)
 class LayerLinears:
     """One block's projections (see engine.gpu.weights.LayerWeights)."""
 
-    qkv: DeviceLinear
-    o: DeviceLinear
-    mlp_in: DeviceLinear
-    mlp_out: DeviceLinear
+    qkv: FusedLinear
+    o: FusedLinear
+    mlp_in: FusedLinear
+    mlp_out: FusedLinear
 
 
 @dataclass(slots=True)
 class Linears:
+    """te: those of the projections that are Transformer Engine's. te_scratch: what they share."""
+
     layers: list[LayerLinears]
-    head: DeviceLinear
+    head: FusedLinear
     features: list[Feature] = field(default_factory=list)
+    te: list[TeLinear] = field(default_factory=list)
+    te_scratch: TeScratch | None = None
 
 
-def build_linears(weights: NetworkWeights, mode: Mode, max_tokens: int, pdl: bool) -> Linears:
+def build_linears(
+    weights: NetworkWeights, mode: Mode, max_tokens: int, pdl: bool, maker: TeMaker | None = None
+) -> Linears:
     """Measures, or looks up, what serves each projection; every mode but "auto" leaves no choice.
 
-    pdl: kernels may start before the one in front of them has ended. Raises ValueError for what "skinny"
-    or "triton" cannot serve.
+    pdl: kernels may start before the one in front of them has ended. maker: of those weights that are
+    Transformer Engine's, which serves them at any number of rows. Raises ValueError for what "skinny" or
+    "triton" cannot serve.
     """
     first = weights.layers[0]
     device, dtype = weights.embedding.device, weights.embedding.dtype
     wide = first.mlp_in.size(0) if weights.activation == "swiglu" else 0
-    matrices = [m for layer in weights.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
-    full = max((m.numel() for m in [*matrices, weights.head] if isinstance(m, Weight8)), default=0)
+    held = [*weights.matrices, weights.head]
+    full = max((m.numel() for m in held if isinstance(m, Weight8)), default=0)
     scratch = LinearScratch.allocate(max_tokens, weights.width, wide, dtype, device, full)
     choices = Choices()
-    if device.type == "cuda":
+    projections = _projections(weights)
+    if device.type == "cuda" and projections:
         choices = choose(
-            _projections(weights),
+            projections,
             through_cublas(scratch, pdl),
             medium=through_triton(scratch, pdl),
             mode=mode,
             pdl=pdl,
         )
 
-    def linear(weight: Weight, bias: torch.Tensor | None = None) -> DeviceLinear:
-        return DeviceLinear(weight, bias, choices=choices, scratch=scratch, pdl=pdl)
+    te: list[TeLinear] = []
+    te_scratch = None
+    if maker is not None:
+        te_scratch = TeScratch(maker.precision.rows, scratch.normed)
+
+    def linear(weight: Held, bias: torch.Tensor | None = None) -> FusedLinear:
+        if not isinstance(weight, TeWeight):
+            return DeviceLinear(weight, bias, choices=choices, scratch=scratch, pdl=pdl)
+        assert maker is not None and te_scratch is not None
+        te.append(TeLinear(weight, bias, maker=maker, scratch=te_scratch, pdl=pdl))
+        return te[-1]
 
     layers = [
         LayerLinears(
@@ -64,28 +83,30 @@ def build_linears(weights: NetworkWeights, mode: Mode, max_tokens: int, pdl: boo
         for layer in weights.layers
     ]
     features: list[Feature] = [(what, mode, used, why) for what, used, why in choices.explain()]
-    return Linears(layers, linear(weights.head), features)
+    return Linears(layers, linear(weights.head), features, te, te_scratch)
 
 
 def _projections(weights: NetworkWeights) -> list[Projection]:
-    """What is to be measured: every projection without a bias that stands behind the product."""
+    """What is to be measured: every projection of ours without a bias that stands behind the product."""
     layers, act = weights.layers, weights.activation
-
-    def one(name: str, found: list[Weight], norm: bool, activation: Activation, add: bool) -> Projection:
-        n, k = found[0].shape
-        return Projection(name, Product(n, k, norm, activation, add, kind_of(found[0])), found)
-
-    def of(name: str) -> list[Weight]:
-        return [getattr(layer, name) for layer in layers]
-
-    projections = [one("qkv", of("qkv"), True, "none", False)]
-    if not _biased(layers, "o_bias"):
-        projections.append(one("o", of("o"), False, "none", True))
-    if not _biased(layers, "mlp_in_bias"):
-        projections.append(one("mlp in", of("mlp_in"), True, act, False))
-    if not _biased(layers, "mlp_out_bias"):
-        projections.append(one("mlp out", of("mlp_out"), False, "none", True))
-    return [*projections, one("head", [weights.head], False, "none", False)]
+    # Name in the table; with norm; activation; added to what is there; the bias behind it.
+    kinds: dict[str, tuple[str, bool, Activation, bool, str | None]] = {
+        "qkv": ("qkv", True, "none", False, None),
+        "o": ("o", False, "none", True, "o_bias"),
+        "mlp_in": ("mlp in", True, act, False, "mlp_in_bias"),
+        "mlp_out": ("mlp out", False, "none", True, "mlp_out_bias"),
+    }
+    found = [(kinds[name], [getattr(layer, name) for layer in layers]) for name in MATRICES]
+    found.append((("head", False, "none", False, None), [weights.head]))
+    projections: list[Projection] = []
+    for (name, norm, activation, add, bias), matrices in found:
+        first = matrices[0]
+        if isinstance(first, TeWeight) or (bias is not None and _biased(layers, bias)):
+            continue
+        n, k = first.shape
+        product = Product(n, k, norm, activation, add, kind_of(first))
+        projections.append(Projection(name, product, matrices))
+    return projections
 
 
 def _biased(layers: list[LayerWeights], name: str) -> bool:

@@ -4,7 +4,7 @@ Nothing here depends on the host: lengths, tables and parameters are read from d
 calls run eagerly, while a graph is captured, and as its replay. Single positions come first in a step's
 tokens and go through the decode kernel; longer chunks follow and go through the prefill kernel. Every
 product, norm and elementwise kernel covers the whole bucket; rows beyond the live ones hold leftovers that
-nobody reads.
+nobody reads. (Scales over all rows of a step, as Transformer Engine's fp8_current has them, do see those.)
 """
 
 from collections.abc import Iterable

@@ -144,6 +144,19 @@ class GpuRunner:
             self.network.step_counter.zero_()
         return count
 
+    def force(self, plan: Plan) -> None:
+        """Runs a step outside of any graph and waits for it. Its results go nowhere; call it while no other
+        step is on its way.
+        """
+        network = self.network
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            network.rows.stage(plan, self._terminal_ids)
+            staged = self._staging.stage(plan)
+            graphs = self._decode_graphs if staged.decode else self._mixed_graphs
+            network.step(staged.shape, graphs.inputs_of(staged.shape), False)
+            network.step_counter.sub_(1)  # it is not one of the steps that were launched
+        self._stream.synchronize()
+
     def capture(self, largest_only: bool = False) -> None:
         """Captures every bucket, or the largest of both kinds. Call it before the first step."""
         mixed, decode = self._shapes()

@@ -6,8 +6,9 @@ interleaved in groups of eight, so that one tensor-core tile holds both halves o
 (kernels.triton.activation).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -19,26 +20,44 @@ from engine.llama_config import LlamaConfig
 from engine.model import GPT, Block
 from kernels.linear import Projection
 from kernels.quantize import Kind8, Weight, quantize, stored_bytes
+from kernels.te_linear import TeWeight
 from kernels.triton.rope import RotarySpec
 
 INTERLEAVE = 8
 EVEN_INPUTS = 2048
 
 Activation = Literal["relu2", "swiglu"]
+Held: TypeAlias = Weight | TeWeight
+MATRICES = ("qkv", "o", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What becomes of projections that are not kept as they are. names: which, of MATRICES and "head". make:
+    from the full weight and its name, for errors.
+    """
+
+    names: frozenset[str]
+    make: Callable[[torch.Tensor, str], Held]
+
+    @classmethod
+    def eight_bits(cls, kind: Kind8) -> "Keeper":
+        return cls(frozenset((*MATRICES, "head")), lambda weight, name: quantize(weight, kind, name))
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One block. Matrices are [outputs, inputs], in the model's dtype or of eight bits.
+    """One block. Matrices are [outputs, inputs]: in the model's dtype, of eight bits, or Transformer
+    Engine's.
 
     qkv: query, key and value rows one behind the other. mlp_in: for SwiGLU the interleaved gate and up rows.
     value_embedding: [vocab, kv_heads * head_dim] with its gate [kv_heads, channels] (nanochat, some layers).
     """
 
-    qkv: Weight
-    o: Weight
-    mlp_in: Weight
-    mlp_out: Weight
+    qkv: Held
+    o: Held
+    mlp_in: Held
+    mlp_out: Held
     window: int | None
     rotary: RotarySpec
     rotated: bool = True
@@ -70,7 +89,7 @@ class NetworkWeights:
 
     embedding: torch.Tensor
     layers: list[LayerWeights]
-    head: Weight
+    head: Held
     own: torch.Tensor
     other: torch.Tensor
     eps: float
@@ -94,8 +113,12 @@ class NetworkWeights:
     @property
     def bytes_per_step(self) -> int:
         """Weight bytes that every decode step must read."""
-        matrices = [m for layer in self.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
-        return sum(map(stored_bytes, [*matrices, self.head]))
+        return sum(map(held_bytes, [*self.matrices, self.head]))
+
+    @property
+    def matrices(self) -> list[Held]:
+        """Every projection inside the blocks."""
+        return [m for layer in self.layers for m in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
 
     @property
     def total_bytes(self) -> int:
@@ -106,21 +129,33 @@ class NetworkWeights:
         return self.bytes_per_step + sum(t.numel() * t.element_size() for t in tables)
 
 
-def network_weights(model: Decoder, consume: bool = False, kind: Kind8 | None = None) -> NetworkWeights:
+def held_bytes(weight: Held) -> int:
+    """What a projection takes in memory, and what a product must read of it."""
+    return weight.stored_bytes if isinstance(weight, TeWeight) else stored_bytes(weight)
+
+
+def network_weights(
+    model: Decoder, consume: bool = False, kind: Kind8 | Keeper | None = None
+) -> NetworkWeights:
     """Reads a model of any family. Its own parameters keep their values, or with `consume` may lose their
     storage as soon as they have been copied.
 
-    kind: projections and head are quantised, one layer after the other; embeddings and norms stay. Raises
-    ValueError for weights of which that cannot be made.
+    kind: how projections and head are kept, made one layer after the other: all of them in eight bits, or as
+    a keeper says; embeddings and norms stay. Raises ValueError for weights of which that cannot be made.
     """
+    keeper = Keeper.eight_bits(kind) if isinstance(kind, str) else kind or Keeper(frozenset(), _unchanged)
     if isinstance(model, GPT):
-        return _nanochat(model, consume, kind)
+        return _nanochat(model, consume, keeper)
     if isinstance(model, Llama):
-        return _llama(model, consume, kind)
+        return _llama(model, consume, keeper)
     raise TypeError(f"no GPU forward pass for a {type(model).__name__}")
 
 
-def _nanochat(model: GPT, consume: bool, kind: Kind8 | None) -> NetworkWeights:
+def _unchanged(weight: torch.Tensor, name: str) -> Held:
+    return weight
+
+
+def _nanochat(model: GPT, consume: bool, keeper: Keeper) -> NetworkWeights:
     config = model.config
     embedding = model.transformer["wte"].weight
     assert isinstance(embedding, torch.Tensor)
@@ -135,16 +170,17 @@ def _nanochat(model: GPT, consume: bool, kind: Kind8 | None) -> NetworkWeights:
     layers = []
     for index, block in enumerate(blocks):
         layer = _nanochat_layer(model, config, index, block)
-        if kind is not None:
-            _quantise(layer, index, kind)
-            if consume:
-                attn, mlp = block.attn, block.mlp
-                _forget(attn.c_q, attn.c_k, attn.c_v, attn.c_proj, mlp.c_fc, mlp.c_proj)
+        _convert(layer, index, keeper)
+        if consume:
+            attn, mlp = block.attn, block.mlp
+            sources = {"qkv": (attn.c_q, attn.c_k, attn.c_v), "o": (attn.c_proj,)}
+            sources |= {"mlp_in": (mlp.c_fc,), "mlp_out": (mlp.c_proj,)}
+            _forget(*(projection for name in keeper.names & set(sources) for projection in sources[name]))
         layers.append(layer)
     return NetworkWeights(
         embedding=embedding.detach(),
         layers=layers,
-        head=_head(model, consume, kind),
+        head=_head(model, consume, keeper),
         own=own,
         other=other,
         eps=config.rms_eps,
@@ -180,16 +216,16 @@ def _nanochat_layer(model: GPT, config: GPTConfig, index: int, block: Block) -> 
     return layer
 
 
-def _llama(model: Llama, consume: bool, kind: Kind8 | None) -> NetworkWeights:
+def _llama(model: Llama, consume: bool, keeper: Keeper) -> NetworkWeights:
     config = model.config
     embedding = model.model.embed_tokens.weight.detach()
     own, other = model.rope(embedding.device)
     return NetworkWeights(
         embedding=embedding,
         layers=[
-            _llama_layer(config, index, layer, consume, kind) for index, layer in enumerate(model.layers)
+            _llama_layer(config, index, layer, consume, keeper) for index, layer in enumerate(model.layers)
         ],
-        head=_head(model, consume, kind),
+        head=_head(model, consume, keeper),
         own=own,
         other=other,
         eps=config.rms_eps,
@@ -204,7 +240,7 @@ def _llama(model: Llama, consume: bool, kind: Kind8 | None) -> NetworkWeights:
 
 
 def _llama_layer(
-    config: LlamaConfig, index: int, layer: DecoderLayer, consume: bool, kind: Kind8 | None
+    config: LlamaConfig, index: int, layer: DecoderLayer, consume: bool, keeper: Keeper
 ) -> LayerWeights:
     attn, mlp = layer.self_attn, layer.mlp
     qkv = torch.cat([_matrix(p) for p in (attn.q_proj, attn.k_proj, attn.v_proj)])
@@ -234,30 +270,30 @@ def _llama_layer(
         q_norm=attn.q_norm.weight.detach() if attn.q_norm is not None else None,
         k_norm=attn.k_norm.weight.detach() if attn.k_norm is not None else None,
     )
-    if kind is not None:
-        _quantise(made, index, kind)
+    _convert(made, index, keeper)
     if consume:
         _forget(attn.q_proj, attn.k_proj, attn.v_proj, mlp.gate_proj, mlp.up_proj)
-        if kind is not None:
+        if "o" in keeper.names:
             _forget(attn.o_proj)
-        if kind is not None or down.data_ptr() != _matrix(mlp.down_proj).data_ptr():
+        if "mlp_out" in keeper.names or down.data_ptr() != _matrix(mlp.down_proj).data_ptr():
             _forget(mlp.down_proj)
     return made
 
 
-def _head(model: GPT | Llama, consume: bool, kind: Kind8 | None) -> Weight:
+def _head(model: GPT | Llama, consume: bool, keeper: Keeper) -> Held:
     head = _matrix(model.lm_head)
-    if kind is None:
+    if "head" not in keeper.names:
         return head
-    made = quantize(head, kind, "the head")
+    made = keeper.make(head, "the head")
     if consume and not (isinstance(model, Llama) and model.config.tied):  # the embedding stays as it is
         _forget(model.lm_head)
     return made
 
 
-def _quantise(layer: LayerWeights, index: int, kind: Kind8) -> None:
-    for name in ("qkv", "o", "mlp_in", "mlp_out"):
-        setattr(layer, name, quantize(getattr(layer, name), kind, f"{name} of layer {index}"))
+def _convert(layer: LayerWeights, index: int, keeper: Keeper) -> None:
+    for name in MATRICES:
+        if name in keeper.names:
+            setattr(layer, name, keeper.make(getattr(layer, name), f"{name} of layer {index}"))
 
 
 def _forget(*projections: Projection) -> None:

@@ -16,7 +16,7 @@ def test_the_table_of_flags_is_up_to_date() -> None:
     assert DOCS.read_text() == table(), "python -m benchmarks.flag_table > docs/flags.md"
 
 
-def test_b1_b2_w1_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_b1_b2_b10_w1_w3_w4_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows B1, B2, B10, W1, W3 and W4: rows in the seed's order; what is not there says so."""
     out = tmp_path / "flags.json"
     sizes = ["--batch-size", "2", "--prompt-len", "24", "--decode-len", "6", "--iters", "2"]
@@ -25,7 +25,7 @@ def test_b1_b2_w1_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = {row["mode"]: row for row in kept["rows"]}
     assert list(rows)[:5] == ["baseline", "flash_sdp", "flash3", "flash3_block", "persistent"]
     assert list(rows) == [mode.name for mode in MODES]
-    for name in ("flash_sdp", "flash3", "persistent", "graphs", "clusters"):
+    for name in ("flash_sdp", "flash3", "persistent", "graphs", "clusters", "te_fp8"):
         assert rows[name]["error"].startswith("unavailable: "), name
     baseline, blocks = rows["baseline"], rows["flash3_block"]
     for row in (baseline, blocks, rows["fp8_weights"], rows["int8_weights"]):
@@ -63,12 +63,18 @@ def test_gains_are_those_of_the_row_before(tmp_path: Path) -> None:
         row("flash3_block", 900, 90),
         row("persistent", 1000, 100),
         row("graphs", 1500, 400),
+        row("clusters", 1000, 100),
+        row("int8_weights", 9000, 9000),
+        row("te_fp8", 1100, 150),
     ]
     kept = {"machine": {"gpu": "a GPU"}, "settings": {}, "rows": rows}
     (tmp_path / "flags-cuda-bfloat16-2026-01-01.json").write_text(json.dumps(kept))
     gains = measured(tmp_path)
     assert gains["use_flash_sdp"] == "prefill +100 %, decode +0 % (a GPU)"
     assert gains["use_cuda_graphs"] == "prefill +50 %, decode +300 % (a GPU)"
+    assert gains["use_te_weight_only"] == "prefill +10 %, decode +50 % (a GPU)", (
+        "over the row without eight bits"
+    )
     assert "use_flash3" not in gains and "kv_block_size" not in gains, "there is no row to compare with"
 
 

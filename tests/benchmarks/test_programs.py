@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
+import torch
 from aiohttp import web
 
-from benchmarks import decode, offline, peers, scheduling
+from benchmarks import accuracy, decode, offline, peers, scheduling
 from benchmarks.bandwidth import Reads
 from benchmarks.client import Orders, prompts
 from benchmarks.load import percentile, stream
+from benchmarks.models import ByteTokenizer
 from benchmarks.workloads import SEED_PROMPTS, WORKLOADS, Work
 from engine.config import GPTConfig
 from engine.model import GPT
@@ -154,3 +157,48 @@ async def test_client_processes_see_what_the_server_sent() -> None:
 def test_percentiles_are_those_of_the_peers_generator() -> None:
     values = [float(value) for value in range(1, 101)]
     assert (percentile(values, 0.5), percentile(values, 0.99), percentile([], 0.5)) == (51, 100, 0)
+
+
+def test_accuracy_against_the_dense_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is that of the model's own forward, the first system is its own measure, others are not."""
+    small = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_kv_head": 2, "vocab_size": 512, "sequence_len": 128}
+    monkeypatch.setitem(offline.models.SIZES, "tiny", small)
+    written, out = tmp_path / "text.txt", tmp_path / "accuracy.json"
+    written.write_text("The river was high that spring, and nobody crossed it before noon. " * 8)
+    sizes = f"--model-size tiny --device cpu --rows 3 --length 20 --text {written}"
+    accuracy.main([*sizes.split(), "--systems", "full,int8,te", "--streams", "2", "--new", "4", "--runs", "1",
+                   "--out", str(out)])  # fmt: skip
+    full, eight, te = json.loads(out.read_text())["rows"]
+    args = accuracy.arguments(sizes.split())
+    model, tokenizer, _ = accuracy.model_of(args)
+    text = accuracy.text_of(args, tokenizer, 512)
+    windows = torch.tensor(text.windows)
+    assert windows.shape[1:] == (3, 21) and full["tokens"] == windows[..., 1:].numel() > 100
+    with torch.inference_mode():
+        logits = model(windows[..., :-1].reshape(-1, 20)).flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(logits, windows[..., 1:].reshape(-1)).item()
+    assert full["nats"] == pytest.approx(want, abs=1e-4) and full["nats_more"] == 0
+    assert full["bits_per_byte"] == pytest.approx(want / math.log(2) / text.bytes_per_token, abs=1e-4)
+    assert full["cosine_min"] == pytest.approx(1, abs=1e-6) and full["same_top"] == 1
+    assert 0.9 < eight["cosine_min"] < eight["cosine_mean"] < 1 - 1e-7
+    assert full["tok_s"]["2"] > 0 and te["error"].startswith("unavailable: use_te_weight_only")
+    shown = out.with_suffix(".md").read_text()
+    assert "| int8 |" in shown and "- te: unavailable" in shown
+
+
+def test_accuracy_refuses_what_does_not_fill_a_step(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("too short")
+    args = accuracy.arguments(["--text", str(text), "--device", "cpu"])
+    with pytest.raises(ValueError, match="does not fill 16 passages of 256"):
+        accuracy.text_of(args, ByteTokenizer(512), 512)
+    for wrong in (["--systems", "full,int3"], ["--rows", "0"]):
+        with pytest.raises(SystemExit):
+            accuracy.arguments(wrong)
+
+
+def test_decode_takes_flags_as_well_as_fields() -> None:
+    pairs = ["--engine", "use_te_weight_only=true", "--engine", "weight_dtype=int8", "--engine", "max_rows=7"]
+    config = offline.engine_config(decode.arguments(["--workload", "one", *pairs]))
+    assert config.flags == {"use_te_weight_only": True}
+    assert (config.weight_dtype, config.max_rows) == ("int8", 7)

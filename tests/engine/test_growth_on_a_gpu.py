@@ -187,7 +187,7 @@ def runs(
 ) -> Callable[..., tuple[list[list[int]], "async_engine.AsyncEngine"]]:
     """Serves all asks with a pool of so many blocks; the tokens, and the engine when all is over."""
 
-    def build(model: GPT, config: EngineConfig, *rest: object) -> Backend:
+    def build(model: GPT, tokenizer: object, config: EngineConfig, *rest: object) -> Backend:
         blocks = 1 + (config.num_blocks or 0)
         network = Network(PagedKV(LAYERS, blocks, BLOCK, 1, 2, torch.float32, CPU))
         staging = StepStaging(Buckets.up_to(ROWS, TOKENS), CPU)

@@ -1,4 +1,4 @@
-"""Rows G0, F4 to F7 and F11, and what is refused: each flag alone, and what the start-up table says of it."""
+"""Rows G0, F4 to F10, and what is refused: each flag alone, and what the start-up table says of it."""
 
 import pytest
 import torch
@@ -69,6 +69,7 @@ TOGGLES: dict[str, object] = {
     "use_cuda_graphs": False,
     "use_te_weight_only": False,
     "te_weight_dtype": "bf16",
+    "te_include_mlp": False,
     "allow_kernel_stub_fallback": True,
 }
 
@@ -215,20 +216,6 @@ async def test_f7_the_pool_is_rounded_to_blocks_and_then_to_pages(model: GPT) ->
         await engine.close()
 
 
-async def test_f11_without_transformer_engine_nothing_starts(
-    model: GPT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fastpath, "find_spec", lambda name: None)
-    wanted = r"use_te_weight_only needs transformer_engine.*pip install"
-    with pytest.raises(ImportError, match=wanted):
-        await run(model, {"use_te_weight_only": True, "allow_kernel_stub_fallback": True})
-    with pytest.raises(ImportError, match=wanted):
-        await run(flagged(model, use_te_weight_only=True))
-    for wrong in ("int7", "", 8):
-        with pytest.raises(ValueError, match="te_weight_dtype"):
-            GPTConfig(te_weight_dtype=wrong)  # type: ignore[arg-type]
-
-
 def test_a_file_hints_at_numbers_and_switches_only() -> None:
     described: dict[str, object] = {
         "sequence_len": 64, "vocab_size": 512, "n_layer": 2, "n_head": 4, "n_kv_head": 4, "n_embd": 64,
@@ -263,7 +250,7 @@ def test_rows_of_a_gpu_say_what_a_hook_leaves_out() -> None:
     for name in ("use_cuda_graphs", "use_flash3", "enable_persistent_decode"):
         with pytest.raises((fastpath.FlagUnavailable, ValueError), match=name):
             both = {"use_clustered_attention_kernel": True, name: True}
-            fastpath.refuse(resolve(None, "fast", both), "cuda")
+            fastpath.refuse(resolve(None, "fast", both), "cuda", torch.bfloat16)
     plain = {name: used for name, _, used, _ in fastpath.flag_rows(resolve(None, "fast", {}), "cuda", 16, {})}
     assert plain["te_weight_dtype"] == plain["allow_kernel_stub_fallback"] == "off"
 
