@@ -18,7 +18,7 @@ STEPS = ((4096, 4), (2048, 3))
 MAX_CLUSTER = 8  # what every device with clusters can launch
 MAX_GROUP = 8  # columns of a tensor-core product
 TILE = 16  # keys
-FLIGHT_BYTES = 192 << 10  # keys and values in flight on a multiprocessor
+FLIGHT_BYTES = 204 << 10  # keys and values in flight on a multiprocessor
 MAX_STAGES = 4
 LEAST_KEYS = 64  # that a block is worth having for
 LOG2_E = math.log2(math.e)
@@ -61,6 +61,11 @@ class Shape:
         return self.heads // self.kv_heads
 
 
+def _tile_bytes(shape: Shape) -> int:
+    """Keys and values of a tile, and the room between groups of four values."""
+    return 2 * TILE * shape.head_dim * 2 + TILE // 4 * 32
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """cluster: blocks that share an entry's keys. warps: of a block. blocks: that shall fit on a
@@ -72,16 +77,14 @@ class Variant:
 
     def stages(self, shape: Shape) -> int:
         """Tiles in flight per warp: what fills a multiprocessor's shared memory, up to MAX_STAGES."""
-        tile = 2 * TILE * shape.head_dim * 2
-        return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * tile)))
+        return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * _tile_bytes(shape))))
 
     def shared_bytes(self, shape: Shape) -> int:
-        """Dynamic shared memory of a block: the warps' tiles, later their results, and what the cluster's
-        blocks send."""
-        quads = shape.group * shape.head_dim // 4
-        tiles = self.stages(shape) * 2 * TILE * shape.head_dim * 2
+        """Dynamic shared memory of a block: the warps' tiles, later their results, what the cluster's blocks
+        send, and a barrier for each tile."""
+        quads, stages = shape.group * shape.head_dim // 4, self.stages(shape)
         sent = quads * 24 if self.cluster > 1 else 0
-        return self.warps * (max(tiles, quads * 16) + shape.group * 8) + sent
+        return self.warps * (max(stages * _tile_bytes(shape), quads * 16) + (shape.group + stages) * 8) + sent
 
     @classmethod
     def of(cls, entries: int, kv_heads: int, cluster: int, multiprocessors: int) -> "Variant":
@@ -134,7 +137,7 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("block_tables", "rows", "positions", "out")),
         *((name, ctypes.c_longlong) for name in ("q_stride", "q_head", "k_block", "k_head")),
         *((name, ctypes.c_longlong) for name in ("v_block", "v_head", "table_stride", "out_stride")),
-        *((name, ctypes.c_int) for name in ("k_offset", "v_offset", "kv_heads", "window")),
+        *((name, ctypes.c_int) for name in ("kv_heads", "window")),
         ("scale", ctypes.c_float),
         ("flags", ctypes.c_int),
     )
@@ -242,7 +245,8 @@ class ClusterDecode:
         are at most `window` before the query's own.
 
         q: [entries, heads, head_dim], a view with any strides but the last, which is 1. k_pages, v_pages:
-        [blocks, block_size, kv_heads, head_dim] likewise; slots beyond a row's context may hold anything.
+        [blocks, block_size, kv_heads, head_dim], a head's keys of a block one behind the other; slots beyond
+        a row's context may hold anything.
         block_tables: [rows, blocks of a row] int32. rows, positions: [entries] int32; an entry of which
         either is negative is padding, and its part of out left alone. out: [entries, heads * head_dim]. pdl:
         launched before the previous kernel ends. ValueError: tensors that do not fit the model, the kernel
@@ -283,8 +287,8 @@ def fill_arguments(
     a.block_tables, a.rows, a.positions = block_tables.data_ptr(), rows.data_ptr(), positions.data_ptr()
     a.out, a.out_stride, a.table_stride = out.data_ptr(), out.stride(0), block_tables.stride(0)
     a.q_stride, a.q_head = q.stride(0), q.stride(1)
-    a.k_block, a.k_offset, a.k_head = k_pages.stride(0), k_pages.stride(1), k_pages.stride(2)
-    a.v_block, a.v_offset, a.v_head = v_pages.stride(0), v_pages.stride(1), v_pages.stride(2)
+    a.k_block, a.k_head = k_pages.stride(0), k_pages.stride(2)
+    a.v_block, a.v_head = v_pages.stride(0), v_pages.stride(2)
     a.kv_heads, a.window = k_pages.size(2), -1 if window is None else window
     a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
 
@@ -309,8 +313,8 @@ def _mismatch(
     for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
         if pages.dim() != 4 or pages.shape[1:] != page:
             return f"{name} is {list(pages.shape)}, must be [blocks, {', '.join(map(str, page))}]"
-        if pages.stride(1) >= 2**31:
-            return f"keys of {name} are {pages.stride(1)} numbers apart, more than 32 bits count"
+        if pages.stride(1) != shape.head_dim:
+            return f"keys of {name} are {pages.stride(1)} numbers apart; a head's keys must follow each other"
     if out.shape != (entries, shape.heads * shape.head_dim):
         return f"out is {list(out.shape)}, must be [{entries}, {shape.heads * shape.head_dim}]"
     if rows.shape != (entries,) or positions.shape != (entries,) or block_tables.dim() != 2:

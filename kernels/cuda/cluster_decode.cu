@@ -3,8 +3,8 @@
 // Work: a cluster has one entry and one kv head, the GROUP query heads of which are the columns of all products
 // (unused ones are zero). Keys form tiles of 16; the tiles that hold visible keys are cut into CLUSTER stretches of
 // one length, of which the last ones may be short or empty. In a block, warp w takes tiles w, w + WARPS, ... of its
-// stretch. Every lane copies the pieces of keys and values that it will multiply into places of its own in shared
-// memory, STAGES tiles ahead, so that nobody waits for anybody and no two lanes read one bank.
+// stretch. Tiles lie in one piece in memory, and bulk copies bring them into the warp's shared memory, STAGES ahead:
+// loads by lanes would be cut into so many requests that the multiprocessor, not the memory, set the pace.
 //
 // Products: S^T[16 keys, 8 heads] = K Q^T with skinny.cu's order of channels, in which a lane's 16 bytes are four
 // operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
@@ -26,49 +26,39 @@ constexpr int TILES_OF_PAGE = BLOCK_SIZE / TILE;
 constexpr int THREADS = WARPS * 32;
 constexpr int QUADS = GROUP * D / 4;    // results, four channels each
 constexpr int SHARE = QUADS / CLUSTER;  // that a block of the cluster finishes
-constexpr int KEY_PIECES = D / 16;      // that a lane has of a tile's keys, 16 bytes each
-constexpr int PIECES = KEY_PIECES + D / 16;
-constexpr int STAGE = PIECES * 32;
+// In pieces of 16 bytes. Two pieces between groups of four values keep lanes of one phase on different banks.
+constexpr int ROW = D / 8;
+constexpr int KEY_PIECES = TILE * ROW, VALUE_PIECES = 4 * ROW + 2;
+constexpr int STAGE = KEY_PIECES + TILE / 4 * VALUE_PIECES;
 constexpr int ROOM = STAGES * STAGE > QUADS ? STAGES * STAGE : QUADS;  // of a warp: tiles, afterwards its sums
 // Stands for "no key yet": unlike -inf it can be subtracted from itself.
 constexpr float LOWEST = -3.0e38f;
 
-// One kv head's keys or values. block, offset: numbers from page to page, from key to key.
+// One kv head's keys or values. block: numbers from page to page.
 struct Pages {
     const u16* base;
     long long block;
-    int offset;
 };
 
-// A tile: its page, its first key's place there, and which of its keys can be seen.
-struct Tile {
-    int page, start, low, high;
-};
-
-DEVICE const u16* address_of(const Pages& pages, const Tile& tile, int key) {
-    // Keys that cannot be seen are never read, for their slots may hold anything: the nearest one stands in.
-    const int slot = tile.start + min(max(key, tile.low), tile.high);
-    return pages.base + tile.page * pages.block + (long long)slot * pages.offset;
+// One lane brings a tile: keys in one piece, values in four.
+DEVICE void copy_tile(uint4* stage, Barrier* barrier, const Pages& keys, const Pages& values, int page, int start) {
+    const u16* const from = values.base + page * values.block + start * D;
+    expect_bytes(barrier, 2 * TILE * D * 2);
+    copy_bulk(stage, keys.base + page * keys.block + start * D, TILE * D * 2, barrier);
+#pragma unroll
+    for (int i = 0; i < TILE / 4; i++)
+        copy_bulk(stage + KEY_PIECES + i * VALUE_PIECES, from + i * 4 * D, 4 * D * 2, barrier);
 }
 
-// to: this lane's place in the stage; piece i lies 32 * i behind it.
-DEVICE void copy_keys(uint4* to, const Pages& pages, const Tile& tile, int g) {
-    const u16* const upper = address_of(pages, tile, g);
-    const u16* const lower = address_of(pages, tile, g + 8);
-#pragma unroll
-    for (int b = 0; b < D / 32; b++) {
-        copy_in_background(to + b * 64, upper + b * 32);
-        copy_in_background(to + b * 64 + 32, lower + b * 32);
-    }
+DEVICE uint4* value_row(uint4* stage, int key) {
+    return stage + KEY_PIECES + key / 4 * VALUE_PIECES + key % 4 * ROW;
 }
 
-DEVICE void copy_values(uint4* to, const Pages& pages, const Tile& tile, int c) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u16* const at = address_of(pages, tile, 2 * c + i % 2 + i / 2 * 8);
-#pragma unroll
-        for (int h = 0; h < D / 64; h++) copy_in_background(to + (h * 4 + i) * 32, at + h * 64);
-    }
+// Values that cannot be seen may be anything, and have weight zero, which would not silence what is not finite.
+DEVICE void clear_unseen(uint4* stage, int low, int high, int lane) {
+    for (int key = 0; key < TILE; key++)
+        if ((key < low || key > high) && lane < ROW) value_row(stage, key)[lane] = uint4{0, 0, 0, 0};
+    warp_barrier();
 }
 
 // Sixteen keys' values times their weights b0, b1, for the channels whose pairs are x, y (keys 2c, 2c+1), z, w.
@@ -111,18 +101,25 @@ DEVICE void store(u16* out, const Part& part) {
 KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     const u16* q, const u16* k_pages, const u16* v_pages, const int* block_tables, const int* rows,
     const int* positions, u16* out, long long q_stride, long long q_head, long long k_block, long long k_head,
-    long long v_block, long long v_head, long long table_stride, long long out_stride, int k_offset, int v_offset,
-    int kv_heads, int window, float scale, int flags) {
+    long long v_block, long long v_head, long long table_stride, long long out_stride, int kv_heads, int window,
+    float scale, int flags) {
     SHARED_BYTES(shared);
     float4* const sums = (float4*)shared;                  // [WARPS][ROOM], of which QUADS are sums in the end
     float4* const inbox = sums + WARPS * ROOM;             // [CLUSTER][SHARE], where there is a cluster
     float2* const inbox_stats = (float2*)(inbox + (CLUSTER > 1 ? QUADS : 0));  // [CLUSTER][SHARE], likewise
     float2* const stats = inbox_stats + (CLUSTER > 1 ? QUADS : 0);             // [WARPS][GROUP]
+    Barrier* const barriers = (Barrier*)(stats + WARPS * GROUP);               // [WARPS][STAGES]
 
     const int lane = thread_index() & 31, warp = thread_index() >> 5, g = lane >> 2, c = lane & 3;
     const int rank = block_index() % CLUSTER, entry = block_index() / CLUSTER / kv_heads;
     const int kv_head = block_index() / CLUSTER % kv_heads;
     if (CLUSTER > 1) cluster_arrive_relaxed();
+    uint4* const stages = (uint4*)(sums + warp * ROOM);
+    Barrier* const full = barriers + warp * STAGES;
+    if (lane == 0)
+        for (int i = 0; i < STAGES; i++) init_barrier(full + i);
+    publish_barriers();
+    warp_barrier();
     if (flags & DEPENDENT) {
         launch_dependents();
         wait_for_previous();
@@ -147,51 +144,41 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     const int mine = first + rank * length + warp, stop = min(first + rank * length + length, last);
     const int count = max(0, (stop - mine + WARPS - 1) / WARPS);
     const int* const table = block_tables + row * table_stride;
-    const Pages keys = {k_pages + kv_head * k_head + c * 8, k_block, k_offset};
-    const Pages values = {v_pages + kv_head * v_head + g * 8, v_block, v_offset};
+    const Pages keys = {k_pages + kv_head * k_head, k_block}, values = {v_pages + kv_head * v_head, v_block};
     // A lane knows the page of one of the next 32 tiles, and of one of the 32 after those.
     auto page_of = [&](int i) { return i < count ? table[(mine + i * WARPS) / TILES_OF_PAGE] : 0; };
-    auto tile_at = [&](int i, int page) {
-        const int tile = mine + i * WARPS;
-        return Tile{page, tile % TILES_OF_PAGE * TILE, seen - tile * TILE, position - tile * TILE};
-    };
     int pages = page_of(lane), upcoming = page_of(lane + 32);
-
-    uint4* const stages = (uint4*)(sums + warp * ROOM) + lane;
-    // Tiles are fetched in order. Every call ends a group of copies, so that groups can be counted.
-    auto fetch = [&](int i, uint4* to) {
+    // Tiles are fetched in order.
+    auto fetch = [&](int i, int stage) {
         if (i % 32 == 0 && i > 0) {
             pages = upcoming;
             upcoming = page_of(i + 32 + lane);
         }
-        const int page = warp_from(pages, i % 32);
-        if (i < count) {
-            const Tile tile = tile_at(i, page);
-            copy_keys(to, keys, tile, g);
-            copy_values(to + KEY_PIECES * 32, values, tile, c);
-        }
-        end_group_of_copies();
+        const int page = warp_from(pages, i % 32), start = (mine + i * WARPS) % TILES_OF_PAGE * TILE;
+        if (i < count && lane == 0) copy_tile(stages + stage * STAGE, full + stage, keys, values, page, start);
     };
 #pragma unroll
-    for (int i = 0; i < STAGES; i++) fetch(i, stages + i * STAGE);
+    for (int i = 0; i < STAGES; i++) fetch(i, i);
 
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};  // of heads 2c and 2c+1; the sum is this lane's
-    uint4* stage = stages;
+    int turn = 0, phase = 0;
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
-        wait_for_all_copies_but<STAGES - 1>();
+        uint4* const stage = stages + turn * STAGE;
+        const int tile = mine + i * WARPS, low = seen - tile * TILE, high = position - tile * TILE;
+        wait_for_barrier(full + turn, phase);
+        if (low > 0 || high < TILE - 1) clear_unseen(stage, low, high, lane);
         float even[4] = {}, odd[4] = {};
 #pragma unroll
         for (int b = 0; b < D / 32; b++) {
-            const uint4 k0 = stage[b * 64], k1 = stage[b * 64 + 32];
+            const uint4 k0 = stage[g * ROW + b * 4 + c], k1 = stage[(g + 8) * ROW + b * 4 + c];
             multiply_add(even, k0.x, k1.x, k0.y, k1.y, query[b].x, query[b].y);
             multiply_add(odd, k0.z, k1.z, k0.w, k1.w, query[b].z, query[b].w);
         }
 
         // Scores in powers of two of keys g and g + 8, and the weights of both.
-        const Tile tile = tile_at(i, 0);
-        const bool upper = g >= tile.low && g <= tile.high, lower = g + 8 >= tile.low && g + 8 <= tile.high;
+        const bool upper = g >= low && g <= high, lower = g + 8 >= low && g + 8 <= high;
         float fade[2], weight[2][2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -218,19 +205,23 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
             for (int r = 0; r < 4; r++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) o[h][r][j] *= fade[j % 2];
-            const uint4* const at = stage + (KEY_PIECES + h * 4) * 32;
-            const uint4 v0 = at[0], v1 = at[32], v2 = at[64], v3 = at[96];
+            const int at = g + h * 8;
+            const uint4 v0 = value_row(stage, 2 * c)[at], v1 = value_row(stage, 2 * c + 1)[at];
+            const uint4 v2 = value_row(stage, 2 * c + 8)[at], v3 = value_row(stage, 2 * c + 9)[at];
             add_values(o[h][0], v0.x, v1.x, v2.x, v3.x, b0, b1);
             add_values(o[h][1], v0.y, v1.y, v2.y, v3.y, b0, b1);
             add_values(o[h][2], v0.z, v1.z, v2.z, v3.z, b0, b1);
             add_values(o[h][3], v0.w, v1.w, v2.w, v3.w, b0, b1);
         }
-        fetch(i + STAGES, stage);
-        stage = stage + STAGE == stages + STAGES * STAGE ? stages : stage + STAGE;
+        warp_barrier();  // all lanes have read this tile
+        fetch(i + STAGES, turn);
+        if (++turn == STAGES) {
+            turn = 0;
+            phase ^= 1;
+        }
     }
 
-    // What follows takes the place of the tiles, of every lane's.
-    warp_barrier();
+    // What follows takes the place of the tiles.
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         total[j] += warp_xor(total[j], 4);

@@ -43,10 +43,26 @@ DEVICE void copy_in_background(void* shared, const u16* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-// A lane's copies since the last call are one group; the second waits for all of its groups but the newest COUNT.
-DEVICE void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int COUNT> DEVICE void wait_for_all_copies_but() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
+
+// Bulk copies by the hardware beside the multiprocessor's own loads, 16 bytes or multiples, from and to multiples of
+// 16. A barrier in shared memory says when they have landed: of each phase one lane tells how many bytes to expect,
+// and everybody may wait for the phase with this parity. A place may be overwritten once all lanes have read it.
+typedef unsigned long long Barrier;
+DEVICE void init_barrier(Barrier* barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+DEVICE void publish_barriers() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void expect_bytes(Barrier* barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+DEVICE void copy_bulk(void* shared, const u16* global, int bytes, Barrier* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
+    asm volatile("{\n.reg .pred landed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 landed, [%0], %1;\n"
+                 "@!landed bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 }
 
 // d[16x8] += a[16x16] b[16x8], bf16 inputs. With g = lane / 4 and c = lane % 4 a lane holds a0: row g, k 2c and 2c+1;

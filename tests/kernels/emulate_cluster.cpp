@@ -9,8 +9,7 @@ extern "C" int emulate(int grid, int shared_bytes, const u16* q, const u16* k_pa
                        const long long* strides, int kv_heads, int window, float scale, int flags) {
     return launch(grid, CLUSTER, THREADS, shared_bytes, [=] {
         cluster_decode(q, k_pages, v_pages, block_tables, rows, positions, out, strides[0], strides[1], strides[2],
-                       strides[3], strides[4], strides[5], strides[6], strides[7], (int)strides[8], (int)strides[9],
-                       kv_heads, window, scale, flags);
+                       strides[3], strides[4], strides[5], strides[6], strides[7], kv_heads, window, scale, flags);
         if (flags & DEPENDENT && !me->waited) abort();
     });
 }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <vector>
 
 typedef unsigned short u16;
@@ -38,8 +39,8 @@ struct Fiber {
     unsigned char* shared;
     Warp* warp;
     Meeting* block_meeting;
-    struct Copy { uint4* to; const u16* from; int group; } copies[4096];
-    int copy_count = 0, copy_group = 0;
+    struct { uint4* to; const u16* from; } copies[4096];
+    int copy_count = 0;
 };
 struct Pending { ucontext_t scheduler; int threads, cluster; Meeting cluster_meeting; long grid; size_t shared_bytes; };
 static const size_t GUARD = 4096;
@@ -97,19 +98,44 @@ static void prefetch_line(const u16* address) { (void)*(const volatile u16*)addr
 // Copies land only when they are waited for, so a missing wait is seen.
 static void copy_in_background(void* shared, const u16* global) {
     if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || me->copy_count == 4096) abort();
-    me->copies[me->copy_count++] = {(uint4*)shared, global, me->copy_group};
+    me->copies[me->copy_count++] = {(uint4*)shared, global};
 }
-static void land_copies(int before_group) {
-    int kept = 0;
-    for (int i = 0; i < me->copy_count; i++) {
-        if (me->copies[i].group < before_group) memcpy(me->copies[i].to, me->copies[i].from, 16);
-        else me->copies[kept++] = me->copies[i];
+static void wait_for_copies() {
+    for (int i = 0; i < me->copy_count; i++) memcpy(me->copies[i].to, me->copies[i].from, 16);
+    me->copy_count = 0;
+}
+// Bulk copies land when their barrier is first waited for; then all bytes that were announced must be there.
+typedef unsigned long long Barrier;
+struct Bulk { void* to; const u16* from; int bytes; };
+struct Phases { int done = 0; long expected = -1; std::vector<Bulk> pending; };
+static std::map<Barrier*, Phases> barriers_of;
+static void init_barrier(Barrier* barrier) { barriers_of[barrier] = Phases(); }
+static void publish_barriers() {}
+static Phases& phases(Barrier* barrier) {
+    if (!barriers_of.count(barrier)) abort();
+    return barriers_of[barrier];
+}
+static void expect_bytes(Barrier* barrier, int bytes) {
+    Phases& p = phases(barrier);
+    if (p.expected >= 0) abort();  // of a phase that nobody has waited for
+    p.expected = bytes;
+}
+static void copy_bulk(void* shared, const u16* global, int bytes, Barrier* barrier) {
+    if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || bytes % 16) abort();
+    phases(barrier).pending.push_back({shared, global, bytes});
+}
+static void wait_for_barrier(Barrier* barrier, int parity) {
+    Phases& p = phases(barrier);
+    if (p.done % 2 != parity) return;  // this phase is over
+    for (const Bulk& copy : p.pending) {
+        memcpy(copy.to, copy.from, copy.bytes);
+        p.expected -= copy.bytes;
     }
-    me->copy_count = kept;
+    if (p.expected) abort();
+    p.pending.clear();
+    p.expected = -1;
+    p.done++;
 }
-static void wait_for_copies() { land_copies(me->copy_group + 1); }
-static void end_group_of_copies() { me->copy_group++; }
-template <int COUNT> static void wait_for_all_copies_but() { land_copies(me->copy_group - COUNT); }
 static float low_half(u32 pair) { pair <<= 16; float f; memcpy(&f, &pair, 4); return f; }
 static float high_half(u32 pair) { pair &= 0xffff0000u; float f; memcpy(&f, &pair, 4); return f; }
 
