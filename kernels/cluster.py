@@ -23,6 +23,8 @@ MAX_STAGES = 4
 LEAST_KEYS = 64  # that a block is worth having for
 LOG2_E = math.log2(math.e)
 _DEPENDENT = 1
+# When the kernel behind may start: 0 when a block has ended, 1 at once, 2 when its tiles have been read.
+_TRIGGER = 1
 
 
 def cluster_hint(keys: int, size: int, threshold: int, enabled: bool) -> int | None:
@@ -35,14 +37,14 @@ def cluster_hint(keys: int, size: int, threshold: int, enabled: bool) -> int | N
 def cluster_size(rows: int, kv_heads: int, keys: int, multiprocessors: int, size: int, threshold: int) -> int:
     """Blocks of a cluster, 1, 2, 4 or 8, for a batch of `rows` of which the longest has `keys` keys.
 
-    As many as fill the device and have work, 1 below the threshold. At it `size` at most, twice that at twice
-    the threshold, and so on, up to 8.
+    As many as fill the device and have work; 1 below the threshold, and up to twice the threshold `size` at
+    most.
     """
     if keys < threshold:
         return 1
     fill = multiprocessors // max(1, rows * kv_heads)
     work = -(-keys // LEAST_KEYS)
-    allowed = max(size, size * keys // max(1, threshold))
+    allowed = size if keys < 2 * threshold else MAX_CLUSTER
     most = max(1, min(MAX_CLUSTER, fill, work, allowed))
     return 1 << (most.bit_length() - 1)
 
@@ -121,6 +123,7 @@ def defines(shape: Shape, variant: Variant) -> dict[str, int]:
         "WARPS": variant.warps,
         "BLOCKS": variant.blocks,
         "STAGES": variant.stages(shape),
+        "TRIGGER": _TRIGGER,
     }
 
 
@@ -194,15 +197,26 @@ class ClusterDecode:
             cluster //= 2
         return Variant.of(entries, kv_heads, cluster, count)
 
+    def serves(self, entries: int) -> bool:
+        """Whether all blocks of a batch run at one time; with more of them others are as fast. A forced
+        variant serves every batch.
+        """
+        if self.forced is not None:
+            return entries > 0
+        return 0 < entries * self.shape.kv_heads * self.variant(entries).cluster <= self.multiprocessors
+
     def prepare(self, max_entries: int) -> None:
-        """Compiles and loads all that batches of up to `max_entries` need. CompileError, DriverError."""
+        """Compiles and loads all that batches of up to `max_entries` need which it serves. CompileError,
+        DriverError.
+        """
         most, count = self._wanted(1), self.multiprocessors
         likely = [self.forced] if self.forced is not None else []
         if self.forced is None:
-            likely += [Variant.of(1, 1, size, count) for size in (8, 4, 2) if size <= most]
+            likely += [Variant.of(1, 1, size, count) for size in (8, 4, 2, 1) if size <= most]
         constants = [defines(self.shape, variant) for variant in likely]
         compile_many(source(), "cluster_decode", architecture(self.device), constants)()
-        for variant in dict.fromkeys(self.variant(entries) for entries in range(1, max_entries + 1)):
+        served = [self.variant(entries) for entries in range(1, max_entries + 1) if self.serves(entries)]
+        for variant in dict.fromkeys(served):
             self._kernel(variant)
 
     def _wanted(self, entries: int) -> int:

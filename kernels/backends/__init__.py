@@ -103,9 +103,9 @@ def _clustered(
             reason = str(error)
     most = 0
     if kernel is not None:
-        most = max((n for n in range(1, spec.max_rows + 1) if kernel.variant(n).cluster > 1), default=0)
+        most = max((n for n in range(1, spec.max_rows + 1) if kernel.serves(n)), default=0)
     if reason is None and not most:
-        reason = "no step has so few rows that blocks are left over for them"
+        reason = "one row alone has more heads than the device has multiprocessors"
     what, asked, used, why = rows[0]
     if kernel is None or reason is not None:
         if rule.required:
@@ -119,13 +119,12 @@ def _clustered(
 def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
     """What is wrong with any of the kernels that serve clusters; None if nothing is."""
     for variant in list(kernel.kernels):
-        if variant.cluster > 1:
-            alone = ClusterDecode(
-                kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
-            )
-            reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec)
-            if reason is not None:
-                return f"{variant}: {reason}"
+        alone = ClusterDecode(
+            kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
+        )
+        reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec)
+        if reason is not None:
+            return f"{variant}: {reason}"
     return None
 
 

@@ -1,4 +1,5 @@
-"""Decode attention by clusters of blocks where that fills the device, by another backend elsewhere."""
+"""Decode attention by clusters of blocks where the device can run them all at one time, by another backend
+elsewhere."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,7 +7,6 @@ from typing import Protocol
 import torch
 
 from kernels.backends.base import AttentionBackend
-from kernels.cluster import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class ClusterRule:
 class Clusters(Protocol):
     """As much of `kernels.cluster.ClusterDecode` as a backend calls."""
 
-    def variant(self, entries: int) -> Variant: ...
+    def serves(self, entries: int) -> bool: ...
 
     def decode(
         self,
@@ -40,8 +40,7 @@ class Clusters(Protocol):
 
 
 class ClusteredBackend:
-    """clusters: serves steps of so many entries that several blocks are left for each. plain: the others, and
-    all chunks."""
+    """clusters: for steps of so few entries that it `serves` them. plain: the others, and all chunks."""
 
     def __init__(self, clusters: Clusters, plain: AttentionBackend) -> None:
         self.clusters = clusters
@@ -51,7 +50,7 @@ class ClusteredBackend:
         self.capture_safe = plain.capture_safe
 
     def clustered(self, entries: int) -> bool:
-        return entries > 0 and self.clusters.variant(entries).cluster > 1
+        return self.clusters.serves(entries)
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False

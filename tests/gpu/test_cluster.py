@@ -16,7 +16,7 @@ SCALE = 1.3 / 128**0.5
 SIZES = (1, 2, 4, 8)
 GROUPS = (1, 2, 3, 4, 7, 8)
 # Channels of a head, keys of a page, and whether a page holds head by head.
-LAYOUTS = ((128, 16, True), (128, 128, False), (64, 48, True))
+LAYOUTS = ((128, 16), (128, 128), (64, 48))  # head_dim, keys of a block
 # Around tiles, pages, and what the warps of a block take at a time.
 CONTEXTS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 500, 1023, 1024, 1025, 2048, 3001]
 
@@ -25,7 +25,7 @@ CONTEXTS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 500, 1023, 1024, 1025, 204
 def hopper(cuda: None) -> None:
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs compute capability 9.0")
-    shapes = [Shape(2 * group, 2, *layout[:2]) for group in GROUPS for layout in LAYOUTS]
+    shapes = [Shape(2 * group, 2, *layout) for group in GROUPS for layout in LAYOUTS]
     constants = [defines(shape, variant) for shape in shapes for variant in variants()]
     compile_many(source(), "cluster_decode", architecture(torch.cuda.current_device()), constants)()
 
@@ -59,9 +59,9 @@ def run(kernel: ClusterDecode, batch: Batch, window: int | None = None, pdl: boo
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("window", [None, 0, 15, 16, 900])
 def test_equals_float64(group: int, window: int | None) -> None:
-    for head_dim, block, heads_first in LAYOUTS:
+    for head_dim, block in LAYOUTS:
         shape = Shape(2 * group, 2, head_dim, block)
-        batch = Batch.of(CONTEXTS, 2 * group, 2, head_dim, block, heads_first)
+        batch = Batch.of(CONTEXTS, 2 * group, 2, head_dim, block, True)
         for variant in variants():
             batch.out.fill_(float("nan"))
             run(prepared(shape, variant), batch, window)
@@ -153,7 +153,7 @@ def test_pages_beyond_32_bits() -> None:
     shape = Shape(1, 1, 128, 16)
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GiB")
-    small = Batch.of([100], 1, 1, 128, 16, False)
+    small = Batch.of([100], 1, 1, 128, 16, True)
     blocks = small.pages.k_pages.size(0)
     for name in ("k_pages", "v_pages"):
         page = getattr(small.pages, name)

@@ -20,7 +20,6 @@ from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, found_packages
-from kernels.cluster import Variant
 from kernels.registry import CANDIDATES, explain, select
 from tests.optional import missing
 
@@ -394,8 +393,8 @@ class Calls(TorchBackend):
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
 
-    def variant(self, entries: int) -> Variant:
-        return Variant(4 if entries <= 2 else 1, 8, 1)
+    def serves(self, entries: int) -> bool:
+        return 0 < entries <= 2
 
     def plan(self, rows: torch.Tensor, positions: torch.Tensor, **options: Any) -> None:
         self.seen.append(("plan", rows.size(0)))

@@ -45,8 +45,8 @@ def test_size_fills_the_device() -> None:
         return cluster_size(rows, kv_heads, keys, 132, start, threshold)
 
     assert [size(rows, 8192) for rows in (1, 2, 3, 4, 8, 9, 200)] == [8, 4, 2, 2, 1, 1, 1]
-    # `start` at the threshold, growing in proportion.
-    assert [size(1, keys) for keys in (1023, 1024, 2047, 2048, 4095, 4096, 1 << 20)] == [1, 2, 2, 4, 4, 8, 8]
+    # `start` at the threshold, as many as fit from twice that on.
+    assert [size(1, keys) for keys in (1023, 1024, 2047, 2048, 4096, 1 << 20)] == [1, 2, 2, 8, 8, 8]
     assert size(1, 1024, start=16) == 8
     assert size(1, 1024, start=3) == 2
     assert size(1, 1024, start=1) == 1
