@@ -78,10 +78,13 @@ class FastPathFlags:
     )
     use_cta_clustering: bool = _flag(
         False,
-        "decode attention of few rows by clusters of thread blocks (CUDA), and a hint to a kernel of yours",
+        "decode attention of few rows by clusters of thread blocks (Hopper and newer), and a hint to a "
+        "kernel of yours",
     )
     cta_cluster_size: int = _flag(
-        2, "blocks of a cluster at the threshold; the hint is at least 3 from 2,048 keys and 4 from 4,096"
+        2,
+        "most blocks of a cluster up to twice the threshold; from there on as many as the device can place; "
+        "the hint is at least 3 from 2,048 keys and 4 from 4,096",
     )
     cta_cluster_seq_threshold: int = _flag(
         1024, "keys that a row can have for clusters to serve; of a hint, those that it has"
@@ -133,6 +136,7 @@ DEFAULTS: dict[str, Setting | None] = asdict(FastPathFlags())
 FAST: dict[str, Setting] = {
     "use_cuda_graphs": True,
     "enable_persistent_decode": True,
+    "use_cta_clustering": True,
 }
 _HOOKS = {
     "clustered_attention_impl": "use_clustered_attention_kernel",
@@ -219,6 +223,8 @@ def resolve(
     defaults = FAST if profile == "fast" else {}
     values = FastPathFlags(**(defaults | own | dict(asked)))  # type: ignore[arg-type]
     check_flags(values)
+    if values.use_clustered_attention_kernel and "use_cta_clustering" not in own | dict(asked):
+        values.use_cta_clustering = False  # the profile speaks of our own kernel, not of a hint to another's
     for impl, use in _HOOKS.items():
         if impl in asked and not getattr(values, use):
             raise ValueError(f"{impl} does nothing without {use}")

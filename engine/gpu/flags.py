@@ -60,12 +60,18 @@ def _persistent(flags: Resolved, use_graphs: bool) -> Outcome:
 
 
 def _clusters(flags: Resolved, decode: Feature) -> dict[str, Outcome]:
-    if not flags.values.use_cta_clustering or "clusters, " not in decode[2]:
+    if not flags.values.use_cta_clustering:
         return {}
+    if "clusters, " not in decode[2]:
+        _, _, reason = decode[3].partition("clusters: ")
+        return {"use_cta_clustering": ("off", reason or "another kernel was asked for")}
     values = flags.values
     return {
         "use_cta_clustering": ("on", decode[3]),
-        "cta_cluster_size": (str(values.cta_cluster_size), "at the threshold; more for more keys"),
+        "cta_cluster_size": (
+            str(values.cta_cluster_size),
+            "up to twice the threshold; what fits from there on",
+        ),
         "cta_cluster_seq_threshold": (str(values.cta_cluster_seq_threshold), "keys of the longest row"),
     }
 

@@ -121,7 +121,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     publish_barriers();
     warp_barrier();
     if (flags & DEPENDENT) {
-        if (TRIGGER == 1) launch_dependents();
+        launch_dependents();
         wait_for_previous();
     }
 
@@ -221,7 +221,6 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
         }
     }
 
-    if (TRIGGER == 2 && flags & DEPENDENT) launch_dependents();
     // What follows takes the place of the tiles.
 #pragma unroll
     for (int j = 0; j < 2; j++) {

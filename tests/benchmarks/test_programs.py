@@ -24,7 +24,7 @@ def test_workloads_are_the_peers_own() -> None:
     works = {name: make(65_520) for name, make in WORKLOADS.items()}
     assert [len(prompt) for prompt in works["seed8"][0].prompts] == list(SEED_PROMPTS)
     assert (works["seed8"][0].new, works["one"][0].new) == ([64] * 8, [256])
-    assert [work.streams for work in works["streams"]] == [8, 32, 64, 128, 256]
+    assert [work.streams for work in works["streams"]] == [8, 32, 64, 128, 256, 2, 4]
     assert {len(prompt) for work in works["streams"] for prompt in work.prompts} == {64}
     lengths = [len(prompt) for prompt in works["c256"][0].prompts]
     assert len(lengths) == 256 and min(lengths) >= 64 and max(lengths) <= 512
@@ -33,7 +33,8 @@ def test_workloads_are_the_peers_own() -> None:
         for work in made:
             model = "qwen3-0.6b" if name == "qwen" else "llama-d32"
             figure = peers.offline(model, name, work.streams)
-            assert figure is not None and figure.vllm > 400
+            known = work.streams not in (2, 4)  # nobody measured vLLM there
+            assert (figure is not None and figure.vllm > 400) == known
 
 
 def test_prompts_of_the_load_are_those_of_the_peers_generator() -> None:

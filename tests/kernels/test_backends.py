@@ -428,5 +428,8 @@ def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required()
         select_backend("torch", **shape, caps=old, clusters=wanted)
     with pytest.raises(Unavailable, match="no row gets as many as 5000 keys"):
         select_backend("torch", **shape, caps=H200, clusters=replace(wanted, threshold=5000))
-    backend, rows = select_backend("torch", **shape, caps=old, clusters=replace(wanted, required=False))
-    assert backend.name == "torch" and "clusters: needs compute capability 9.0" in rows[0][3]
+    merely = replace(wanted, required=False)
+    backend, rows = select_backend("auto", **shape, caps=old, clusters=merely)
+    assert backend.name == "triton" and "clusters: needs compute capability 9.0" in rows[0][3]
+    backend, rows = select_backend("torch", **shape, caps=H200, clusters=merely)
+    assert backend.name == "torch" and "clusters" not in rows[0][3], "another was asked for"

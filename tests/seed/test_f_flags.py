@@ -265,7 +265,10 @@ async def test_a_setting_and_its_flag_must_agree(model: GPT) -> None:
 def test_profiles() -> None:
     seed, fast = (resolve(GPTConfig(), profile, {}).values for profile in ("seed", "fast"))  # type: ignore[arg-type]
     assert {name: getattr(seed, name) for name in DEFAULTS} == DEFAULTS
-    assert fast.use_cuda_graphs and fast.enable_persistent_decode and not fast.use_cta_clustering
+    assert fast.use_cuda_graphs and fast.enable_persistent_decode and fast.use_cta_clustering
+    hook = {"use_clustered_attention_kernel": True}
+    assert not resolve(None, "fast", hook).values.use_cta_clustering, "no hint that nobody asked for"
+    assert resolve(None, "fast", hook | {"use_cta_clustering": True}).values.use_cta_clustering
     assert not resolve(None, "fast", {"use_cuda_graphs": False}).values.use_cuda_graphs
 
 
