@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that is to be known on a GPU, in about twelve minutes: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests flags clusters linear kernels; without names all of
-# them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
+# Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
+# Parts, in order of worth: decode serve startup attention tests flags clusters weights linear kernels; without names
+# all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -40,7 +40,9 @@ part() {
         ;;
     tests)
         run tests-kernels 200 python3 -m pytest -q tests/gpu/test_kernels.py tests/gpu/test_skinny.py
-        run tests-engine 400 python3 -m pytest -q --tb=short tests/gpu/test_engine.py
+        run tests-engine 400 python3 -m pytest -q --tb=short tests/gpu/test_engine.py tests/gpu/test_growth.py
+        run tests-rest 200 python3 -m pytest -q --tb=short tests/gpu/test_deep.py tests/gpu/test_weights8.py \
+            tests/gpu/test_te.py
         ;;
     linear)
         run linear 100 python3 -m benchmarks.linear --out "$out/linear.json"
@@ -52,7 +54,11 @@ part() {
         ;;
     clusters)
         run tests-clusters 150 python3 -m pytest -q --tb=short tests/gpu/test_cluster.py
-        run clusters 150 python3 -m benchmarks.cluster --quick --seconds 120 --out "$out/clusters.json"
+        run clusters 60 python3 -m benchmarks.cluster --quick --seconds 50 --out "$out/clusters.json"
+        ;;
+    weights)
+        run accuracy 60 python3 -m benchmarks.accuracy --streams "" --out "$out/accuracy.json"
+        run accuracy-d32 80 python3 -m benchmarks.accuracy --model-size d32 --tokens 4096 --out "$out/accuracy-d32.json"
         ;;
     kernels)
         run kernels 70 python3 -m benchmarks.kernels --out "$out/kernels.json"
@@ -61,6 +67,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests flags clusters linear kernels}"; do
+for name in "${@:-decode serve startup attention tests flags clusters weights linear kernels}"; do
     for one in $name; do part "$one"; done
 done

@@ -47,8 +47,8 @@ def select_backend(
 
     asked: auto, triton, fa2, fa3, fa4, sdpa or torch. A library must agree with the reference on a small
     problem before it is used. flash: "off" leaves the libraries out under auto; "required" takes the best of
-    them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for decode steps of few rows; where
-    they are merely welcome and another backend was asked for, that one serves them all.
+    them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for decode steps of few rows;
+    where they are merely welcome and another backend was asked for, that one serves them all.
     Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
     auto a library that fails is passed over instead.
     """
