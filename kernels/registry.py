@@ -153,15 +153,21 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
 
 
 def first_library(op: Op, caps: DeviceCaps, spec: AttentionSpec) -> Choice:
-    """The best FlashAttention that is installed for this device. Unavailable: there is none, with reasons."""
-    reasons: list[str] = []
+    """The best FlashAttention that is installed for this device; those behind it are among what it rejected.
+    Unavailable: there is none, with reasons.
+    """
+    chosen: str | None = None
+    rejected: list[tuple[str, str]] = []
     for name in ("fa3", "fa4", "fa2"):
         candidate = next(known for known in CANDIDATES[op] if known.name == name)
         reason = candidate.refuses(caps, spec)
-        if reason is None:
-            return Choice(op, name, REQUIRED)
-        reasons.append(f"{name}: {reason}")
-    raise Unavailable("; ".join(reasons))
+        if reason is None and chosen is None:
+            chosen = name
+        else:
+            rejected.append((name, reason or f"behind {chosen}"))
+    if chosen is None:
+        raise Unavailable("; ".join(f"{name}: {reason}" for name, reason in rejected))
+    return Choice(op, chosen, REQUIRED, rejected)
 
 
 def select(

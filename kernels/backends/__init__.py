@@ -138,7 +138,9 @@ def _first_that_works(
     asked: str,
     flash_sdp: bool,
 ) -> tuple[AttentionBackend, str]:
-    """What was chosen, or under auto the next one that is no library; and the reason."""
+    """What was chosen; else under auto the next one that is no library, or where a library is required the
+    next library; and the reason.
+    """
     outcome = built.get(choice.name) or build(choice.name, spec, flash_sdp)
     if not isinstance(outcome, str):
         built[choice.name] = outcome
@@ -146,9 +148,17 @@ def _first_that_works(
         return outcome, "; ".join([choice.why, *against[:2]])
     if asked != "auto":
         raise Unavailable(f"{FLAG} {asked}: {outcome}")
+    behind = [name for name, reason in choice.rejected if reason == f"behind {choice.name}"]
     if choice.why == REQUIRED:
-        raise Unavailable(f"{FLASH_FLAG}: {outcome}")
-    name = next(name for name, reason in choice.rejected if reason == f"behind {choice.name}")
+        failed = [f"{choice.name}: {outcome}"]
+        for name in behind:
+            next_one = built.get(name) or build(name, spec)
+            if not isinstance(next_one, str):
+                built[name] = next_one
+                return next_one, "; ".join([REQUIRED, *failed])
+            failed.append(f"{name}: {next_one}")
+        raise Unavailable(f"{FLASH_FLAG}: {'; '.join(failed)}")
+    name = behind[0]
     fallback = built.get(name) or build(name, spec)
     if isinstance(fallback, str):
         raise Unavailable(f"{choice.op}: {name}: {fallback}")

@@ -387,6 +387,21 @@ def test_chunks_of_small_steps_may_be_the_firsts() -> None:
     assert (first.tokens, second.tokens) == ([1, 256], [257])
 
 
+def test_a_required_library_that_fails_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is named; where none works, all are."""
+    needs_triton()
+    broken = ModuleType("flash_attn_interface")
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", broken)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", fake_fa4())
+    caps = with_packages(with_packages(H200, flash_attn_interface="3.0.0"), **{"flash_attn.cute": "4.0.0"})
+    backend, rows = select_backend("auto", caps=caps, flash="required", **SHAPE)
+    assert backend.name == "triton + fa4"
+    assert "use_flash3 was asked for; fa3: " in rows[1][3] and "has no flash_attn_with" in rows[1][3]
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", ModuleType("flash_attn.cute"))
+    with pytest.raises(Unavailable, match=r"--use-flash3: fa3: .*; fa4: .*has no flash_attn_varlen_func"):
+        select_backend("auto", caps=caps, flash="required", **SHAPE)
+
+
 class Calls(TorchBackend):
     """Counts what it is asked for, by the number of entries or tokens."""
 
