@@ -16,8 +16,6 @@ import torch
 from benchmarks import accuracy
 from engine.async_engine import AsyncEngine
 from engine.fastpath import FlagUnavailable
-from engine.forced import forced_plans
-from engine.gpu.runner import GpuRunner
 from engine.llama import Llama
 from engine.llama_config import llama_config
 from engine.messages import EngineConfig, SamplingParams
@@ -28,6 +26,7 @@ from kernels.te_linear import TeLinear, TeMaker, TeScratch
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
 from tests.engine.serving import Answer, Ask, answers, started
+from tests.gpu.forced import forced
 from tests.gpu.test_engine import TOLERANCE, agree
 
 EPS = 1e-5
@@ -211,24 +210,6 @@ def model(request: pytest.FixtureRequest, engine: te.TransformerEngine) -> Itera
 
 
 ROOM: dict[str, object] = {"num_blocks": 512, "max_batched_tokens": 256, "enable_prefix_caching": False}
-
-
-def texts(rows: int, length: int = 40) -> list[list[int]]:
-    return [[(7 * i + 31 * row + i * i) % 500 for i in range(length)] for row in range(rows)]
-
-
-def forced(served: AsyncEngine, rows: int, eager: bool = False) -> torch.Tensor:
-    """[positions, rows, vocabulary] of the first `rows` texts."""
-    runner = served.backend.runner
-    assert isinstance(runner, GpuRunner)
-    found = []
-    for plan in forced_plans(texts(8)[:rows], served.info.block_size):
-        if eager:
-            runner.force(plan)
-        else:
-            runner.launch(plan).future.result()
-        found.append(runner.network.scratch.logits[:rows, : served.info.vocab_size].float().clone())
-    return torch.stack(found)
 
 
 def engine_of(model: GPT | Llama, **settings: object) -> AsyncEngine:
