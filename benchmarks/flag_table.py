@@ -41,7 +41,8 @@ def table() -> str:
         default = "none" if flag.default is None else str(flag.default)
         gain = gains.get(flag.name, "")
         lines.append(f"| `{flag.name}` | {default} | {about.effect} | {WHERE[about.where]} | {gain} |")
-    fast = " and ".join(f"`{name}`" for name in FAST)
+    *most, last = (f"`{name}`" for name in FAST)
+    fast = f"{', '.join(most)} and {last}"
     return INTRODUCTION.format(fast=fast) + "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 
 from engine.backend import Feature
-from engine.flags import ABOUT, TE_INSTALL, FastPathFlags, Resolved, check_packages
+from engine.flags import ABOUT, TE_NATIVE, FastPathFlags, Resolved, check_packages
 from kernels import te
 
 Outcome = tuple[str, str]  # what is used, and why
@@ -64,7 +64,8 @@ def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
     except ImportError as error:
         raise ImportError(
             "use_te_weight_only needs transformer_engine, which is installed but cannot be imported: "
-            f"{error}. Install it anew: {TE_INSTALL}"
+            f"{error}. It needs nvidia-cublas 13.2 or newer, which torch may not bring (see README.md); "
+            f"{TE_NATIVE}"
         ) from error
 
 

@@ -34,10 +34,8 @@ Where = Literal["any", "cuda", "training"]
 Setting = bool | int | str
 
 TE_DTYPES = ("fp8", "mxfp8", "nvfp4", "fp8_block", "fp8_current", "bf16", "fp16", "fp4", "int4")
-TE_INSTALL = (
-    'pip install --no-build-isolation "transformer-engine[pytorch]==2.16.1"; '
-    "--weight-dtype fp8 is the native way, without a package"
-)
+TE_NATIVE = "--weight-dtype fp8 is the native way, without a package"
+TE_INSTALL = f'pip install --no-build-isolation "transformer-engine[pytorch]==2.16.1"; {TE_NATIVE}'
 IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?")
 
 

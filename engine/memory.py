@@ -3,6 +3,7 @@ the pool may grow. The result is printed and exported.
 """
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -66,6 +67,18 @@ def grown_pool(blocks: int, wanted: int, most: int, block_size: int, page: int |
     step = -(-max(LEAST_GROWTH, page or 0) // block_size)
     usable = max(2 * (blocks - 1), wanted, blocks - 1 + step)
     return min(whole_pages(1 + usable, block_size, page), most)
+
+
+def free_memory() -> int | None:
+    """Bytes that the machine can give without swapping; None where the system does not say. Linux gives more,
+    and ends the process when it is used.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0].split()[1]) * 1024 if found else None
 
 
 def whole_pages(blocks: int, block_size: int, page: int | None) -> int:

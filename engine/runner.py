@@ -19,6 +19,7 @@ import torch
 from engine.blocks import WRITE_OFF
 from engine.decoder import Attend, Decoder
 from engine.hooks import KernelHooks
+from engine.memory import free_memory
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
 from engine.sequence import Sequence
@@ -105,7 +106,14 @@ class ModelRunner:
         return await asyncio.wrap_future(handle.future)
 
     async def grow(self, blocks: int) -> None:
-        """On the step thread: behind every step that was launched before."""
+        """On the step thread: behind every step that was launched before. MemoryError on a CPU that has not
+        as much.
+        """
+        old = self.cache.keys
+        needed = 2 * old.element_size() * (old.numel() // old.size(1)) * blocks
+        free = free_memory() if old.device.type == "cpu" else None
+        if free is not None and needed > free:
+            raise MemoryError(f"{needed / 2**30:.2f} GiB are needed, and {free / 2**30:.2f} free")
         await asyncio.wrap_future(self._thread.submit(self.cache.grow, blocks))
 
     def close(self) -> None:

@@ -18,6 +18,8 @@ STEPS = ((4096, 4), (2048, 3))
 MAX_CLUSTER = 8  # what every device with clusters can launch
 MAX_GROUP = 8  # columns of a tensor-core product
 TILE = 16  # keys
+WARPS = 8  # of a block, which has a multiprocessor to itself
+LONG_FOR_TWO = 2048  # keys; benchmarks/results/clusters-*.json
 # Keys and values in flight on a multiprocessor. Alone, half as much again is a little faster; between other
 # kernels a d32's step is then 26 % longer, for the next one's blocks find no room (docs/architecture.md).
 FLIGHT_BYTES = 140 << 10
@@ -78,7 +80,7 @@ class Variant:
     blocks: int
 
     def stages(self, shape: Shape) -> int:
-        """Tiles in flight per warp: what fills a multiprocessor's shared memory, up to MAX_STAGES."""
+        """Tiles in flight per warp: FLIGHT_BYTES on a multiprocessor, MAX_STAGES at most."""
         return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * _tile_bytes(shape))))
 
     def shared_bytes(self, shape: Shape) -> int:
@@ -87,13 +89,6 @@ class Variant:
         quads, stages = shape.group * shape.head_dim // 4, self.stages(shape)
         sent = quads * 24 if self.cluster > 1 else 0
         return self.warps * (max(stages * _tile_bytes(shape), quads * 16) + (shape.group + stages) * 8) + sent
-
-    @classmethod
-    def of(cls, entries: int, kv_heads: int, cluster: int, multiprocessors: int) -> "Variant":
-        """One large block a multiprocessor where that is all there is, else several small ones, which hide
-        each other's beginnings and ends."""
-        alone = entries * kv_heads * cluster <= multiprocessors
-        return cls(cluster, 8, 1) if alone else cls(cluster, 4, 3)
 
 
 def unsupported(
@@ -150,7 +145,7 @@ class ClusterDecode:
 
     Launches may be captured into graphs: what a launch looks like depends on the number of entries alone, and
     the device reads the lengths. A kernel's first use compiles and loads it, which must not happen during a
-    capture: `prepare` does it beforehand.
+    capture: `prepare` does it beforehand for batches that it `serves`.
     """
 
     def __init__(
@@ -190,28 +185,30 @@ class ClusterDecode:
         """How a batch of `entries` is run."""
         if self.forced is not None:
             return self.forced
-        kv_heads, count = self.shape.kv_heads, self.multiprocessors
         cluster = self._wanted(entries)
-        while cluster > 1 and entries * kv_heads > self._at_once(cluster):
+        while cluster > 1 and entries * self.shape.kv_heads > self._at_once(cluster):
             cluster //= 2
-        return Variant.of(entries, kv_heads, cluster, count)
+        return Variant(cluster, WARPS, 1)
 
     def serves(self, entries: int) -> bool:
-        """Whether all blocks of a batch run at one time; with more of them others are as fast. A forced
-        variant serves every batch.
+        """Whether this is the way to compute a batch. A forced variant serves every batch.
+
+        A row has its cluster alone, whatever its length, where kernels.triton.decode gives a long one more of
+        the device than a short one. Two blocks are as fast as that up to LONG_FOR_TWO keys, four and more for
+        any length; one is not, and a cluster of one would be slow for a long row among short ones.
         """
-        if self.forced is not None:
+        if self.forced is not None or entries < 1:
             return entries > 0
-        return 0 < entries * self.shape.kv_heads * self.variant(entries).cluster <= self.multiprocessors
+        cluster = self.variant(entries).cluster
+        return cluster > 2 or (cluster == 2 and self.max_context <= LONG_FOR_TWO)
 
     def prepare(self, max_entries: int) -> None:
         """Compiles and loads all that batches of up to `max_entries` need which it serves. CompileError,
         DriverError.
         """
-        most, count = self._wanted(1), self.multiprocessors
         likely = [self.forced] if self.forced is not None else []
         if self.forced is None:
-            likely += [Variant.of(1, 1, size, count) for size in (8, 4, 2, 1) if size <= most]
+            likely += [Variant(size, WARPS, 1) for size in (8, 4, 2) if size <= self._wanted(1)]
         constants = [defines(self.shape, variant) for variant in likely]
         compile_many(source(), "cluster_decode", architecture(self.device), constants)()
         served = [self.variant(entries) for entries in range(1, max_entries + 1) if self.serves(entries)]
@@ -228,7 +225,7 @@ class ClusterDecode:
         that can be fewer than the multiprocessors suggest, and one more than that doubles the time.
         """
         if cluster not in self.clusters:
-            variant = Variant.of(1, 1, cluster, self.multiprocessors)
+            variant = Variant(cluster, WARPS, 1)
             self.clusters[cluster] = self._kernel(variant).active_clusters(cluster, variant.warps * 32)
         return self.clusters[cluster]
 

@@ -1,7 +1,7 @@
 """Transformer Engine: how it is found, and what each of its precisions asks of a product.
 
-Nothing here is imported unless it is asked for: the package is an extra (`pip install "fastpath[te]"`). What
-is said of it was read in the sources of 2.16.1.
+Nothing here is imported unless it is asked for: the package is an extra (`te` in pyproject.toml). What is
+said of it was read in the sources of 2.16.1.
 """
 
 import importlib

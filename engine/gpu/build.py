@@ -28,11 +28,12 @@ from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
 from engine.gpu.te import describe, groups, keeper_of, maker_of, prepare
-from engine.gpu.weights import NetworkWeights, network_weights
+from engine.gpu.weights import Keeper, NetworkWeights, network_weights
 from engine.memory import block_bytes, largest_pool, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from kernels.backends import select_backend
+from kernels.te_linear import TeMaker
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 8192
@@ -96,9 +97,9 @@ def build(
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     torch.cuda.set_device(device)
-    kind = kind8(config.weight_dtype, dtype)
     maker = maker_of(flags, device, dtype)
-    weights = network_weights(model, consume, kind if maker is None else keeper_of(maker, flags))
+    keeper = _keeper(config, flags, maker, dtype)
+    weights = network_weights(model, consume, keeper)
     before = used(device)
     linears = build_linears(
         weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device), maker
@@ -129,14 +130,6 @@ def build(
     known = outcomes(flags, network.attention, attention, runner.graphs, budget.graphs)
     step_bytes = f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step"
     te_rows, te_known = describe(maker, flags, step_bytes)
-    features: list[Feature] = [
-        *attention,
-        *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
-        *linears.features,
-        ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
-        *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
-        *flag_rows(flags, "cuda", sizes.block_size, known | te_known),
-    ]
     return Backend(
         runner=runner,
         device=device,
@@ -148,11 +141,28 @@ def build(
         max_batched_tokens=sizes.max_tokens,
         max_model_len=sizes.max_model_len,
         spread=1,
-        features=features,
+        features=[
+            *attention,
+            *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
+            *linears.features,
+            ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
+            *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
+            *flag_rows(flags, "cuda", sizes.block_size, known | te_known),
+        ],
         memory=budget.parts(),
-        weights_bytes=weights.total_bytes if kind or maker else 0,
-        step_bytes=weights.bytes_per_step if kind or maker else 0,
+        weights_bytes=weights.total_bytes if keeper else 0,
+        step_bytes=weights.bytes_per_step if keeper else 0,
     )
+
+
+def _keeper(
+    config: EngineConfig, flags: Resolved, maker: TeMaker | None, dtype: torch.dtype
+) -> Keeper | None:
+    """What becomes of projections that are not kept as they are; None if all are."""
+    if maker is not None:
+        return keeper_of(maker, flags)
+    kind = kind8(config.weight_dtype, dtype)
+    return None if kind is None else Keeper.eight_bits(kind)
 
 
 def _network(

@@ -134,16 +134,14 @@ def held_bytes(weight: Held) -> int:
     return weight.stored_bytes if isinstance(weight, TeWeight) else stored_bytes(weight)
 
 
-def network_weights(
-    model: Decoder, consume: bool = False, kind: Kind8 | Keeper | None = None
-) -> NetworkWeights:
+def network_weights(model: Decoder, consume: bool = False, keeper: Keeper | None = None) -> NetworkWeights:
     """Reads a model of any family. Its own parameters keep their values, or with `consume` may lose their
     storage as soon as they have been copied.
 
-    kind: how projections and head are kept, made one layer after the other: all of them in eight bits, or as
-    a keeper says; embeddings and norms stay. Raises ValueError for weights of which that cannot be made.
+    keeper: how projections and head are kept, made one layer after the other; embeddings and norms stay.
+    Raises ValueError for weights of which that cannot be made.
     """
-    keeper = Keeper.eight_bits(kind) if isinstance(kind, str) else kind or Keeper(frozenset(), _unchanged)
+    keeper = keeper or Keeper(frozenset(), _unchanged)
     if isinstance(model, GPT):
         return _nanochat(model, consume, keeper)
     if isinstance(model, Llama):

@@ -12,7 +12,7 @@ from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, FlashName
-from kernels.cluster import ClusterDecode, Shape, unsupported
+from kernels.cluster import TILE, ClusterDecode, Shape, unsupported
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
@@ -95,20 +95,17 @@ def _clustered(
     if reason is None and spec.max_context < rule.threshold:
         reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
     kernel: ClusterDecode | None = None
+    most = 0
     if reason is None:
         try:
             kernel = ClusterDecode(
                 shape, spec.max_context, spec.device, size=rule.size, threshold=rule.threshold
             )
             kernel.prepare(spec.max_rows)
-            reason = _cluster_fault(kernel, spec)
+            most = max((n for n in range(1, spec.max_rows + 1) if kernel.serves(n)), default=0)
+            reason = _cluster_fault(kernel, spec) if most else "the device has no two blocks for a key head"
         except (CompileError, DriverError) as error:
             reason = str(error)
-    most = 0
-    if kernel is not None:
-        most = max((n for n in range(1, spec.max_rows + 1) if kernel.serves(n)), default=0)
-    if reason is None and not most:
-        reason = "one row alone has more heads than the device has multiprocessors"
     what, asked, used, why = rows[0]
     if kernel is None or reason is not None:
         if rule.required:
@@ -125,7 +122,9 @@ def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
         alone = ClusterDecode(
             kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
         )
-        reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec)
+        # Every warp fills each of its stages several times.
+        longest = variant.cluster * variant.warps * TILE * (3 * variant.stages(kernel.shape) + 1)
+        reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec, longest - 5)
         if reason is not None:
             return f"{variant}: {reason}"
     return None

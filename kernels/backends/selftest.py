@@ -8,21 +8,22 @@ from kernels.backends.base import AttentionBackend, AttentionSpec
 from kernels.backends.reference import TorchBackend
 
 TOLERANCE = 1e-2  # relative error in bfloat16; a wrong mask or table is far above
-CONTEXTS = (70, 33, 5)
+LONGEST = 70
+CONTEXTS = (33, 5)  # of the rows behind the longest one
 QUERIES = (40, 33, 1)  # of each row's chunk
 WINDOW = 20
 
 
-def fault(backend: AttentionBackend, spec: AttentionSpec) -> str | None:
+def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST) -> str | None:
     """What is wrong with a backend's results on three rows, with and without a window; None if nothing is.
 
     The rows' blocks lie in reverse order; decode entries come in front of the chunks, with padding among
-    both.
+    both. longest: tokens of the first row, of which a second window is half.
     """
     reference = TorchBackend(replace(spec, max_rows=8))
     try:
-        for window in (None, WINDOW):
-            ours, theirs = (_run(candidate, spec, window) for candidate in (backend, reference))
+        for window in dict.fromkeys((None, WINDOW, max(WINDOW, longest // 2 + 3))):
+            ours, theirs = (_run(candidate, spec, window, longest) for candidate in (backend, reference))
             for what, mine, right in zip(("decode", "prefill"), ours, theirs, strict=True):
                 error = ((mine - right).norm() / right.norm()).item()
                 if not error <= TOLERANCE:
@@ -33,10 +34,11 @@ def fault(backend: AttentionBackend, spec: AttentionSpec) -> str | None:
 
 
 def _run(
-    backend: AttentionBackend, spec: AttentionSpec, window: int | None
+    backend: AttentionBackend, spec: AttentionSpec, window: int | None, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Results of the decode entries and of the chunks, float32."""
-    device, size, rows = spec.device, spec.block_size, len(CONTEXTS)
+    lengths = (longest, *CONTEXTS)
+    device, size, rows = spec.device, spec.block_size, len(lengths)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -45,7 +47,7 @@ def _run(
     def ints(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    blocks = -(-max(CONTEXTS) // size)
+    blocks = -(-longest // size)
     order = list(range(rows * blocks, 0, -1))
     tables = torch.stack([ints(order[row * blocks : (row + 1) * blocks]) for row in range(rows)])
     shape = (rows * blocks + 1, spec.kv_heads, size, spec.head_dim)
@@ -55,7 +57,7 @@ def _run(
     width = spec.heads * spec.head_dim
     query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)
     out = torch.zeros(tokens, width, dtype=spec.dtype, device=device)
-    entry_rows, positions = ints([2, -1, 0][:decodes]), ints([CONTEXTS[2] - 1, 0, CONTEXTS[0] - 1][:decodes])
+    entry_rows, positions = ints([2, -1, 0][:decodes]), ints([lengths[2] - 1, 0, lengths[0] - 1][:decodes])
     pages, scale = (k_pages, v_pages, tables), spec.head_dim**-0.5
     backend.plan(entry_rows, positions, window=window)
     backend.decode(query[:decodes], *pages, entry_rows, positions, out[:decodes], scale=scale, window=window)
@@ -63,7 +65,7 @@ def _run(
     borders = [decodes]
     for count in QUERIES[:chunks]:
         borders.append(borders[-1] + count)
-    chunk_rows, contexts = ints(list(range(chunks))), ints(list(CONTEXTS[:chunks]))
+    chunk_rows, contexts = ints(list(range(chunks))), ints(list(lengths[:chunks]))
     backend.prefill(query, *pages, chunk_rows, ints(borders), contexts, out, scale=scale, window=window)
     keep = [entry for entry in range(decodes) if entry != 1]
     return out[keep].float(), out[decodes : borders[-1]].float()

@@ -16,7 +16,7 @@
 // The order of additions depends on the lengths alone.
 //
 // Compile-time: D, channels of a head (64, 128); GROUP (1..8); CLUSTER (1, 2, 4, 8); WARPS of a block (1, 2, 4, 8, 16);
-// BLOCK_SIZE, keys of a page, a multiple of 16; STAGES tiles in flight per warp (2 or more); BLOCKS that shall fit on
+// BLOCK_SIZE, keys of a page, a multiple of 16; STAGES tiles in flight per warp; BLOCKS that shall fit on
 // a multiprocessor.
 
 #define DEPENDENT 1  // launched with programmatic stream serialization
@@ -58,6 +58,7 @@ DEVICE uint4* value_row(uint4* stage, int key) {
 DEVICE void clear_unseen(uint4* stage, int low, int high, int lane) {
     for (int key = 0; key < TILE; key++)
         if ((key < low || key > high) && lane < ROW) value_row(stage, key)[lane] = uint4{0, 0, 0, 0};
+    order_before_copies();  // the next tile comes to the same place
     warp_barrier();
 }
 
@@ -118,7 +119,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     Barrier* const full = barriers + warp * STAGES;
     if (lane == 0)
         for (int i = 0; i < STAGES; i++) init_barrier(full + i);
-    publish_barriers();
+    order_before_copies();
     warp_barrier();
     if (flags & DEPENDENT) {
         launch_dependents();

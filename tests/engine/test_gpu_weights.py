@@ -65,7 +65,7 @@ def test_eight_bits(family: str, kind: Kind8) -> None:
     """Every matrix and the head are what quantising the full ones gives, and the same as the reference's."""
     if find_spec("triton") is None:
         missing("needs triton")
-    from engine.gpu.weights import network_weights
+    from engine.gpu.weights import Keeper, network_weights
 
     def model() -> Decoder:
         return make(3800) if family == "qwen3" else make_model(family, 0)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_eight_bits(family: str, kind: Kind8) -> None:
     kept, given = model(), model()
     full = network_weights(model())
     for one, consume in ((kept, False), (given, True)):
-        eight = network_weights(one, consume, kind)
+        eight = network_weights(one, consume, Keeper.eight_bits(kind))
         matrices = [
             (getattr(a, n), getattr(b, n))
             for a, b in zip(eight.layers, full.layers, strict=True)
@@ -105,12 +105,12 @@ def test_eight_bits(family: str, kind: Kind8) -> None:
 def test_a_tied_head_leaves_the_embedding() -> None:
     if find_spec("triton") is None:
         missing("needs triton")
-    from engine.gpu.weights import network_weights
+    from engine.gpu.weights import Keeper, network_weights
 
     model = Llama(llama_config("qwen3", SIZES | {"intermediate_size": 160, "tie_word_embeddings": True}))
     model.requires_grad_(False).randomize(0)
     plain = network_weights(model)
-    eight = network_weights(model, True, "int8")
+    eight = network_weights(model, True, Keeper.eight_bits("int8"))
     assert isinstance(eight.head, Weight8) and not model.lm_head.weight.is_meta  # type: ignore[union-attr]
     assert torch.equal(eight.embedding, plain.embedding)
     assert plain.total_bytes == plain.bytes_per_step
@@ -120,9 +120,9 @@ def test_a_tied_head_leaves_the_embedding() -> None:
 def test_what_is_not_finite_is_named() -> None:
     if find_spec("triton") is None:
         missing("needs triton")
-    from engine.gpu.weights import network_weights
+    from engine.gpu.weights import Keeper, network_weights
 
     model = make(160)
     model.layers[1].mlp.up_proj.weight[3, 5] = float("inf")  # type: ignore[index, operator]
     with pytest.raises(ValueError, match="mlp_in of layer 1: numbers are not finite"):
-        network_weights(model, kind="fp8")
+        network_weights(model, keeper=Keeper.eight_bits("fp8"))

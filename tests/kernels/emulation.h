@@ -110,7 +110,7 @@ struct Bulk { void* to; const u16* from; int bytes; };
 struct Phases { int done = 0; long expected = -1; std::vector<Bulk> pending; };
 static std::map<Barrier*, Phases> barriers_of;
 static void init_barrier(Barrier* barrier) { barriers_of[barrier] = Phases(); }
-static void publish_barriers() {}
+static void order_before_copies() {}
 static Phases& phases(Barrier* barrier) {
     if (!barriers_of.count(barrier)) abort();
     return barriers_of[barrier];

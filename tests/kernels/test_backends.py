@@ -20,6 +20,8 @@ from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, found_packages
+from kernels.cuda_driver import DriverError
+from kernels.nvrtc import CompileError
 from kernels.registry import CANDIDATES, explain, select
 from tests.optional import missing
 
@@ -435,7 +437,9 @@ def test_clusters_serve_steps_of_few_rows() -> None:
     assert plain.seen == plans
 
 
-def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required() -> None:
+def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     old = replace(H200, compute=(8, 0))
     shape = SHAPE | {"head_dim": 128}
     wanted = ClusterRule(2, 64, required=True)
@@ -444,6 +448,24 @@ def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required()
     with pytest.raises(Unavailable, match="no row gets as many as 5000 keys"):
         select_backend("torch", **shape, caps=H200, clusters=replace(wanted, threshold=5000))
     merely = replace(wanted, required=False)
+    # What cannot be compiled or loaded is a reason, too.
+    for error in (CompileError("no libnvrtc"), DriverError("134080 bytes of shared memory")):
+
+        class Broken:
+            def __init__(self, *given: object, **named: object) -> None:
+                pass
+
+            def prepare(self, max_entries: int, error: Exception = error) -> None:
+                raise error
+
+            def serves(self, entries: int, error: Exception = error) -> bool:
+                raise error
+
+        monkeypatch.setattr("kernels.backends.ClusterDecode", Broken)
+        backend, rows = select_backend("auto", **shape, caps=H200, clusters=merely)
+        assert backend.name == "triton" and f"clusters: {error}" in rows[0][3]
+        with pytest.raises(Unavailable, match=str(error)):
+            select_backend("auto", **shape, caps=H200, clusters=wanted)
     backend, rows = select_backend("auto", **shape, caps=old, clusters=merely)
     assert backend.name == "triton" and "clusters: needs compute capability 9.0" in rows[0][3]
     backend, rows = select_backend("torch", **shape, caps=H200, clusters=merely)

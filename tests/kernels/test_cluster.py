@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from kernels.cluster import (
+    LONG_FOR_TWO,
+    WARPS,
     ClusterDecode,
     Shape,
     Variant,
@@ -56,12 +58,37 @@ def test_size_fills_the_device() -> None:
     assert size(0, 8192) == 8
 
 
+class Placed(ClusterDecode):
+    """On a made-up device, which has room for so many clusters of each size at one time."""
+
+    def __init__(self, kv_heads: int, max_context: int, at_once: dict[int, int]) -> None:
+        self.shape, self.max_context = Shape(2 * kv_heads, kv_heads, 128, 16), max_context
+        self.size, self.threshold, self.forced = 2, 1024, None
+        self.multiprocessors, self.clusters = 132, at_once
+
+
+def test_what_it_serves() -> None:
+    """Clusters that the device can place at one time, and of two blocks where contexts are short."""
+    h200 = {8: 15, 4: 31, 2: 64}
+
+    def served(kv_heads: int, context: int) -> list[int]:
+        kernel = Placed(kv_heads, context, h200)
+        return [kernel.variant(entries).cluster if kernel.serves(entries) else 0 for entries in range(6)]
+
+    assert served(16, 2048) == [0, 4, 2, 2, 2, 0]
+    assert served(16, LONG_FOR_TWO + 1) == [0, 4, 0, 0, 0, 0]
+    assert served(8, 8192) == [0, 8, 4, 4, 0, 0]
+    assert served(8, 1024) == [0, 2, 2, 2, 2, 2]
+    assert served(16, 1000) == [0] * 6, "below the threshold"
+    assert served(200, 2048) == [0] * 6
+
+
 def test_variants_fit_a_multiprocessor() -> None:
     for group in range(1, 9):
         shape = Shape(8 * group, 8, 128, 16)
         for cluster in (1, 2, 4, 8):
-            for entries in (1, 2, 16, 200):
-                variant = Variant.of(entries, 8, cluster, 132)
+            for warps, blocks in ((WARPS, 1), (4, 3)):
+                variant = Variant(cluster, warps, blocks)
                 assert variant.blocks * (variant.shared_bytes(shape) + 1024) <= 228 * 1024
                 assert variant.blocks * variant.warps * 32 * 168 <= 65536
                 assert shape.group * shape.head_dim // 4 % cluster == 0
@@ -133,8 +160,9 @@ def test_compiles(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     except CompileError as error:
         pytest.skip(str(error))  # in CI too: torch's wheels for the CPU come without it
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for heads, head_dim, cluster, entries in ((16, 128, 8, 1), (32, 128, 1, 64), (64, 64, 4, 2)):
-        variant = Variant.of(entries, 8, cluster, 132)
+    for heads, head_dim, variant in (
+        (16, 128, Variant(8, WARPS, 1)), (32, 128, Variant(1, 4, 3)), (64, 64, Variant(4, WARPS, 1))
+    ):  # fmt: skip
         constants = defines(Shape(heads, 8, head_dim, 32), variant)
         assert compile_cubin(source(), "cluster_decode", arch, constants)[:4] == b"\x7fELF"
 

@@ -277,17 +277,22 @@ def failing(self: KVCache, blocks: int) -> None:
     raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory for {blocks} blocks")
 
 
+@pytest.mark.parametrize("why", ["can't allocate memory", "0.00 free"])
 async def test_c1_growth_without_memory_leaves_the_pool_and_preemption(
-    model: GPT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: GPT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
 ) -> None:
+    """Whether the allocator fails, or would be given what the machine has not."""
     expected, _ = await run(model, ASKS)
-    monkeypatch.setattr(KVCache, "grow", failing)
+    if "free" in why:
+        monkeypatch.setattr("engine.runner.free_memory", lambda: 4096)
+    else:
+        monkeypatch.setattr(KVCache, "grow", failing)
     with caplog.at_level(logging.WARNING, "fastpath.engine"):
         result, (growths, recaptures, preemptions) = await run(model, ASKS, num_blocks=10, max_num_blocks=512)
     assert result == expected
     assert (growths, recaptures) == (0, 0) and preemptions > 0
     (record,) = [record for record in caplog.records if "could not grow" in record.message]
-    assert "stays at 10" in record.message and "can't allocate memory" in record.message
+    assert "stays at 10" in record.message and why in record.message
 
 
 async def test_c1_without_memory_only_what_does_not_fit_fails(

@@ -35,7 +35,7 @@ class Steps:
 
     def __init__(self, model: GPT, maker: TeMaker | None) -> None:
         flags = resolve(None, "fast", {"use_te_weight_only": True, "te_include_mlp": True})
-        weights = network_weights(model, kind=keeper_of(maker, flags) if maker is not None else None)
+        weights = network_weights(model, keeper=keeper_of(maker, flags) if maker is not None else None)
         self.linears: Linears = build_linears(weights, "auto", 64, False, maker)
         rotary, config = weights.layers[0].rotary, model.config
         spec = AttentionSpec(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, BF16, 4, 128, CPU)
