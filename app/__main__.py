@@ -1,11 +1,13 @@
 """`python -m app`: the command line of the server."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from app.config import Config, check
+from app.fastpath import needs_torch, spelled
 from app.options import Action, CommandLine, UsageError, to_toml
 from app.settings import package_version
 
@@ -75,6 +77,7 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
     if "print-config" in actions:
         print(to_toml(config), end="")
         return EXIT_OK
+    _check_device(config)
 
     # Only now: the web libraries take a third of a second to import.
     from app.logs import set_up_logging
@@ -82,6 +85,28 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
 
     set_up_logging(config.server.log_level, config.server.log_format)
     return dry_run(config) if "dry-run" in actions else run(config)
+
+
+def _check_device(config: Config) -> None:
+    """Raises UsageError for flags that cannot be had here, before the port is taken. A process of its own
+    finds out, for this one never imports torch; without such flags there is none.
+    """
+    asked = config.engine_config().flags
+    if not needs_torch(asked):
+        return
+    from app.child import environment
+
+    about = {
+        "profile": config.fastpath.profile,
+        "flags": asked,
+        "device": config.model.device,
+        "dtype": config.model.dtype,
+    }
+    command = [sys.executable, "-P", "-m", "engine.precheck", json.dumps(about)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"engine.precheck ended with {done.returncode}"]
+        raise UsageError(spelled(lines[-1]))
 
 
 def _let_go_of_output() -> None:

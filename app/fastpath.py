@@ -2,10 +2,11 @@
 # ruff: noqa: RUF009  (each default is made by a function that returns a dataclass field)
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from app.options import choice, option, switch, whole
-from engine.flags import ABOUT, DEFAULTS, IMPLEMENTATION, TE_DTYPES, Profile, Setting
+from engine.flags import ABOUT, DEFAULTS, FAST, IMPLEMENTATION, TE_DTYPES, Profile, Setting
 
 
 def _about(name: str) -> str:
@@ -15,7 +16,7 @@ def _about(name: str) -> str:
 def _shown(name: str) -> str:
     default = DEFAULTS[name]
     if isinstance(default, bool):
-        return "on" if default else "off"
+        return "on" if default else "on with --profile fast" if FAST.get(name) else "off"
     return "none" if default is None else str(default)
 
 
@@ -25,8 +26,8 @@ def _implementation(value: str) -> str:
     return value
 
 
-def _on_off(name: str, shown: str | None = None) -> bool | None:
-    return switch(None, _about(name), shown=shown or _shown(name))
+def _on_off(name: str) -> bool | None:
+    return switch(None, _about(name), shown=_shown(name))
 
 
 def _tokens(name: str) -> int | None:
@@ -60,7 +61,7 @@ class FastPath:
         shown=_shown("cta_cluster_size"),
     )
     cta_cluster_seq_threshold: int | None = _tokens("cta_cluster_seq_threshold")
-    enable_persistent_decode: bool | None = _on_off("enable_persistent_decode", "on with --profile fast")
+    enable_persistent_decode: bool | None = _on_off("enable_persistent_decode")
     use_te_weight_only: bool | None = _on_off("use_te_weight_only")
     te_weight_dtype: str | None = option(
         None,
@@ -80,6 +81,18 @@ class FastPath:
         """The flags that were given, by name."""
         given: dict[str, Setting | None] = asdict(self)
         return {name: value for name, value in given.items() if name in ABOUT and value is not None}
+
+
+def needs_torch(asked: Mapping[str, Setting]) -> bool:
+    """Whether only a process with torch can tell if these flags can be had: by the device, or by importing a
+    function.
+    """
+    return any(
+        (ABOUT[name].where == "cuda" and value is True)
+        or name.endswith("_impl")
+        or name == "use_cta_clustering"
+        for name, value in asked.items()
+    )
 
 
 def spelled(message: str) -> str:

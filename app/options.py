@@ -139,7 +139,7 @@ def choice(*choices: S) -> Callable[[str], S]:
 
 
 def _outside(low: float, high: float | None) -> str:
-    return f"less than {low:g}" if high is None else f"not between {low:g} and {high:g}"
+    return f"less than {low:,}" if high is None else f"not between {low:,} and {high:,}"
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
@@ -163,6 +163,16 @@ class Entry:
     @property
     def env(self) -> str:
         return ENV_PREFIX + self.field.upper()
+
+    @property
+    def fields(self) -> list[str]:
+        """Its names in a file: the field's own, and those of its further long option strings."""
+        others = [name[2:].replace("-", "_") for name in self.flag.names if name.startswith("--")]
+        return [self.field, *others]
+
+    @property
+    def environment(self) -> list[str]:
+        return [ENV_PREFIX + name.upper() for name in self.fields]
 
     @property
     def on_strings(self) -> list[str]:
@@ -241,7 +251,7 @@ class CommandLine(Generic[C]):
         if isinstance(path, str) and path:
             values |= self._from_file(Path(path))
         values |= self._from_environment(environ)
-        values |= self._from_command_line(given)
+        values |= self._from_command_line(given, argv)
         return self._build(values), actions
 
     def _unknown(self, word: str) -> str:
@@ -252,12 +262,16 @@ class CommandLine(Generic[C]):
         strings += ["--config", *("--" + action.name for action in self.actions)]
         return f"unknown flag {name}{_suggest(name, strings)}"
 
-    def _from_command_line(self, given: Mapping[str, object]) -> dict[tuple[str, str], object]:
+    def _from_command_line(
+        self, given: Mapping[str, object], argv: Sequence[str]
+    ) -> dict[tuple[str, str], object]:
         values: dict[tuple[str, str], object] = {}
+        typed = {word.split("=", 1)[0] for word in argv}
         for entry in self.entries:
             value = given.get(_dest(entry))
             if value is not None:
-                values[entry.key] = _convert(entry, entry.on_strings[0], value)
+                name = next((name for name in entry.on_strings if name in typed), entry.on_strings[0])
+                values[entry.key] = _convert(entry, name, value)
             value = given.get("positional " + entry.field)
             if value is not None:
                 converted = _convert(entry, entry.field.upper(), value)
@@ -271,10 +285,12 @@ class CommandLine(Generic[C]):
     def _from_environment(self, environ: Mapping[str, str]) -> dict[tuple[str, str], object]:
         values: dict[tuple[str, str], object] = {}
         for entry in self.entries:
-            value = environ.get(entry.env)
-            if value:
+            for name in entry.environment:
+                value = environ.get(name)
+                if not value:
+                    continue
                 parts = [part.strip() for part in value.split(",")] if entry.flag.is_many else value
-                values[entry.key] = _convert(entry, entry.env, parts)
+                _put(values, entry, _convert(entry, name, parts), name)
         return values
 
     def _from_file(self, path: Path) -> dict[tuple[str, str], object]:
@@ -284,7 +300,8 @@ class CommandLine(Generic[C]):
             raise UsageError(f"--config: {path}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config: {path}: {error}") from None
-        entries = {entry.field: entry for entry in self.entries}
+        entries = {name: entry for entry in self.entries for name in entry.fields}
+        entries |= {entry.field: entry for entry in self.entries}
         sections = {entry.section for entry in self.entries}
         flat: list[tuple[str, object]] = []
         for name, value in document.items():
@@ -294,7 +311,7 @@ class CommandLine(Generic[C]):
             known = entries.get(name.replace("-", "_"))
             if known is None:
                 raise UsageError(f"{path}: unknown setting {name}{_suggest(name, list(entries))}")
-            values[known.key] = _convert(known, f"{path}: {name}", value)
+            _put(values, known, _convert(known, f"{path}: {name}", value), f"{path}: {name}")
         return values
 
     def _build(self, values: Mapping[tuple[str, str], object]) -> C:
@@ -331,6 +348,12 @@ def _add(group: "argparse._ArgumentGroup", entry: Entry) -> None:
         nargs="+" if flag.is_many else None,
         help=_help(entry),
     )
+
+
+def _put(values: dict[tuple[str, str], object], entry: Entry, value: object, name: str) -> None:
+    """Raises UsageError where a setting has been given under another of its names, with another value."""
+    if values.setdefault(entry.key, value) != value:
+        raise UsageError(f"{name} differs from what {entry.field} is set to; give one of them")
 
 
 def _help(entry: Entry) -> str:

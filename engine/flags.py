@@ -226,6 +226,8 @@ def resolve(
     for impl, use in _HOOKS.items():
         if impl in asked and not getattr(values, use):
             raise ValueError(f"{impl} does nothing without {use}")
+    if asked.get("te_include_mlp") and not values.use_te_weight_only:
+        raise ValueError("te_include_mlp does nothing without use_te_weight_only")
     if values.use_persistent_decode_kernel and asked.get("use_cuda_graphs"):
         raise ValueError("use_cuda_graphs excludes use_persistent_decode_kernel: its calls are not captured")
     if values.use_clustered_attention_kernel and asked.get("use_cuda_graphs"):

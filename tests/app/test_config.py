@@ -82,7 +82,7 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         (["--batchsize", "3"], "--batchsize", "did you mean --batch-size?"),
         (["--no-prefix-cache"], "--no-prefix-cache", "did you mean --no-prefix-caching?"),
         (["--port", "eighty"], "--port", "not a whole number"),
-        (["--port", "65536"], "--port", "between 0 and 65535"),
+        (["--port", "65536"], "--port", "between 0 and 65,535"),
         (["--temperature", "nan"], "--temperature", "between 0 and 2"),
         (["--dtype", "bfloat"], "--dtype", "did you mean bfloat16?"),
         (["--device", "gpu"], "--device", "none of"),
@@ -167,8 +167,24 @@ def test_the_seed_short_names() -> None:
     assert (http.sampling.temperature, http.sampling.top_k, http.sampling.max_tokens) == (0.5, 7, 9)
     assert seed("--device-type", "").model.device == "auto"
     assert seed().server.host == "0.0.0.0"
-    with pytest.raises(UsageError, match="--num-gpus"):
-        seed("-n", "2")
+    for name in ("-n", "--num-gpus"):
+        with pytest.raises(UsageError, match=f"^{name}: one server"):
+            seed(name, "2")
+
+
+def test_every_name_of_a_setting_counts_in_the_environment_and_in_a_file(tmp_path: Path) -> None:
+    assert parse(env={"APP_KV_BLOCK_SIZE": "7"}).batching.block_size == 7
+    file = tmp_path / "settings.toml"
+    file.write_text("kv_block_size = 9\n")
+    assert parse("--config", str(file)).batching.block_size == 9
+    assert parse("--config", str(file), env={"APP_BLOCK_SIZE": "8"}).batching.block_size == 8
+    with pytest.raises(UsageError, match="APP_KV_BLOCK_SIZE differs from what block_size is set to"):
+        parse(env={"APP_KV_BLOCK_SIZE": "7", "APP_BLOCK_SIZE": "8"})
+    file.write_text("kv_block_size = 9\nblock_size = 8\n")
+    with pytest.raises(UsageError, match="block_size differs"):
+        parse("--config", str(file))
+    with pytest.raises(UsageError, match="--kv-block-size: -1 is not between 1 and 4,096"):
+        parse("--kv-block-size", "-1")
 
 
 def test_routes_keep_their_own_defaults_unless_told() -> None:

@@ -273,7 +273,7 @@ def test_profiles() -> None:
 
 
 REFUSED = [
-    (["--kv-block-size", "-1"], "--block-size"),
+    (["--kv-block-size", "-1"], "--kv-block-size"),
     (["--flash3-block-size", "0"], "--flash3-block-size"),
     (["--te-weight-dtype", "int7"], "--te-weight-dtype"),
     (["--cta-cluster-size", "17"], "--cta-cluster-size"),
