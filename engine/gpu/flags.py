@@ -3,7 +3,7 @@
 from engine.backend import Feature
 from engine.fastpath import FlagUnavailable, Outcome
 from engine.flags import Resolved
-from kernels.backends import AttentionBackend, ClusterRule, FlashUse
+from kernels.backends import SIZES, AttentionBackend, ClusterRule, FlashUse
 
 
 def cluster_rule(flags: Resolved) -> ClusterRule | None:
@@ -66,12 +66,10 @@ def _clusters(flags: Resolved, decode: Feature) -> dict[str, Outcome]:
         _, _, reason = decode[3].partition("clusters: ")
         return {"use_cta_clustering": ("off", reason or "another kernel was asked for")}
     values = flags.values
+    sizes = decode[3].partition(";")[0].removeprefix(SIZES)
     return {
         "use_cta_clustering": ("on", decode[3]),
-        "cta_cluster_size": (
-            str(values.cta_cluster_size),
-            "up to twice the threshold; what fits from there on",
-        ),
+        "cta_cluster_size": (sizes, "at most as asked up to twice the threshold, what fits from there on"),
         "cta_cluster_seq_threshold": (str(values.cta_cluster_seq_threshold), "keys of the longest row"),
     }
 

@@ -18,6 +18,7 @@ from kernels.nvrtc import CompileError
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
 Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
+SIZES = "clusters of "  # begins what is said of decode attention where they serve
 FLAG, FLASH_FLAG, CLUSTER_FLAG = "--attention-backend", "--use-flash3", "--use-cta-clustering"
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
@@ -95,15 +96,15 @@ def _clustered(
     if reason is None and spec.max_context < rule.threshold:
         reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
     kernel: ClusterDecode | None = None
-    most = 0
+    sizes = ""
     if reason is None:
         try:
             kernel = ClusterDecode(
                 shape, spec.max_context, spec.device, size=rule.size, threshold=rule.threshold
             )
             kernel.prepare(spec.max_rows)
-            most = max((n for n in range(1, spec.max_rows + 1) if kernel.serves(n)), default=0)
-            reason = _cluster_fault(kernel, spec) if most else "the device has no two blocks for a key head"
+            sizes = _sizes(kernel, spec.max_rows)
+            reason = _cluster_fault(kernel, spec) if sizes else "no number of rows gets clusters worth having"
         except (CompileError, DriverError) as error:
             reason = str(error)
     what, asked, used, why = rows[0]
@@ -112,8 +113,23 @@ def _clustered(
             raise Unavailable(f"{CLUSTER_FLAG}: {reason}")
         rows[0] = (what, asked, used, f"{why}; clusters: {reason}")
         return plain
-    rows[0] = (what, asked, f"clusters, {used}", f"clusters for steps of up to {most} rows; {why}")
+    rows[0] = (what, asked, f"clusters, {used}", f"{SIZES}{sizes}; {why}")
     return ClusteredBackend(kernel, plain)
+
+
+def _sizes(kernel: ClusterDecode, max_rows: int) -> str:
+    """Blocks of a cluster by rows of a step, as far as it serves: "4 for 1 row, 2 for 2 to 4"."""
+    served: dict[int, list[int]] = {}
+    for entries in range(1, max_rows + 1):
+        if kernel.serves(entries):
+            served.setdefault(kernel.variant(entries).cluster, []).append(entries)
+    spans = ((size, counts[0], counts[-1]) for size, counts in served.items())
+    return ", ".join(
+        f"{size} for {first} row{'s' * (first > 1)}"
+        if first == last
+        else f"{size} for {first} to {last} rows"
+        for size, first, last in spans
+    )
 
 
 def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
@@ -189,6 +205,7 @@ def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBa
 
 
 __all__ = [
+    "SIZES",
     "AttentionBackend",
     "AttentionSpec",
     "ClusterRule",

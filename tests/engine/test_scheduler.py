@@ -501,7 +501,7 @@ def test_row_and_blocks_are_reused_while_the_aborted_step_is_in_flight() -> None
 # -- batching modes ------------------------------------------------------------------------------------------
 
 
-def test_single_runs_one_sequence_at_a_time() -> None:
+def test_u4_single_runs_one_sequence_at_a_time() -> None:
     made = engine(batching="single")
     for stream, prompt in enumerate(lively(3)):
         made.submit(request(stream, prompt, 3))
@@ -510,7 +510,7 @@ def test_single_runs_one_sequence_at_a_time() -> None:
     assert order == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_static_gathers_a_batch_and_runs_it_to_its_end() -> None:
+def test_f3_static_gathers_a_batch_and_runs_it_to_its_end() -> None:
     made = engine(rows=2, batching="static", timeout=5.0)
     prompts = lively(4)
     made.submit(request(0, prompts[0], 2))
@@ -528,7 +528,7 @@ def test_static_gathers_a_batch_and_runs_it_to_its_end() -> None:
     assert made.scheduler.wake_at() is None
 
 
-def test_static_starts_alone_when_nobody_comes_and_admits_nobody_meanwhile() -> None:
+def test_f3_static_starts_alone_when_nobody_comes_and_admits_nobody_meanwhile() -> None:
     made = engine(rows=4, batching="static", timeout=5.0)
     first, second = lively(2)
     made.submit(request(0, first, 4))
@@ -551,7 +551,7 @@ def test_a_static_batch_holds_all_choices() -> None:
     assert not {c.sequence.id for p in made.plans[first_of_9:] for c in p.chunks} - {9}
 
 
-def test_an_idle_continuous_engine_waits_for_company_a_running_one_does_not() -> None:
+def test_f3_an_idle_continuous_engine_waits_for_company_a_running_one_does_not() -> None:
     made = engine(rows=3, timeout=5.0)
     prompts = lively(3)
     made.submit(request(0, prompts[0], 6))
@@ -564,7 +564,7 @@ def test_an_idle_continuous_engine_waits_for_company_a_running_one_does_not() ->
     made.drain()
 
 
-def test_a_full_house_does_not_wait() -> None:
+def test_f3_a_full_house_does_not_wait() -> None:
     made = engine(rows=2, timeout=5.0)
     for stream, prompt in enumerate(lively(2)):
         made.submit(request(stream, prompt, 2))

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 
+from engine.gpu.runner import GpuRunner
 from engine.messages import SamplingParams
 from engine.text import load_tokenizer
 from tests.engine.checkpoints import make_model
@@ -44,20 +45,26 @@ def test_a_deep_model_starts_with_graphs(generation: str) -> None:
 
 
 def test_x2_weights_keys_and_values_take_two_bytes_a_number() -> None:
-    """Of the memory that the engine says it has taken; small tables of other kinds are a hundredth."""
+    """As the engine says, and as its tensors are; small tables of other kinds are a hundredth at most."""
     model = make_model("G1", 2, vocab_size=512, n_layer=4, n_head=8, n_kv_head=8, n_embd=1024)
     model = model.to("cuda", torch.bfloat16)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     blocks, size = 64, 16
 
-    async def memory() -> dict[str, int]:
+    async def memory() -> tuple[dict[str, int], set[torch.dtype]]:
         tokenizer = load_tokenizer(G1 / "tokenizer")
         engine = await started(model, tokenizer, max_rows=4, num_blocks=blocks, max_batched_tokens=64)
         try:
-            return engine.backend.memory
+            runner = engine.backend.runner
+            assert isinstance(runner, GpuRunner)
+            network = runner.network
+            assert network.cache is not None
+            used = [*network.weights.matrices, *(part for layer in network.cache.layers for part in layer)]
+            return engine.backend.memory, {part.dtype for part in used}
         finally:
             await engine.close()
 
-    found = asyncio.run(memory())
+    found, dtypes = asyncio.run(memory())
+    assert dtypes == {torch.bfloat16}
     assert 2 * numbers <= found["weights"] <= 2.02 * numbers
     assert found["kv"] == (blocks + 1) * size * 2 * 4 * 1024 * 2

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from engine.async_engine import AsyncEngine
+from engine.gpu.graphs import GraphPool
+from engine.gpu.inputs import StepShape
 from engine.loader import load_model
 from engine.messages import Request, SamplingParams
 from engine.model import GPT
@@ -322,26 +324,61 @@ async def test_no_step_waits_for_the_device(served: GPT) -> None:
         await engine.close()
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-async def test_f8_buffers_keep_their_addresses(served: GPT, persistent: bool) -> None:
-    """Or are allocated in each step; the tokens are the same."""
-    flags = EAGER | {"enable_persistent_decode": persistent}
+async def test_f8_buffers_keep_their_addresses(served: GPT) -> None:
+    """Of ids, logits and samples. Or activations are allocated in each step; the tokens are the same."""
+
+    async def run(persistent: bool) -> tuple[Answer, int]:
+        """The answer, and at how many places its steps' buffers were."""
+        flags = EAGER | {"enable_persistent_decode": persistent}
+        engine = await started(served, TOKENIZER, max_rows=4, flags=flags, **POOL)
+        network = engine.core.runner.network  # type: ignore[attr-defined]
+        kept: list[object] = []  # alive, so that no two have one address
+        places: set[tuple[int, ...]] = set()
+        original = network._sample
+
+        def sample(*given: object) -> None:
+            scratch = network.scratch
+            kept.append(scratch)
+            tensors = (scratch.ids, scratch.logits, network.sampled.tokens)
+            places.add(tuple(tensor.data_ptr() for tensor in tensors))
+            original(*given)
+
+        network._sample = sample
+        try:
+            ask = Ask([1, 2, 3], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, logprobs=BEST))
+            ((answer,),) = await answers(engine, [ask], together=False)
+            rows = {name: used for name, _, used, _ in engine.info.features}
+            assert rows["enable_persistent_decode"] == ("on" if persistent else "off")
+            assert rows["use_cuda_graphs"] == "off" and len(kept) >= 12
+            return answer, len(places)
+        finally:
+            await engine.close()
+
+    (kept, one), (anew, many) = await run(True), await run(False)
+    assert one == 1 < many
+    assert agree(kept, anew, TOLERANCE[next(served.parameters()).dtype])
+
+
+async def test_f10_both_flags_share_one_stream_and_graphs_win(
+    served: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: set[int] = set()
+    original = GraphPool.run
+
+    def run(self: GraphPool, shape: StepShape, full: bool) -> None:
+        streams.add(torch.cuda.current_stream().cuda_stream)
+        original(self, shape, full)
+
+    monkeypatch.setattr(GraphPool, "run", run)
+    flags = {"use_cuda_graphs": True, "enable_persistent_decode": True}
     engine = await started(served, TOKENIZER, max_rows=4, flags=flags, **POOL)
-    network = engine.core.runner.network  # type: ignore[attr-defined]
-    seen: dict[int, object] = {}  # kept alive, so that no two share an id
-    original = network._sample
-    network._sample = lambda *given: (
-        seen.setdefault(id(network.scratch), network.scratch),
-        original(*given),
-    )[1]
     try:
-        ask = Ask([1, 2, 3], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, logprobs=BEST))
+        ask = Ask([1, 2, 3], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))
         ((answer,),) = await answers(engine, [ask], together=False)
-        rows = {name: used for name, _, used, _ in engine.info.features}
-        assert rows["enable_persistent_decode"] == ("on" if persistent else "off")
-        assert rows["use_cuda_graphs"] == "off"
-        assert (len(seen) == 1) == persistent
-        assert len(answer.tokens) == 12
+        assert len(answer.tokens) == 12 and len(streams) == 1
+        rows = {name: (used, why) for name, _, used, why in engine.info.features}
+        assert rows["enable_persistent_decode"] == ("on", "graphs hold the addresses of every buffer")
+        assert rows["use_cuda_graphs"][0].endswith("graphs")
     finally:
         await engine.close()
 

@@ -135,7 +135,9 @@ async def test_f12_f13_kernels_of_ones_own_in_a_server(tmp_path: Path) -> None:
 
 
 async def test_b9_f3_tokens_of_a_batch_alternate() -> None:
-    """Requests that come together share steps: events of each arrive before any of them has ended."""
+    """Requests that come together share steps: events of each arrive before any of them has ended. Three fill
+    the batch, so that nobody waits for the timeout.
+    """
     flags = ["--enable-dynamic-batching", "--batch-size", "3", "--batch-timeout-ms", "2000"]
     order: list[int] = []
     with serving(CHAT_WEB, str(GOLDEN), *LOCAL, *flags) as server:
@@ -150,6 +152,11 @@ async def test_b9_f3_tokens_of_a_batch_alternate() -> None:
 
         async with aiohttp.ClientSession() as session:
             await asyncio.gather(*(stream(session, index) for index in range(3)))
+            async with session.get(f"http://127.0.0.1:{server.port}/stats") as response:
+                stats = json.loads(await response.text())
+    assert stats["max_rows"] == 3 and stats["generated_tokens"] == 3 * 12
+    # Twelve steps for three answers, and a few around them: more than one row in each, on average.
+    assert 12 <= stats["steps"] < stats["generated_tokens"] / 1.5
     ends = {index: len(order) - 1 - order[::-1].index(index) for index in range(3)}
     begins = {index: order.index(index) for index in range(3)}
     assert max(begins.values()) < min(ends.values()), order
