@@ -6,7 +6,8 @@
 --scenario long-prompt: 32 streams decode while 2,000-token prompts arrive, and what that does to their pace.
 
 Clients run in processes of their own. TTFT is the time to the first event with a choice, ITL the gap between
-two such events, TPOT (last - first) / (tokens - 1), tokens are the server's own usage figure.
+two such events, TPOT (last - first) / (tokens - 1), tokens are the server's own usage figure. Of TTFT and ITL
+each row has p50, p90 and p99, in milliseconds, printed in this order.
 """
 
 import argparse
@@ -87,8 +88,8 @@ def _beside(row: Row, args: argparse.Namespace) -> dict[str, object]:
 def _line(row: Row) -> str:
     parts = [
         f"{row.mode} {row.clients}: {row.tok_s:,.1f} tok/s",
-        f"TTFT {row.ttft_p50_ms:.1f} / {row.ttft_p99_ms:.1f}",
-        f"TPOT {row.tpot_ms:.3f}, ITL {row.itl_p50_ms:.3f} / {row.itl_p99_ms:.3f} ms",
+        f"TTFT {row.ttft_p50_ms:.1f} / {row.ttft_p90_ms:.1f} / {row.ttft_p99_ms:.1f}",
+        f"TPOT {row.tpot_ms:.3f}, ITL {row.itl_p50_ms:.3f} / {row.itl_p90_ms:.3f} / {row.itl_p99_ms:.3f} ms",
         f"client {row.client_cpu:.2f} and server {row.server_cpu:.2f} cores",
     ]
     if row.errors:
