@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, peers
+from benchmarks import models, options, peers
 from benchmarks.client import Orders
 from benchmarks.load import Clients, Row, Seen, closed_loop, percentile, stream
 from benchmarks.report import save, table
@@ -213,8 +213,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load", choices=["modes", "peers"], default="peers" if cuda else "modes")
     parser.add_argument("--scenario", choices=["long-prompt"])
     parser.add_argument("--model", help="a checkpoint; without it random weights of --model-size")
-    parser.add_argument("--model-size", "--size", dest="size", default="d32" if cuda else "tiny")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--model-size", "--size", dest="size", type=options.size, default="d32" if cuda else "tiny"
+    )
+    parser.add_argument("--device", type=options.device, default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument(
         "--compare", dest="modes", metavar="MODES", help=f"load modes, with these only: {','.join(MODES)}"
@@ -240,6 +242,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.load = "modes"
         if wrong := sorted(set(args.modes.split(",")) - set(MODES)):
             parser.error(f"--compare: there is no mode {', '.join(wrong)}; there are {', '.join(MODES)}")
+    if "--allow-kernel-stub-fallback" in args.server_args.split():
+        parser.error("--server-args: --allow-kernel-stub-fallback is for debugging, no row may rest on it")
     args.modes = args.modes or ",".join(MODES)
     as_modes = args.load == "modes"
     args.clients = args.clients or ("1,8" if as_modes else "1,8,64,256")
