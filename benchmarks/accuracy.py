@@ -12,6 +12,7 @@ docs/architecture.md of this repository unless --text names files; a model is ju
 import argparse
 import asyncio
 import gc
+import hashlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +21,25 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import options
 from benchmarks.offline import load, run_once
+from benchmarks.options import Unfit
 from benchmarks.report import machine, save, table
 from benchmarks.workloads import Work
 from engine.async_engine import AsyncEngine
+from engine.checkpoint import CheckpointError
 from engine.decoder import Decoder
 from engine.forced import forced_plans
 from engine.loader import load_model
 from engine.messages import EngineConfig
 from engine.plan import Plan
 from engine.runner import ModelRunner
+from engine.text import TokenizerError
 from engine.worker import new_event_loop
 
 ROOT = Path(__file__).parents[1]
 OWN_TEXT = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+SPOKEN = 64  # tokens of a prompt where speed is measured
 TE = "use_te_weight_only"
 SYSTEMS: dict[str, dict[str, object]] = {
     "full": {},
@@ -96,15 +102,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--systems", default="full,int8,fp8,te,te_mlp", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--model", help="a folder; without it the embedded model")
-    parser.add_argument("--model-size", dest="size", help="random weights of this size instead")
-    parser.add_argument("--text", action="append", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--model-size", dest="size", type=options.size, help="random weights of this size instead"
+    )
+    parser.add_argument("--text", action="append", type=options.text_file, metavar="FILE")
     parser.add_argument("--rows", type=int, default=16, help="passages at a time")
     parser.add_argument("--length", type=int, default=256, help="tokens of a passage")
     parser.add_argument("--tokens", type=int, default=16384, help="most of the text")
-    parser.add_argument("--streams", default="1,8,64" if cuda else "", help="counts; empty: no speed")
+    parser.add_argument(
+        "--streams", type=options.counts, default="1,8,64" if cuda else "", help="counts; empty: no speed"
+    )
     parser.add_argument("--new", type=int, default=128, help="tokens of each stream")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=options.device, default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16" if cuda else "float32")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there (and FILE.md)")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
@@ -115,29 +125,59 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("rows", "length", "tokens", "new", "runs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)} is not positive")
-    args.streams = [int(count) for count in args.streams.split(",") if count]
     return args
 
 
 def model_of(args: argparse.Namespace) -> tuple[Decoder, object, object]:
-    """Anew for each system, which may take it apart."""
+    """Anew for each system, which may take it apart. Raises Unfit for a folder without a checkpoint."""
     if args.size is not None:
         return load(args.size, args.device, args.dtype)  # type: ignore[return-value]
-    return load_model(args.model, device=args.device, dtype=args.dtype)
+    try:
+        return load_model(args.model, device=args.device, dtype=args.dtype)
+    except (CheckpointError, TokenizerError) as error:
+        raise Unfit(f"--model {args.model or 'was not given'}: {error}") from error
+
+
+def config_of(system: str, args: argparse.Namespace, rope_len: int) -> EngineConfig:
+    """Raises Unfit where the model has no positions for so many tokens, or the reference may stand in for a
+    kernel. rope_len: positions of the model.
+    """
+    settings = SYSTEMS[system]
+    flags = settings.get("flags", {})
+    assert isinstance(flags, dict)
+    options.refuse_fallback(flags)
+    if args.length > rope_len:
+        raise Unfit(f"--length {args.length}: the model has {rope_len} positions")
+    if args.streams and SPOKEN + args.new > rope_len:
+        raise Unfit(f"--new {args.new}, behind prompts of {SPOKEN}: the model has {rope_len} positions")
+    rows = max([args.rows, *args.streams])
+    longest = max(args.length, SPOKEN + args.new) + 1
+    return EngineConfig(
+        max_rows=rows,
+        max_model_len=min(longest, rope_len),
+        max_batched_tokens=max(2048, rows),
+        num_blocks=rows * -(-longest // 16) + 1,
+        block_size=16,
+        enable_prefix_caching=False,
+        **settings,  # type: ignore[arg-type]
+    )
 
 
 def text_of(args: argparse.Namespace, tokenizer: object, vocab_size: int) -> Text:
-    """Raises ValueError for a text that does not fill one step's rows."""
-    text = "\n".join(path.read_text() for path in args.text or OWN_TEXT)
+    """Raises Unfit for a text that does not fill one step's rows."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in args.text or OWN_TEXT)
     ids: list[int] = tokenizer.encode(text)  # type: ignore[attr-defined]
-    per_token = len(text.encode()) / len(ids)
+    per_token = len(text.encode()) / max(1, len(ids))
     bos: int = tokenizer.get_bos_token_id()  # type: ignore[attr-defined]
     ids = [id for id in ids[: args.tokens] if id < vocab_size]
     each, rows = args.length, args.rows
     windows = [[bos, *ids[first : first + each]] for first in range(0, len(ids) - each + 1, each)]
     batches = [windows[first : first + rows] for first in range(0, len(windows) - rows + 1, rows)]
     if not batches:
-        raise ValueError(f"a text of {len(ids)} tokens does not fill {rows} passages of {each}")
+        raise Unfit(
+            f"--rows {rows} and --length {each}: a text of {len(ids)} tokens does not fill {rows} passages "
+            f"of {each}"
+        )
     return Text(batches, per_token)
 
 
@@ -201,7 +241,7 @@ def judge(engine: AsyncEngine, text: Text, vocab_size: int, first: list[torch.Te
 async def speed(engine: AsyncEngine, args: argparse.Namespace, vocab_size: int, row: Row) -> None:
     await engine.start()
     for streams in args.streams:
-        prompts = [[3 + (37 * i + j) % (vocab_size - 19) for j in range(64)] for i in range(streams)]
+        prompts = [[3 + (37 * i + j) % (vocab_size - 19) for j in range(SPOKEN)] for i in range(streams)]
         work = Work("accuracy", prompts, [args.new] * streams)
         await run_once(engine, work)
         walls = [(await run_once(engine, work)).wall for _ in range(args.runs)]
@@ -215,18 +255,8 @@ async def measure(
     row = Row(system)
     model, tokenizer, meta = model_of(args)
     vocab_size = model.config.vocab_size
+    config = config_of(system, args, model.config.rope_len)
     text = text_of(args, tokenizer, vocab_size)
-    rows = max([args.rows, *args.streams])
-    longest = max(args.length, 64 + args.new) + 1
-    config = EngineConfig(
-        max_rows=rows,
-        max_model_len=min(longest, model.config.rope_len),
-        max_batched_tokens=max(2048, rows),
-        num_blocks=rows * -(-longest // 16) + 1,
-        block_size=16,
-        enable_prefix_caching=False,
-        **SYSTEMS[system],  # type: ignore[arg-type]
-    )
     try:
         engine = AsyncEngine(model, tokenizer, config, meta, consume=True)  # type: ignore[arg-type]
     except (ValueError, ImportError) as error:
@@ -269,6 +299,12 @@ def line(row: Row) -> str:
     )
 
 
+def described(path: Path) -> dict[str, object]:
+    """A text, for the record: where it lies on this machine says nothing on another. bytes: its size."""
+    data = path.read_bytes()
+    return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()[:16]}
+
+
 HEADER = ["system", "weights GiB", "cosine", "least", "same top", "nats/token", "more", "bits/byte"]
 
 
@@ -296,12 +332,16 @@ def markdown(args: argparse.Namespace, label: str, rows: list[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        rows = runner.run(run(args))
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            rows = runner.run(run(args))
+    except Unfit as error:
+        options.refuse(error)
     print(table(HEADER, [cells(row) for row in rows if row.error is None]))
     if args.save or args.out:
         label = args.size or args.model or "the embedded model"
         settings = {name: value for name, value in vars(args).items() if name not in ("save", "out")}
+        settings["text"] = [described(path) for path in args.text or OWN_TEXT]
         name = f"accuracy-{args.device}-{Path(label).name.replace(' ', '-')}-{args.dtype}"
         kept = save(name, [*map(asdict, rows)], settings | {"label": label}, out=args.out)
         kept.with_suffix(".md").write_text(markdown(args, label, rows))

@@ -37,7 +37,9 @@ IDENTITY = (
 # By the end of a figure's name: better when larger, or when smaller. Anything else only differs.
 LARGER = ("tok_s", "mbu", "gb_s", "tb_s", "tflops", "share")
 SMALLER = ("_ms", "_s", "_us", "ms_step", "us_step", "errors", "ratio", "overhead", "seconds")
-BESIDE = {"spread", "vllm", "target", "requests", "gaps", "runs"}  # no figures of this run
+# No figures of this run, or made from figures that are compared themselves.
+BESIDE = {"spread", "vllm", "target", "requests", "gaps", "runs"}
+BESIDE |= {"prefill_pct", "decode_pct", "gain_pct", "p50_ratio", "p90_ratio"}
 TOLERANCE = 0.05
 
 Row = Mapping[str, object]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, modes, offline
+from benchmarks import models, modes, offline, options
 from benchmarks.report import save
 from benchmarks.workloads import WORKLOADS
 from engine.worker import new_event_loop
@@ -25,11 +25,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workload", help=f"modes, or any of {', '.join(WORKLOADS)} with commas between them, or all"
     )
-    parser.add_argument("--model-size", "--size", dest="size", help="default: tiny on a CPU, d32 on a GPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--model-size", "--size", dest="size", type=options.size, help="default: tiny on a CPU, d32 on a GPU"
+    )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=options.device, default=here)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--streams", help="stream counts of `modes` and `streams`")
+    parser.add_argument(
+        "--streams", type=options.counts, default="", help="stream counts of `modes` and `streams`"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--prompt-len", type=int, default=32, help="modes")
     parser.add_argument("--new", type=int, default=128, help="modes")
@@ -43,7 +48,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FIELD=VALUE",
         help="a field of EngineConfig, or a flag",
     )
-    parser.add_argument("--profile", default="", metavar="N[,N]", help="kernel times of runs of N streams")
+    parser.add_argument(
+        "--profile", type=options.counts, default="", metavar="N[,N]", help="kernel times of N streams"
+    )
     parser.add_argument("--shrink", type=int, default=1, help="divide all lengths, to try the program out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
@@ -56,13 +63,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in args.workloads if name not in WORKLOADS and name != "modes"]
     if unknown or ("modes" in args.workloads and len(args.workloads) > 1):
         parser.error(f"--workload {args.workload}: modes stands alone, the others are {', '.join(WORKLOADS)}")
-    args.profile = [int(count) for count in args.profile.split(",") if count]
+    try:
+        options.engine_settings(args.engine)
+    except options.Unfit as error:
+        parser.error(str(error))
     if args.workload == "modes":
-        args.streams = args.streams or "1,8"
+        args.streams = args.streams or [1, 8]
         if args.size not in models.SIZES:
             parser.error(f"--size {args.size}: modes knows {', '.join(models.SIZES)}")
-    else:
-        args.streams = [int(count) for count in (args.streams or "").split(",") if count]
     return args
 
 

@@ -3,6 +3,8 @@
 import argparse
 import asyncio
 import gc
+import hashlib
+import math
 import random
 import statistics
 import time
@@ -10,7 +12,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.models import ByteTokenizer
 from benchmarks.offline import run_once
-from benchmarks.workloads import Work, seed8
+from benchmarks.options import refuse_fallback
+from benchmarks.workloads import SEED_PROMPTS, Work, seed8
 from engine.async_engine import AsyncEngine
 from engine.decoder import Decoder
 from engine.messages import EngineConfig, Frame, Request, SamplingParams
@@ -31,7 +34,7 @@ class Mode:
     """A row: what it adds to those above it. settings: flags and fields of EngineConfig. expects: a feature
     of the start-up table and what must be in it, or the row has not measured what it says. otherwise: what
     the rows below do when this one is not to be had. credited: what it gains over the row above it, or over
-    that named by `over`, is its flags' doing.
+    that named by `over`, is its first flag's doing.
     """
 
     name: str
@@ -82,6 +85,8 @@ MODES = (
         over="clusters",
     ),
 )
+LONGEST = max(SEED_PROMPTS) + 64  # positions that the eight prompts need, answers included
+BUFFERS = {"static, buffers anew": False, "static, buffers reused": True}
 FIELDS = ("attention_backend", "linear_backend", "weight_dtype")
 
 
@@ -104,7 +109,10 @@ class SweepRow:
 
 @dataclass(slots=True)
 class PromptsRow:
-    """The eight prompts in one mode: seconds of the runs, and new tokens over the mean of them."""
+    """The eight prompts in one mode: seconds of the runs, and new tokens over the mean of them. gain_pct:
+    tokens a second beyond the first row's; p50_ratio, p90_ratio: how many times as long the first row takes.
+    answers: a digest of each prompt's tokens.
+    """
 
     mode: str
     tokens: int
@@ -112,10 +120,39 @@ class PromptsRow:
     p90_s: float
     mean_s: float
     tok_s: float
+    gain_pct: float = 0.0
+    p50_ratio: float = 1.0
+    p90_ratio: float = 1.0
     seconds: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+
+def prompts_row(
+    mode: str, tokens: int, seconds: list[float], answers: list[str], first: PromptsRow | None = None
+) -> PromptsRow:
+    """seconds, tokens: of each run, the new ones. first: what the row is set against; None: itself."""
+    mean = statistics.mean(seconds)
+    row = PromptsRow(mode, tokens, statistics.median(seconds), nearest_rank(seconds, 90), mean, tokens / mean)
+    row.seconds, row.answers = seconds, answers
+    if first is not None:
+        row.gain_pct = 100 * (row.tok_s / first.tok_s - 1)
+        row.p50_ratio, row.p90_ratio = first.p50_s / row.p50_s, first.p90_s / row.p90_s
+    return row
+
+
+def nearest_rank(values: list[float], percent: int) -> float:
+    """The least value that at least `percent` % of them do not exceed."""
+    return sorted(values)[math.ceil(percent * len(values) / 100) - 1]
+
+
+def same(row: PromptsRow, other: PromptsRow) -> int:
+    """How many prompts have the same answer in both."""
+    return sum(one == two for one, two in zip(row.answers, other.answers, strict=True))
 
 
 def config_of(settings: dict[str, object], **more: object) -> EngineConfig:
+    """Raises Unfit where the reference may stand in for a kernel."""
+    refuse_fallback(settings)
     fields = {name: settings[name] for name in FIELDS if name in settings}
     flags = {name: value for name, value in settings.items() if name not in FIELDS}
     return EngineConfig(profile="seed", flags=flags, enable_prefix_caching=False, **fields, **more)  # type: ignore[arg-type]
@@ -127,18 +164,15 @@ async def measure(
     """A fresh engine with these settings; its error, or what it lacks of the mode, is in the row."""
     row = SweepRow(mode.name, mode.flags)
     tokens = args.prompt_len + args.decode_len + 8
+    config = config_of(
+        settings,
+        max_rows=args.batch_size,
+        max_batched_tokens=max(2048, args.batch_size * args.prompt_len),
+        max_model_len=min(tokens, model.config.rope_len),
+        prefill_stretch=0.0,
+    )
     try:
-        engine = AsyncEngine(
-            model,
-            ByteTokenizer(model.config.vocab_size),
-            config_of(
-                settings,
-                max_rows=args.batch_size,
-                max_batched_tokens=max(2048, args.batch_size * args.prompt_len),
-                max_model_len=min(tokens, model.config.rope_len),
-                prefill_stretch=0.0,
-            ),
-        )
+        engine = AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
     except (ValueError, ImportError, NotImplementedError) as error:
         row.error = f"unavailable: {error}"
         return row
@@ -213,29 +247,34 @@ async def prompts(model: Decoder, args: argparse.Namespace) -> list[PromptsRow]:
         "static": {"batching": "static", "max_rows": 8},
         "continuous": {"batching": "continuous", "max_rows": 8},
     }
-    rows = [await _prompts(model, mode, work, args.runs, {}, more) for mode, more in kinds.items()]
+    flags: dict[str, dict[str, object]] = {}
     if args.reuse_ids_buffer:
-        for label, on in (("static, buffers anew", False), ("static, buffers reused", True)):
-            flags = {"enable_persistent_decode": on, "use_cuda_graphs": False}
-            if on and not args.device.startswith("cuda"):
-                continue
-            rows.append(await _prompts(model, label, work, args.runs, flags, kinds["static"]))
+        for label, on in BUFFERS.items():
+            if not on or args.device.startswith("cuda"):
+                flags[label] = {"enable_persistent_decode": on, "use_cuda_graphs": False}
+                kinds[label] = kinds["static"]
+    rows: list[PromptsRow] = []
+    for mode, more in kinds.items():
+        seconds, answers = await _prompts(model, work, args.runs, flags.get(mode, {}), more)
+        rows.append(prompts_row(mode, work.tokens, seconds, answers, rows[0] if rows else None))
     return rows
 
 
 async def _prompts(
-    model: Decoder, mode: str, work: Work, runs: int, flags: dict[str, object], more: dict[str, object]
-) -> PromptsRow:
+    model: Decoder, work: Work, runs: int, flags: dict[str, object], more: dict[str, object]
+) -> tuple[list[float], list[str]]:
+    """Seconds of each run, and a digest of each prompt's tokens in the last one."""
     gc.collect()  # the engine before this one: the next takes what memory is left
     config = EngineConfig(flags=flags, enable_prefix_caching=False, batch_timeout_ms=0.0, **more)  # type: ignore[arg-type]
     engine = AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
     await engine.start()
     try:
         await run_once(engine, work)
-        seconds = [(await run_once(engine, work)).wall for _ in range(runs)]
+        done = [await run_once(engine, work) for _ in range(runs)]
     finally:
         await engine.close()
-    ordered = sorted(seconds)
-    p90 = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
-    mean = statistics.mean(seconds)
-    return PromptsRow(mode, work.tokens, statistics.median(seconds), p90, mean, work.tokens / mean, seconds)
+    return [run.wall for run in done], [digest(answer) for answer in done[-1].answers]
+
+
+def digest(tokens: list[int]) -> str:
+    return hashlib.sha256(str(tokens).encode()).hexdigest()[:8]

@@ -5,21 +5,24 @@ flag that has one.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from benchmarks.flag_modes import MODES
+from benchmarks.flag_modes import MODES, Mode
 from benchmarks.report import RESULTS
 from engine.flags import ABOUT, FAST, FastPathFlags
 
 WHERE = {"any": "any", "cuda": "CUDA", "training": "any, in training"}
+NOISE = 0.25  # share by which rows without graphs vary from run to run
 INTRODUCTION = """# The seed's flags
 
 Each can be measured alone (`python -m benchmarks.flags`). They are fields of `GPTConfig`, options of the
 command line (`--use-flash3`, `--no-use-flash3`), variables of the environment (`APP_USE_FLASH3`) and keys
 of the configuration file; numbers and switches may also stand in a checkpoint's meta, as defaults. What was
 asked for and the device cannot do is an error before the server is ready; what was merely defaulted falls
-back. The start-up table and `/v1/models` say what was used and why, also of flags that serving does not use.
+back. The start-up table says what was used and why, of the flags that are asked for or in use; `/v1/models`
+says it of all of them.
 
 `--profile fast`, the default of the server and of `AsyncEngine`, turns on {fast}.
 `--profile seed`, the default of `Engine`, leaves everything at the seed's defaults.
@@ -27,6 +30,9 @@ back. The start-up table and `/v1/models` say what was used and why, also of fla
 `kernels.stubs` describes the two kernels that may be yours. Ours can be named, too:
 `--use-clustered-attention-kernel --clustered-attention-impl kernels.clustered_attention`,
 `--use-persistent-decode-kernel --persistent-decode-impl kernels.persistent_decode`.
+
+What a flag gains is measured by `benchmarks.flags`: the row that adds it, against the row before. Rows
+without CUDA graphs vary by a quarter from run to run: a smaller difference there is within noise.
 
 | flag | default | effect | device | gain measured |
 | --- | --- | --- | --- | --- |
@@ -47,7 +53,9 @@ def table() -> str:
 
 
 def measured(folder: Path = RESULTS) -> dict[str, str]:
-    """Flag -> prefill and decode against the row before it, on a GPU, where both have been measured."""
+    """Flag -> prefill and decode against the row before it, on a GPU, where both have been measured. A row's
+    gain is that of its first flag; the others are what that one was measured with.
+    """
     found = [json.loads(file.read_text()) for file in folder.glob("flags-cuda-*.json")]
     if not found:
         return {}
@@ -56,20 +64,36 @@ def measured(folder: Path = RESULTS) -> dict[str, str]:
     gains: dict[str, str] = {}
     good = {name: row for name, row in rows.items() if row["error"] is None}
     above: dict[str, float] | None = None
+    graphs = False
     for mode in MODES:
         row = good.get(mode.name)
+        # A row that nobody chose has its flags in those below it all the same; one that failed has not.
+        if "use_cuda_graphs" in mode.settings and (row is not None or mode.name not in rows):
+            graphs = bool(mode.settings["use_cuda_graphs"])
         if row is None:
             above = None
             continue
         before = above if mode.over is None else good.get(mode.over)
         if before is not None and mode.credited:
-            prefill, decode = (
-                100 * (row[rate] / before[rate] - 1) for rate in ("prefill_tok_s", "decode_tok_s")
-            )
-            for name in mode.settings:
-                gains[name] = f"prefill {prefill:+.0f} %, decode {decode:+.0f} % ({kept['machine']['gpu']})"
+            said = gain(before, row, 0.0 if graphs else NOISE)
+            gains |= dict.fromkeys(credited(mode), f"{said} ({kept['machine']['gpu']})")
         above = row
     return gains
+
+
+def credited(mode: Mode) -> list[str]:
+    """The first flag among the row's settings, if there is one."""
+    return [name for name in mode.settings if name in ABOUT][:1]
+
+
+def gain(before: Mapping[str, float], after: Mapping[str, float], noise: float) -> str:
+    """noise: the share by which a rate must have moved to be told."""
+    told = []
+    for part in ("prefill", "decode"):
+        moved = after[f"{part}_tok_s"] / before[f"{part}_tok_s"] - 1
+        told.append(f"{100 * moved:+.0f} %" if abs(moved) >= noise else "within noise")
+    prefill, decode = told
+    return "within noise" if {*told} == {"within noise"} else f"prefill {prefill}, decode {decode}"
 
 
 def main() -> None:

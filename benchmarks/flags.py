@@ -13,20 +13,21 @@ weights: d32 on a GPU, tiny on a CPU.
 import argparse
 import asyncio
 import gc
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from benchmarks import flag_modes
+from benchmarks import flag_modes, options
 from benchmarks.flag_modes import MODES, PromptsRow, SweepRow
 from benchmarks.offline import load
-from benchmarks.report import machine, save, table
+from benchmarks.options import Unfit
+from benchmarks.report import device_name, machine, save, table
 from engine.checkpoint import CheckpointError
 from engine.decoder import Decoder
 from engine.loader import load_model
+from engine.text import TokenizerError
 from engine.worker import new_event_loop
 
 # The seed's own figures, of one B200 with its d32: seconds of 5 runs, and tokens a second.
@@ -47,9 +48,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=5, help="of the eight prompts")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16" if cuda else "float32")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", type=options.device, default="cuda" if cuda else "cpu")
     parser.add_argument("--model", help="a checkpoint")
-    parser.add_argument("--model-size", dest="size", help="random weights of this size instead")
+    parser.add_argument(
+        "--model-size", dest="size", type=options.size, help="random weights of this size instead"
+    )
     parser.add_argument("--modes", help="these rows only, with commas between them")
     parser.add_argument("--reuse-ids-buffer", action="store_true", help="prompts: buffers reused, off and on")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there (and FILE.md)")
@@ -66,7 +69,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def model_of(args: argparse.Namespace) -> tuple[Decoder, str]:
-    """The model and its label."""
+    """The model and its label, with the stage and the step of a checkpoint. Raises Unfit for a folder without
+    one.
+    """
     if args.size is None:
         try:
             model, _, meta = load_model(
@@ -76,10 +81,12 @@ def model_of(args: argparse.Namespace) -> tuple[Decoder, str]:
                 source=None if args.model else "sft",
             )
             if args.model or meta.files.layout == "nanochat":
-                return model, meta.name
-        except CheckpointError:
-            if args.model:
-                raise
+                stage = [f"source {meta.files.source}"] if meta.files.source else []
+                step = [f"step {meta.files.step}"] if meta.files.step is not None else []
+                return model, ", ".join([meta.name, *stage, *step])
+        except (CheckpointError, TokenizerError) as error:
+            if args.model or isinstance(error, TokenizerError):
+                raise Unfit(f"--model {args.model or 'was not given'}: {error}") from error
     size = args.size or ("d32" if args.device.startswith("cuda") else "tiny")
     model, _, _ = load(size, args.device, args.dtype)
     return model, f"{size}, random weights"  # type: ignore[return-value]
@@ -128,7 +135,7 @@ def line(row: SweepRow, first: SweepRow) -> str:
 
 def markdown(args: argparse.Namespace, label: str, rows: list[SweepRow], prompts: list[PromptsRow]) -> str:
     about = machine()
-    where = about.get("gpu", about["cpu"])
+    where = device_name(args.device)
     text = [f"# Flags, one by one\n\n{label}, {args.dtype}, on {where}, {about['date']}.\n"]
     if rows:
         text.append(
@@ -146,16 +153,17 @@ def markdown(args: argparse.Namespace, label: str, rows: list[SweepRow], prompts
             )
     if prompts:
         text.append(
-            "\nThe seed's eight prompts, 64 new tokens each:\n\n| mode | p50 s | p90 s | mean s | tok/s | "
-            "against single | the seed's, B200: p50, p90, mean s, tok/s |\n"
-            "| --- | --- | --- | --- | --- | --- | --- |"
+            f"\nThe seed's eight prompts, 64 new tokens each, {args.runs} runs; against {prompts[0].mode}: "
+            "tokens a second more, how many times shorter p50 and p90 are, prompts with the same answer.\n\n"
+            "| mode | p50 s | p90 s | mean s | tok/s | more | p50 | p90 | same | the seed's, B200: p50, p90, "
+            f"mean s, tok/s |\n|{' --- |' * 10}"
         )
-        base = prompts[0].tok_s
         for one in prompts:
             seed = ", ".join(f"{value:g}" for value in SEED_PROMPTS.get(one.mode, ()))
             text.append(
                 f"| {one.mode} | {one.p50_s:.3f} | {one.p90_s:.3f} | {one.mean_s:.3f} | {one.tok_s:,.0f} | "
-                f"{one.tok_s / base:.2f} x ({gain(one.tok_s, base):+.0f} %) | {seed} |"
+                f"{one.gain_pct:+.1f} % | {one.p50_ratio:.2f} x | {one.p90_ratio:.2f} x | "
+                f"{flag_modes.same(one, prompts[0])} of {len(one.answers)} | {seed} |"
             )
     return "\n".join(text) + "\n"
 
@@ -163,23 +171,59 @@ def markdown(args: argparse.Namespace, label: str, rows: list[SweepRow], prompts
 async def run(args: argparse.Namespace) -> tuple[str, list[SweepRow], list[PromptsRow]]:
     model, label = model_of(args)
     print(
-        f"{label}: batch {args.batch_size}, prompt {args.prompt_len}, decode {args.decode_len}, {args.dtype}"
+        f"{label}, {args.dtype}, on {device_name(args.device)}: batch {args.batch_size}, prompt "
+        f"{args.prompt_len}, decode {args.decode_len}"
     )
+    check_lengths(args, model.config.rope_len)
     rows = await sweep(model, args) if args.workload in ("sweep", "all") else []
     prompts = await flag_modes.prompts(model, args) if args.workload in ("prompts", "all") else []
     if prompts:
-        header = ["mode", "p50 s", "p90 s", "mean s", "tok/s", "tokens"]
-        cells = [[one.mode, one.p50_s, one.p90_s, one.mean_s, one.tok_s, one.tokens] for one in prompts]
-        print(table(header, cells))
-        ratio = statistics.mean(one.tok_s for one in prompts if one.mode == "static") / prompts[0].tok_s
-        print(f"static against single: {ratio:.2f} x (the seed's: {194.5 / 77.4:.2f} x)")
+        show(prompts)
     return label, rows, prompts
+
+
+def check_lengths(args: argparse.Namespace, rope_len: int) -> None:
+    """Raises Unfit where the model, of so many positions, cannot hold what is asked for."""
+    needed = args.prompt_len + args.decode_len + 1
+    if args.workload != "prompts" and needed > rope_len:
+        raise Unfit(
+            f"--prompt-len {args.prompt_len} and --decode-len {args.decode_len} need {needed} positions, the "
+            f"model has {rope_len}"
+        )
+    if args.workload != "sweep" and rope_len < flag_modes.LONGEST:
+        raise Unfit(
+            f"--workload {args.workload} needs {flag_modes.LONGEST} positions, the model has {rope_len}"
+        )
+
+
+def show(prompts: list[PromptsRow]) -> None:
+    first = prompts[0]
+    header = ["mode", "p50 s", "p90 s", "mean s", "tok/s", "tokens"]
+    header += ["gain %", "p50 x", "p90 x", "same answers"]
+    cells: list[list[object]] = [
+        [
+            *(one.mode, *(f"{value:.3f}" for value in (one.p50_s, one.p90_s, one.mean_s))),
+            *(one.tok_s, one.tokens, f"{one.gain_pct:+.1f}", one.p50_ratio, one.p90_ratio),
+            f"{flag_modes.same(one, first)} of {len(one.answers)}",
+        ]
+        for one in prompts
+    ]
+    print(table(header, cells))
+    static = next(one for one in prompts if one.mode == "static")
+    print(f"static against single: {1 + static.gain_pct / 100:.2f} x (the seed's: {194.5 / 77.4:.2f} x)")
+    buffers = [one for one in prompts if one.mode in flag_modes.BUFFERS]
+    if len(buffers) == 2:
+        equal = flag_modes.same(*buffers)
+        print(f"answers with buffers anew and reused: {equal} of {len(static.answers)} are the same")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        label, rows, prompts = runner.run(run(args))
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            label, rows, prompts = runner.run(run(args))
+    except Unfit as error:
+        options.refuse(error)
     if args.save or args.out:
         settings = {name: value for name, value in vars(args).items() if name not in ("save", "out")}
         kept = save(

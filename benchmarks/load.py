@@ -15,12 +15,13 @@ from benchmarks.server import ROOT, Server
 
 CLIENT = Path(__file__).with_name("client.py")
 CLIENTS_PER_PROCESS = 32
+SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(slots=True)
 class Row:
     """A closed loop of `clients` at a time. client_cpu: cores that the busiest client process took;
-    server_cpu: those of all the server's processes.
+    server_cpu: those of all the server's processes. Older results have no p90.
     """
 
     mode: str
@@ -28,9 +29,11 @@ class Row:
     requests: int = 0
     tok_s: float = 0.0
     ttft_p50_ms: float = 0.0
+    ttft_p90_ms: float = 0.0
     ttft_p99_ms: float = 0.0
     tpot_ms: float = 0.0
     itl_p50_ms: float = 0.0
+    itl_p90_ms: float = 0.0
     itl_p99_ms: float = 0.0
     tokens_per_event: float = 0.0
     errors: int = 0
@@ -148,20 +151,25 @@ async def closed_loop(server: Server, mode: str, orders: Orders, processes: int 
     cpu, started = server.cpu_seconds(), time.monotonic()
     seen = await stream(orders, count)
     row.server_cpu = (server.cpu_seconds() - cpu) / (time.monotonic() - started)
+    fill(row, seen)
+    return row
+
+
+def fill(row: Row, seen: Seen) -> None:
+    """The figures of what the clients saw."""
     row.requests, row.errors = len(seen.streams), len(seen.errors)
     row.error = seen.errors[0] if seen.errors else None
     row.client_cpu = seen.cpu / seen.seconds
     if not seen.streams:
-        return row
+        return
     gaps = [gap for one in seen.streams for gap in one.gaps]
     firsts = [one.ttft for one in seen.streams]
     tokens = sum(one.tokens for one in seen.streams)
     row.tok_s = tokens / seen.seconds
     row.tokens_per_event = tokens / sum(len(one.stamps) for one in seen.streams)
-    row.ttft_p50_ms, row.ttft_p99_ms = (1e3 * percentile(firsts, share) for share in (0.5, 0.99))
+    row.ttft_p50_ms, row.ttft_p90_ms, row.ttft_p99_ms = (1e3 * percentile(firsts, p) for p in SHARES)
     row.tpot_ms = 1e3 * statistics.mean(one.tpot for one in seen.streams)
-    row.itl_p50_ms, row.itl_p99_ms = (1e3 * percentile(gaps, share) for share in (0.5, 0.99))
-    return row
+    row.itl_p50_ms, row.itl_p90_ms, row.itl_p99_ms = (1e3 * percentile(gaps, p) for p in SHARES)
 
 
 def percentile(values: list[float], share: float) -> float:

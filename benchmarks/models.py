@@ -117,6 +117,8 @@ def dummy_config(name: str) -> dict[str, object]:
     if name in CONFIGS:
         return CONFIGS[name]
     size, _, generation = name.partition("-g")
+    if generation not in ("", *"12345"):
+        raise KeyError(name)
     described: dict[str, object] = {**SIZES[size], "generation": f"G{generation or 1}"}
     if generation not in ("", "1"):
         described["window_pattern"] = "SSSL"

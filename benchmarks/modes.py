@@ -129,7 +129,7 @@ def agreement(ours: list[int], theirs: list[int]) -> int:
 def measure_all(args: argparse.Namespace) -> list[Row]:
     model = random_model(args.size, getattr(torch, args.dtype), args.device)
     rng = random.Random(0)
-    streams = [int(count) for count in args.streams.split(",")]
+    streams: list[int] = args.streams
     vocabulary = model.config.vocab_size - 16
     prompts = [[rng.randrange(vocabulary) for _ in range(args.prompt_len)] for _ in range(max(streams))]
     rows: list[Row] = []

@@ -20,10 +20,10 @@ from torch import nn
 
 from benchmarks import models, peers
 from benchmarks.bandwidth import Reads, read_bandwidth
+from benchmarks.options import engine_settings
 from benchmarks.report import table
 from benchmarks.workloads import WORKLOADS, Work, shrunk
 from engine.async_engine import AsyncEngine
-from engine.flags import DEFAULTS
 from engine.messages import EngineConfig, Frame, Request, SamplingParams
 
 
@@ -58,16 +58,16 @@ class Row:
 
 @dataclass(slots=True)
 class Collector:
-    """Keeps each frame's streams with the time it came; `done` is set when nothing is open any more."""
+    """Keeps each frame's streams and tokens with the time it came; `done` is set when nothing is open."""
 
     open: int
-    frames: list[tuple[float, list[int]]] = field(default_factory=list)
+    frames: list[tuple[float, list[int], list[int]]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __call__(self, frame: Frame) -> None:
         if frame.streams:
-            self.frames.append((time.perf_counter(), frame.streams))
+            self.frames.append((time.perf_counter(), frame.streams, frame.tokens))
         for finish in frame.finished:
             self.open -= 1
             if finish.reason != "length":
@@ -78,12 +78,15 @@ class Collector:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: seconds in all, to each stream's first token, between tokens, and per further token."""
+    """One run: seconds in all, to each stream's first token, between tokens, and per further token. answers:
+    each prompt's tokens, in the prompts' order.
+    """
 
     wall: float
     firsts: list[float]
     gaps: list[float]
     tpot: float
+    answers: list[list[int]]
 
 
 async def run_once(engine: AsyncEngine, work: Work) -> Run:
@@ -108,9 +111,11 @@ async def run_once(engine: AsyncEngine, work: Work) -> Run:
     if collector.errors:
         raise RuntimeError(f"{len(collector.errors)} streams ended badly: {collector.errors[0]}")
     stamps: dict[int, list[float]] = {id: [] for id in owed}
-    for at, streams in collector.frames:
-        for id in streams:
+    answers: dict[int, list[int]] = {id: [] for id in owed}
+    for at, streams, tokens in collector.frames:
+        for id, token in zip(streams, tokens, strict=True):
             stamps[id].append(at)
+            answers[id].append(token)
     if any(len(stamps[id]) != count for id, count in owed.items()):
         raise RuntimeError("a stream has fewer or more tokens than were asked for")
     times = list(stamps.values())
@@ -119,6 +124,7 @@ async def run_once(engine: AsyncEngine, work: Work) -> Run:
         [stream[0] - started for stream in times],
         [after - before for stream in times for before, after in pairwise(stream)],
         statistics.mean((stream[-1] - stream[0]) / max(1, len(stream) - 1) for stream in times),
+        list(answers.values()),
     )
 
 
@@ -228,20 +234,8 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         "threads": args.threads,
         "served_name": args.size,
     }
-    flags: dict[str, object] = {}
-    for pair in args.engine:
-        name, _, value = pair.partition("=")
-        (flags if name in DEFAULTS else settings)[name] = _value(value)
-    return EngineConfig(**settings, flags=flags)  # type: ignore[arg-type]
-
-
-def _value(text: str) -> object:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    fields, flags = engine_settings(args.engine)
+    return EngineConfig(**(settings | fields), flags=flags)  # type: ignore[arg-type]
 
 
 async def profile(engine: AsyncEngine, streams: int, vocabulary: int) -> list[dict[str, object]]:

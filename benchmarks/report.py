@@ -31,6 +31,12 @@ def machine() -> dict[str, object]:
     return info
 
 
+def device_name(device: str) -> str:
+    """Of the processor or GPU that "cpu" or "cuda" names here."""
+    about = machine()
+    return str(about["gpu"] if device.startswith("cuda") else about["cpu"])
+
+
 def save(
     name: str,
     rows: Sequence[object],

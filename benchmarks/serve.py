@@ -6,7 +6,8 @@
 --scenario long-prompt: 32 streams decode while 2,000-token prompts arrive, and what that does to their pace.
 
 Clients run in processes of their own. TTFT is the time to the first event with a choice, ITL the gap between
-two such events, TPOT (last - first) / (tokens - 1), tokens are the server's own usage figure.
+two such events, TPOT (last - first) / (tokens - 1), tokens are the server's own usage figure. Of TTFT and ITL
+each row has p50, p90 and p99, in milliseconds, printed in this order.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, peers
+from benchmarks import models, options, peers
 from benchmarks.client import Orders
 from benchmarks.load import Clients, Row, Seen, closed_loop, percentile, stream
 from benchmarks.report import save, table
@@ -87,8 +88,8 @@ def _beside(row: Row, args: argparse.Namespace) -> dict[str, object]:
 def _line(row: Row) -> str:
     parts = [
         f"{row.mode} {row.clients}: {row.tok_s:,.1f} tok/s",
-        f"TTFT {row.ttft_p50_ms:.1f} / {row.ttft_p99_ms:.1f}",
-        f"TPOT {row.tpot_ms:.3f}, ITL {row.itl_p50_ms:.3f} / {row.itl_p99_ms:.3f} ms",
+        f"TTFT {row.ttft_p50_ms:.1f} / {row.ttft_p90_ms:.1f} / {row.ttft_p99_ms:.1f}",
+        f"TPOT {row.tpot_ms:.3f}, ITL {row.itl_p50_ms:.3f} / {row.itl_p90_ms:.3f} / {row.itl_p99_ms:.3f} ms",
         f"client {row.client_cpu:.2f} and server {row.server_cpu:.2f} cores",
     ]
     if row.errors:
@@ -212,8 +213,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load", choices=["modes", "peers"], default="peers" if cuda else "modes")
     parser.add_argument("--scenario", choices=["long-prompt"])
     parser.add_argument("--model", help="a checkpoint; without it random weights of --model-size")
-    parser.add_argument("--model-size", "--size", dest="size", default="d32" if cuda else "tiny")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--model-size", "--size", dest="size", type=options.size, default="d32" if cuda else "tiny"
+    )
+    parser.add_argument("--device", type=options.device, default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument(
         "--compare", dest="modes", metavar="MODES", help=f"load modes, with these only: {','.join(MODES)}"
@@ -239,6 +242,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.load = "modes"
         if wrong := sorted(set(args.modes.split(",")) - set(MODES)):
             parser.error(f"--compare: there is no mode {', '.join(wrong)}; there are {', '.join(MODES)}")
+    if "--allow-kernel-stub-fallback" in args.server_args.split():
+        parser.error("--server-args: --allow-kernel-stub-fallback is for debugging, no row may rest on it")
     args.modes = args.modes or ",".join(MODES)
     as_modes = args.load == "modes"
     args.clients = args.clients or ("1,8" if as_modes else "1,8,64,256")

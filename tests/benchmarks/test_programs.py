@@ -1,6 +1,7 @@
 """The benchmark programs on tiny sizes: their definitions, and that they run to the end."""
 
 import asyncio
+import hashlib
 import json
 import math
 import random
@@ -169,7 +170,11 @@ def test_accuracy_against_the_dense_forward(tmp_path: Path, monkeypatch: pytest.
     sizes = f"--model-size tiny --device cpu --rows 3 --length 20 --text {written}"
     accuracy.main([*sizes.split(), "--systems", "full,int8,te", "--streams", "2", "--new", "4", "--runs", "1",
                    "--out", str(out)])  # fmt: skip
-    full, eight, te = json.loads(out.read_text())["rows"]
+    kept = json.loads(out.read_text())
+    full, eight, te = kept["rows"]
+    data = written.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    assert kept["settings"]["text"] == [{"name": "text.txt", "bytes": len(data), "sha256": digest}]
     args = accuracy.arguments(sizes.split())
     model, tokenizer, _ = accuracy.model_of(args)
     text = accuracy.text_of(args, tokenizer, 512)
@@ -193,9 +198,6 @@ def test_accuracy_refuses_what_does_not_fill_a_step(tmp_path: Path) -> None:
     args = accuracy.arguments(["--text", str(text), "--device", "cpu"])
     with pytest.raises(ValueError, match="does not fill 16 passages of 256"):
         accuracy.text_of(args, ByteTokenizer(512), 512)
-    for wrong in (["--systems", "full,int3"], ["--rows", "0"]):
-        with pytest.raises(SystemExit):
-            accuracy.arguments(wrong)
 
 
 def test_decode_takes_flags_as_well_as_fields() -> None:
