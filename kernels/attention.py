@@ -6,9 +6,9 @@ block_size. Block 0 is never part of a sequence: tables are padded with it.
 
 A query's result does not depend on how many queries share the call, on the block size, on where the blocks
 lie, nor on what else is in the batch. That takes three habits, each for one way in which matrix libraries
-change their order of additions: queries are padded to at least `MIN_QUERIES` rows, keys to a multiple of
-`KEY_TILE` (their weights are exact zeros), and the product with the values is accumulated over tiles of
-`VALUE_TILE` keys.
+change their order of additions: queries are padded to at least `MIN_QUERIES` rows, the product with the
+values is accumulated over tiles of `VALUE_TILE` keys, and keys are padded so that the last of these has one
+of a few lengths, `VALUE_ENDS` (their weights are exact zeros).
 
 Padded positions hold whatever was written there before. The cache admits finite numbers only, so that a
 weight of zero silences them.
@@ -20,8 +20,8 @@ import torch
 
 MIN_QUERIES = 8  # half of it is enough for heads of up to 64 channels
 QUERY_TILE = 128  # bounds the score matrix to heads x QUERY_TILE x keys
-KEY_TILE = 64
 VALUE_TILE = 256
+VALUE_ENDS = (0, 64, 128, VALUE_TILE)  # 192 keys are summed in another order on some processors
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Span:
     """Consecutive queries of one sequence: rows [start, start + length) of the step's token axis.
 
     context: positions of the sequence that exist after this step's write; the last query sits at context - 1.
-    table: the sequence's block ids on the device, padded with block 0 to cover a multiple of KEY_TILE
+    table: the sequence's block ids on the device, padded with block 0 to cover `padded_context`
     positions. first: the first block, if the blocks are consecutive; their keys and values are then read
     where they lie.
     """
@@ -108,8 +108,9 @@ class Span:
 
 
 def padded_context(context: int) -> int:
-    """Positions that a span's table must cover."""
-    return -(-context // KEY_TILE) * KEY_TILE
+    """Positions that a span's table must cover: the last value tile is one of VALUE_ENDS."""
+    whole, rest = context - context % VALUE_TILE, context % VALUE_TILE
+    return whole + next(end for end in VALUE_ENDS if rest <= end)
 
 
 def table_blocks(context: int, block_size: int) -> int:
