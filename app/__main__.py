@@ -1,10 +1,13 @@
 """`python -m app`: the command line of the server."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from app.config import Config, check
 from app.fastpath import needs_torch, spelled
@@ -14,6 +17,8 @@ from app.settings import package_version
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USAGE = 2
+
+PRECHECK_SECONDS = 120
 
 KERNELS = "kernels"  # a subcommand; a folder of this name is given as ./kernels
 
@@ -102,11 +107,24 @@ def _check_device(config: Config) -> None:
         "device": config.model.device,
         "dtype": config.model.dtype,
     }
-    command = [sys.executable, "-P", "-m", "engine.precheck", json.dumps(about)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"engine.precheck ended with {done.returncode}"]
-        raise UsageError(spelled(lines[-1]))
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        command = [sys.executable, "-P", "-m", "engine.precheck", json.dumps(about), str(said)]
+        quiet = subprocess.DEVNULL
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                env=environment(),
+                stdin=quiet,
+                stdout=quiet,
+                stderr=quiet,
+                timeout=PRECHECK_SECONDS,
+                check=False,
+            )
+        # Without an answer the engine will say what is wrong.
+        reason = said.read_text(encoding="utf-8") if said.exists() else ""
+    if reason:
+        raise UsageError(spelled(reason))
 
 
 def _let_go_of_output() -> None:

@@ -13,7 +13,15 @@ from typing import Literal
 from app.fastpath import FastPath, spelled
 from app.options import UsageError, choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
-from engine.flags import OVERRIDES, OverrideKind, Setting, check_packages, check_weights, resolve
+from engine.flags import (
+    OVERRIDES,
+    OverrideKind,
+    Setting,
+    check_kernels,
+    check_packages,
+    check_weights,
+    resolve,
+)
 from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
 from engine.messages.config import LoadFormat, WeightName
 
@@ -387,6 +395,7 @@ def check(config: Config) -> None:
         check_weights(config.model.weight_dtype, flags.values)
         check_pool(config.batching.num_blocks, config.batching.max_num_blocks)
         check_packages(flags.values)
+        check_kernels(config.engine_config().flags)
     except (ValueError, ImportError) as error:
         raise UsageError(spelled(str(error))) from None
     tokens = config.batching.max_num_batched_tokens

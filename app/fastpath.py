@@ -88,9 +88,8 @@ def needs_torch(asked: Mapping[str, Setting]) -> bool:
     function.
     """
     return any(
-        (ABOUT[name].where == "cuda" and value is True)
+        (value is True and (ABOUT[name].where == "cuda" or name == "use_cta_clustering"))
         or name.endswith("_impl")
-        or name == "use_cta_clustering"
         for name, value in asked.items()
     )
 

@@ -139,7 +139,8 @@ def choice(*choices: S) -> Callable[[str], S]:
 
 
 def _outside(low: float, high: float | None) -> str:
-    return f"less than {low:,}" if high is None else f"not between {low:,} and {high:,}"
+    least, most = (f"{n:,}" if isinstance(n, int) else f"{n:g}" for n in (low, high or 0))
+    return f"less than {least}" if high is None else f"not between {least} and {most}"
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
@@ -266,11 +267,13 @@ class CommandLine(Generic[C]):
         self, given: Mapping[str, object], argv: Sequence[str]
     ) -> dict[tuple[str, str], object]:
         values: dict[tuple[str, str], object] = {}
-        typed = {word.split("=", 1)[0] for word in argv}
+        typed = [word.split("=", 1)[0] for word in argv]
         for entry in self.entries:
             value = given.get(_dest(entry))
             if value is not None:
-                name = next((name for name in entry.on_strings if name in typed), entry.on_strings[0])
+                name = next(
+                    (word for word in reversed(typed) if word in entry.on_strings), entry.on_strings[0]
+                )
                 values[entry.key] = _convert(entry, name, value)
             value = given.get("positional " + entry.field)
             if value is not None:

@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.save or args.out:
         settings = {key: value for key, value in vars(args).items() if key not in ("save", "out")}
         print("kept in", save(name, rows, settings, out=args.out))
+    if any(row.get("error") for row in rows):
+        raise SystemExit(1)  # what went wrong has been printed
 
 
 if __name__ == "__main__":

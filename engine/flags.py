@@ -194,6 +194,20 @@ def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
         )
 
 
+def check_kernels(asked: Mapping[str, Setting]) -> None:
+    """Raises ValueError for a kernel of one's own that is switched on where nobody can have given it. asked:
+    on a command line; a module that is named for the other place may register both.
+    """
+    if asked.get("allow_kernel_stub_fallback") or any(name in asked for name in _HOOKS):
+        return
+    for impl, use in _HOOKS.items():
+        if asked.get(use):
+            raise ValueError(
+                f"{use}: there is no kernel; name one with {impl}, or allow the reference with "
+                "allow_kernel_stub_fallback"
+            )
+
+
 def check_packages(flags: FastPathFlags) -> None:
     """Raises ImportError, naming the flag, where a package that one cannot do without is not installed."""
     if flags.use_te_weight_only and find_spec("transformer_engine") is None:
@@ -226,7 +240,7 @@ def resolve(
     for impl, use in _HOOKS.items():
         if impl in asked and not getattr(values, use):
             raise ValueError(f"{impl} does nothing without {use}")
-    if asked.get("te_include_mlp") and not values.use_te_weight_only:
+    if model is not None and asked.get("te_include_mlp") and not values.use_te_weight_only:
         raise ValueError("te_include_mlp does nothing without use_te_weight_only")
     if values.use_persistent_decode_kernel and asked.get("use_cuda_graphs"):
         raise ValueError("use_cuda_graphs excludes use_persistent_decode_kernel: its calls are not captured")

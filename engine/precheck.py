@@ -1,13 +1,15 @@
-"""`python -m engine.precheck JSON`: whether the flags that were asked for can be had here, before a server
-takes its port.
+"""`python -m engine.precheck JSON FILE`: whether the flags that were asked for can be had here, before a
+server takes its port.
 
-JSON: an object with "profile", "flags", "device" and "dtype", as on the command line. Exit code 2 with one
-line on standard error that names the flag where it cannot. What only the model can tell is said when it is
-loaded.
+JSON: an object with "profile", "flags", "device" and "dtype", as on the command line. FILE gets one line that
+names the flag where it cannot, and stays empty where it can. What only the model can tell, its own flags
+included, is said when it is loaded.
 """
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,23 +18,29 @@ from engine.flags import resolve
 from engine.hooks import KernelHooks
 
 
-def main() -> int:
-    asked = json.loads(sys.argv[1])
-    device = asked["device"]
+def verdict(asked: dict[str, object]) -> str:
+    """Why not, or nothing."""
+    device, flags = str(asked["device"]), asked["flags"]
+    assert isinstance(flags, dict)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        return f"--device {device}: torch {torch.__version__} sees no such device here"
     dtype = torch.float32 if asked["dtype"] == "float32" else torch.bfloat16
-    flags = resolve(None, asked["profile"], asked["flags"])
+    # As a hint this flag goes to a kernel that the model's own flags may ask for.
+    ours = {name: value for name, value in flags.items() if name != "use_cta_clustering" or kind == "cuda"}
+    profile = "seed" if asked["profile"] == "seed" else "fast"
     try:
-        refuse(flags, device.partition(":")[0], dtype)
-        KernelHooks.of(flags.values)
-    except Exception as error:  # a module of the user's may raise anything while it is imported
+        resolved = resolve(None, profile, ours)  # type: ignore[arg-type]
+        refuse(resolved, kind, dtype)
+        KernelHooks.of(resolved.values)
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything while it is imported
         own = isinstance(error, ValueError | ImportError | AttributeError | TypeError)
-        kind = "" if own else f"{type(error).__name__}: "
-        print(f"{kind}{error}".replace("\n", " "), file=sys.stderr)
-        return 2
-    return 0
+        return " ".join(f"{'' if own else type(error).__name__ + ': '}{error}".split())
+    return ""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    Path(sys.argv[2]).write_text(verdict(json.loads(sys.argv[1])), encoding="utf-8")
+    os._exit(0)  # whatever threads such a module has left behind

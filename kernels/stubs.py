@@ -125,6 +125,8 @@ def _imported(kind: str, impl: str) -> Callable[..., torch.Tensor]:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{_FLAGS[kind]}: {error}", name=error.name) from error
+    except Exception as error:
+        raise ImportError(f"{_FLAGS[kind]}: {module_name}: {type(error).__name__}: {error}") from error
     function: object = getattr(module, name or kind, None)
     if not callable(function):
         raise AttributeError(f"{_FLAGS[kind]}: the module {module_name} has no function {name or kind}")

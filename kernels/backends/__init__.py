@@ -134,7 +134,8 @@ def _sizes(kernel: ClusterDecode, max_rows: int) -> str:
 
 def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
     """What is wrong with any of the kernels that serve clusters; None if nothing is."""
-    for variant in list(kernel.kernels):
+    rows = range(1, spec.max_rows + 1)
+    for variant in dict.fromkeys(kernel.variant(entries) for entries in rows if kernel.serves(entries)):
         alone = ClusterDecode(
             kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
         )

@@ -1,6 +1,6 @@
 """A small problem that a library must solve as the reference does before it serves."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,12 +18,14 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
     """What is wrong with a backend's results on three rows, with and without a window; None if nothing is.
 
     The rows' blocks lie in reverse order; decode entries come in front of the chunks, with padding among
-    both. longest: tokens of the first row, of which a second window is half.
+    both. longest: tokens of the first row, which is there however few rows the backend is for; a second
+    window is half as long.
     """
-    reference = TorchBackend(replace(spec, max_rows=8))
     try:
+        problem = _Problem.of(spec, longest)
+        reference = TorchBackend(replace(spec, max_rows=8))
         for window in dict.fromkeys((None, WINDOW, max(WINDOW, longest // 2 + 3))):
-            ours, theirs = (_run(candidate, spec, window, longest) for candidate in (backend, reference))
+            ours, theirs = (problem.solve(candidate, window) for candidate in (backend, reference))
             for what, mine, right in zip(("decode", "prefill"), ours, theirs, strict=True):
                 error = ((mine - right).norm() / right.norm()).item()
                 if not error <= TOLERANCE:
@@ -33,39 +35,50 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
     return None
 
 
-def _run(
-    backend: AttentionBackend, spec: AttentionSpec, window: int | None, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Results of the decode entries and of the chunks, float32."""
-    lengths = (longest, *CONTEXTS)
-    device, size, rows = spec.device, spec.block_size, len(lengths)
-    generator = torch.Generator().manual_seed(0)
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Keys and values in pages, and queries: `decodes` single ones, then a chunk for each of so many rows."""
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device, spec.dtype)
+    spec: AttentionSpec
+    lengths: tuple[int, ...]
+    decodes: int
+    query: torch.Tensor
+    pages: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-    def ints(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
+    @classmethod
+    def of(cls, spec: AttentionSpec, longest: int) -> "_Problem":
+        device, size, lengths = spec.device, spec.block_size, (longest, *CONTEXTS)
+        generator = torch.Generator(device).manual_seed(0)
 
-    blocks = -(-longest // size)
-    order = list(range(rows * blocks, 0, -1))
-    tables = torch.stack([ints(order[row * blocks : (row + 1) * blocks]) for row in range(rows)])
-    shape = (rows * blocks + 1, spec.kv_heads, size, spec.head_dim)
-    k_pages, v_pages = (random(*shape).transpose(1, 2) for _ in range(2))
-    decodes = min(rows, spec.max_rows)
-    tokens = decodes + sum(QUERIES)
-    width = spec.heads * spec.head_dim
-    query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)
-    out = torch.zeros(tokens, width, dtype=spec.dtype, device=device)
-    entry_rows, positions = ints([2, -1, 0][:decodes]), ints([lengths[2] - 1, 0, lengths[0] - 1][:decodes])
-    pages, scale = (k_pages, v_pages, tables), spec.head_dim**-0.5
-    backend.plan(entry_rows, positions, window=window)
-    backend.decode(query[:decodes], *pages, entry_rows, positions, out[:decodes], scale=scale, window=window)
-    chunks = min(rows, spec.max_rows)
-    borders = [decodes]
-    for count in QUERIES[:chunks]:
-        borders.append(borders[-1] + count)
-    chunk_rows, contexts = ints(list(range(chunks))), ints(list(lengths[:chunks]))
-    backend.prefill(query, *pages, chunk_rows, ints(borders), contexts, out, scale=scale, window=window)
-    keep = [entry for entry in range(decodes) if entry != 1]
-    return out[keep].float(), out[decodes : borders[-1]].float()
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(spec.dtype)
+
+        rows, blocks = len(lengths), -(-longest // size)
+        order = torch.arange(rows * blocks, 0, -1, dtype=torch.int32, device=device)
+        shape = (rows * blocks + 1, spec.kv_heads, size, spec.head_dim)
+        k_pages, v_pages = (random(*shape).transpose(1, 2) for _ in range(2))
+        decodes = min(rows, spec.max_rows)
+        tokens, width = decodes + sum(QUERIES), spec.heads * spec.head_dim
+        query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)
+        return cls(spec, lengths, decodes, query, (k_pages, v_pages, order.view(rows, blocks)))
+
+    def solve(self, backend: AttentionBackend, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Results of the decode entries and of the chunks, float32."""
+        spec, lengths, decodes, query = self.spec, self.lengths, self.decodes, self.query
+
+        def ints(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=spec.device)
+
+        out = torch.zeros(query.size(0), spec.heads * spec.head_dim, dtype=spec.dtype, device=spec.device)
+        rows, scale = ints([0, -1, 2][:decodes]), spec.head_dim**-0.5
+        positions = ints([lengths[0] - 1, 0, lengths[2] - 1][:decodes])
+        single = slice(0, decodes)
+        backend.plan(rows, positions, window=window)
+        backend.decode(query[single], *self.pages, rows, positions, out[single], scale=scale, window=window)
+        borders = [decodes]
+        for count in QUERIES[:decodes]:
+            borders.append(borders[-1] + count)
+        chunks, contexts = ints(list(range(decodes))), ints(list(lengths[:decodes]))
+        backend.prefill(query, *self.pages, chunks, ints(borders), contexts, out, scale=scale, window=window)
+        keep = [entry for entry in range(decodes) if entry != 1]
+        return out[keep].float(), out[decodes : borders[-1]].float()

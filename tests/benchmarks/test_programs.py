@@ -87,7 +87,9 @@ def test_decode_writes_a_row_per_case(
         return await failing(engine, work, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(offline, "measure", measure)
-    decode.main([*arguments.split(), "--max-rows", "8", "--max-model-len", "128", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        decode.main([*arguments.split(), "--max-rows", "8", "--max-model-len", "128", "--out", str(out)])
+    assert ended.value.code == 1, "for one case failed"
     saved = json.loads(out.read_text())
     assert saved["machine"]["cpu"] and saved["settings"]["weights_bytes"] > 0
     rows = saved["rows"]

@@ -404,6 +404,37 @@ def test_a_required_library_that_fails_makes_room_for_the_next(monkeypatch: pyte
         select_backend("auto", caps=caps, flash="required", **SHAPE)
 
 
+class WrongFrom(TorchBackend):
+    """Doubles what it finds for a query behind so many keys."""
+
+    keys = 0
+
+    def decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        **options: Any,
+    ) -> None:
+        super().decode(q, k_pages, v_pages, block_tables, rows, positions, out, **options)
+        out[positions >= self.keys] *= 2
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 8])
+def test_the_self_test_decodes_at_the_end_of_its_longest_row(max_rows: int) -> None:
+    spec = replace(SPEC, max_rows=max_rows)
+    backend = WrongFrom(spec)
+    for longest, keys in ((70, 69), (700, 699)):
+        backend.keys = keys
+        assert "decode with window None is off" in (fault(backend, spec, longest) or "")
+        backend.keys = keys + 1
+        assert fault(backend, spec, longest) is None
+
+
 class Calls(TorchBackend):
     """Counts what it is asked for, by the number of entries or tokens."""
 

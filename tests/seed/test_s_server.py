@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.app.server_process import GOLDEN, SERVER, Server, finish, serving
+from tests.app.server_process import GOLDEN, ROOT, SERVER, Server, finish, serving
 
 CHAT_WEB = [sys.executable, "-m", "app.chat_web"]
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())["prompts"]
@@ -77,18 +78,11 @@ async def test_s3_u3_u4_the_seeds_command_lines(flags: list[str], mode: str) -> 
     assert answers == [case["greedy"][:20] for case in EXPECTED]
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--use-clustered-attention-kernel"], "no kernel for clustered_attention"),
-        (["--use-persistent-decode-kernel"], "no kernel for persistent_decode_step"),
-    ],
-)
-def test_f14_a_server_without_a_kernel_says_so_and_ends(flags: list[str], said: str) -> None:
-    """A checkpoint may allow the reference, so that this is known once the model is loaded."""
-    done = finish([*SERVER, str(GOLDEN), "--port", "0", *LOCAL, *flags])
+def test_f14_a_hint_without_a_kernel_is_refused_once_the_model_is_known() -> None:
+    """Its own flags could have asked for one."""
+    done = finish([*SERVER, str(GOLDEN), "--port", "0", *LOCAL, "--use-cta-clustering"])
     assert done.returncode == 3, done.stderr
-    assert said in done.stderr and "Ready" not in done.stdout
+    assert "use_cta_clustering was asked for" in done.stderr and "Ready" not in done.stdout
 
 
 CLUSTERED = ["--use-clustered-attention-kernel", "--clustered-attention-impl"]
@@ -103,13 +97,21 @@ PERSISTENT = ["--use-persistent-decode-kernel", "--persistent-decode-impl"]
         ([*CLUSTERED, "math:sqrt"], "--clustered-attention-impl: math:sqrt must take 3 positional arguments"),
         (["--use-flash3"], "--use-flash3 was asked for, but needs a CUDA device"),
         (["--use-cuda-graphs"], "--use-cuda-graphs was asked for, but needs a CUDA device"),
-        (["--use-cta-clustering"], "--use-cta-clustering was asked for"),
-        (["--te-include-mlp"], "--te-include-mlp does nothing without --use-te-weight-only"),
+        (["--te-include-mlp"], "--te-include-mlp was asked for, but needs a CUDA device"),
+        (["--use-clustered-attention-kernel"], "--use-clustered-attention-kernel: there is no kernel"),
+        (["--use-persistent-decode-kernel"], "--use-persistent-decode-kernel: there is no kernel"),
+        ([*CLUSTERED, "breaks:f"], "--clustered-attention-impl: breaks: ZeroDivisionError: of its own"),
+        ([*CLUSTERED, "leaves:f"], "SystemExit: 0"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
 )
-def test_f14_what_cannot_be_had_is_refused_before_the_port_opens(flags: list[str], said: str) -> None:
-    done = finish([*SERVER, str(GOLDEN), "--port", "0", *LOCAL, *flags])
+def test_f14_what_cannot_be_had_is_refused_before_the_port_opens(
+    flags: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "breaks.py").write_text("print('hello')\nraise ZeroDivisionError('of its own')\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
+    places = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = finish([*SERVER, str(GOLDEN), "--port", "0", *LOCAL, *flags], PYTHONPATH=places)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "listening" not in done.stderr and "Traceback" not in done.stderr
 
