@@ -211,9 +211,13 @@ class ClusterDecode:
             likely += [Variant(size, WARPS, 1) for size in (8, 4, 2) if size <= self._wanted(1)]
         constants = [defines(self.shape, variant) for variant in likely]
         compile_many(source(), "cluster_decode", architecture(self.device), constants)()
-        served = [self.variant(entries) for entries in range(1, max_entries + 1) if self.serves(entries)]
-        for variant in dict.fromkeys(served):
+        for variant in self.served(max_entries).values():
             self._kernel(variant)
+
+    def served(self, max_entries: int) -> dict[int, Variant]:
+        """How it runs each number of entries that it `serves`."""
+        counts = filter(self.serves, range(1, max_entries + 1))
+        return {entries: self.variant(entries) for entries in counts}
 
     def _wanted(self, entries: int) -> int:
         """Blocks of a cluster, if the device can place them so."""

@@ -3,7 +3,7 @@
 from engine.backend import Feature
 from engine.fastpath import FlagUnavailable, Outcome
 from engine.flags import Resolved
-from kernels.backends import SIZES, AttentionBackend, ClusterRule, FlashUse
+from kernels.backends import AttentionBackend, ClusteredBackend, ClusterRule, FlashUse
 
 
 def cluster_rule(flags: Resolved) -> ClusterRule | None:
@@ -43,7 +43,7 @@ def outcomes(
         "use_cuda_graphs": captured,
         "enable_persistent_decode": _persistent(flags, bool(graphs)),
         "use_flash_sdp": _flash_sdp(flags, backend.name),
-        **_clusters(flags, decode),
+        **_clusters(flags, backend, decode),
     }
 
 
@@ -59,17 +59,19 @@ def _persistent(flags: Resolved, use_graphs: bool) -> Outcome:
     return "off", "activations are allocated in each step"
 
 
-def _clusters(flags: Resolved, decode: Feature) -> dict[str, Outcome]:
+def _clusters(flags: Resolved, backend: AttentionBackend, decode: Feature) -> dict[str, Outcome]:
     if not flags.values.use_cta_clustering:
         return {}
-    if "clusters, " not in decode[2]:
+    if not isinstance(backend, ClusteredBackend):
         _, _, reason = decode[3].partition("clusters: ")
         return {"use_cta_clustering": ("off", reason or "another kernel was asked for")}
     values = flags.values
-    sizes = decode[3].partition(";")[0].removeprefix(SIZES)
     return {
         "use_cta_clustering": ("on", decode[3]),
-        "cta_cluster_size": (sizes, "at most as asked up to twice the threshold, what fits from there on"),
+        "cta_cluster_size": (
+            backend.sizes,
+            "at most as asked up to twice the threshold, what fits from there on",
+        ),
         "cta_cluster_seq_threshold": (str(values.cta_cluster_seq_threshold), "keys of the longest row"),
     }
 

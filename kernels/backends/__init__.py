@@ -5,21 +5,16 @@ from typing import Literal, get_args
 import torch
 
 from kernels.backends import flash
-from kernels.backends.base import AttentionBackend, AttentionSpec
-from kernels.backends.clustered import ClusteredBackend, ClusterRule
+from kernels.backends.base import AttentionBackend, AttentionSpec, Row
+from kernels.backends.clustered import ClusteredBackend, ClusterRule, with_clusters
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, FlashName
-from kernels.cluster import TILE, ClusterDecode, Shape, unsupported
-from kernels.cuda_driver import DriverError
-from kernels.nvrtc import CompileError
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
-Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
-SIZES = "clusters of "  # begins what is said of decode attention where they serve
-FLAG, FLASH_FLAG, CLUSTER_FLAG = "--attention-backend", "--use-flash3", "--use-cta-clustering"
+FLAG, FLASH_FLAG = "--attention-backend", "--use-flash3"
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
 FEW_TOKENS = 256
@@ -76,75 +71,13 @@ def select_backend(
         rows.append((op, asked, f"{backend.name} {backend.version}", why))
     single, chunked = parts
     if single is chunked:
-        return (_clustered(single, rows, spec, caps, clusters) if clusters else single), rows
+        return (with_clusters(single, rows, spec, caps, clusters) if clusters else single), rows
     shared = asked == "auto" and flash == "auto" and single.name == "triton" and chunked.name == "fa3"
     if shared:
         what, wanted, used, why = rows[1]
         rows[1] = (what, wanted, used, f"{why}; triton shares out the keys of up to {FEW_TOKENS} tokens")
     pair = PairBackend(single, chunked, FEW_TOKENS if shared else 0)
-    return (_clustered(pair, rows, spec, caps, clusters) if clusters else pair), rows
-
-
-def _clustered(
-    plain: AttentionBackend, rows: list[Row], spec: AttentionSpec, caps: DeviceCaps, rule: ClusterRule
-) -> AttentionBackend:
-    """`plain` with clusters of blocks for decode steps of few rows, once they agree with the reference; the
-    first of `rows` says what came of it. Unavailable: they are required and cannot be had, with the reason.
-    """
-    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size)
-    reason = unsupported(spec.head_dim, shape.group, spec.dtype, caps.compute or (0, 0), spec.block_size)
-    if reason is None and spec.max_context < rule.threshold:
-        reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
-    kernel: ClusterDecode | None = None
-    sizes = ""
-    if reason is None:
-        try:
-            kernel = ClusterDecode(
-                shape, spec.max_context, spec.device, size=rule.size, threshold=rule.threshold
-            )
-            kernel.prepare(spec.max_rows)
-            sizes = _sizes(kernel, spec.max_rows)
-            reason = _cluster_fault(kernel, spec) if sizes else "no number of rows gets clusters worth having"
-        except (CompileError, DriverError) as error:
-            reason = str(error)
-    what, asked, used, why = rows[0]
-    if kernel is None or reason is not None:
-        if rule.required:
-            raise Unavailable(f"{CLUSTER_FLAG}: {reason}")
-        rows[0] = (what, asked, used, f"{why}; clusters: {reason}")
-        return plain
-    rows[0] = (what, asked, f"clusters, {used}", f"{SIZES}{sizes}; {why}")
-    return ClusteredBackend(kernel, plain)
-
-
-def _sizes(kernel: ClusterDecode, max_rows: int) -> str:
-    """Blocks of a cluster by rows of a step, as far as it serves: "4 for 1 row, 2 for 2 to 4"."""
-    served: dict[int, list[int]] = {}
-    for entries in range(1, max_rows + 1):
-        if kernel.serves(entries):
-            served.setdefault(kernel.variant(entries).cluster, []).append(entries)
-    spans = ((size, counts[0], counts[-1]) for size, counts in served.items())
-    return ", ".join(
-        f"{size} for {first} row{'s' * (first > 1)}"
-        if first == last
-        else f"{size} for {first} to {last} rows"
-        for size, first, last in spans
-    )
-
-
-def _cluster_fault(kernel: ClusterDecode, spec: AttentionSpec) -> str | None:
-    """What is wrong with any of the kernels that serve clusters; None if nothing is."""
-    rows = range(1, spec.max_rows + 1)
-    for variant in dict.fromkeys(kernel.variant(entries) for entries in rows if kernel.serves(entries)):
-        alone = ClusterDecode(
-            kernel.shape, spec.max_context, spec.device, size=1, threshold=1, forced=variant
-        )
-        # Every warp fills each of its stages several times.
-        longest = variant.cluster * variant.warps * TILE * (3 * variant.stages(kernel.shape) + 1)
-        reason = fault(ClusteredBackend(alone, TorchBackend(spec)), spec, longest - 5)
-        if reason is not None:
-            return f"{variant}: {reason}"
-    return None
+    return (with_clusters(pair, rows, spec, caps, clusters) if clusters else pair), rows
 
 
 def _first_that_works(
@@ -206,10 +139,10 @@ def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBa
 
 
 __all__ = [
-    "SIZES",
     "AttentionBackend",
     "AttentionSpec",
     "ClusterRule",
+    "ClusteredBackend",
     "FlashUse",
     "Unavailable",
     "build",

@@ -6,6 +6,8 @@ import torch
 
 from kernels.spec import AttentionSpec
 
+Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
+
 
 class AttentionBackend(Protocol):
     """Attention over paged keys and values. Index tensors are int32 on the device; a row of -1 is padding.

@@ -409,18 +409,9 @@ class WrongFrom(TorchBackend):
 
     keys = 0
 
-    def decode(
-        self,
-        q: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        block_tables: torch.Tensor,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        out: torch.Tensor,
-        **options: Any,
-    ) -> None:
-        super().decode(q, k_pages, v_pages, block_tables, rows, positions, out, **options)
+    def decode(self, *given: torch.Tensor, **options: Any) -> None:
+        super().decode(*given, **options)
+        *_, positions, out = given
         out[positions >= self.keys] *= 2
 
 
@@ -492,7 +483,7 @@ def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required(
             def serves(self, entries: int, error: Exception = error) -> bool:
                 raise error
 
-        monkeypatch.setattr("kernels.backends.ClusterDecode", Broken)
+        monkeypatch.setattr("kernels.backends.clustered.ClusterDecode", Broken)
         backend, rows = select_backend("auto", **shape, caps=H200, clusters=merely)
         assert backend.name == "triton" and f"clusters: {error}" in rows[0][3]
         with pytest.raises(Unavailable, match=str(error)):

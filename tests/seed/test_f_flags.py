@@ -15,6 +15,8 @@ from engine.gpu.flags import graphs_for, outcomes
 from engine.messages import SamplingParams
 from engine.model import GPT
 from kernels import stubs
+from kernels.backends.base import AttentionBackend
+from kernels.backends.clustered import ClusteredBackend
 from kernels.backends.reference import TorchBackend
 from kernels.caps import DeviceCaps
 from kernels.cluster import cluster_hint
@@ -319,7 +321,19 @@ class Served(TorchBackend):
         self.name = name
 
 
-def on_a_gpu(asked: dict[str, Setting], attention: TorchBackend, graphs: int) -> dict[str, tuple[str, str]]:
+class Few(TorchBackend):
+    """Clusters for one row."""
+
+    def __init__(self) -> None:
+        pass
+
+    def serves(self, entries: int) -> bool:
+        return entries == 1
+
+
+def on_a_gpu(
+    asked: dict[str, Setting], attention: AttentionBackend, graphs: int
+) -> dict[str, tuple[str, str]]:
     """The flags' rows of an engine with our own kernels."""
     flags = resolve(None, "fast", asked)
     rows = [("attention.decode", "auto", attention.name, "why"), ("attention.prefill", "auto", "fa3 3", "")]
@@ -337,6 +351,13 @@ def test_f8_to_f10_what_a_gpu_says() -> None:
     assert on_a_gpu({"use_cuda_graphs": False}, Served("triton"), 0)["enable_persistent_decode"][0] == "on"
 
 
+def test_f6_the_table_tells_the_sizes_that_serve() -> None:
+    on = on_a_gpu({}, ClusteredBackend(Few(), Served("triton"), "4 for 1 row"), 45)
+    assert on["use_cta_clustering"][0] == "on" and on["cta_cluster_size"][0] == "4 for 1 row"
+    off = on_a_gpu({}, Served("triton"), 45)
+    assert off["use_cta_clustering"] == ("off", "another kernel was asked for")
+
+
 def test_f9_attention_that_reads_on_the_host_has_no_graphs() -> None:
     plain = TorchBackend(HOPPER)
     assert not graphs_for(resolve(None, "fast", {}), plain)
@@ -350,13 +371,14 @@ def test_f9_attention_that_reads_on_the_host_has_no_graphs() -> None:
 
 def test_the_sweeps_rows_look_for_what_a_gpu_says() -> None:
     """Each row's sign that it has measured what it says is one that the start-up table can show."""
+    clustered = ClusteredBackend(Few(), Served("triton"), "4 for 1 row")
     shown = {
         "flash_sdp": on_a_gpu({}, Served("sdpa"), 0),
         "flash3": {"attention.prefill": ("fa3 3", "")},
         "flash3_block": {"kv_block_size": ("32", "")},
         "persistent": on_a_gpu({"use_cuda_graphs": False}, Served("triton"), 0),
         "graphs": on_a_gpu({}, Served("triton"), 45),
-        "clusters": on_a_gpu({"use_cta_clustering": True}, Served("clusters, triton"), 45),
+        "clusters": on_a_gpu({"use_cta_clustering": True}, clustered, 45),
     }
     for mode in MODES:
         if mode.expects is not None and mode.name in shown:
