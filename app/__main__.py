@@ -1,24 +1,18 @@
 """`python -m app`: the command line of the server."""
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from app.config import Config, check
-from app.fastpath import needs_torch, spelled
+from app.checks import check, check_device
+from app.config import Config
 from app.options import Action, CommandLine, UsageError, to_toml
 from app.settings import package_version
 
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USAGE = 2
-
-PRECHECK_SECONDS = 120
 
 KERNELS = "kernels"  # a subcommand; a folder of this name is given as ./kernels
 
@@ -82,7 +76,7 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
     if "print-config" in actions:
         print(to_toml(config), end="")
         return EXIT_OK
-    _check_device(config)
+    check_device(config)
 
     # Only now: the web libraries take a third of a second to import.
     from app.logs import set_up_logging
@@ -90,41 +84,6 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
 
     set_up_logging(config.server.log_level, config.server.log_format)
     return dry_run(config) if "dry-run" in actions else run(config)
-
-
-def _check_device(config: Config) -> None:
-    """Raises UsageError for flags that cannot be had here, before the port is taken. A process of its own
-    finds out, for this one never imports torch; without such flags there is none.
-    """
-    asked = config.engine_config().flags
-    if not needs_torch(asked):
-        return
-    from app.child import environment
-
-    about = {
-        "profile": config.fastpath.profile,
-        "flags": asked,
-        "device": config.model.device,
-        "dtype": config.model.dtype,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder) / "said"
-        command = [sys.executable, "-P", "-m", "engine.precheck", json.dumps(about), str(said)]
-        quiet = subprocess.DEVNULL
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                command,
-                env=environment(),
-                stdin=quiet,
-                stdout=quiet,
-                stderr=quiet,
-                timeout=PRECHECK_SECONDS,
-                check=False,
-            )
-        # Without an answer the engine will say what is wrong.
-        reason = said.read_text(encoding="utf-8") if said.exists() else ""
-    if reason:
-        raise UsageError(spelled(reason))
 
 
 def _let_go_of_output() -> None:

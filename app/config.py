@@ -10,19 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.fastpath import FastPath, spelled
-from app.options import UsageError, choice, many, option, real, switch, text, whole
+from app.fastpath import FastPath
+from app.options import choice, many, option, real, switch, text, whole
 from app.settings import HttpSettings, SamplingDefaults
 from engine.flags import (
     OVERRIDES,
     OverrideKind,
     Setting,
-    check_kernels,
-    check_packages,
-    check_weights,
-    resolve,
 )
-from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
+from engine.messages import AttentionName, BatchingMode, EngineConfig, LinearName
 from engine.messages.config import LoadFormat, WeightName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -383,29 +379,4 @@ class Config:
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
             ui=self.server.ui,
-        )
-
-
-def check(config: Config) -> None:
-    """Raises UsageError for settings that contradict each other, and for those that need a package which is
-    not installed.
-    """
-    try:
-        flags = resolve(None, config.fastpath.profile, config.engine_config().flags)
-        check_weights(config.model.weight_dtype, flags.values)
-        check_pool(config.batching.num_blocks, config.batching.max_num_blocks)
-        check_packages(flags.values)
-        check_kernels(config.engine_config().flags)
-    except (ValueError, ImportError) as error:
-        raise UsageError(spelled(str(error))) from None
-    tokens = config.batching.max_num_batched_tokens
-    if tokens is not None and tokens < (config.batching.batch_size or 1):
-        raise UsageError(
-            f"--max-num-batched-tokens: {tokens} is less than --batch-size "
-            f"{config.batching.batch_size}; a running sequence takes at least one token of each step"
-        )
-    if config.server.api_workers > 1 and config.server.engine == "inline":
-        raise UsageError(
-            f"--api-workers: {config.server.api_workers} processes cannot share an engine that runs inside "
-            "one of them; leave out --engine inline"
         )

@@ -2,7 +2,6 @@
 # ruff: noqa: RUF009  (each default is made by a function that returns a dataclass field)
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from app.options import choice, option, switch, whole
@@ -81,17 +80,6 @@ class FastPath:
         """The flags that were given, by name."""
         given: dict[str, Setting | None] = asdict(self)
         return {name: value for name, value in given.items() if name in ABOUT and value is not None}
-
-
-def needs_torch(asked: Mapping[str, Setting]) -> bool:
-    """Whether only a process with torch can tell if these flags can be had: by the device, or by importing a
-    function.
-    """
-    return any(
-        (value is True and (ABOUT[name].where == "cuda" or name == "use_cta_clustering"))
-        or name.endswith("_impl")
-        for name, value in asked.items()
-    )
 
 
 def spelled(message: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.backend import Backend, Feature
+from engine.backend import Backend, Feature, short
 from engine.blocks import BlockPool
 from engine.calibration import passages
 from engine.checkpoint import CheckpointMeta
@@ -116,7 +116,7 @@ class AsyncEngine:
             num_blocks=pool.usable,
             max_num_blocks=pool.max_blocks - 1,
             device=str(backend.device),
-            dtype=str(backend.dtype).removeprefix("torch."),
+            dtype=short(backend.dtype),
             parameters=model.parameter_count(),
             weights_bytes=backend.weights_bytes
             or sum(p.numel() * p.element_size() for p in model.parameters()),

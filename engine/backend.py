@@ -39,6 +39,11 @@ MIN_MODEL_LEN = 1024
 DEFAULT_BLOCK_SIZE = 16
 
 
+def short(dtype: torch.dtype) -> str:
+    """A type's name as it is said to people: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def most_tokens(model: DecoderConfig, asked: int | None) -> int:
     """Most tokens of a sequence. A model trained on little context is served with 1,024 all the same: its
     rotary table covers ten times that of its training. Raises ValueError for more than the table.

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from engine.backend import Feature
+from engine.backend import Feature, short
 from engine.decoder import Decoder
 from engine.llama import Llama
 from engine.messages.config import WeightName
@@ -38,19 +38,15 @@ def kind8(asked: WeightName, dtype: torch.dtype) -> Kind8 | None:
     if asked not in ("auto", "bf16"):
         raise ValueError(f"weight_dtype is {asked!r}, none of auto, bf16, {', '.join(FORMATS)}")
     if asked == "bf16" and dtype != torch.bfloat16:
-        raise ValueError(f"weight_dtype is bf16, but the model is in {_short(dtype)}; ask for dtype bfloat16")
+        raise ValueError(f"weight_dtype is bf16, but the model is in {short(dtype)}; ask for dtype bfloat16")
     return None
 
 
 def weight_row(asked: WeightName, dtype: torch.dtype, why: str) -> Feature:
     """For the start-up table. why: how eight bits serve on this device."""
     if kind8(asked, dtype) is None:
-        return "weight dtype", asked, _short(dtype), "the model's own" if asked == "auto" else "as asked"
+        return "weight dtype", asked, short(dtype), "the model's own" if asked == "auto" else "as asked"
     return "weight dtype", asked, asked, why
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def fold(weight: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import torch
 
-from engine.backend import Feature
+from engine.backend import Feature, short
 from engine.flags import ABOUT, TE_NATIVE, FastPathFlags, Resolved, check_packages
 from kernels import te
 
@@ -67,10 +67,6 @@ def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
             f"{error}. It needs nvidia-cublas 13.2 or newer, which torch may not bring (see README.md); "
             f"{TE_NATIVE}"
         ) from error
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def flag_rows(flags: Resolved, device: str, block_size: int, known: Mapping[str, Outcome]) -> list[Feature]:

@@ -8,7 +8,8 @@ import pytest
 
 from app import chat_web
 from app.__main__ import command_line
-from app.config import Config, check
+from app.checks import check
+from app.config import Config
 from app.options import UsageError, table, to_toml
 from engine.messages import EngineConfig
 

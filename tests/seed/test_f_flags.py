@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.__main__ import command_line
-from app.config import check
+from app.checks import check
 from app.options import UsageError
 from benchmarks.flag_modes import MODES
 from engine import fastpath

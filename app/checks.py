@@ -1,0 +1,87 @@
+"""What a configuration must not ask for, found out before a port is taken."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.child import environment
+from app.config import Config
+from app.fastpath import spelled
+from app.options import UsageError
+from engine.flags import ABOUT, Setting, check_kernels, check_packages, check_weights, resolve
+from engine.messages import check_pool
+
+PRECHECK_SECONDS = 120
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for settings that contradict each other, and for those that need a package which is
+    not installed.
+    """
+    try:
+        flags = resolve(None, config.fastpath.profile, config.engine_config().flags)
+        check_weights(config.model.weight_dtype, flags.values)
+        check_pool(config.batching.num_blocks, config.batching.max_num_blocks)
+        check_packages(flags.values)
+        check_kernels(config.engine_config().flags)
+    except (ValueError, ImportError) as error:
+        raise UsageError(spelled(str(error))) from None
+    tokens = config.batching.max_num_batched_tokens
+    if tokens is not None and tokens < (config.batching.batch_size or 1):
+        raise UsageError(
+            f"--max-num-batched-tokens: {tokens} is less than --batch-size "
+            f"{config.batching.batch_size}; a running sequence takes at least one token of each step"
+        )
+    if config.server.api_workers > 1 and config.server.engine == "inline":
+        raise UsageError(
+            f"--api-workers: {config.server.api_workers} processes cannot share an engine that runs inside "
+            "one of them; leave out --engine inline"
+        )
+
+
+def check_device(config: Config) -> None:
+    """Raises UsageError for flags that cannot be had here, before the port is taken. A process of its own
+    finds out, for this one never imports torch; without such flags there is none.
+    """
+    asked = config.engine_config().flags
+    if not _needs_torch(asked):
+        return
+    about = {
+        "profile": config.fastpath.profile,
+        "flags": asked,
+        "device": config.model.device,
+        "dtype": config.model.dtype,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        command = [sys.executable, "-P", "-m", "engine.precheck", json.dumps(about), str(said)]
+        quiet = subprocess.DEVNULL
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                env=environment(),
+                stdin=quiet,
+                stdout=quiet,
+                stderr=quiet,
+                timeout=PRECHECK_SECONDS,
+                check=False,
+            )
+        # Without an answer the engine will say what is wrong.
+        reason = said.read_text(encoding="utf-8") if said.exists() else ""
+    if reason:
+        raise UsageError(spelled(reason))
+
+
+def _needs_torch(asked: Mapping[str, Setting]) -> bool:
+    """Whether only a process with torch can tell if these flags can be had: by the device, or by importing a
+    function.
+    """
+    return any(
+        (value is True and (ABOUT[name].where == "cuda" or name == "use_cta_clustering"))
+        or name.endswith("_impl")
+        for name, value in asked.items()
+    )
