@@ -32,7 +32,8 @@ says it of all of them.
 `--use-persistent-decode-kernel --persistent-decode-impl kernels.persistent_decode`.
 
 What a flag gains is measured by `benchmarks.flags`: the row that adds it, against the row before. Rows
-without CUDA graphs vary by a quarter from run to run: a smaller difference there is within noise.
+without CUDA graphs vary by a quarter from run to run: a smaller difference there is within noise. No gain is
+given where the sweep has no row for a flag alone; the README has FlashAttention's figures and TE's by size.
 
 | flag | default | effect | device | gain measured |
 | --- | --- | --- | --- | --- |
