@@ -6,6 +6,9 @@ from functools import cache
 
 from training.evaluate.questions import CAPITAL_FORM, FORMS, NAME, SUM_FORM, made
 
+# Shorter prompts are everyday phrases: they are held out, and looked for, as whole turns only.
+SUBSTRING_WORDS = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -75,7 +78,7 @@ FIXED = (
     ),
     _ask(CAPITAL_FORM.format("Spain"), "And what about Portugal?", expect="Lisbon"),
     _ask(
-        "Tell me what a volcano is.",
+        "A volcano, what kind of thing might that be?",
         system="You answer in simple words for young children.",
         expect="(?i)mountain|hot|rock|lava",
     ),
@@ -104,7 +107,26 @@ def _form(template: str) -> str:
 _FORMS = re.compile("|".join(map(_form, FORMS)))
 
 
+@cache
+def _by_start() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """Words of the prompts of at least SUBSTRING_WORDS words, by the first three."""
+    found: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for words in sorted(tuple(prompt.split()) for prompt in held_out()):
+        if len(words) >= SUBSTRING_WORDS:
+            found.setdefault(words[:3], []).append(words)
+    return found
+
+
 def is_held_out(user_text: str) -> bool:
-    """Whether a user turn is one of the prompts, or has the form of one with other numbers or words in it."""
+    """Whether a user turn is one of the prompts, contains a longer one, or has the form of one with other
+    numbers or words in it.
+    """
     text = normalised(user_text)
-    return text in held_out() or _FORMS.fullmatch(text) is not None
+    if text in held_out() or _FORMS.fullmatch(text) is not None:
+        return True
+    words, known = tuple(text.split()), _by_start()
+    return any(
+        words[at : at + len(prompt)] == prompt
+        for at in range(len(words) - SUBSTRING_WORDS + 1)
+        for prompt in known.get(words[at : at + 3], ())
+    )

@@ -18,19 +18,15 @@ from training.evaluate.report import measure
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description="Measure a shipped model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with the shipped files")
     parser.add_argument("--data", type=Path, required=True, help="folder with the held-out files")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
-        "--every", type=int, default=1, help="bits per byte on every so many-th item; 0 keeps the old figures"
+        "--every", type=int, default=1, help="bits per byte on every so many-th item; 0: on none"
     )
-    parser.add_argument(
-        "--report", type=Path, help="write the report here, and neither report nor card there"
-    )
+    parser.add_argument("--report", type=Path, help="write the report here, and no card")
     args = parser.parse_args(argv)
     if args.every < 0:
         parser.error(f"--every is {args.every}, not 0 or more")

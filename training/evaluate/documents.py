@@ -38,6 +38,11 @@ def passage_and_question(text: str) -> tuple[str, str]:
     return "\n\n".join(parts[:-1]), _ASKED.sub("", parts[-1])
 
 
+def everyday(text: str) -> bool:
+    """Whether a quiz question is so short that anyone might ask it; such make no items."""
+    return len(stem(text).split()) < SENTENCE_WORDS
+
+
 def stem(text: str) -> str:
     """A quiz question without its options."""
     return text.split("\nA)")[0].strip()
@@ -62,9 +67,9 @@ class HeldOut:
         for item in _items(data / CHAT):
             messages = item["messages"]
             assert isinstance(messages, list)
-            if item["kind"] not in QUIZ:
-                continue
             asked = str(messages[0]["content"])
+            if item["kind"] not in QUIZ or everyday(asked):
+                continue
             if item["kind"] == "story_qa":
                 documents += passage_and_question(asked)
             else:

@@ -1,8 +1,8 @@
 """Items with exact scoring from held-out documents, built by program: the text itself is not committed.
 
-Multiple choice: quiz questions with four options and true-or-false statements, and two cloze tasks on prose in
+Multiple choice: quiz questions with four options, true-or-false statements, and two cloze tasks on prose in
 the spirit of the Children's Book Test (Hill et al. 2015): which of four sentences goes on, and which of four
-names belongs into the next sentence. Short answers: reading questions, quiz questions, search questions.
+names belongs into the next sentence. Short answers: reading, quiz and search questions.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from training.data import read_shard
-from training.evaluate.documents import CHAT, PROSE, passage_and_question, stem
+from training.evaluate.documents import CHAT, PROSE, QUIZ, everyday, passage_and_question, stem
 
 PASSAGE_CHARACTERS = 2600  # a reading question must leave room for its answer in 1,024 tokens
 _OPTION = re.compile(r"^[A-D]\) (.+)$", re.M)
@@ -24,7 +24,7 @@ _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b(?!')")
 _CONTEXT_SENTENCES, _CONTEXT_OF_NAMES = 3, 7
 # Capital letters in mid-sentence that are no one's name.
 _NO_NAMES = frozenset(
-    [
+    (
         "The",
         "And",
         "But",
@@ -39,9 +39,7 @@ _NO_NAMES = frozenset(
         "When",
         "What",
         "Sunday",
-        "Monday",
-        "Friday",
-    ]
+    )
 )
 
 
@@ -49,8 +47,8 @@ _NO_NAMES = frozenset(
 class Choice:
     """`context` goes on with one of `options`; the right one is `options[answer]`.
 
-    asked: the prompt is a user's turn, and the options are answers to it; otherwise it is plain text. `per_byte`:
-    options of different lengths are compared by their mean, else by their sum.
+    asked: the context is a user's turn and the options are answers to it; otherwise it is plain text.
+    per_byte: options are compared by their mean loss, as they differ in length; else by the sum.
     """
 
     context: str
@@ -114,7 +112,6 @@ def prompts(data: Path) -> list[str]:
     return [
         passage_and_question(asked)[1] if kind == "story_qa" else stem(asked)
         for kind, asked, _ in _chat(data)
-        if kind in ("story_qa", "nq", "trivia")
     ]
 
 
@@ -130,11 +127,11 @@ def digest(data: Path) -> str:
 
 
 def _chat(data: Path) -> Iterator[tuple[str, str, str]]:
-    """Kind, question and answer of each held-out conversation of one exchange."""
+    """Kind, question and answer of each held-out question that makes an item."""
     for item in read_shard(data / CHAT):
         messages = item["messages"]
         assert isinstance(messages, list)
-        if len(messages) == 2:
+        if len(messages) == 2 and item["kind"] in QUIZ and not everyday(messages[0]["content"]):
             yield str(item["kind"]), messages[0]["content"], messages[1]["content"]
 
 

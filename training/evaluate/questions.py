@@ -8,9 +8,11 @@ keeps conversations with any of them out of training.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Literal
 
+FOLDER = Path(__file__).parent / "words"
 Rule = Literal["number", "capital", "name", "animals", "colours", "tuesday", "spelled", "reversed"]
 
 
@@ -38,6 +40,87 @@ CAPITALS = {
 }
 CAPITAL_FORM = "Can you tell me which city is the capital of {}?"
 CAPITAL_FORMS = (
+    CAPITAL_FORM,
+    "If I wanted to see the capital of {}, which city would I travel to?",
+    "I forgot how the capital of {} is called. Would you remind me?",
+)
+SUM_FORM = "Could you add {} and {} for me?"
+NAME = (
+    "Hi there, and what might your name be?",
+    "How should I address you?",
+    "Under which name do people know you?",
+    "I would like to know how you are called.",
+    "Before we begin: who am I talking with here?",
+    "Would you mind telling me your own name?",
+)
+ANIMALS = (
+    "Please give me the names of three animals.",
+    "Which three animals come to your mind first?",
+    "I would like to hear three animals from you.",
+    "For a drawing I need any three animals. Which ones?",
+    "Mention three animals of your choice.",
+    "Can three animals be named by you?",
+)
+COLOURS = (
+    "Could you list three colors for me?",
+    "Which three colours come to your mind first?",
+    "I would like to hear three colors from you.",
+    "For a painting I need any three colours. Which ones?",
+    "Mention three colors of your choice.",
+    "Can three colours be named by you?",
+)
+TUESDAY = (
+    "Which day comes right after Monday?",
+    "Suppose today is Monday. Which day do we have tomorrow?",
+    "After Monday, which day is the next one in the week?",
+    "Yesterday was Monday. So which day is it now?",
+    "My visit is one day after Monday. On which day is that?",
+    "What is the name of the day that Monday is followed by?",
+)
+ADD = (
+    SUM_FORM,
+    "I need to know the total of {} and {}, please.",
+    "When I put {} together with {}, which number comes out?",
+    "Would you work out for me how much {} and {} are together?",
+)
+SUBTRACT = (
+    "Could you take {1} off {0} for me?",
+    "If I start at {0} and go down by {1}, on which number do I end up?",
+    "I have to know what remains of {0} once {1} are gone.",
+    "By how much is {0} more than {1}?",
+)
+MULTIPLY = (
+    "Could you multiply {} with {} for me?",
+    "I want to know how much {} groups of {} come to.",
+    "Which number comes out of {} times {}, please?",
+    "Would you work out for me what {} rows with {} seats each make?",
+)
+PROBLEMS = (
+    ("A baker has {a} rolls in the morning and bakes {b} more by noon. How many rolls are that in all?", "+"),
+    ("Our school has {a} pupils, and {b} new ones join it. How many pupils does it have then?", "+"),
+    ("I walked {a} steps before lunch and {b} steps after it. How many steps did I walk today?", "+"),
+    ("A farmer owns {a} hens and sells {b} of them. How many hens stay on the farm?", "-"),
+    ("A tank holds {a} litres of water, and {b} litres leak out. How many litres remain in it?", "-"),
+    ("The book has {a} pages, and I have read {b} of them. How many pages are still ahead of me?", "-"),
+    ("Each of {a} boxes contains {b} pens. How many pens do the boxes contain altogether?", "*"),
+    ("One ticket costs {b} dollars. How many dollars do {a} such tickets cost?", "*"),
+    ("A hall has {a} rows of {b} chairs. How many chairs stand in the hall?", "*"),
+    ("A train makes {a} trips a day. How many trips does it make in {b} days?", "*"),
+)
+COUNT = (
+    "How many {0} are there in the word {1}?",
+    "In the word {1}, how many times does one meet the letter {0}?",
+    "Look at {1} closely: how often can you find the letter {0} in it?",
+)
+SPELL = (
+    "Which letters, one after another, make up the word {}?",
+    "I never know how {} is written. Would you spell it out for me?",
+)
+REVERSE = (
+    "What do you get if you read the word {} from its end to its beginning?",
+    "Please turn the word {} around, letter by letter.",
+)
+FORMS = (
     CAPITAL_FORM,
     "If I wanted to see the capital of {}, which city would I travel to?",
     "I forgot how the capital of {} is called. Would you remind me?",
@@ -193,6 +276,12 @@ FORMS = (
 )
 
 
+@cache
+def words(name: str) -> tuple[str, ...]:
+    """The words of words/NAME.txt."""
+    return tuple((FOLDER / f"{name}.txt").read_text("utf-8").split())
+
+
 def sums() -> list[tuple[int, int]]:
     """All pairs of numbers from 1 whose sum is at most 20."""
     return [(a, b) for a in range(1, 20) for b in range(1, 20) if a + b <= 20]
@@ -252,16 +341,16 @@ def _calculation(form: str, sign: str, a: int, b: int) -> Question:
 @cache
 def spelling(each: int = 40) -> dict[str, tuple[Question, ...]]:
     """Letters counted in a word, words spelled forwards and backwards."""
-    rng = Random("spelling")
+    rng, known = Random("spelling"), words("spelling")
 
     def counted(form: str) -> Question:
-        word = rng.choice(WORDS)
+        word = rng.choice(known)
         # Nearly always a letter that occurs, and often one that occurs twice.
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("aeiostr")
         return Question(form.format(letter, word), "number", str(word.count(letter)))
 
     count = tuple(counted(COUNT[at % len(COUNT)]) for at in range(each))
-    forwards, backwards = rng.sample(WORDS, min(each, len(WORDS))), rng.sample(WORDS, min(each, len(WORDS)))
+    forwards, backwards = (rng.sample(known, min(each, len(known))) for _ in range(2))
     return {
         "letters counted": count,
         "spelled forwards": tuple(
