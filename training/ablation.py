@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from training import data, settings, tokenizer
-from training.evaluate import bits_per_byte
+from training.evaluate.loss import bits_per_byte
 from training.loop import build
 from training.pretrain import pretrain
 from training.settings import Settings
