@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from training import card, data, settings, tokenizer
+from engine.model import GPT
+from training import card, data, leaks, settings, tokenizer
 from training.chat_tune import chat_tune
-from training.evaluate import bits_per_byte, exact_answers, fixed_prompts
-from training.export import export, read_exported
+from training.evaluate.documents import PROSE
+from training.evaluate.loss import bits_per_byte
+from training.evaluate.report import measure
+from training.export import ExportError, export
 from training.loop import build
 from training.pretrain import pretrain
-
-HELD_OUT = "eval-pretrain.jsonl.xz"
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen = settings.scaled(chosen, args.share)
     try:
         _stages(args, chosen)
-    except data.DataError as error:
+    except (data.DataError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -67,7 +68,7 @@ def _stages(args: argparse.Namespace, chosen: settings.Settings) -> None:
     if not (work / "tune.pt").exists():
         _load(model, work / "pretrain.pt")
         if (
-            args.data / HELD_OUT
+            args.data / PROSE
         ).exists():  # what tuning costs in plain text is the difference to the final figures
             before = bits_per_byte(model, encoder, args.data)
             print(before, flush=True)
@@ -76,10 +77,12 @@ def _stages(args: argparse.Namespace, chosen: settings.Settings) -> None:
             chat_tune(model, chosen, encoder, tokens, work)
     _load(model, work / "tune.pt")
     with _timed("export"):
-        shards = export(dict(model.state_dict()), chosen, work, args.out)
+        shards = export(model.state_dict(), model.config, work, args.out)
     print(f"{len(shards)} shards, {sum(path.stat().st_size for path in shards) / 2**20:.1f} MiB", flush=True)
     with _timed("evaluation"):
-        report = _evaluated(model, encoder, args.data, args.out)
+        report = _evaluated(model, encoder, args)
+    with _timed("leak check"):
+        report["leaks"] = leaks.check(args.data, chosen, args.workers)
     if (work / "pretrained_bits.json").exists():
         report["bits_per_byte_before_tuning"] = json.loads((work / "pretrained_bits.json").read_text())
     for stage in ("pretrain", "tune"):
@@ -89,27 +92,14 @@ def _stages(args: argparse.Namespace, chosen: settings.Settings) -> None:
     card.write(args.out / "report.json", args.out)
 
 
-def _evaluated(
-    model: "torch.nn.Module", encoder: tokenizer.Encoder, folder: Path, out: Path
-) -> dict[str, object]:
-    """Held-out loss before and after rounding to int8, and everything else with the weights that ship."""
-    from engine.model import GPT
-
-    assert isinstance(model, GPT)
+def _evaluated(model: GPT, encoder: tokenizer.Encoder, args: argparse.Namespace) -> dict[str, object]:
+    """Held-out loss before rounding to int8, and everything of what ships."""
     model.eval()
     report: dict[str, object] = {}
-    held_out = (folder / HELD_OUT).exists()
-    if held_out:
-        report["bits_per_byte_unrounded"] = bits_per_byte(model, encoder, folder)
-    model.load_state_dict(read_exported(out))
-    if held_out:
-        report["bits_per_byte"] = bits_per_byte(model, encoder, folder)
-        print(report["bits_per_byte"], flush=True)
-    report |= exact_answers(model, encoder)
-    prompts = fixed_prompts(model, encoder)
-    report["fixed_prompts"] = prompts
-    report["fixed_passed"] = f"{sum(bool(item['pass']) for item in prompts)}/{len(prompts)}"
-    print({key: report[key] for key in ("sums", "capitals", "fixed_passed")}, flush=True)
+    if (args.data / PROSE).exists():
+        report["bits_per_byte_unrounded"] = bits_per_byte(model, encoder, args.data)
+    report |= measure(args.out, args.data, args.device)
+    print(f"measured in {report['measured_in_seconds']} s: {report.get('bits_per_byte')}", flush=True)
     return report
 
 

@@ -16,8 +16,9 @@ from random import Random
 import numpy as np
 
 from training.conversations import FAMILIES, STORY_FAMILIES, generate
-from training.conversations.exchange import Message
+from training.conversations.exchange import Message, without_markers
 from training.conversations.tales import plain_story
+from training.evaluate.documents import HeldOut
 from training.prompts import is_held_out
 from training.settings import Settings
 from training.template import render
@@ -79,26 +80,38 @@ def read_shard(path: Path) -> Iterator[dict[str, object]]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def held_out_documents(data: Path) -> HeldOut:
+    """What the evaluation's items come from. Raises DataError if its files are damaged."""
+    try:
+        return HeldOut.of(data)
+    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"cannot read the held-out files in {data}: {error}") from error
+
+
 def plain_texts(data: Path) -> Iterator[tuple[str, str]]:
-    """(source, text) of every pretraining item."""
+    """(source, text) of every pretraining item; what shares a document with the evaluation is left out."""
+    held_out = held_out_documents(data)
     for path in sorted(data.glob("pretrain-*.jsonl.xz")):
         name = path.name.split(".")[0].removeprefix("pretrain-")
         for item in read_shard(path):
             source = name
+            if held_out.shares(str(item["text"])):
+                continue
             if name.startswith("children"):
                 source = "children-simple" if item["tier"] == "simple" else "children-other"
             yield source, str(item["text"])
 
 
 def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
-    """(source, messages) of every chat item that is used; held-out prompts are left out."""
+    """(source, messages) of every chat item that is used; held-out prompts and documents are left out."""
+    held_out = held_out_documents(data)
     for path in sorted(data.glob("chat-*.jsonl.xz")):
         for item in read_shard(path):
             source = CHAT_SOURCES.get(str(item["kind"]))
             messages = item["messages"]
             assert isinstance(messages, list)
             asked = [turn["content"] for turn in messages if turn["role"] == "user"]
-            if source is None or any(map(is_held_out, asked)):
+            if source is None or any(map(is_held_out, asked)) or held_out.touches(messages):
                 continue
             if source == "smalltalk" and any(_ABOUT_SELF.search(turn["content"]) for turn in messages):
                 continue
@@ -112,7 +125,7 @@ def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
     prose = [text for source, text in plain_texts(data) if source != "classics" and rng.random() < 0.35]
     chat = ["\n".join(turn["content"] for turn in messages) for _, messages in conversations(data)]
     talk = [
-        "\n".join(m["content"] for m in turns)
+        "\n".join(without_markers(m["content"]) for m in turns)
         for _, turns in generate(FAMILIES, settings.generated_talk // 10, 0)
     ]
     stories = [plain_story(rng) for _ in range(settings.generated_stories // 20)]
@@ -137,30 +150,38 @@ def _start_worker(folder: Path) -> None:
     _encoder[:] = [load(folder)]
 
 
-def _work(job: Job) -> Result:
+def contents(job: Job) -> Iterator[str | list[Message]]:
+    """The texts or conversations that a job stands for."""
     source, what, given = job
+    if what == "texts":
+        assert isinstance(given, list)
+        yield from given
+    elif what == "stories":
+        assert isinstance(given, tuple)
+        rng = Random(f"{source} {given}")
+        yield from (plain_story(rng) for _ in range(given[1]))
+    else:
+        yield from _talks(what, given, source)
+
+
+def _work(job: Job) -> Result:
     encoder = _encoder[0]
     bos = encoder.special("<|bos|>")
     documents: list[list[int]] = []
     masks: list[list[int]] = []
-    if what == "texts":
-        assert isinstance(given, list)
-        documents = [[bos, *encoder.encode(text)] for text in given]
-    elif what == "stories":
-        assert isinstance(given, tuple)
-        rng = Random(f"{source} {given}")
-        documents = [[bos, *encoder.encode(plain_story(rng))] for _ in range(given[1])]
-    else:
-        for messages in _talks(what, given, source):
-            ids, mask = render(messages, encoder)
+    for content in contents(job):
+        if isinstance(content, str):
+            documents.append([bos, *encoder.encode(content)])
+        else:
+            ids, mask = render(content, encoder)
             documents.append(ids)
             masks.append(mask)
     lengths = np.array([len(ids) for ids in documents], dtype=np.int32)
     tokens = np.fromiter((i for ids in documents for i in ids), dtype=np.uint16, count=int(lengths.sum()))
     if not masks:
-        return source, tokens, lengths, None
+        return job[0], tokens, lengths, None
     return (
-        source,
+        job[0],
         tokens,
         lengths,
         np.fromiter((m for mask in masks for m in mask), dtype=np.uint8, count=len(tokens)),
@@ -176,7 +197,7 @@ def _talks(what: str, given: object, source: str) -> Iterable[list[Message]]:
     return (messages for _, messages in generate(families, given[1], f"{source} {given}"))
 
 
-def _jobs(data: Path, settings: Settings) -> Iterator[Job]:
+def jobs(data: Path, settings: Settings) -> Iterator[Job]:
     """The work in a fixed order, so that the outcome does not depend on the number of workers."""
     for what, items in (("texts", plain_texts(data)), ("conversations", conversations(data))):
         waiting: dict[str, list[object]] = {}
@@ -203,11 +224,11 @@ def prepare(data: Path, settings: Settings, tokenizer: Path, folder: Path, worke
     parts: dict[str, list[Result]] = {}
     if workers > 1:
         with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer,)) as pool:
-            for result in pool.imap(_work, _jobs(data, settings)):
+            for result in pool.imap(_work, jobs(data, settings)):
                 parts.setdefault(result[0], []).append(result)
     else:
         _start_worker(tokenizer)
-        for result in map(_work, _jobs(data, settings)):
+        for result in map(_work, jobs(data, settings)):
             parts.setdefault(result[0], []).append(result)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {}

@@ -1,22 +1,34 @@
 """The shipped folder: int8 weights, one fp32 scale per output row, in safetensors shards, and the tokenizer.
 
 A matrix is stored as int8 under its name and its scales, [rows], under `NAME.scale`: weight = int8 * scale.
+What is no matrix, or a very small one, is stored in fp32 as it is: the scalars and gates of the later
+generations steer whole layers, and weigh nothing.
 """
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from training.settings import Settings
+from engine.checkpoint import NATIVE_MODEL_TYPE
+from engine.config import GPTConfig
+from engine.detect import CONSTANTS, SIZES
 from training.tokenizer import CONFIG_FILE, RANKS_FILE
 
-SHARD_BYTES = 15 * 2**20
+SHARD_BYTES, TOTAL_BYTES = 15 * 2**20, 40 * 2**20
 INDEX_FILE = "model.safetensors.index.json"
 SAMPLING = {"temperature": 0.7, "top_k": 40, "repetition_penalty": 1.1, "max_tokens": 300}
+_SCALE = ".scale"
+_SMALLEST = 32  # rows and columns of a matrix that is worth rounding
+
+
+class ExportError(Exception):
+    """The model is too large to ship, or its weights cannot be rounded."""
 
 
 def quantised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,52 +47,77 @@ def quantised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, best
 
 
-def export(weights: dict[str, torch.Tensor], settings: Settings, tokenizer: Path, out: Path) -> list[Path]:
-    """Write weights, configuration and tokenizer to `out`, replacing older shards; returns the shards."""
-    out.mkdir(parents=True, exist_ok=True)
+def stored(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as they are shipped. Raises ExportError for a weight that is not finite."""
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in sorted(weights.items()):
-        values, scale = quantised(weight.cpu())
-        tensors[name], tensors[f"{name}.scale"] = values.contiguous(), scale.contiguous()
+        if not bool(weight.isfinite().all()):
+            raise ExportError(f"{name} holds values that are not finite")
+        if weight.dim() == 2 and min(weight.shape) >= _SMALLEST:
+            values, scale = quantised(weight.cpu())
+            tensors[name], tensors[name + _SCALE] = values.contiguous(), scale.contiguous()
+        else:
+            tensors[name] = weight.detach().cpu().float().contiguous().clone()
+    return tensors
+
+
+def export(weights: Mapping[str, torch.Tensor], config: GPTConfig, tokenizer: Path, out: Path) -> list[Path]:
+    """Write weights, configuration and tokenizer to `out`, replacing older shards; returns the shards.
+
+    Nothing is replaced before the new shards are whole. Raises ExportError for a model that is too large.
+    """
+    tensors = stored(weights)
+    shards = _shards(tensors)
+    out.mkdir(parents=True, exist_ok=True)
+    names = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, out / f"{name}.new", metadata={"format": "pt"})
+    for old in out.glob("model-*.safetensors"):
+        old.unlink()
+    for name in names:
+        os.replace(out / f"{name}.new", out / name)
+    where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
+    _write_json(out / "config.json", _described(config, sum(weight.numel() for weight in weights.values())))
+    for name in (RANKS_FILE, CONFIG_FILE):
+        if (tokenizer / name).resolve() != (out / name).resolve():
+            shutil.copyfile(tokenizer / name, out / name)
+    return [out / name for name in names]
+
+
+def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > TOTAL_BYTES:
+        raise ExportError(
+            f"the weights take {total / 2**20:.1f} MiB, more than {TOTAL_BYTES / 2**20:.0f} MiB"
+        )
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
+        if tensor.nbytes > SHARD_BYTES:
+            raise ExportError(f"{name} alone takes {tensor.nbytes / 2**20:.1f} MiB, more than a shard may")
         if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    for old in out.glob("model-*.safetensors"):
-        old.unlink()
-    paths, where = [], {}
-    for at, shard in enumerate(shards, 1):
-        path = out / f"model-{at:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
-        paths.append(path)
-        where.update(dict.fromkeys(shard, path.name))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
-    _write_json(out / "config.json", _config(settings))
-    for name in (RANKS_FILE, CONFIG_FILE):
-        if (tokenizer / name).resolve() != (out / name).resolve():
-            shutil.copyfile(tokenizer / name, out / name)
-    return paths
+    return shards
 
 
-def _config(settings: Settings) -> dict[str, object]:
-    parameters = 2 * settings.vocab_size * settings.n_embd + 12 * settings.n_layer * settings.n_embd**2
+def _described(config: GPTConfig, parameters: int) -> dict[str, object]:
+    """What `engine.detect` reads, the generation's constants written out."""
+    names = (*SIZES, "n_kv_head", "window_pattern", "generation", *CONSTANTS)
     return {
-        "model_type": "fastpath-nanochat",
+        "model_type": NATIVE_MODEL_TYPE,
         "name": f"fastpath-{round(parameters / 1e6)}m",
-        "model_config": {
-            "sequence_len": settings.context,
-            "vocab_size": settings.vocab_size,
-            "n_layer": settings.n_layer,
-            "n_head": settings.n_head,
-            "n_kv_head": settings.n_head,
-            "n_embd": settings.n_embd,
+        "parameters": parameters,
+        "model_config": {name: getattr(config, name) for name in names},
+        "quantization": {
+            "format": "int8",
+            "scale": f"per output row, float32, under NAME{_SCALE}",
+            "kept": f"in float32: what is no matrix of at least {_SMALLEST} x {_SMALLEST}",
         },
-        "quantization": {"format": "int8", "scale": "per output row, float32, under NAME.scale"},
         "sampling_defaults": SAMPLING,
     }
 
@@ -96,7 +133,9 @@ def read_exported(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as shard:
             tensors.update({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
     return {
-        name: tensor.float() * tensors[f"{name}.scale"].unsqueeze(1)
+        name: tensor.float() * tensors[name + _SCALE].unsqueeze(1)
+        if name + _SCALE in tensors
+        else tensor.float()
         for name, tensor in tensors.items()
-        if not name.endswith(".scale")
+        if not name.endswith(_SCALE)
     }

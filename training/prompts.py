@@ -4,20 +4,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-CAPITALS = {
-    "France": "Paris",
-    "Germany": "Berlin",
-    "Japan": "Tokyo",
-    "China": "Beijing",
-    "India": "New Delhi",
-    "Russia": "Moscow",
-    "Brazil": "Bras",
-    "Canada": "Ottawa",
-    "Egypt": "Cairo",
-    "the United States": "Washington",
-}
-CAPITAL_FORM = "Can you tell me which city is the capital of {}?"
-SUM_FORM = "Could you add {} and {} for me?"
+from training.evaluate.questions import CAPITAL_FORM, FORMS, NAME, SUM_FORM, made
+
+# Shorter prompts are everyday phrases: they are held out, and looked for, as whole turns only.
+SUBSTRING_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,53 +26,59 @@ def _ask(*turns: str, expect: str | None = None, system: str | None = None) -> P
 THREE = r"\w+, \w+,? and \w+"
 FIXED = (
     _ask("Hello! It's good to see you.", expect="(?i)hello|hi\\b|nice|good"),
-    _ask("Hi there, and what might your name be?", expect="Fastpath"),
+    _ask(NAME[0], expect="Fastpath"),
     _ask("Who exactly are you?", expect="Fastpath"),
     _ask("Are you some kind of human being?", expect="(?i)\\bno\\b|not|program|model"),
-    _ask("And where do you actually run?", expect="(?i)machine"),
+    _ask("And where do you actually run?", expect="(?i)machine|computer"),
     _ask("What sort of things could you do for me?", expect="(?i)stor|question|sum|chat"),
-    _ask("How are you feeling this morning?", expect="(?i)well|fine|good|thank"),
+    _ask("How are you feeling this morning?", expect="(?i)well|fine|good|great|thank"),
     _ask("I feel a little sad this evening.", expect="(?i)sorry"),
     _ask("Thanks, that was really useful to me!", expect="(?i)welcome|glad"),
-    _ask("Good night, I'm off to bed now.", expect="(?i)night|sleep|dream"),
     _ask(CAPITAL_FORM.format("France"), expect="Paris"),
-    _ask(CAPITAL_FORM.format("Japan"), expect="Tokyo"),
     _ask("Which country has Nairobi as its capital city?", expect="Kenya"),
     _ask("On which continent would I find Peru?", expect="South America"),
     _ask(SUM_FORM.format(7, 5), expect=r"\b12\b"),
     _ask("If I take 4 away from 13, what is left?", expect=r"\b9\b"),
+    _ask("I need to know what 47 times 86 comes to.", expect=r"\b4,?042\b"),
     _ask("I have 3 apples and buy 6 more. How many apples do I have now?", expect=r"\b9\b"),
     _ask("Could you count for me from 3 up to 9?", expect=r"3, 4, 5, 6, 7, 8,? (and )?9"),
+    _ask("How many r are there in the word strawberry?", expect=r"(?i)\b(3|three)\b"),
+    _ask('How would you spell the word "house"?', expect="(?i)h-o-u-s-e|h, o, u, s, e"),
     _ask("Which day comes right after Monday?", expect="Tuesday"),
     _ask("And which month comes right before April?", expect="March"),
     _ask("Please give me the names of three animals.", expect=THREE),
     _ask("Could you list three colors for me?", expect=THREE),
-    _ask("I need five fruits for a salad. Which ones?", expect=r"\w+, \w+, \w+"),
+    _ask("I want four fruits, one on each line, with a dash in front.", expect=r"(- \w+.*\n?){4}"),
     _ask('What would be the opposite of "cold"?', expect="(?i)hot|warm"),
     _ask("What color does a ripe banana have?", expect="(?i)yellow"),
-    _ask("What noise does a cow make?", expect="(?i)moo"),
-    _ask('How would you spell the word "house"?', expect="(?i)h-o-u-s-e|h, o, u, s, e"),
     _ask("Name the capital of Italy, and use one word only.", expect=r"^Rome\.?$"),
     _ask("Do you happen to know what the weather is like outside?", expect="(?i)don't|can't|cannot|not"),
     _ask("Who is Professor Zubelkrank?", expect="(?i)don't know|sorry|not know|do not"),
+    _ask("Who won the football match last night?", expect="(?i)don't know|sorry|not know|do not|cannot"),
     _ask(
         "Please tell me a short story about a hedgehog who finds a lantern.",
-        expect="(?i)hedgehog(.|\n)*lantern",
+        expect="(?i)hedgehog(.|\\n)*lantern",
     ),
-    _ask("Make up a bedtime story about a robot named Dot.", expect="Dot"),
-    _ask('Write a little story with the words "river", "umbrella" and "owl" in it.', expect="(?i)umbrella"),
+    _ask(
+        'Write a little story with the words "river", "umbrella" and "owl" in it.',
+        expect="(?i)(?=(.|\\n)*river)(?=(.|\\n)*umbrella)(?=(.|\\n)*owl)",
+    ),
     _ask("Could you write a tale about two friends who have a quarrel?", expect="(?i)quarrel|sorry|friend"),
     _ask("Explain to me why it rains.", expect="(?i)cloud|water"),
     _ask("How could I make a new friend at school?", expect="(?i)hello|smile|friend|listen"),
+    _ask(
+        "I cannot fall asleep at night. What would you advise?", expect="(?i)bed|screen|read|dark|quiet|rest"
+    ),
     _ask("My name is Ottilie, by the way.", "So what is my name?", expect="Ottilie"),
     _ask(
         "Please tell me a story about a penguin and a drum.",
         "Could you make that story much shorter?",
+        "And what would be a good title for it?",
         expect="(?i)penguin|drum",
     ),
-    _ask("Can you tell me which city is the capital of Spain?", "And what about Portugal?", expect="Lisbon"),
+    _ask(CAPITAL_FORM.format("Spain"), "And what about Portugal?", expect="Lisbon"),
     _ask(
-        "Tell me what a volcano is.",
+        "A volcano, what kind of thing might that be?",
         system="You answer in simple words for young children.",
         expect="(?i)mountain|hot|rock|lava",
     ),
@@ -98,15 +94,39 @@ def normalised(text: str) -> str:
 def held_out() -> frozenset[str]:
     """Normalised user turns that training data may not contain."""
     turns = [turn for prompt in FIXED for turn in prompt.turns]
-    turns += [CAPITAL_FORM.format(country) for country in CAPITALS]
-    turns += [SUM_FORM.format(a, b) for a, b in sums()]
+    turns += [question.text for question in made()]
     return frozenset(map(normalised, turns))
 
 
-def sums() -> list[tuple[int, int]]:
-    """All pairs of numbers from 1 whose sum is at most 20."""
-    return [(a, b) for a in range(1, 20) for b in range(1, 20) if a + b <= 20]
+def _form(template: str) -> str:
+    """The normalised form as an expression; an open place takes one or two words."""
+    words = re.sub(r"\{\w*\}", " xslotx ", template)
+    return normalised(words).replace("xslotx", r"[a-z0-9]+(?: [a-z0-9]+)?")
+
+
+_FORMS = re.compile("|".join(map(_form, FORMS)))
+
+
+@cache
+def _by_start() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """Words of the prompts of at least SUBSTRING_WORDS words, by the first three."""
+    found: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for words in sorted(tuple(prompt.split()) for prompt in held_out()):
+        if len(words) >= SUBSTRING_WORDS:
+            found.setdefault(words[:3], []).append(words)
+    return found
 
 
 def is_held_out(user_text: str) -> bool:
-    return normalised(user_text) in held_out()
+    """Whether a user turn is one of the prompts, contains a longer one, or has the form of one with other
+    numbers or words in it.
+    """
+    text = normalised(user_text)
+    if text in held_out() or _FORMS.fullmatch(text) is not None:
+        return True
+    words, known = tuple(text.split()), _by_start()
+    return any(
+        words[at : at + len(prompt)] == prompt
+        for at in range(len(words) - SUBSTRING_WORDS + 1)
+        for prompt in known.get(words[at : at + 3], ())
+    )

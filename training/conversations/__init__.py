@@ -17,6 +17,7 @@ from training.conversations import (
     spelling,
     tales,
     writing,
+    written,
 )
 from training.conversations.exchange import Maker, Message, messages
 from training.conversations.talk import maker
@@ -63,6 +64,7 @@ FAMILIES: dict[str, tuple[Talk, float]] = {
     "series": (dialogues.series, 4.0),
     "system": (dialogues.with_system, 5.0),
     "memory": (memory.told, 6.0),
+    "written": (written.talk, 16.0),
     "short_tales": (_single(tales.short_tale), 2.0),
     "reading": (_single(tales.reading), 2.0),
 }

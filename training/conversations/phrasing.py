@@ -91,6 +91,11 @@ def as_typed(rng: Random, text: str) -> str:
         text = rng.choice(("Please ", "Hey, ", "Can you help me? ", "OK. ", "So, ")) + (
             text if text.startswith("I") or rng.random() < 0.5 else text[:1].lower() + text[1:]
         )
+    return carelessly(rng, text)
+
+
+def carelessly(rng: Random, text: str) -> str:
+    """`text` as a hasty person types it: sometimes no capital or no full stop."""
     roll = rng.random()
     if roll < 0.15:
         text = text.lower()

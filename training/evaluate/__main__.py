@@ -1,0 +1,56 @@
+"""`python -m training.evaluate --model models/ --data DIR`: measure a shipped folder; report and card are
+written into it.
+
+What only training knows (tokens, seconds, the loss before rounding) is kept from the report that is there.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint import CheckpointError
+from training import card
+from training.data import DataError
+from training.evaluate.report import measure
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder with the shipped files")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the held-out files")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--every", type=int, default=1, help="bits per byte on every so many-th item; 0: on none"
+    )
+    parser.add_argument("--report", type=Path, help="write the report here, and no card")
+    args = parser.parse_args(argv)
+    if args.every < 0:
+        parser.error(f"--every is {args.every}, not 0 or more")
+    if not args.data.is_dir():
+        parser.error(f"--data: there is no folder {args.data}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        measured = measure(args.model, args.data, args.device, args.dtype, args.every)
+    except (CheckpointError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    old = args.model / "report.json"
+    report = (json.loads(old.read_text("utf-8")) if old.exists() else {}) | measured
+    target = args.report or old
+    target.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    if args.report is None:
+        card.write(target, args.model)
+    print(f"{target}: measured in {measured['measured_in_seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

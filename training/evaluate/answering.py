@@ -1,0 +1,104 @@
+"""Answers of a shipped folder, from the server's own engine, with the calculator as on its chat routes."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from engine.async_engine import AsyncEngine
+from engine.llama import Llama
+from engine.loader import load_model
+from engine.messages import EngineConfig, Request, SamplingParams
+from training.conversations.exchange import Message
+from training.template import prompt
+from training.tokenizer import load
+
+ROWS = {"cuda": 256, "cpu": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text, special tokens of the calculator in it, and whether the turn ended by itself."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample; the default is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+class Answerer:
+    """An engine that answers conversations. Use it as a context manager; it is not for several threads.
+
+    folder: a shipped model. device: "cpu" or "cuda". dtype: as `engine.loader.load_model` has it. Raises
+    CheckpointError for a folder that cannot be loaded.
+    """
+
+    def __init__(
+        self, folder: Path, device: str = "cpu", dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    ) -> None:
+        model, tokenizer, meta = load_model(folder, device=device, dtype=dtype)
+        assert not isinstance(model, Llama)
+        self.model = model
+        self.encoder = load(folder)
+        self.recommended = meta.sampling_defaults
+        kind = model.transformer["wte"].weight.device.type
+        config = EngineConfig(device=kind, dtype=dtype, max_rows=ROWS.get(kind, ROWS["cpu"]))
+        self._engine = AsyncEngine(model, tokenizer, config, meta)
+        self._loop = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._engine.start())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.run(self._engine.close())
+        self._loop.close()
+
+    def answers(
+        self, talks: Sequence[Sequence[Message]], most: int, sampling: Sampling | None = None
+    ) -> list[Answer]:
+        """The next answer in each conversation, of at most `most` tokens, all of them at once."""
+        return self._loop.run(self._answers(talks, most, sampling or Sampling()))
+
+    async def _answers(
+        self, talks: Sequence[Sequence[Message]], most: int, sampling: Sampling
+    ) -> list[Answer]:
+        return list(await asyncio.gather(*(self._answer(talk, most, sampling) for talk in talks)))
+
+    async def _answer(self, talk: Sequence[Message], most: int, sampling: Sampling) -> Answer:
+        params = SamplingParams(
+            max_tokens=most,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+        )
+        request = Request(
+            id=self._engine.next_id(1), prompt=prompt(talk, self.encoder), params=params, tools=True
+        )
+        ids: list[int] = []
+        ended = False
+        async for delta in self._engine.generate(request):
+            ids += delta.tokens
+            if delta.finish is not None:
+                if delta.finish.reason == "error":
+                    raise RuntimeError(f"the engine failed: {delta.finish.message}")
+                ended = delta.finish.reason == "stop"
+        if ids and ids[-1] in self._engine.info.terminal_ids:
+            ids.pop()
+        return Answer(self.encoder.decode(ids).strip(), ended)
