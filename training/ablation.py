@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"--variants: there is no {unknown[0]!r}; known are {'; '.join(known)}")
     tokens = args.work / "tokens"
-    if not (tokens / "sizes.json").exists():
+    if not (tokens / data.SIZES_FILE).exists():
         chosen = settings.full()
         if not (args.work / tokenizer.CONFIG_FILE).exists():
             ranks = tokenizer.train(data.tokenizer_texts(args.data, chosen), chosen.vocab_size)

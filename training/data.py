@@ -8,10 +8,11 @@ import json
 import lzma
 import multiprocessing
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from training.conversations import FAMILIES, STORY_FAMILIES, generate
 from training.conversations.exchange import Message, without_markers
 from training.conversations.tales import plain_story
 from training.evaluate.documents import HeldOut
+from training.files import write_text, write_whole
 from training.prompts import is_held_out
 from training.settings import Settings
 from training.template import render
 from training.tokenizer import Encoder, load
 
+T = TypeVar("T")
+SIZES_FILE = "sizes.json"
 # Kinds of chat that make up a source; those not named are left out (gsm8k is too hard; jokes get memorised).
 CHAT_SOURCES = {
     "dolly": "assistant",
@@ -49,6 +53,13 @@ _ABOUT_SELF = re.compile(
     r"are you (a|an|real|human|alive|chatgpt|siri|alexa|cortana)|how old|your (mom|dad|parents|family)|"
     r"\b(bot|bots|human|humans|digital|software|chatbot|robot|artificial)\b"
 )
+# The shard that holds a source's conversations.
+CHAT_SHARDS = {
+    "assistant": "chat-assistant", "knowledge": "chat-assistant", "story_qa": "chat-assistant",
+    "stories": "chat-assistant", "smalltalk": "chat-smalltalk", "chitchat": "chat-chitchat",
+    "task": "chat-task",
+}  # fmt: skip
+CHILDREN = {"children-simple": "simple", "children-other": "another"}  # and the tier that makes it up
 CHUNK = 2000
 
 
@@ -80,6 +91,56 @@ def read_shard(path: Path) -> Iterator[dict[str, object]]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def _field(path: Path, item: dict[str, object], name: str, kind: type[T]) -> T:
+    """A field of a shard's item. Raises DataError, naming the file, where it is not there or another type."""
+    value = item.get(name) if isinstance(item, dict) else None
+    if not isinstance(value, kind):
+        raise DataError(f"{path} has an item without {name} ({kind.__name__}): {str(item)[:80]}")
+    return value
+
+
+def _turns(path: Path, item: dict[str, object]) -> list[Message]:
+    messages = _field(path, item, "messages", list)
+    for turn in messages:
+        if not isinstance(turn, dict) or not all(
+            isinstance(turn.get(key), str) for key in ("role", "content")
+        ):
+            raise DataError(f"{path} has a message without role and content: {str(turn)[:80]}")
+    return messages
+
+
+def check_sources(data: Path, settings: Settings) -> None:
+    """Raises DataError, naming the file, where one is missing from which a phase's source comes."""
+    if not data.is_dir():
+        raise DataError(f"no data folder {data}")
+    for phase in (*settings.phases, settings.tune):
+        for source in sorted(phase.weights):
+            named = f"phase {phase.name!r} of the settings names the source {source!r}"
+            if source.startswith("generated_"):
+                if not getattr(settings, source, 0):
+                    raise DataError(f"{named}, but {source} in the settings is not a positive number")
+                continue
+            shard = (
+                "pretrain-children-*" if source in CHILDREN else CHAT_SHARDS.get(source, f"pretrain-{source}")
+            )
+            if not any(data.glob(f"{shard}.jsonl.xz")) and not any(data.glob(f"{shard}.*.jsonl.xz")):
+                raise DataError(f"{named}, but there is no {data / shard}.jsonl.xz")
+
+
+def _check_found(data: Path, settings: Settings, sizes: Mapping[str, int]) -> None:
+    """Raises DataError where the files hold nothing of a source that a phase names."""
+    for phase in (*settings.phases, settings.tune):
+        for source in sorted(set(phase.weights) - {name for name, size in sizes.items() if size}):
+            kinds = [kind for kind, made in CHAT_SOURCES.items() if made == source]
+            what = f"an item of the kind {' or '.join(kinds)}" if kinds else "a document"
+            if source in CHILDREN:
+                what = f"a document of {CHILDREN[source]} tier"
+            raise DataError(
+                f"phase {phase.name!r} of the settings names the source {source!r}, but no shard in {data} "
+                f"has {what} for it"
+            )
+
+
 def held_out_documents(data: Path) -> HeldOut:
     """What the evaluation's items come from. Raises DataError if its files are damaged."""
     try:
@@ -94,12 +155,13 @@ def plain_texts(data: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(data.glob("pretrain-*.jsonl.xz")):
         name = path.name.split(".")[0].removeprefix("pretrain-")
         for item in read_shard(path):
-            source = name
-            if held_out.shares(str(item["text"])):
+            source, text = name, _field(path, item, "text", str)
+            if held_out.shares(text):
                 continue
             if name.startswith("children"):
-                source = "children-simple" if item["tier"] == "simple" else "children-other"
-            yield source, str(item["text"])
+                simple = _field(path, item, "tier", str) == "simple"
+                source = "children-simple" if simple else "children-other"
+            yield source, text
 
 
 def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
@@ -107,9 +169,8 @@ def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
     held_out = held_out_documents(data)
     for path in sorted(data.glob("chat-*.jsonl.xz")):
         for item in read_shard(path):
-            source = CHAT_SOURCES.get(str(item["kind"]))
-            messages = item["messages"]
-            assert isinstance(messages, list)
+            source = CHAT_SOURCES.get(_field(path, item, "kind", str))
+            messages = _turns(path, item)
             asked = [turn["content"] for turn in messages if turn["role"] == "user"]
             if source is None or any(map(is_held_out, asked)) or held_out.touches(messages):
                 continue
@@ -218,9 +279,11 @@ def jobs(data: Path, settings: Settings) -> Iterator[Job]:
 
 
 def prepare(data: Path, settings: Settings, tokenizer: Path, folder: Path, workers: int) -> dict[str, int]:
-    """Tokenise everything into `folder`; returns the tokens of each source."""
-    if not data.is_dir():
-        raise DataError(f"no data folder {data}")
+    """Tokenise everything into `folder`; returns the tokens of each source.
+
+    Raises DataError for data that are damaged or lack a source of the settings, WriteError for a full disk.
+    """
+    check_sources(data, settings)
     parts: dict[str, list[Result]] = {}
     if workers > 1:
         with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer,)) as pool:
@@ -230,29 +293,41 @@ def prepare(data: Path, settings: Settings, tokenizer: Path, folder: Path, worke
         _start_worker(tokenizer)
         for result in map(_work, jobs(data, settings)):
             parts.setdefault(result[0], []).append(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {}
+    sizes = {name: int(sum(len(r[1]) for r in results)) for name, results in sorted(parts.items())}
+    _check_found(data, settings, sizes)
     for name, results in sorted(parts.items()):
-        np.save(folder / f"{name}.tokens.npy", np.concatenate([r[1] for r in results]))
-        np.save(folder / f"{name}.lengths.npy", np.concatenate([r[2] for r in results]))
-        masks = [r[3] for r in results if r[3] is not None]
-        if masks:
-            np.save(folder / f"{name}.mask.npy", np.concatenate(masks))
-        sizes[name] = int(sum(len(r[1]) for r in results))
-    (folder / "sizes.json").write_text(json.dumps(sizes, indent=1))
+        _save(folder / f"{name}.tokens.npy", [r[1] for r in results])
+        _save(folder / f"{name}.lengths.npy", [r[2] for r in results])
+        _save(folder / f"{name}.mask.npy", [r[3] for r in results if r[3] is not None])
+    write_text(folder / SIZES_FILE, json.dumps(sizes, indent=1))  # last: it says that all are there
     return sizes
 
 
+def _save(path: Path, parts: list[np.ndarray]) -> None:
+    """One array of the parts; none of a source that has none."""
+    path.unlink(missing_ok=True)
+    if parts:
+        whole = np.concatenate(parts)
+        write_whole(path, lambda file: np.save(file, whole))
+
+
 def open_sources(folder: Path) -> dict[str, Source]:
-    """The sources that `prepare` wrote."""
-    sizes = json.loads((folder / "sizes.json").read_text())
-    sources = {}
-    for name in sizes:
-        mask = folder / f"{name}.mask.npy"
-        sources[name] = Source(
-            name,
-            np.load(folder / f"{name}.tokens.npy", mmap_mode="r"),
-            np.load(folder / f"{name}.lengths.npy"),
-            np.load(mask, mmap_mode="r") if mask.exists() else None,
-        )
+    """The sources that `prepare` wrote. Raises DataError for files that are damaged."""
+    try:
+        sizes = json.loads((folder / SIZES_FILE).read_text("utf-8"))
+        sources = {name: _open(folder, name, size) for name, size in sizes.items()}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the token files in {folder} are damaged ({error}); remove that folder to have them made anew"
+        ) from error
     return sources
+
+
+def _open(folder: Path, name: str, size: int) -> Source:
+    tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
+    lengths = np.load(folder / f"{name}.lengths.npy")
+    path = folder / f"{name}.mask.npy"
+    mask = np.load(path, mmap_mode="r") if path.exists() else None
+    if not len(tokens) == size == int(lengths.sum()) or (mask is not None and len(mask) != size):
+        raise ValueError(f"{name} does not have its {size} tokens")
+    return Source(name, tokens, lengths, mask)

@@ -9,15 +9,18 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from engine.checkpoint import NATIVE_MODEL_TYPE
 from engine.config import GPTConfig
 from engine.detect import CONSTANTS, SIZES
+from training.files import write_text, write_whole
 from training.tokenizer import CONFIG_FILE, RANKS_FILE
 
 SHARD_BYTES, TOTAL_BYTES = 15 * 2**20, 40 * 2**20
@@ -64,14 +67,15 @@ def stored(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def export(weights: Mapping[str, torch.Tensor], config: GPTConfig, tokenizer: Path, out: Path) -> list[Path]:
     """Write weights, configuration and tokenizer to `out`, replacing older shards; returns the shards.
 
-    Nothing is replaced before the new shards are whole. Raises ExportError for a model that is too large.
+    Nothing is replaced before the new shards are whole. Raises ExportError for a model that is too large,
+    WriteError for a full disk.
     """
     tensors = stored(weights)
     shards = _shards(tensors)
     out.mkdir(parents=True, exist_ok=True)
     names = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, out / f"{name}.new", metadata={"format": "pt"})
+        write_whole(out / f"{name}.new", partial(_write_shard, shard))
     for old in out.glob("model-*.safetensors"):
         old.unlink()
     for name in names:
@@ -84,6 +88,10 @@ def export(weights: Mapping[str, torch.Tensor], config: GPTConfig, tokenizer: Pa
         if (tokenizer / name).resolve() != (out / name).resolve():
             shutil.copyfile(tokenizer / name, out / name)
     return [out / name for name in names]
+
+
+def _write_shard(shard: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
+    file.write(save(dict(shard), metadata={"format": "pt"}))
 
 
 def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -123,7 +131,7 @@ def _described(config: GPTConfig, parameters: int) -> dict[str, object]:
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_exported(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,13 +1,11 @@
 """The training loop that pretraining and chat tuning share: steps, progress, checkpoints, resumption."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +14,15 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.config import GPTConfig
 from engine.model import GPT
+from training.checkpoint import Checkpoints
+from training.flops import flops_per_token, peak_flops
 from training.optimizer import Optimizers
 from training.packing import Batch
+from training.progress import Progress
 from training.settings import Settings
 
-# Dense bf16 peak of a device, for the share of it that a run reaches (MFU).
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12}
+REPORT_EVERY = 50  # steps; the losses of that many are one point of the curve
+SETTLED = 10  # steps until the speed is measured: the first ones compile
 
 
 class Batches(Protocol):
@@ -71,32 +72,36 @@ def add_dropout(model: GPT, share: float) -> list[RemovableHandle]:
     return [module.register_forward_hook(drop) for module in outputs]
 
 
-def flops_per_token(settings: Settings) -> int:
-    """Forward and backward, attention counted causally."""
-    kv_share = settings.n_kv_head / settings.n_head
-    blocks = round((10 + 2 * kv_share) * settings.n_layer * settings.n_embd**2)
-    head = settings.vocab_size * settings.n_embd
-    return 6 * (blocks + head) + 6 * settings.n_layer * settings.n_embd * settings.context
+@dataclass(slots=True)
+class _Done:
+    """What a stage has behind it. losses: [step, mean since the one before]. running: not yet in there, a
+    scalar of each step. seconds: of earlier starts of the program.
+    """
+
+    step: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    running: list[torch.Tensor] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def run(
     model: GPT, optimizers: Optimizers, stage: Stage, settings: Settings, folder: Path
 ) -> dict[str, object]:
-    """Train from the last checkpoint of this stage, or from the start; returns what was measured."""
+    """Train from the last intact checkpoint of this stage, or from the start; returns what was measured.
+
+    Raises CheckpointError where one cannot be written; the one before is intact then.
+    """
     device = next(model.parameters()).device
-    partial = folder / f"{stage.name}.partial.pt"
-    first, losses, spent = 0, [], 0.0
-    if partial.exists():
-        saved = torch.load(partial, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizers.load_state_dict(saved["optimizers"])
-        first, losses, spent = saved["step"], saved["losses"], saved["seconds"]
-        print(f"{stage.name}: resumed at step {first}", flush=True)
+    checkpoints = Checkpoints(folder, stage.name)
+    done = _resume(model, optimizers, checkpoints, device)
+    first = done.step
     forward = torch.compile(model, dynamic=False) if device.type == "cuda" else model
     total, tokens = stage.batches.steps, settings.rows * settings.context
+    progress = Progress(stage.name, total, first)
+    if first:
+        progress.say(f"{stage.name}: resumed at step {first}")
     began = last_saved = time.monotonic()
-    steady: float | None = None
-    running: list[torch.Tensor] = []
+    speed = _Speed(model, settings, device, first)
     for step, (ids, targets) in enumerate(_ahead(stage.batches, first, device), first):
         optimizers.scale(stage.share(step), step)
         torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout's, the same in a run that was resumed
@@ -104,32 +109,68 @@ def run(
             loss = forward(ids, targets)
         loss.backward()
         optimizers.step()
-        running.append(loss.detach())
-        if step == first + 10:
-            steady = _now(device)
-        if len(running) == 50 or step == total - 1:
-            losses.append([step, round(torch.stack(running).mean().item(), 4)])
-            running.clear()
-            speed = (
-                (step - first - 10) * tokens / (_now(device) - steady)
-                if steady and step > first + 10
-                else 0.0
-            )
-            _report(stage.name, step, total, losses[-1][1], speed, settings, device)
-        if time.monotonic() - last_saved > settings.checkpoint_seconds:
+        done.running.append(loss.detach())
+        progress.step()
+        speed.passed(step)
+        if len(done.running) == REPORT_EVERY or step == total - 1:
+            done.losses.append([step, round(torch.stack(done.running).mean().item(), 4)])
+            done.running.clear()
+            rate = speed.tokens_per_second(step)
+            left = (total - 1 - step) * tokens / rate if rate else None
+            progress.report(done.losses[-1][1], rate, speed.mfu(rate), left)
+        if time.monotonic() - last_saved > settings.checkpoint_seconds and step < total - 1:
             last_saved = time.monotonic()
-            state = {"step": step + 1, "losses": losses, "seconds": spent + last_saved - began}
-            save(partial, model, {"optimizers": optimizers.state_dict(), **state})
+            state = {"step": step + 1, "losses": done.losses, "running": [one.cpu() for one in done.running]}
+            state["seconds"] = done.seconds + last_saved - began
+            state |= {"model": model.state_dict(), "optimizers": optimizers.state_dict()}
+            progress.say(f"{stage.name}: {checkpoints.save(step + 1, state).name}")
     finish = _now(device)
-    speed = (total - first - 11) * tokens / (finish - steady) if steady and total > first + 11 else 0.0
+    progress.close()
+    rate = speed.tokens_per_second(total - 1)
     return {
         "steps": total,
         "tokens": total * tokens,
-        "seconds": round(spent + finish - began, 1),
-        "losses": losses,
-        "tokens_per_second": round(speed),
-        "mfu": round(mfu(speed, settings, device), 4),
+        "seconds": round(done.seconds + finish - began, 1),
+        "losses": done.losses,
+        "tokens_per_second": round(rate),
+        "mfu": round(speed.mfu(rate) or 0.0, 4),
     }
+
+
+def _resume(model: GPT, optimizers: Optimizers, checkpoints: Checkpoints, device: torch.device) -> _Done:
+    """Brings model and optimizers to the last intact checkpoint, if there is one."""
+    saved = checkpoints.newest(device)
+    if saved is None:
+        return _Done()
+    model.load_state_dict(cast(dict[str, torch.Tensor], saved["model"]))
+    optimizers.load_state_dict(cast(dict[str, dict[str, object]], saved["optimizers"]))
+    running = [one.to(device) for one in cast(list[torch.Tensor], saved["running"])]
+    losses = cast(list[list[float]], saved["losses"])
+    return _Done(cast(int, saved["step"]), losses, running, cast(float, saved["seconds"]))
+
+
+class _Speed:
+    """Tokens a second since the first steps, which compile, and the share of the device's peak."""
+
+    def __init__(self, model: GPT, settings: Settings, device: torch.device, first: int) -> None:
+        self.device, self.settled = device, first + SETTLED
+        self.tokens = settings.rows * settings.context
+        self.flops = flops_per_token(model.config, settings.context)
+        self.began: float | None = None
+
+    def passed(self, step: int) -> None:
+        if step == self.settled:
+            self.began = _now(self.device)
+
+    def tokens_per_second(self, step: int) -> float:
+        """Now, after this step; 0 as long as it is not known."""
+        if self.began is None or step <= self.settled:
+            return 0.0
+        return (step - self.settled) * self.tokens / (_now(self.device) - self.began)
+
+    def mfu(self, rate: float) -> float | None:
+        peak = peak_flops(self.device)
+        return rate * self.flops / peak if peak else None
 
 
 def _ahead(batches: Batches, first: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -158,32 +199,6 @@ def _now(device: torch.device) -> float:
     return time.monotonic()
 
 
-def mfu(speed: float, settings: Settings, device: torch.device) -> float:
-    """Share of the device's bf16 peak; 0 where the peak is not known."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), 0.0)
-    return speed * flops_per_token(settings) / peak if peak else 0.0
-
-
-def _report(
-    name: str, step: int, total: int, loss: float, speed: float, settings: Settings, device: torch.device
-) -> None:
-    share = f", MFU {mfu(speed, settings, device):.1%}" if device.type == "cuda" else ""
-    print(f"{name} {step + 1}/{total} loss {loss:.4f}, {speed / 1e3:.0f}k tokens/s{share}", flush=True)
-
-
-def save(path: Path, model: GPT, more: dict[str, object]) -> None:
-    """Write a checkpoint; the previous one stays intact until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), **more}, waiting)
-    os.replace(waiting, path)
-
-
 def finish(stage: str, model: GPT, measured: dict[str, object], folder: Path) -> None:
-    """Keep the stage's weights and figures, and drop its partial checkpoint."""
-    save(folder / f"{stage}.pt", model, {})
-    (folder / f"{stage}.json").write_text(json.dumps(measured))
-    (folder / f"{stage}.partial.pt").unlink(missing_ok=True)
+    """Keep the stage's weights and figures. Raises CheckpointError where they cannot be written."""
+    Checkpoints(folder, stage).finish(model.state_dict(), measured)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data import Source
+from training.data import DataError, Source
 from training.settings import Phase
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets, int64 [rows, context]; a target of -1 is not learned
@@ -43,18 +43,17 @@ class Order:
 def order(sources: Mapping[str, Source], phases: tuple[Phase, ...], seed: int) -> Order:
     """Draw each phase's documents by weight, a whole epoch of a source before it repeats, and shuffle them.
 
-    Sources that the data folder does not have are skipped; their weight goes to the others.
+    Raises DataError, naming it, for a source that is not there.
     """
     names = sorted(sources)
     rng = np.random.default_rng(seed)
     picked_sources, picked_documents = [], []
     for phase in phases:
-        weights = {name: weight for name, weight in phase.weights.items() if name in sources}
-        if not weights:
-            raise ValueError(f"none of the sources of phase {phase.name!r} is there")
-        total = sum(weights.values())
+        if missing := sorted(set(phase.weights) - set(sources)):
+            raise DataError(f"there are no tokens of {missing[0]!r}, a source of phase {phase.name!r}")
+        total = sum(phase.weights.values())
         here_source, here_document = [], []
-        for name, weight in sorted(weights.items()):
+        for name, weight in sorted(phase.weights.items()):
             documents = _draw(sources[name].lengths, int(phase.tokens * weight / total), rng)
             here_source.append(np.full(len(documents), names.index(name), dtype=np.uint8))
             here_document.append(documents)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import tiktoken
 
+from training.files import write_text
+
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -98,16 +100,15 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 def save(ranks: dict[bytes, int], folder: Path) -> None:
-    """Write both files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write both files. Raises WriteError."""
     lines = [
         f"{base64.b64encode(token).decode()} {rank}\n"
         for token, rank in sorted(ranks.items(), key=lambda i: i[1])
     ]
-    (folder / RANKS_FILE).write_text("".join(lines), "ascii")
+    write_text(folder / RANKS_FILE, "".join(lines))
     special = {name: len(ranks) + at for at, name in enumerate(SPECIAL)}
     config = {"pattern": PATTERN, "special_tokens": special}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")  # last: it says that both are there
 
 
 def load(folder: Path) -> Encoder:

@@ -91,7 +91,7 @@ def test_aligned_rows_start_with_a_document_and_learn_marked_tokens_only() -> No
 @pytest.mark.parametrize("kind", ["stream", "aligned"])
 def test_batches_can_begin_anywhere(kind: str) -> None:
     sources = {"a": _source("a", [7, 5, 9]), "b": _source("b", [3, 4], masked=True)}
-    phases = (Phase("one", 300, {"a": 0.7, "b": 0.3}), Phase("two", 100, {"b": 1.0, "missing": 1.0}))
+    phases = (Phase("one", 300, {"a": 0.7, "b": 0.3}), Phase("two", 100, {"b": 1.0}))
     documents = order(sources, phases, 3)
     packed = Stream(documents, 2, 10) if kind == "stream" else Aligned(documents, 2, 10, 0)
     every = list(packed.batches())
@@ -114,9 +114,9 @@ def test_order_follows_the_weights_and_the_seed() -> None:
     assert counts.max() - counts.min() <= 1
 
 
-def test_no_known_source_is_an_error() -> None:
-    with pytest.raises(ValueError, match="none of the sources"):
-        order({"a": _source("a", [3])}, (Phase("one", 10, {"x": 1.0}),), 0)
+def test_a_source_without_tokens_is_an_error() -> None:
+    with pytest.raises(DataError, match="no tokens of 'x', a source of phase 'one'"):
+        order({"a": _source("a", [3])}, (Phase("one", 10, {"a": 1.0, "x": 1.0}),), 0)
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
