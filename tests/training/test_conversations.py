@@ -201,6 +201,7 @@ def test_written_conversations_are_drawn_evenly() -> None:
         ("? A.\nB.\n! C.", "f.txt:2.*a line needs"),
         ("? A.\n! ", "f.txt:2.*a line needs"),
         ("? A.\n! {unknown}", "f.txt:2.*unknown slot"),
+        ("~ {unknown}\n@ known: x\n? A.\n! B.", "f.txt:1.*unknown slot"),
         ("? A.\n! [B", "f.txt:2.*unbalanced"),
         ("? A.\n! {B", "f.txt:2.*brace"),
         ("@ a,b: c|d,e\n? A.\n! B.", "f.txt:1.*2 value"),
