@@ -20,6 +20,7 @@ from training.conversations import (
     nature,
     problems,
     spelling,
+    story_talk,
     tales,
     writing,
 )
@@ -95,11 +96,11 @@ FAMILIES: dict[str, tuple[Talk, float]] = {
     "system": (dialogues.with_system, 3.5),
     "memory": (memory.told, 6.0),
     "short_tales": (_single(tales.short_tale), 2.0),
-    "reading": (_single(tales.reading), 2.0),
+    "reading": (_single(story_talk.reading), 2.0),
 }
 STORY_FAMILIES: dict[str, tuple[Talk, float]] = {
     "tales": (_single(tales.tale), 8.0),
-    "story_talk": (tales.story_talk, 3.5),
+    "story_talk": (story_talk.story_talk, 3.5),
 }
 
 
