@@ -7,18 +7,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from engine.loader import load_model
+from engine.model import GPT
 from training.conversations.exchange import Message
 from training.evaluate.answering import Answer, Answerer, Sampling
 from training.evaluate.documents import CHAT, PROSE
 from training.evaluate.items import digest, multiple_choice, short_answers
-from training.evaluate.loss import bits_per_byte, choose
+from training.evaluate.loss import bits_per_byte, choose, served_loss
 from training.evaluate.questions import Question, calculator, required, spelling
 from training.evaluate.scoring import matches, overlap, repetition, right, used_tool
 from training.prompts import FIXED
 
 SHORT_TOKENS, LONG_TOKENS = 96, 400
 SEEDS = (1, 2, 3)
-SHOWN = 8  # wrong answers that are kept of each set
+SHOWN = 40  # wrong answers that are kept of each set
 Report = dict[str, object]
 
 
@@ -42,6 +44,9 @@ def measure(
         if data is not None and (data / PROSE).exists() and (data / CHAT).exists():
             if every:
                 report["bits_per_byte"] = bits_per_byte(answerer.model, answerer.encoder, data, every)
+            reference, _, _ = load_model(folder, device=device, dtype="float32")
+            assert isinstance(reference, GPT)
+            report["served_loss"] = served_loss(answerer, reference, data)
             report["choices"] = _choices(answerer, data, most)
             report["short_answers"] = _short(answerer, data)
             report["items_digest"] = digest(data)
