@@ -88,7 +88,8 @@ def _sequence(text: str, start: int) -> tuple[tuple[Node, ...], int]:
 def as_typed(rng: Random, text: str) -> str:
     """What a person might really type for `text`: sometimes no capital, no full stop, or a polite word."""
     if rng.random() < 0.08 and not text.lower().startswith(("please", "hi", "hey", "hello", "thank")):
-        text = rng.choice(("Please ", "Hey, ", "Can you help me? ", "OK. ", "So, ")) + (
+        leads = ("Hey, ", "Can you help me? ", "OK. ", "So, ")
+        text = rng.choice(leads if text.endswith("?") else ("Please ", *leads)) + (
             text if text.startswith("I") or rng.random() < 0.5 else text[:1].lower() + text[1:]
         )
     return carelessly(rng, text)
