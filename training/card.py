@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from training.comparison import compared, count, share
+from training.comparison import compared, count, parameters, share
 from training.export import INDEX_FILE
 
 FOLDER = Path(__file__).parent
 FIRST_MODEL = FOLDER / "first_model.json"
+MOST_LOST = 0.005  # of the loss, by rounding
 Table = Mapping[str, object]
 _GENERATIONS = {
     "G1": "first generation (rotary positions, query-key norm, squared ReLU, untied head)",
@@ -138,14 +139,6 @@ def _head(config: Table, mib: float) -> str:
     )
 
 
-def parameters(config: Table) -> int:
-    """As the description has them; older ones do not, and are of the first generation."""
-    if "parameters" in config:
-        return cast(int, config["parameters"])
-    shape = cast(Mapping[str, int], config["model_config"])
-    return 2 * shape["vocab_size"] * shape["n_embd"] + 12 * shape["n_layer"] * shape["n_embd"] ** 2
-
-
 def _required(report: Table) -> str:
     text = _REQUIRED
     wrong: list[str] = []
@@ -172,6 +165,15 @@ def _loss(report: Table) -> str:
         change = f"{(value - was) / was:+.2%}" if was else "-"
         cells = [f"{table[name]:.4f}" if name in table else "-" for table in (before, unrounded, shipped)]
         text += f"| {name} | {' | '.join(cells)} | {change} |\n"
+    every = cast(int, report.get("bits_per_byte_of_every", 1))
+    if every > 1:
+        text += f"\nShipped weights: on every {every}th item of a source only.\n"
+    elif unrounded and shipped:
+        totals = ("prose", "chat")
+        costs = {name: shipped[name] / unrounded[name] - 1 for name in totals if name in unrounded}
+        told = " and ".join(f"{cost:+.2%} on {name}" for name, cost in costs.items())
+        limit = "within" if max(costs.values()) <= MOST_LOST else "**more than**"
+        text += f"\nRounding to int8 changes the loss by {told}: {limit} the {MOST_LOST:.1%} allowed.\n"
     served = cast(Mapping[str, float], report.get("served_loss", {}))
     if served:
         difference = (served["engine"] - served["reference"]) / served["reference"]

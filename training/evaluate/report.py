@@ -44,6 +44,7 @@ def measure(
         if data is not None and (data / PROSE).exists() and (data / CHAT).exists():
             if every:
                 report["bits_per_byte"] = bits_per_byte(answerer.model, answerer.encoder, data, every)
+                report["bits_per_byte_of_every"] = every
             reference, _, _ = load_model(folder, device=device, dtype="float32")
             assert isinstance(reference, GPT)
             report["served_loss"] = served_loss(answerer, reference, data)
