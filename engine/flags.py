@@ -66,7 +66,10 @@ class FastPathFlags:
         "off: its plain one",
     )
     use_fp32_logits: bool = _flag(
-        True, "the training loss casts its soft-capped logits to float32 first", "training"
+        True,
+        "the training loss is taken from a float32 copy of all logits; off: from those of the network's own "
+        "dtype, widened a few at a time",
+        "training",
     )
     use_flash3: bool = _flag(
         True, "the best FlashAttention that is installed serves prefill; off: our own kernel", "cuda"

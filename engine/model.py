@@ -7,6 +7,8 @@ chunk may start anywhere in a sequence. Parameter names are those of nanochat's 
 Sources of the formulas: karpathy/nanochat, nanochat/gpt.py at the commits named in engine/config.py.
 """
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,11 +18,14 @@ from engine.decoder import Attend, Rope
 from engine.dense import DenseAttention, KeptTokens, PaddedAttention
 from engine.skeleton import skeleton
 from kernels.activation import sigmoid, softcap
-from kernels.linear import PackedLinear, Projection, project_add, project_relu
+from kernels.autograd import cross_entropies
+from kernels.linear import PackedLinear, Projection, project_add, project_relu_squared
 from kernels.norm import rms_norm
 from kernels.rope import rope_table, rotate_and_norm
 
 SMEAR_CHANNELS = 24
+LossReduction = Literal["mean", "sum", "none"]
+LOSS_REDUCTIONS: tuple[str, ...] = get_args(LossReduction)
 
 
 class Attention(nn.Module):
@@ -59,15 +64,18 @@ class Attention(nn.Module):
         if self.c_qkv is not None:
             sizes = [(config.n_head + config.n_kv_head) * head_dim, config.n_kv_head * head_dim]
             qk, v = torch.split_with_sizes(self.c_qkv(x), sizes, dim=-1)
+            qk = rotate_and_norm(qk.view(tokens, -1, head_dim), *rope, config.rms_eps, config.qk_scale)
+            q, k = torch.split_with_sizes(qk, [config.n_head, config.n_kv_head], dim=1)
         else:
-            qk, v = torch.cat((self.c_q(x), self.c_k(x)), dim=-1), self.c_v(x)
-        qk = qk.view(tokens, config.n_head + config.n_kv_head, head_dim)
+            q, k, v = self.c_q(x), self.c_k(x), self.c_v(x)
+            q, k = (
+                rotate_and_norm(one.view(tokens, -1, head_dim), *rope, config.rms_eps, config.qk_scale)
+                for one in (q, k)
+            )
         v = v.reshape(tokens, config.n_kv_head, head_dim)
         if value_embedding is not None:
             gate = config.value_gate_scale * sigmoid(_gate(self.ve_gate, x))  # [tokens, kv_heads]
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        qk = rotate_and_norm(qk, *rope, config.rms_eps, config.qk_scale)
-        q, k = torch.split_with_sizes(qk, [config.n_head, config.n_kv_head], dim=1)
         return project_add(self.c_proj, attend(self.layer, q, k, v).reshape(tokens, -1), residual)
 
 
@@ -81,7 +89,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """residual plus the network's value at x, its normalised form; both [tokens, width]."""
-        return project_add(self.c_proj, project_relu(self.c_fc, x).square(), residual)
+        return project_add(self.c_proj, project_relu_squared(self.c_fc, x), residual)
 
 
 class Block(nn.Module):
@@ -212,30 +220,37 @@ class GPT(nn.Module):
         targets: torch.Tensor | None = None,
         *,
         attention_mask: torch.Tensor | None = None,
+        loss_reduction: LossReduction = "mean",
     ) -> torch.Tensor:
-        """Logits [batch, time, vocab_size], or with targets the mean cross entropy (a target of -1 is
-        ignored).
+        """Logits [batch, time, vocab_size] float32, or with targets their cross entropy in nats (a target of
+        -1 is ignored): its mean over the targets, their sum, or with "none" one of each, [batch * time], 0
+        where it is ignored.
 
         ids, targets: [batch, time] int64; every row starts at position 0. attention_mask: [batch, time],
         True for the tokens and False for padding on either side of them, where use_padded_attention is on;
         each row then gives what it gives alone, its padding has logits of zero and no part in the loss.
-        Raises ValueError for a mask with the flag off, and for one that does not fit.
+        Raises ValueError for a mask with the flag off, for one that does not fit, for targets of another
+        shape than the ids, and for an unknown loss_reduction.
         """
+        if loss_reduction not in LOSS_REDUCTIONS:
+            known = ", ".join(LOSS_REDUCTIONS)
+            raise ValueError(f"loss_reduction is {loss_reduction!r}, none of {known}")
+        if targets is not None and targets.shape != ids.shape:
+            raise ValueError(f"targets are {tuple(targets.shape)}, the ids are {tuple(ids.shape)}")
         if attention_mask is not None:
-            return self._forward_padded(ids, targets, attention_mask)
+            return self._forward_padded(ids, targets, attention_mask, loss_reduction)
         batch, time = ids.shape
         self._check_positions(time)
         positions = torch.arange(time, device=ids.device).repeat(batch)
         previous = F.pad(ids[:, :-1], (1, 0)).reshape(-1)
         attend = DenseAttention(self.config, batch, time)
         x = self.hidden(ids.reshape(-1), previous, positions, attend)
-        logits = self.logits(x)
         if targets is None:
-            return logits.view(batch, time, -1)
-        return self._loss(logits, targets.reshape(-1), x.dtype)
+            return self.logits(x).view(batch, time, -1)
+        return self._loss(x, targets.reshape(-1), loss_reduction)
 
     def _forward_padded(
-        self, ids: torch.Tensor, targets: torch.Tensor | None, mask: torch.Tensor
+        self, ids: torch.Tensor, targets: torch.Tensor | None, mask: torch.Tensor, reduction: LossReduction
     ) -> torch.Tensor:
         """`forward` of the tokens that the mask keeps."""
         if not self.config.use_padded_attention:
@@ -245,20 +260,23 @@ class GPT(nn.Module):
         tokens = ids[kept.keep]
         attend = PaddedAttention(self.config, kept)
         x = self.hidden(tokens, kept.previous(tokens), kept.positions, attend)
-        logits = self.logits(x)
         if targets is None:
-            return kept.spread(logits)
-        return self._loss(logits, targets[kept.keep], x.dtype)
+            return kept.spread(self.logits(x))
+        loss = self._loss(x, targets[kept.keep], reduction)
+        return loss if reduction != "none" else kept.spread(loss.unsqueeze(1)).reshape(-1)
 
     def _check_positions(self, time: int) -> None:
         if time > self.config.rope_len:
             raise ValueError(f"{time} positions exceed the rotary table of {self.config.rope_len}")
 
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Mean cross entropy. logits: [tokens, vocab_size] float32. dtype: what the network computes in."""
-        if not self.config.use_fp32_logits:
-            logits = logits.to(dtype)
-        return F.cross_entropy(logits, targets, ignore_index=-1)
+    def _loss(self, hidden: torch.Tensor, targets: torch.Tensor, reduction: LossReduction) -> torch.Tensor:
+        """Cross entropy of the targets, float32. hidden: [tokens, width]. targets: [tokens]."""
+        if self.config.use_fp32_logits:
+            return F.cross_entropy(self.logits(hidden), targets, ignore_index=-1, reduction=reduction)
+        losses = cross_entropies(self.lm_head(hidden), targets, self.config.softcap, self.config.vocab_size)
+        if reduction == "none":
+            return losses
+        return losses.sum() if reduction == "sum" else losses.sum() / (targets != -1).sum()
 
     @torch.no_grad()
     def init_weights(self) -> None:

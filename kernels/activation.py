@@ -7,6 +7,8 @@ float32's resolution, and rounding makes them equal.
 
 import torch
 
+from kernels.autograd import ReluSquared, applied, fuses
+
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
     """1 / (1 + exp(-x)) in x's dtype."""
@@ -20,6 +22,13 @@ def softcap(logits: torch.Tensor, cap: float) -> torch.Tensor:
     if logits.device.type == "cpu" and not logits.requires_grad:
         return (logits.double().div_(cap).tanh_().mul_(cap)).float()
     return cap * torch.tanh(logits.float() / cap)
+
+
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)^2 in x's dtype."""
+    if fuses(x):
+        return applied(ReluSquared, x)
+    return torch.relu(x).square()
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:

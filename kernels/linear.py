@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels.activation import relu_squared
+
 _pointwise = torch.ops.mkldnn._linear_pointwise
 
 
@@ -64,9 +66,11 @@ class PackedLinear:
 Projection = nn.Module | PackedLinear
 
 
-def project_relu(projection: Projection, x: torch.Tensor) -> torch.Tensor:
-    """max(projection(x), 0), in one call where the projection is packed."""
-    return projection.relu(x) if isinstance(projection, PackedLinear) else F.relu(projection(x))
+def project_relu_squared(projection: Projection, x: torch.Tensor) -> torch.Tensor:
+    """max(projection(x), 0)^2; where the projection is packed, the maximum is part of its call."""
+    if isinstance(projection, PackedLinear):
+        return projection.relu(x).square()
+    return relu_squared(projection(x))
 
 
 def project_add(projection: Projection, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from kernels.autograd import RmsNorm, applied, fuses
+
 
 @cache
 def _scalar(value: float) -> torch.Tensor:
@@ -21,4 +23,6 @@ def rms_norm(x: torch.Tensor, eps: float, weight: torch.Tensor | None = None) ->
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         factor = torch.addcmul(_scalar(eps), norm, norm, value=1 / x.size(-1)).rsqrt_()
         return x * factor if weight is None else (x * factor).mul_(weight)
+    if weight is None and fuses(x):
+        return applied(RmsNorm, x, eps)
     return F.rms_norm(x, (x.size(-1),), weight, eps)

@@ -6,6 +6,7 @@ rotated = x * own + swap_halves(x) * other. Which way a family turns is in its t
 
 import torch
 
+from kernels.autograd import RotateAndNorm, applied, fuses
 from kernels.norm import rms_norm
 
 
@@ -53,5 +54,8 @@ def rotate_and_norm(
     x: torch.Tensor, own: torch.Tensor, other: torch.Tensor, eps: float, scale: float
 ) -> torch.Tensor:
     """Rotation, then RMS norm per head, then a constant factor: what nanochat does to queries and keys."""
+    half = x.size(-1) // 2
+    if fuses(x) and half & (half - 1) == 0:
+        return applied(RotateAndNorm, x, own, other, eps, scale)
     x = rms_norm(rotate(x, own, other), eps)
     return x if scale == 1.0 else x * scale

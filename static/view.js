@@ -35,6 +35,7 @@ export class AnswerView {
 
   /** The answer grows no more. */
   settle() {
+    this.#body.finish();
     this.element.setAttribute("aria-busy", "false");
   }
 

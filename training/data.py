@@ -16,7 +16,7 @@ from random import Random
 import numpy as np
 
 from training.conversations import FAMILIES, STORY_FAMILIES, generate
-from training.conversations.exchange import Message
+from training.conversations.exchange import Message, without_markers
 from training.conversations.tales import plain_story
 from training.evaluate.documents import HeldOut
 from training.prompts import is_held_out
@@ -125,7 +125,7 @@ def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
     prose = [text for source, text in plain_texts(data) if source != "classics" and rng.random() < 0.35]
     chat = ["\n".join(turn["content"] for turn in messages) for _, messages in conversations(data)]
     talk = [
-        "\n".join(m["content"] for m in turns)
+        "\n".join(without_markers(m["content"]) for m in turns)
         for _, turns in generate(FAMILIES, settings.generated_talk // 10, 0)
     ]
     stories = [plain_story(rng) for _ in range(settings.generated_stories // 20)]

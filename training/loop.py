@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from engine.config import GPTConfig
 from engine.model import GPT
@@ -43,22 +46,35 @@ def build(settings: Settings, device: str) -> GPT:
     torch.manual_seed(settings.seed)
     model = GPT(
         GPTConfig.for_generation(
-            "G1", sequence_len=settings.context, vocab_size=settings.vocab_size, n_layer=settings.n_layer,
-            n_head=settings.n_head, n_kv_head=settings.n_head, n_embd=settings.n_embd,
+            settings.generation, sequence_len=settings.context, vocab_size=settings.vocab_size,
+            n_layer=settings.n_layer, n_head=settings.n_head, n_kv_head=settings.n_kv_head,
+            n_embd=settings.n_embd,
         )
     )  # fmt: skip
     model.init_weights()
     model.to(device)
     if device.startswith("cuda"):
-        embedding = model.transformer["wte"]
-        embedding.register_forward_hook(lambda module, args, output: output.bfloat16())
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.register_forward_hook(lambda module, args, output: output.bfloat16())
     model.rope(next(model.parameters()).device)  # made now, so that the compiled step finds it ready
     return model
 
 
+def add_dropout(model: GPT, share: float) -> list[RemovableHandle]:
+    """Drop `share` of what each sublayer adds to the residual stream; `remove()` the handles to stop."""
+
+    def drop(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, share)
+
+    outputs = [module for name, module in model.named_modules() if name.endswith("c_proj")]
+    return [module.register_forward_hook(drop) for module in outputs]
+
+
 def flops_per_token(settings: Settings) -> int:
     """Forward and backward, attention counted causally."""
-    blocks = 12 * settings.n_layer * settings.n_embd**2
+    kv_share = settings.n_kv_head / settings.n_head
+    blocks = round((10 + 2 * kv_share) * settings.n_layer * settings.n_embd**2)
     head = settings.vocab_size * settings.n_embd
     return 6 * (blocks + head) + 6 * settings.n_layer * settings.n_embd * settings.context
 
@@ -83,6 +99,7 @@ def run(
     running: list[torch.Tensor] = []
     for step, (ids, targets) in enumerate(_ahead(stage.batches, first, device), first):
         optimizers.scale(stage.share(step), step)
+        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout's, the same in a run that was resumed
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = forward(ids, targets)
         loss.backward()

@@ -9,6 +9,7 @@ from training.settings import Settings
 
 # Odd polynomial whose repeated application drives all singular values to about 1 (Keller Jordan, Muon, 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+GATE_ROWS = 16  # a matrix with fewer rows is a gate, not a projection
 
 
 @torch.no_grad()
@@ -97,17 +98,26 @@ class Optimizers:
 
 
 def optimizers_for(model: nn.Module, settings: Settings, scale: float = 1.0) -> Optimizers:
-    """Muon inside the blocks, AdamW for the rest; AdamW's rates shrink with the width as nanochat's do."""
-    inside = [p for name, p in model.named_parameters() if name.startswith("transformer.h.") and p.dim() == 2]
-    seen = {id(p) for p in inside}
-    head = [p for name, p in model.named_parameters() if name.startswith("lm_head")]
-    rest = [p for p in model.parameters() if id(p) not in seen and all(p is not h for h in head)]
+    """Muon for the projections inside the blocks, AdamW for the rest; AdamW's rates of tables and head shrink
+    with the width as nanochat's do.
+    """
+    named = dict(model.named_parameters())
+    inside = [n for n, p in named.items() if n.startswith("transformer.h.") and min(p.shape) >= GATE_ROWS]
+    tables = [n for n in named if n.startswith(("transformer.wte", "value_embeds"))]
+    head = [n for n in named if n.startswith("lm_head")]
+    rest = sorted(set(named) - {*inside, *tables, *head})
     width = (settings.n_embd / 768) ** -0.5 * scale
-    muon = Muon(inside, lr=settings.matrix_lr * scale, decay=settings.weight_decay)
+    muon = Muon(
+        [named[n] for n in inside],
+        lr=settings.matrix_lr * scale,
+        decay=settings.weight_decay,
+    )
     groups = [
-        {"params": rest, "lr": settings.embedding_lr * width},
-        {"params": head, "lr": settings.head_lr * width},
+        {"params": [named[n] for n in tables], "lr": settings.embedding_lr * width},
+        {"params": [named[n] for n in head], "lr": settings.head_lr * width},
     ]
+    if rest:
+        groups.append({"params": [named[n] for n in rest], "lr": settings.scalar_lr * scale})
     adam = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:

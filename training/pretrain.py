@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engine.model import GPT
 from training.data import open_sources
-from training.loop import Stage, finish, run
+from training.loop import Stage, add_dropout, finish, run
 from training.optimizer import optimizers_for
 from training.packing import Stream, order
 from training.settings import Settings
@@ -25,4 +25,8 @@ def pretrain(model: GPT, settings: Settings, tokens: Path, folder: Path) -> None
     batches = Stream(documents, settings.rows, settings.context)
     stage = Stage("pretrain", batches, lambda step: share_at(step, batches.steps, settings))
     optimizers = optimizers_for(model, settings)
-    finish("pretrain", model, run(model, optimizers, stage, settings, folder), folder)
+    dropping = add_dropout(model, settings.dropout) if settings.dropout else []
+    measured = run(model, optimizers, stage, settings, folder)
+    for handle in dropping:
+        handle.remove()
+    finish("pretrain", model, measured, folder)

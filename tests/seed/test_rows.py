@@ -5,7 +5,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 ROWS = {
-    *("g0", "c1", "c2", "x1", "x2", "s1", "s2", "s3"),
+    *("g0", "c1", "c2", "x1", "x2"),
+    *(f"s{number}" for number in range(1, 6)),
+    *(f"t{number}" for number in range(1, 12)),
     *(f"f{number}" for number in range(1, 15)),
     *(f"u{number}" for number in range(1, 5)),
     *(f"k{number}" for number in range(1, 4)),
@@ -22,7 +24,7 @@ def rows_of(name: str) -> set[str]:
         if part == "to" and place and found:
             kind, first, last = parts[place - 1][0], parts[place - 1][1:], parts[place + 1][1:]
             found |= {f"{kind}{number}" for number in range(int(first), int(last) + 1)}
-        elif re.fullmatch(r"[gfukcbwxs]\d+", part):
+        elif re.fullmatch(r"[gfukcbwxst]\d+", part):
             found.add(part)
         else:
             break

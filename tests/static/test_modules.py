@@ -1,5 +1,7 @@
 """The page's modules that hold no DOM, one by one."""
 
+from random import Random
+
 import pytest
 from playwright.sync_api import Page
 
@@ -121,3 +123,57 @@ def test_wire_leaves_out_what_was_not_said(modules: Page) -> None:
     one, two = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     system, three = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "three"}
     assert wire == [[system, one, two, three], [one, two], "two"]
+
+
+CALL = "<|python_start|>{}<|python_end|>"
+OUTPUT = "<|output_start|>{}<|output_end|>"
+# (an answer as it is streamed, what is shown of it: words, and calculations in brackets)
+ANSWERS = [
+    ("Just words, 1 < 2.", "Just words, 1 < 2."),
+    (CALL.format("347+286") + OUTPUT.format("633") + "347 + 286 is 633.", "[347+286 = 633]347 + 286 is 633."),
+    (
+        "Let me see: " + CALL.format("'moon'.count('o')") + OUTPUT.format("2") + " so two.",
+        "Let me see: ['moon'.count('o') = 2] so two.",
+    ),
+    (CALL.format("1/0") + "No result.", "[1/0]No result."),
+    (CALL.format("1/0"), "[1/0]"),
+    (CALL.format("1+1") + OUTPUT.format("2") + CALL.format("2*2") + OUTPUT.format("4"), "[1+1 = 2][2*2 = 4]"),
+    ("It stops <|python_start|>12+", "It stops <|python_start|>12+"),
+    ("It stops <|pyth", "It stops <|pyth"),
+    (CALL.format("3+4") + "<|output_start|>7", "[3+4]<|output_start|>7"),
+    ("<|output_start|>9<|output_end|> <<|python_end|>", "<|output_start|>9<|output_end|> <<|python_end|>"),
+    ("<|python_start|>" + "9" * 5000 + " and on", "<|python_start|>" + "9" * 5000 + " and on"),
+]
+SHOW = """async (cuts) => {
+  const { ToolText } = await import('/static/tool_text.js');
+  return cuts.map((pieces) => {
+    const text = new ToolText();
+    const shown = [...pieces.flatMap((piece) => text.push(piece)), ...text.flush()];
+    return shown.map((part) => (part.type === 'text' ? part.text : `[${part.text}]`)).join('');
+  });
+}"""
+
+
+def test_calculations_are_found_however_the_answer_is_cut(modules: Page) -> None:
+    rng = Random(5)
+    cuts, expected = [], []
+    for answer, shown in ANSWERS:
+        for size in (1, 3, 17, len(answer)):
+            cuts.append([answer[at : at + size] for at in range(0, len(answer), size)])
+        at = sorted(rng.choices(range(len(answer)), k=4))
+        cuts.append([answer[a:b] for a, b in zip([0, *at], [*at, len(answer)], strict=True)])
+        expected += [shown] * 5
+    assert modules.evaluate(SHOW, cuts) == expected
+
+
+def test_nothing_is_shown_twice_or_too_late(modules: Page) -> None:
+    """Half a mark is held back; words before it are not."""
+    steps = modules.evaluate(
+        """async (pieces) => {
+          const { ToolText } = await import('/static/tool_text.js');
+          const text = new ToolText();
+          return pieces.map((piece) => text.push(piece).map((part) => part.text).join(''));
+        }""",
+        ["So: <", "|python_", "start|>2+2", "<|python_end|>", "<|output_start|>4<|output", "_end|>4", "!"],
+    )
+    assert steps == ["So: ", "", "", "", "", "2+2 = 44", "!"]

@@ -113,6 +113,20 @@ def test_conversation(chat: ChatPage, scripted: ScriptedServer) -> None:
     chat.check_clean()
 
 
+def test_a_calculation_is_shown_as_one_and_sent_as_it_came(chat: ChatPage, scripted: ScriptedServer) -> None:
+    marked = "<|python_start|>347+286<|python_end|><|output_start|>633<|output_end|>347 + 286 is 633."
+    scripted.script("347 + 286?", talk(marked[:25], marked[25:60], marked[60:]))
+    scripted.script("Thanks", talk("You're welcome!"))
+    chat.send("347 + 286?")
+    chat.wait_until_settled()
+    expect(chat.answers.last.locator(".calculation")).to_have_text("347+286 = 633")
+    assert chat.body.text_content() == "347+286 = 633\n347 + 286 is 633."
+    chat.send("Thanks")
+    chat.wait_until_settled()
+    assert scripted.exchanges[-1].body["messages"][1] == {"role": "assistant", "content": marked}
+    chat.check_clean()
+
+
 def test_escape_stops_and_the_partial_answer_counts(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Go on", endless("Once"))
     scripted.script("And then?", talk("The ", "end."))

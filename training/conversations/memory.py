@@ -5,51 +5,10 @@ from random import Random
 from training.conversations.exchange import Exchange, Message, messages
 from training.conversations.phrasing import article, as_typed, expand
 from training.conversations.stories.cast import ANIMALS, BOYS, COLOURS, FOODS, GIRLS, PET_NAMES
+from training.conversations.tables import table
 from training.conversations.talk import invented_word, maker
 
-_MORE_NAMES = [
-    "Aisha",
-    "Bruno",
-    "Chloe",
-    "Diego",
-    "Elsa",
-    "Frank",
-    "Gita",
-    "Hiro",
-    "Ines",
-    "Jamie",
-    "Karim",
-    "Lara",
-    "Marco",
-    "Nadia",
-    "Otto",
-    "Petra",
-    "Quinn",
-    "Rita",
-    "Sven",
-    "Tina",
-    "Ugo",
-    "Vera",
-    "Wanda",
-    "Xenia",
-    "Yusuf",
-    "Zora",
-    "Agnes",
-    "Bernd",
-    "Celia",
-    "Dirk",
-    "Edith",
-    "Fiona",
-    "Gregor",
-    "Helga",
-    "Ian",
-    "Judith",
-    "Kurt",
-    "Linda",
-    "Magnus",
-    "Noor",
-    "Odile",
-]
+_MORE_NAMES = next(row[1].split(" | ") for row in table("everyday") if row[0] == "names")
 
 
 def told(rng: Random) -> list[Message]:

@@ -17,6 +17,12 @@ OPENINGS = (
     "Long ago, in {home}, there lived {a trait} {kind}. {His} name was {name}.",
     "This is the story of {name}, {a trait} {kind} from {home}.",
     "{Name} the {kind} lived in {home}. Everyone knew that {he} was {trait}.",
+    "Not long ago, {a trait} {kind} named {name} lived in {home} with {his} {elder}.",
+    "My grandmother told me about {name}, {a trait} {kind} from {home}.",
+    "Let me tell you about {name}. {Name} was {a trait} {kind} who lived in {home}.",
+    "Far away, in {home}, there was once {a trait} {kind} named {name}.",
+    "Do you know {name}? {Name} was {a kind}, and there was nobody more {trait} in the whole world.",
+    "{Name} was no common {kind}. {He} was {trait}, and {he} lived in {home} with {his} {elder}.",
 )
 ENDINGS = (
     "And they were happy for a long, long time.",
@@ -24,6 +30,7 @@ ENDINGS = (
     "And {name} [fell asleep with a smile|was very happy|smiled].",
     "And so the story of {name} [ends|has a happy ending].",
     "The end.",
+    "That night {name} slept very well.",
 )
 
 
@@ -43,7 +50,7 @@ def tell(rng: Random, fixed: dict[str, str] | None = None, plot: Plot | None = N
     slots = draw(rng, fixed)
     parts = [expand(rng, rng.choice(OPENINGS), slots)]
     parts += [expand(rng, rng.choice(beat), slots) for beat in plot.beats]
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and plot.mood != "sad":
         parts[-1] += " " + expand(rng, rng.choice(ENDINGS), slots)
     if rng.random() < 0.12:
         parts[-1] += " " + plot.moral
@@ -59,6 +66,11 @@ def _introduce(text: str, slots: dict[str, str]) -> str:
     if first is None or kind in text[max(0, first.start() - 60) : first.end() + 40]:
         return text
     return f"{text[: first.end()]} the {kind}{text[first.end() :]}"
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`; a quotation's end mark ends its sentence only before a capital letter."""
+    return re.split(r'(?<=[.!?])\s+(?=["A-Z])|(?<=[.!?]")\s+(?=["A-Z])', text)
 
 
 def summarise(rng: Random, story: Story) -> str:
