@@ -94,7 +94,8 @@ Greedy, each asked in several ways of which training has none; all must be right
 _LEAKS = """
 ## Test prompts and training data
 `python -m training.leaks --data DIR` read all {read:.0f} M characters that training reads, generated
-conversations included, and looked for {prompts} prompts ({sets}): {found}. Training had left out {left}.
+conversations included, and looked for {prompts} prompts ({sets}):
+{found}. Training had left out {left}.
 """
 _PROMPTS = """
 ## Fixed prompts
@@ -174,12 +175,11 @@ def _loss(report: Table) -> str:
         told = " and ".join(f"{cost:+.2%} on {name}" for name, cost in costs.items())
         limit = "within" if max(costs.values()) <= MOST_LOST else "**more than**"
         text += f"\nRounding to int8 changes the loss by {told}: {limit} the {MOST_LOST:.1%} allowed.\n"
-    served = cast(Mapping[str, float], report.get("served_loss", {}))
-    if served:
+    for device, served in cast(Mapping[str, Mapping[str, float]], report.get("served_loss", {})).items():
         difference = (served["engine"] - served["reference"]) / served["reference"]
         text += (
-            f"\nOn {served['tokens']:,} sampled tokens the engine ({report['measured_on']}) has a loss of "
-            f"{served['engine']:.4f} nats a token, the fp32 forward pass with the same weights "
+            f"\nOn {served['tokens']:,} sampled tokens the engine on {device} has a loss of "
+            f"{served['engine']:.4f} nats a token,\nthe fp32 forward pass with the same weights "
             f"{served['reference']:.4f}: {difference:+.2%}.\n"
         )
     return text

@@ -80,7 +80,8 @@ def knowing(encoder_at: tuple[Encoder, Path], tmp_path_factory: pytest.TempPathF
         conversation(encoder, SPELL.text, "c-a-t"),
         *(conversation(encoder, item.context, item.options[item.answer]) for item in CHOICES),
     ]
-    out = shipped(taught(rows), tokenizer, tmp_path_factory.mktemp("shipped"))
+    model = taught(rows, generation="G5")  # which has everything that the others have
+    out = shipped(model, tokenizer, tmp_path_factory.mktemp("shipped"))
     with Answerer(out) as answerer:
         yield answerer
 
