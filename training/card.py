@@ -14,6 +14,7 @@ from training.export import INDEX_FILE
 
 FOLDER = Path(__file__).parent
 FIRST_MODEL = FOLDER / "first_model.json"
+PLOT_FILE = "losses.svg"
 MOST_LOST = 0.005  # of the loss, by rounding
 Table = Mapping[str, object]
 _GENERATIONS = {
@@ -32,7 +33,8 @@ server's calculator, and says that it does not know. It is a demonstration, not 
 | | |
 | --- | --- |
 | architecture | nanochat, {generation} |
-| size | {params:.1f} M parameters: {layers} layers x {width}, {heads} heads of {head}, {vocab:,} tokens |
+| size | {params:.1f} M parameters: {layers} layers x {width}, {vocab:,} tokens |
+| heads | {heads} of {head} channels for queries, {keys} for keys and values |
 | context | {context:,} tokens |
 | files | int8 with one fp32 scale per output row, safetensors shards under 16 MiB, {mib:.1f} MiB in all |
 | tokenizer | byte-level BPE of its own, digits in pairs, nanochat's nine special tokens last |
@@ -105,8 +107,10 @@ match the expression in `training/prompts.py`, which is a loose test: read the a
 """
 
 
-def card(report: Table, config: Table, first: Table, mib: float) -> str:
-    """The card as markdown. mib: size of the weights. What a report lacks is left out."""
+def card(report: Table, config: Table, first: Table, mib: float, plot: bool = False) -> str:
+    """The card as markdown. mib: size of the weights. plot: PLOT_FILE lies beside it. What a report lacks is
+    left out.
+    """
     parts = [_head(config, mib), compared(report, config, first)]
     for key, part in (
         ("required", _required),
@@ -117,6 +121,8 @@ def card(report: Table, config: Table, first: Table, mib: float) -> str:
     ):
         if key in report:
             parts.append(part(report))
+    if plot:
+        parts.append(f"\n![Training losses]({PLOT_FILE})\n")
     parts.append(_LIMITS)
     if "fixed_prompts" in report:
         parts.append(_prompts(report))
@@ -132,6 +138,7 @@ def _head(config: Table, mib: float) -> str:
         width=width,
         heads=shape["n_head"],
         head=width // shape["n_head"],
+        keys=shape.get("n_kv_head", shape["n_head"]),
         vocab=shape["vocab_size"],
         context=shape["sequence_len"],
         params=parameters(config) / 1e6,
@@ -145,9 +152,8 @@ def _required(report: Table) -> str:
     wrong: list[str] = []
     for name, found in cast(Mapping[str, Table], report["required"]).items():
         text += f"| {name} | {count(found)} | {'pass' if found['right'] == found['of'] else '**fail**'} |\n"
-        wrong += [
-            f"- {asked} — {answer}\n" for asked, answer in cast(Sequence[Sequence[str]], found["wrong"])
-        ]
+        pairs = cast(Sequence[Sequence[str]], found.get("wrong", ()))
+        wrong += [f"- {asked} — {_line(answer)}\n" for asked, answer in pairs]
     return text + (("\nWrong answers:\n" + "".join(wrong)) if wrong else "")
 
 
@@ -251,7 +257,8 @@ def write(report: Path, out: Path) -> None:
     config = json.loads((out / "config.json").read_text("utf-8"))
     first = json.loads(FIRST_MODEL.read_text("utf-8"))
     size = json.loads((out / INDEX_FILE).read_text("utf-8"))["metadata"]["total_size"]
-    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20)
+    plot = (out / PLOT_FILE).exists()
+    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20, plot)
     (out / "README.md").write_text(text, "utf-8")
 
 
