@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from training.comparison import compared, count, share
+from training.comparison import compared, count, parameters, share
 from training.export import INDEX_FILE
 
 FOLDER = Path(__file__).parent
 FIRST_MODEL = FOLDER / "first_model.json"
+PLOT_FILE = "losses.svg"
+MOST_LOST = 0.005  # of the loss, by rounding
 Table = Mapping[str, object]
 _GENERATIONS = {
     "G1": "first generation (rotary positions, query-key norm, squared ReLU, untied head)",
@@ -31,7 +33,8 @@ server's calculator, and says that it does not know. It is a demonstration, not 
 | | |
 | --- | --- |
 | architecture | nanochat, {generation} |
-| size | {params:.1f} M parameters: {layers} layers x {width}, {heads} heads of {head}, {vocab:,} tokens |
+| size | {params:.1f} M parameters: {layers} layers x {width}, {vocab:,} tokens |
+| heads | {heads} of {head} channels for queries, {keys} for keys and values |
 | context | {context:,} tokens |
 | files | int8 with one fp32 scale per output row, safetensors shards under 16 MiB, {mib:.1f} MiB in all |
 | tokenizer | byte-level BPE of its own, digits in pairs, nanochat's nine special tokens last |
@@ -93,7 +96,8 @@ Greedy, each asked in several ways of which training has none; all must be right
 _LEAKS = """
 ## Test prompts and training data
 `python -m training.leaks --data DIR` read all {read:.0f} M characters that training reads, generated
-conversations included, and looked for {prompts} prompts ({sets}): {found}. Training had left out {left}.
+conversations included, and looked for {prompts} prompts ({sets}):
+{found}. Training had left out {left}.
 """
 _PROMPTS = """
 ## Fixed prompts
@@ -103,8 +107,10 @@ match the expression in `training/prompts.py`, which is a loose test: read the a
 """
 
 
-def card(report: Table, config: Table, first: Table, mib: float) -> str:
-    """The card as markdown. mib: size of the weights. What a report lacks is left out."""
+def card(report: Table, config: Table, first: Table, mib: float, plot: bool = False) -> str:
+    """The card as markdown. mib: size of the weights. plot: PLOT_FILE lies beside it. What a report lacks is
+    left out.
+    """
     parts = [_head(config, mib), compared(report, config, first)]
     for key, part in (
         ("required", _required),
@@ -115,6 +121,8 @@ def card(report: Table, config: Table, first: Table, mib: float) -> str:
     ):
         if key in report:
             parts.append(part(report))
+    if plot:
+        parts.append(f"\n![Training losses]({PLOT_FILE})\n")
     parts.append(_LIMITS)
     if "fixed_prompts" in report:
         parts.append(_prompts(report))
@@ -130,6 +138,7 @@ def _head(config: Table, mib: float) -> str:
         width=width,
         heads=shape["n_head"],
         head=width // shape["n_head"],
+        keys=shape.get("n_kv_head", shape["n_head"]),
         vocab=shape["vocab_size"],
         context=shape["sequence_len"],
         params=parameters(config) / 1e6,
@@ -138,22 +147,13 @@ def _head(config: Table, mib: float) -> str:
     )
 
 
-def parameters(config: Table) -> int:
-    """As the description has them; older ones do not, and are of the first generation."""
-    if "parameters" in config:
-        return cast(int, config["parameters"])
-    shape = cast(Mapping[str, int], config["model_config"])
-    return 2 * shape["vocab_size"] * shape["n_embd"] + 12 * shape["n_layer"] * shape["n_embd"] ** 2
-
-
 def _required(report: Table) -> str:
     text = _REQUIRED
     wrong: list[str] = []
     for name, found in cast(Mapping[str, Table], report["required"]).items():
         text += f"| {name} | {count(found)} | {'pass' if found['right'] == found['of'] else '**fail**'} |\n"
-        wrong += [
-            f"- {asked} — {answer}\n" for asked, answer in cast(Sequence[Sequence[str]], found["wrong"])
-        ]
+        pairs = cast(Sequence[Sequence[str]], found.get("wrong", ()))
+        wrong += [f"- {asked} — {_line(answer)}\n" for asked, answer in pairs]
     return text + (("\nWrong answers:\n" + "".join(wrong)) if wrong else "")
 
 
@@ -172,12 +172,20 @@ def _loss(report: Table) -> str:
         change = f"{(value - was) / was:+.2%}" if was else "-"
         cells = [f"{table[name]:.4f}" if name in table else "-" for table in (before, unrounded, shipped)]
         text += f"| {name} | {' | '.join(cells)} | {change} |\n"
-    served = cast(Mapping[str, float], report.get("served_loss", {}))
-    if served:
+    every = cast(int, report.get("bits_per_byte_of_every", 1))
+    if every > 1:
+        text += f"\nShipped weights: on every {every}th item of a source only.\n"
+    elif unrounded and shipped:
+        totals = ("prose", "chat")
+        costs = {name: shipped[name] / unrounded[name] - 1 for name in totals if name in unrounded}
+        told = " and ".join(f"{cost:+.2%} on {name}" for name, cost in costs.items())
+        limit = "within" if max(costs.values()) <= MOST_LOST else "**more than**"
+        text += f"\nRounding to int8 changes the loss by {told}: {limit} the {MOST_LOST:.1%} allowed.\n"
+    for device, served in cast(Mapping[str, Mapping[str, float]], report.get("served_loss", {})).items():
         difference = (served["engine"] - served["reference"]) / served["reference"]
         text += (
-            f"\nOn {served['tokens']:,} sampled tokens the engine ({report['measured_on']}) has a loss of "
-            f"{served['engine']:.4f} nats a token, the fp32 forward pass with the same weights "
+            f"\nOn {served['tokens']:,} sampled tokens the engine on {device} has a loss of "
+            f"{served['engine']:.4f} nats a token,\nthe fp32 forward pass with the same weights "
             f"{served['reference']:.4f}: {difference:+.2%}.\n"
         )
     return text
@@ -249,7 +257,8 @@ def write(report: Path, out: Path) -> None:
     config = json.loads((out / "config.json").read_text("utf-8"))
     first = json.loads(FIRST_MODEL.read_text("utf-8"))
     size = json.loads((out / INDEX_FILE).read_text("utf-8"))["metadata"]["total_size"]
-    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20)
+    plot = (out / PLOT_FILE).exists()
+    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20, plot)
     (out / "README.md").write_text(text, "utf-8")
 
 

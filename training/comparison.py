@@ -28,6 +28,14 @@ def compared(report: Table, config: Table, first: Table) -> str:
     return text
 
 
+def parameters(config: Table) -> int:
+    """As the description has them; older ones do not, and are of the first generation."""
+    if "parameters" in config:
+        return cast(int, config["parameters"])
+    shape = cast(Mapping[str, int], config["model_config"])
+    return 2 * shape["vocab_size"] * shape["n_embd"] + 12 * shape["n_layer"] * shape["n_embd"] ** 2
+
+
 def count(found: Table) -> str:
     """Right answers of how many."""
     return f"{found['right']}/{found['of']}"
@@ -38,7 +46,7 @@ def share(value: float) -> str:
 
 
 def _rows(report: Table, config: Table, first: Table) -> Iterator[tuple[str, str, str]]:
-    yield "parameters", _millions(first.get("parameters")), _millions(config.get("parameters"))
+    yield "parameters", _millions(first.get("parameters")), _millions(parameters(config))
     for name in _part(report, "bits_per_byte"):
         before, now = (_part(table, "bits_per_byte").get(name) for table in (first, report))
         yield f"bits per byte, {name}", _bits(before), _bits(now)

@@ -16,6 +16,7 @@ from training.template import prompt
 from training.tokenizer import load
 
 ROWS = {"cuda": 256, "cpu": 32}
+POOL_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,13 @@ class Answerer:
         self.encoder = load(folder)
         self.recommended = meta.sampling_defaults
         kind = next(model.parameters()).device.type
-        config = EngineConfig(device=kind, dtype=dtype, max_rows=ROWS.get(kind, ROWS["cpu"]))
+        config = EngineConfig(
+            device=kind,
+            dtype=dtype,
+            max_rows=ROWS.get(kind, ROWS["cpu"]),
+            # The same device computes losses, so the pool does not take all of its memory.
+            kv_bytes=POOL_BYTES if kind == "cuda" else None,
+        )
         self._engine = AsyncEngine(model, tokenizer, config, meta)
         self._loop = asyncio.Runner()
 
