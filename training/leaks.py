@@ -6,11 +6,8 @@ from pathlib import Path
 
 from training.conversations import FAMILIES, STORY_FAMILIES, generate
 from training.data import CHAT_SOURCES, conversations, plain_texts, read_shard
-from training.prompts import held_out, normalised
+from training.prompts import SUBSTRING_WORDS, held_out, is_held_out, normalised
 from training.settings import full
-
-# Shorter prompts are everyday phrases; they are looked for as whole turns only.
-SUBSTRING_WORDS = 6
 
 
 def training_texts(data: Path, generated: int) -> Iterator[tuple[str, list[str]]]:
@@ -45,8 +42,8 @@ def left_out(data: Path) -> int:
         for item in read_shard(path):
             messages = item["messages"]
             assert isinstance(messages, list)
-            asked = [normalised(turn["content"]) for turn in messages if turn["role"] == "user"]
-            count += str(item["kind"]) in CHAT_SOURCES and any(text in held_out() for text in asked)
+            asked = [turn["content"] for turn in messages if turn["role"] == "user"]
+            count += str(item["kind"]) in CHAT_SOURCES and any(map(is_held_out, asked))
     return count
 
 

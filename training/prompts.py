@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+# Shorter prompts are everyday phrases; they are looked for as whole turns only.
+SUBSTRING_WORDS = 6
 CAPITALS = {
     "France": "Paris",
     "Germany": "Berlin",
@@ -103,10 +105,31 @@ def held_out() -> frozenset[str]:
     return frozenset(map(normalised, turns))
 
 
+@cache
+def _long() -> dict[str, tuple[str, ...]]:
+    """The held-out turns of `SUBSTRING_WORDS` words and more, by their first words."""
+    found: dict[str, tuple[str, ...]] = {}
+    for turn in sorted(held_out()):
+        words = turn.split()
+        if len(words) >= SUBSTRING_WORDS:
+            start = " ".join(words[:SUBSTRING_WORDS])
+            found[start] = (*found.get(start, ()), turn)
+    return found
+
+
 def sums() -> list[tuple[int, int]]:
     """All pairs of numbers from 1 whose sum is at most 20."""
     return [(a, b) for a in range(1, 20) for b in range(1, 20) if a + b <= 20]
 
 
 def is_held_out(user_text: str) -> bool:
-    return normalised(user_text) in held_out()
+    """Whether the turn is a held-out prompt, or has one of the longer ones in it."""
+    text = normalised(user_text)
+    if text in held_out():
+        return True
+    words = text.split()
+    for at in range(len(words) - SUBSTRING_WORDS + 1):
+        start = " ".join(words[at : at + SUBSTRING_WORDS])
+        if any(" ".join(words[at:]).startswith(turn) for turn in _long().get(start, ())):
+            return True
+    return False

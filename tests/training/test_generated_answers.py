@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -70,7 +71,7 @@ def test_the_engine_forces_what_the_conversation_says(family: str, encoder: Enco
     rng = Random(f"calls of {family}")
     assistant, user = encoder.special("<|assistant_start|>"), encoder.special("<|user_start|>")
     calls = 0
-    for _ in range(150):
+    for _ in range(300):
         talk = FAMILIES[family][0](rng)
         ids, mask = render(talk, encoder)
         machine = ToolMachine(tokenizer)
@@ -175,7 +176,7 @@ def test_counting_starts_steps_and_ends_as_asked() -> None:
     names = {"twos": 2, "threes": 3, "fours": 4, "fives": 5, "tens": 10, "hundreds": 100}
     for made in draws(counting.counting, 600):
         numbers = [int(n) for n in made.answer.rstrip(".").split(", ")]
-        assert len({b - a for a, b in zip(numbers, numbers[1:], strict=False)}) == 1
+        assert len({b - a for a, b in pairwise(numbers)}) == 1
         asked = [int(n) for n in re.findall(r"\d+", made.question)]
         step = next((n for word, n in names.items() if word in made.question.lower()), None)
         if "steps of" in made.question.lower():
@@ -230,7 +231,8 @@ def test_letters() -> None:
         if made.short in ("Yes", "No"):
             letter = re.search(r"letter (\w) in|no (\w) in", made.answer)
             word = re.search(r'"(\w+)"', made.answer)[1]  # type: ignore[index]
-            assert (next(filter(None, letter.groups())) in word) == (made.short == "Yes")  # type: ignore[union-attr]
+            named = next(filter(None, letter.groups()))  # type: ignore[union-attr]
+            assert (named in word) == (made.short == "Yes")
 
 
 def test_word_order_and_length() -> None:
@@ -320,9 +322,9 @@ def test_one_word_is_one_word_and_a_list_is_a_list() -> None:
 def test_invented_names_are_not_known_and_real_ones_are() -> None:
     known = {row[0].lower() for name in ("people", "books", "countries") for row in table(name)}
     known |= {row[1].lower() for row in table("countries")} | {row[0].lower() for row in table("definitions")}
-    answered = 0
+    answered, any_known = 0, re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)")
     for made in draws(limits.known_or_not, 800):
-        real = any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", made.question.lower()) for name in known)
+        real = any_known.search(made.question.lower())
         unsure = re.search(r"don't know|I have never heard", made.answer)
         answered += not unsure
         assert real or unsure, made
@@ -346,8 +348,9 @@ def test_what_a_request_for_a_story_demands_is_in_it() -> None:
 
 def test_talk_is_varied() -> None:
     rng = Random(2)
-    for name, share in (("sums", 0.7), ("calculations", 0.95), ("word_problems", 0.95), ("spelling", 0.8),
-                        ("lists", 0.9), ("capitals", 0.45), ("dates", 0.5), ("letter_counts", 0.9)):  # fmt: skip
+    shares = {"sums": 0.7, "calculations": 0.95, "word_problems": 0.95, "spelling": 0.8, "lists": 0.9,
+              "capitals": 0.45, "dates": 0.5, "letter_counts": 0.9}  # fmt: skip
+    for name, share in shares.items():
         asked = {FAMILIES[name][0](rng)[0]["content"] for _ in range(600)}
         assert len(asked) > 600 * share, (name, len(asked))
     stories = {STORY_FAMILIES["tales"][0](rng)[1]["content"] for _ in range(300)}
