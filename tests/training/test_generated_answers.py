@@ -30,7 +30,8 @@ from training.conversations import (
 )
 from training.conversations.exchange import Exchange, Maker, Message, Scripted, messages, tool_call
 from training.conversations.phrases import FOLDER, headings
-from training.conversations.stories.telling import sentences
+from training.conversations.phrasing import article
+from training.conversations.stories.telling import sentences, tell
 from training.conversations.tables import table
 from training.template import render
 from training.tokenizer import Encoder, load
@@ -344,6 +345,16 @@ def test_what_a_request_for_a_story_demands_is_in_it() -> None:
             assert phrase.lower().rstrip(".") in made.answer.lower(), made.question
         if "moral" in made.question.lower() and "moral" in made.answer:
             assert made.answer.rindex("moral of the story: ") > len(made.answer) / 2
+
+
+def test_articles_and_pronouns_of_stories() -> None:
+    for made in draws(tales.tale, 500, 5):
+        for found, word in re.findall(r"\b([Aa]n?) ([a-z]+)", made.answer):
+            assert article(word) == found.lower(), (found, word)
+    for seed in range(300):
+        story = tell(Random(seed), {"kind": ("princess", "king", "hen", "girl")[seed % 4]})
+        assert story.slots["he"] == ("he" if seed % 4 == 1 else "she")
+        assert story.slots["name"] != story.slots["friend"] and story.slots["kind"] != story.slots["fkind"]
 
 
 def test_talk_is_varied() -> None:

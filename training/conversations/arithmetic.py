@@ -64,8 +64,9 @@ def easy(a: int, op: str, b: int) -> bool:
     """Whether the result is known by heart."""
     result = apply(a, op, b)
     if op in "+-":
-        small = max(a, b, result) <= 20 and result >= 0
-        return small or (a % 10 == b % 10 == 0 and 0 <= result <= 100 and max(a, b) <= 100)
+        if result < 0 or max(a, b) > 100 or result > 100:
+            return False
+        return a % 10 == b % 10 == 0 or (max(a, b) <= 20 and result <= 20)
     if op == "*":
         return max(a, b) <= 10
     return result.denominator == 1 and result <= 10 and b <= 10

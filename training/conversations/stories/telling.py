@@ -26,7 +26,7 @@ OPENINGS = (
 )
 ENDINGS = (
     "And they were happy for a long, long time.",
-    "That was a {day} that {name} would never forget.",
+    "That was {a day} that {name} would never forget.",
     "And {name} [fell asleep with a smile|was very happy|smiled].",
     "And so the story of {name} [ends|has a happy ending].",
     "The end.",
