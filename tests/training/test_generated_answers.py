@@ -19,6 +19,7 @@ from training.conversations import (
     arithmetic,
     counting,
     dates,
+    everyday,
     formats,
     geography,
     knowledge,
@@ -223,7 +224,7 @@ def test_letters() -> None:
         assert word in made.question.lower()
         if said := re.search(r"There (?:is|are) (no|\d+) (\w)", made.answer):
             assert sum(c == said[2] for c in word) == int(said[1].replace("no", "0")), made
-        elif "vowel" in made.answer:
+        elif re.search(r"\d vowel|no vowel", made.answer):
             vowels = [c for c in word if c in "aeiou"]
             assert made.answer.count("no vowels") if not vowels else f"has {len(vowels)} vowel" in made.answer
         else:
@@ -287,6 +288,15 @@ def test_capitals_and_lists_agree_with_the_tables() -> None:
         thing, letter = re.fullmatch(r"(.+) starts with (\w)\.", made.answer).groups()  # type: ignore[union-attr]
         assert thing[0].upper() == letter
     assert len(members) >= 40 and sum(len(items) >= 10 for items in members.values()) >= 40
+
+
+def test_planets_and_shapes_are_in_order() -> None:
+    for made in draws(everyday.planet, 300):
+        if said := re.fullmatch(r"The planet after (\w+) is (\w+)\.", made.answer):
+            assert everyday.PLANETS.index(said[2]) == everyday.PLANETS.index(said[1]) + 1
+        elif named := re.search(r"(\w+) planet from the sun", made.answer):
+            planet = next(p for p in everyday.PLANETS if p in made.answer)
+            assert dates.ORDINALS.index(named[1]) == everyday.PLANETS.index(planet)
 
 
 def test_ranks_are_never_turned_around() -> None:
