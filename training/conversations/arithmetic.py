@@ -36,7 +36,19 @@ WORDS = [
     "nineteen",
     "twenty",
 ]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 SIGNS = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("*", "times", "x"), "/": ("/", "divided by", ":")}
+
+
+def spelled(number: int) -> str:
+    """A number up to 999 in words."""
+    if number <= 20:
+        return WORDS[number]
+    if number < 100:
+        ten, one = divmod(number, 10)
+        return _TENS[ten - 2] + (f"-{WORDS[one]}" if one else "")
+    hundred, rest = divmod(number, 100)
+    return f"{WORDS[hundred]} hundred" + (f" and {spelled(rest)}" if rest else "")
 
 
 def apply(a: int, op: str, b: int) -> Fraction:
@@ -52,8 +64,9 @@ def easy(a: int, op: str, b: int) -> bool:
     """Whether the result is known by heart."""
     result = apply(a, op, b)
     if op in "+-":
-        small = max(a, b, result) <= 20 and result >= 0
-        return small or (a % 10 == b % 10 == 0 and 0 <= result <= 100 and max(a, b) <= 100)
+        if result < 0 or max(a, b) > 100 or result > 100:
+            return False
+        return a % 10 == b % 10 == 0 or (max(a, b) <= 20 and result <= 20)
     if op == "*":
         return max(a, b) <= 10
     return result.denominator == 1 and result <= 10 and b <= 10
@@ -84,13 +97,16 @@ def work(a: int, op: str, b: int, sign: str | None = None) -> Worked:
     return Worked(call, f"{a} {sign or op} {b} is {written(result)}", result)
 
 
-def _asked(rng: Random, a: int, op: str, b: int, words: bool = True) -> Exchange:
+def _asked(rng: Random, a: int, op: str, b: int) -> Exchange:
     """A sum as a question, with its answer."""
     heading = op if rng.random() < 0.3 or (op == "/" and rng.random() < 0.4) else "any"
     signs = SIGNS[op]
     sign = signs[0] if rng.random() < 0.6 else rng.choice(signs)
-    in_words = words and max(a, b) <= 20 and rng.random() < 0.1
-    left, right = (WORDS[a], WORDS[b]) if in_words else (str(a), str(b))
+    left, right = str(a), str(b)
+    if rng.random() < 0.08 and max(a, b) <= 999:
+        left, right = spelled(a), spelled(b)
+    elif rng.random() < 0.2:
+        left, right = f"{a:,}", f"{b:,}"
     question = say(rng, "arithmetic", heading, {"a": left, "b": right, "op": sign}).strip()
     if not sign.isalpha() and rng.random() < 0.15:
         question = question.replace(f" {sign} ", sign)
@@ -134,7 +150,7 @@ def calculation(rng: Random) -> Exchange:
         if op == "-" and a < b and rng.random() < 0.9:
             a, b = b, a
         if not easy(a, op, b):
-            return _asked(rng, a, op, b, words=False)
+            return _asked(rng, a, op, b)
 
 
 def expression(rng: Random) -> Exchange:

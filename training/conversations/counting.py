@@ -2,24 +2,12 @@
 
 from random import Random
 
-from training.conversations.arithmetic import WORDS, work
+from training.conversations.arithmetic import WORDS, spelled, work
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
 from training.conversations.phrasing import as_typed, capitalise, joined
 
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _STEPS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens", 100: "hundreds"}
-
-
-def spelled(number: int) -> str:
-    """A number up to 999 in words."""
-    if number <= 20:
-        return WORDS[number]
-    if number < 100:
-        ten, one = divmod(number, 10)
-        return _TENS[ten - 2] + (f"-{WORDS[one]}" if one else "")
-    hundred, rest = divmod(number, 100)
-    return f"{WORDS[hundred]} hundred" + (f" and {spelled(rest)}" if rest else "")
 
 
 def _ask(rng: Random, heading: str, **slots: str) -> str:

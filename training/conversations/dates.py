@@ -116,9 +116,9 @@ def recite(rng: Random) -> Exchange:
     if kind < 0.4 or unit == "season":
         return Exchange(_ask(rng, "recite", w=what), f"The {what} are {joined(names)}.", items=tuple(names))
     if kind < 0.6:
-        a, b = sorted(rng.sample(range(len(names)), 2))
-        chosen = names[a : b + 1]
-        question = _ask(rng, "from to", unit=unit, a=names[a], b=names[b])
+        start, end = sorted(rng.sample(range(len(names)), 2))
+        chosen = names[start : end + 1]
+        question = _ask(rng, "from to", unit=unit, a=names[start], b=names[end])
         return Exchange(question, joined(chosen) + ".", items=tuple(chosen))
     if kind < 0.8:
         chosen = rng.sample(names, rng.choice((3, 3, 4)))

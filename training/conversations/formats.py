@@ -7,6 +7,7 @@ from training.conversations import (
     arithmetic,
     counting,
     dates,
+    everyday,
     geography,
     knowledge,
     lists,
@@ -24,6 +25,7 @@ SHORT_MAKERS: tuple[Maker, ...] = (
     arithmetic.sum_or_difference, arithmetic.calculation, counting.comparing, counting.following,
     spelling.letter, spelling.count_letters, spelling.rhyme, lists.member, lists.with_letter,
     knowledge.fact, knowledge.ability, knowledge.quality, knowledge.ranked,
+    everyday.everyday,
 )  # fmt: skip
 YES_NO_MAKERS: tuple[Maker, ...] = (knowledge.fact, knowledge.ability, knowledge.quality, knowledge.ranked,
                                     lists.member, geography.continent, geography.capital_of)  # fmt: skip

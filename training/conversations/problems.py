@@ -121,7 +121,7 @@ def _slots(rng: Random, a: int, b: int) -> tuple[dict[str, str], str]:
     gain = rng.choice(_GAIN)
     lose = _EAT if thing in EATEN and rng.random() < 0.5 else rng.choice(_LOSE)
     if lose[0] == "give":
-        lose = tuple(f"{verb} {slots['friend']}" for verb in lose)
+        lose = (f"give {slots['friend']}", f"gives {slots['friend']}", f"gave {slots['friend']}")
     slots.update(gain=gain[at], gained=gain[2], lose=lose[at], lost=lose[2])
     return slots, has
 
@@ -173,7 +173,7 @@ def _difference(rng: Random, large: bool) -> Exchange:
     a = b + rest
     slots, has = _slots(rng, a, b)
     done = work(a, "-", b)
-    heading = rng.choice(("left", "left", "left", "here left", "go", "compare"))
+    heading = rng.choice(("left", "left", "left", "here left", "compare" if b == 1 else "go", "compare"))
     question = say(rng, "problems", heading, slots)
     if heading == "left":
         said = f"{has} {_count(rest, slots)} left"

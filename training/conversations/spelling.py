@@ -27,7 +27,7 @@ def words() -> tuple[str, ...]:
 @cache
 def _favourites() -> tuple[str, ...]:
     """Everyday nouns; half of all questions are about them."""
-    named = [word for row in table("lists") for word in row[2].split(", ") if re.fullmatch("[a-z]+", word)]
+    named = [word for row in table("lists") for word in row[2].split(", ") if re.fullmatch("[a-z]{3,}", word)]
     return tuple(sorted({*named, *(w for w in (*cast.ANIMALS, *cast.OBJECTS, *cast.COLOURS) if w.isalpha())}))
 
 

@@ -7,9 +7,9 @@ from random import Random
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, expand
-from training.conversations.stories.cast import ANIMALS, BOYS, GIRLS, OBJECTS, PLACES, WONDERS
+from training.conversations.stories.cast import ANIMALS, BOYS, GIRLS, OBJECTS, PLACES, PRONOUN_OF, WONDERS
 from training.conversations.stories.plot import all_plots
-from training.conversations.stories.telling import Story, sentences, summarise, tell
+from training.conversations.stories.telling import Story, introduce, sentences, summarise, tell
 from training.conversations.talk import invented_word
 
 Request = tuple[str, Story]
@@ -66,7 +66,9 @@ def _about_named(rng: Random) -> Request:
     kind = "girl" if name in GIRLS or name[-1] in "ae" else "boy"
     who = name
     if rng.random() < 0.6:
-        kind = rng.choice((*ANIMALS, *WONDERS, kind, kind))
+        pronoun = {"girl": "she", "boy": "he"}[kind]
+        fitting = [k for k in (*ANIMALS, *WONDERS) if PRONOUN_OF.get(k, pronoun) == pronoun]
+        kind = rng.choice((*fitting, kind, kind))
         who = expand(rng, f"[{_one(kind)} named {name}|{_one(kind)} called {name}|{name} the {kind}]")
     return f"{_verb(rng)} about {who}.", tell(rng, {"name": name, "kind": kind})
 
@@ -179,14 +181,12 @@ def of_length(rng: Random, hero: str, count: int) -> str:
         )
         lived = expand(rng, "{He} lived [in {home}|with {his} {elder} in {home}].", slots)
         end = expand(rng, "[{Name} never forgot that {day}.|{Name} thought of it for a long time.]", slots)
-        lines = {
-            2: [start, *told[-1:]],
-            3: [start, *told],
-            4: [start, lived, *told],
-            5: [start, lived, *told, end],
-        }
-        if len(told) == 2 and (count > 2 or slots["name"] in told[-1]):
-            return " ".join(lines[count])
+        lines = {3: [start, *told], 4: [start, lived, *told], 5: [start, lived, *told, end]}
+        # Two sentences are the summary itself, which has to say what the hero is.
+        named = told[0].replace(slots["name"], f"{slots['name']} the {slots['kind']}", 1)
+        lines[2] = [named, *told[1:]]
+        if len(told) == 2 and (count > 2 or named != told[0]):
+            return introduce(" ".join(lines[count]), slots)
 
 
 def plain_story(rng: Random) -> str:

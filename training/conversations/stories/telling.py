@@ -26,7 +26,7 @@ OPENINGS = (
 )
 ENDINGS = (
     "And they were happy for a long, long time.",
-    "That was a {day} that {name} would never forget.",
+    "That was {a day} that {name} would never forget.",
     "And {name} [fell asleep with a smile|was very happy|smiled].",
     "And so the story of {name} [ends|has a happy ending].",
     "The end.",
@@ -55,11 +55,11 @@ def tell(rng: Random, fixed: dict[str, str] | None = None, plot: Plot | None = N
     if rng.random() < 0.12:
         parts[-1] += " " + plot.moral
     parts[:2] = [" ".join(parts[:2])]
-    text = _introduce("\n\n".join(parts) if rng.random() < 0.75 else " ".join(parts), slots)
+    text = introduce("\n\n".join(parts) if rng.random() < 0.75 else " ".join(parts), slots)
     return Story(text, expand(rng, plot.title, slots), plot, slots)
 
 
-def _introduce(text: str, slots: dict[str, str]) -> str:
+def introduce(text: str, slots: dict[str, str]) -> str:
     """Say what the friend is where the name comes first, if the wording did not."""
     friend, kind = slots["friend"], slots["fkind"]
     first = re.search(rf"\b{friend}\b(?!'s)", text)
@@ -77,4 +77,4 @@ def summarise(rng: Random, story: Story) -> str:
     """The story in two or three sentences."""
     name, kind = story.slots["name"], story.slots["kind"]
     start = rng.choice((f"{name} was {{a trait}} {kind}. ", f"There was once {{a kind}} named {name}. "))
-    return _introduce(expand(rng, start + story.plot.summary, story.slots), story.slots)
+    return introduce(expand(rng, start + story.plot.summary, story.slots), story.slots)
