@@ -1,4 +1,7 @@
-"""The model card, written from a run's report: `python -m training.card --report REPORT --out models/`."""
+"""The model card, written from a run's report: `python -m training.card --report REPORT --out models/`.
+
+The first embedded model's figures, measured with the same items, stand beside this one's.
+"""
 
 import argparse
 import json
@@ -6,35 +9,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from training.comparison import compared, count, parameters, share
+from training.export import INDEX_FILE
+
 FOLDER = Path(__file__).parent
+FIRST_MODEL = FOLDER / "first_model.json"
+PLOT_FILE = "losses.svg"
+MOST_LOST = 0.005  # of the loss, by rounding
+Table = Mapping[str, object]
+_GENERATIONS = {
+    "G1": "first generation (rotary positions, query-key norm, squared ReLU, untied head)",
+    "G2": "second generation (the first with a learned scale of the residual stream in each layer)",
+    "G3": "third generation (the second with gated value embeddings)",
+    "G4": "fourth generation (gated value embeddings, short and long attention windows)",
+    "G5": "fifth generation (the fourth with smear and backout)",
+}
 _INTRO = """# Fastpath: the embedded model
 
 A small English chat model that ships with the server, so that it answers right after installation and
-without a network. It tells short stories, chats a little, knows the capitals of the world, does small sums,
-and says that it does not know. It is a demonstration, not a source of facts.
+without a network. It tells short stories, chats a little, knows the capitals of the world, does sums with the
+server's calculator, and says that it does not know. It is a demonstration, not a source of facts.
 
 | | |
 | --- | --- |
-| architecture | nanochat, first generation (rotary positions, query-key norm, squared ReLU, untied head) |
-| size | {params:.1f} M parameters: {layers} layers x {width}, {heads} heads of {head}, {vocab:,} tokens |
+| architecture | nanochat, {generation} |
+| size | {params:.1f} M parameters: {layers} layers x {width}, {vocab:,} tokens |
+| heads | {heads} of {head} channels for queries, {keys} for keys and values |
 | context | {context:,} tokens |
-| files | int8 with one fp32 scale per output row, safetensors shards under 16 MiB, 38 MiB in all |
+| files | int8 with one fp32 scale per output row, safetensors shards under 16 MiB, {mib:.1f} MiB in all |
 | tokenizer | byte-level BPE of its own, digits in pairs, nanochat's nine special tokens last |
 | chat format | nanochat's; a system message goes in front of the first user turn |
 | recommended sampling | temperature {temperature}, top-k {top_k}, repetition penalty {repetition_penalty} |
 | language | English only |
-
+"""
+_MADE = """
 ## How it was made
 `python -m training --data DIR --out models/`, seed 1, on one NVIDIA H200 (bf16 compute, fp32 weights; Muon
-for the matrices, AdamW for embedding and head). Two stages: pretraining, whose last quarter brings in simple
-stories and conversations, and chat tuning with the loss on the assistant's tokens alone.
+for the matrices, AdamW for the rest). Two stages: pretraining, whose last part brings in simple stories and
+conversations, and chat tuning with the loss on the assistant's tokens alone.
 
 | stage | tokens | seconds | tokens/s | share of the bf16 peak |
 | --- | --- | --- | --- | --- |
 """
 _DATA = """
 ## Data
-{total:.0f} M tokens of text, some of it seen up to six times, of which {generated:.0f} M are conversations
+{total:.0f} M tokens of text, some of it seen several times, of which {generated:.0f} M are conversations
 and stories that the programs in `training/conversations` wrote. Tokens by source (`training/data.py` says
 which files make up each):
 
@@ -50,58 +69,148 @@ file `children-uspd` is public domain in the USA but not in every country. Every
 """
 _LIMITS = """
 ## Known limits
-- Nearly every open question of fact outside the tables in `training/conversations` gets a wrong answer,
-  often a fluent one. Do not rely on anything that it says.
+- Open questions of fact outside the tables in `training/conversations` mostly get a wrong answer, often a
+  fluent one; the short answers above say how often. Do not rely on anything that it says.
 - Greedy answers to free instructions may loop; the recommended sampling avoids most of it.
-- Stories follow some three dozen plots; a request for another plot gets one of these.
-- Sums are learned by heart up to about 20; products beyond 10 x 10 are wrong.
+- Stories follow the plots in `training/conversations`; a request for another plot gets one of these.
+- Arithmetic is right where the model hands the right numbers to the calculator, and a guess otherwise.
 - Two or three turns of context hold, more drift. Other languages than English do not work.
 - The old books in the data carry the diction and at times the attitudes of their day; word lists filtered
   slurs and adult words from the data, which is no guarantee about the output.
 """
 _HELD_OUT = """
-## Held-out figures
+## Held-out loss
 Bits per byte on whole books, articles and conversations that were held out; of chat only the assistant's
 words count. Small talk has near copies in training, so its figure flatters.
 
-| source | after pretraining | after tuning | as shipped (int8) |
-| --- | --- | --- | --- |
+| source | after pretraining | after tuning | as shipped (int8) | rounding |
+| --- | --- | --- | --- | --- |
+"""
+_REQUIRED = """
+## What it must get right
+Greedy, each asked in several ways of which training has none; all must be right.
+
+| | right | |
+| --- | --- | --- |
+"""
+_LEAKS = """
+## Test prompts and training data
+`python -m training.leaks --data DIR` read all {read:.0f} M characters that training reads, generated
+conversations included, and looked for {prompts} prompts ({sets}):
+{found}. Training had left out {left}.
 """
 _PROMPTS = """
-## Forty fixed prompts
-Greedy answers of the shipped weights, in full, the bad ones too. None of these prompts is in the training
-data (`python -m training.leaks --data DIR` checks it), though requests like them are: after an earlier run
-the programs that write conversations were widened where it had failed. A cross marks an answer that does not
+## Fixed prompts
+Greedy answers of the shipped weights, in full, the bad ones too, the calculator's blocks as the server sends
+them. Requests like these are in the training data, these words are not. A cross marks an answer that does not
 match the expression in `training/prompts.py`, which is a loose test: read the answers.
 """
 
 
-def card(report: Mapping[str, object], config: Mapping[str, object]) -> str:
-    """The card as markdown."""
-    return "".join([_head(report, config), _data(report), _figures(report), _LIMITS, _prompts(report)])
+def card(report: Table, config: Table, first: Table, mib: float, plot: bool = False) -> str:
+    """The card as markdown. mib: size of the weights. plot: PLOT_FILE lies beside it. What a report lacks is
+    left out.
+    """
+    parts = [_head(config, mib), compared(report, config, first)]
+    for key, part in (
+        ("required", _required),
+        ("bits_per_byte", _loss),
+        ("leaks", _leaks),
+        ("sources", _data),
+        ("pretrain", _made),
+    ):
+        if key in report:
+            parts.append(part(report))
+    if plot:
+        parts.append(f"\n![Training losses]({PLOT_FILE})\n")
+    parts.append(_LIMITS)
+    if "fixed_prompts" in report:
+        parts.append(_prompts(report))
+    return "".join(parts)
 
 
-def _head(report: Mapping[str, object], config: Mapping[str, object]) -> str:
+def _head(config: Table, mib: float) -> str:
     shape = cast(Mapping[str, int], config["model_config"])
-    width, vocab = shape["n_embd"], shape["vocab_size"]
-    text = _INTRO.format(
+    width = shape["n_embd"]
+    return _INTRO.format(
+        generation=_GENERATIONS[str(shape.get("generation", "G1"))],
         layers=shape["n_layer"],
         width=width,
         heads=shape["n_head"],
         head=width // shape["n_head"],
-        vocab=vocab,
+        keys=shape.get("n_kv_head", shape["n_head"]),
+        vocab=shape["vocab_size"],
         context=shape["sequence_len"],
-        params=(2 * vocab * width + 12 * shape["n_layer"] * width**2) / 1e6,
+        params=parameters(config) / 1e6,
+        mib=mib,
         **cast(Mapping[str, float], config["sampling_defaults"]),
     )
-    for name, stage in (("pretraining", "pretrain"), ("chat tuning", "tune")):
-        run = cast(Mapping[str, float], report[stage])
-        speed, mfu = f"{run['tokens_per_second']:,}", f"{run['mfu']:.1%}"
-        text += f"| {name} | {run['tokens'] / 1e6:.0f} M | {run['seconds']:.0f} | {speed} | {mfu} |\n"
+
+
+def _required(report: Table) -> str:
+    text = _REQUIRED
+    wrong: list[str] = []
+    for name, found in cast(Mapping[str, Table], report["required"]).items():
+        text += f"| {name} | {count(found)} | {'pass' if found['right'] == found['of'] else '**fail**'} |\n"
+        pairs = cast(Sequence[Sequence[str]], found.get("wrong", ()))
+        wrong += [f"- {asked} — {_line(answer)}\n" for asked, answer in pairs]
+    return text + (("\nWrong answers:\n" + "".join(wrong)) if wrong else "")
+
+
+def _line(answer: str) -> str:
+    """On one line of a list."""
+    return " / ".join(answer.splitlines()) or "(nothing)"
+
+
+def _loss(report: Table) -> str:
+    """Held-out bits per byte before tuning, after it, and as shipped; what rounding and the engine change."""
+    columns = ("bits_per_byte_before_tuning", "bits_per_byte_unrounded", "bits_per_byte")
+    before, unrounded, shipped = (cast(Mapping[str, float], report.get(column, {})) for column in columns)
+    text = _HELD_OUT
+    for name, value in shipped.items():
+        was = unrounded.get(name)
+        change = f"{(value - was) / was:+.2%}" if was else "-"
+        cells = [f"{table[name]:.4f}" if name in table else "-" for table in (before, unrounded, shipped)]
+        text += f"| {name} | {' | '.join(cells)} | {change} |\n"
+    every = cast(int, report.get("bits_per_byte_of_every", 1))
+    if every > 1:
+        text += f"\nShipped weights: on every {every}th item of a source only.\n"
+    elif unrounded and shipped:
+        totals = ("prose", "chat")
+        costs = {name: shipped[name] / unrounded[name] - 1 for name in totals if name in unrounded}
+        told = " and ".join(f"{cost:+.2%} on {name}" for name, cost in costs.items())
+        limit = "within" if max(costs.values()) <= MOST_LOST else "**more than**"
+        text += f"\nRounding to int8 changes the loss by {told}: {limit} the {MOST_LOST:.1%} allowed.\n"
+    for device, served in cast(Mapping[str, Mapping[str, float]], report.get("served_loss", {})).items():
+        difference = (served["engine"] - served["reference"]) / served["reference"]
+        text += (
+            f"\nOn {served['tokens']:,} sampled tokens the engine on {device} has a loss of "
+            f"{served['engine']:.4f} nats a token,\nthe fp32 forward pass with the same weights "
+            f"{served['reference']:.4f}: {difference:+.2%}.\n"
+        )
     return text
 
 
-def _data(report: Mapping[str, object]) -> str:
+def _leaks(report: Table) -> str:
+    leaks = cast(Mapping[str, object], report["leaks"])
+    prompts = cast(Mapping[str, int], leaks["prompts"])
+    left = cast(Mapping[str, int], leaks["left_out"])
+    found = cast(Sequence[str], leaks["found"])
+    by_kind = {
+        kind: sum(size for name, size in left.items() if name.endswith(f": {kind}"))
+        for kind in ("document", "prompt")
+    }
+    return _LEAKS.format(
+        read=cast(int, leaks["characters_read"]) / 1e6,
+        prompts=sum(prompts.values()),
+        sets=", ".join(f"{name} {size}" for name, size in prompts.items()),
+        found="none occurs" if not found else f"**{len(found)} occur**: " + "; ".join(found),
+        left=f"{by_kind['document']} items that share a sentence with a held-out document "
+        f"and {by_kind['prompt']} that hold a prompt",
+    )
+
+
+def _data(report: Table) -> str:
     sizes = cast(Mapping[str, int], report["sources"])
     notice = (FOLDER / "notice.txt").read_text("utf-8").strip()
     listed = ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sorted(sizes.items()))
@@ -113,26 +222,18 @@ def _data(report: Mapping[str, object]) -> str:
     )
 
 
-def _figures(report: Mapping[str, object]) -> str:
-    """Held-out bits per byte before tuning, after it, and as shipped; exact answers."""
-    columns = ("bits_per_byte_before_tuning", "bits_per_byte_unrounded", "bits_per_byte")
-    tables = [cast(Mapping[str, float], report.get(column, {})) for column in columns]
-    text = _HELD_OUT
-    for name in tables[2]:
-        text += (
-            f"| {name} | " + " | ".join(f"{table.get(name, float('nan')):.4f}" for table in tables) + " |\n"
-        )
-    return text + (
-        "\nGreedy, asked in a form that training never shows:\n"
-        f"- sums up to 20: {report['sums']}\n"
-        f"- capitals of ten large countries: {report['capitals']}\n"
-        f"- fixed prompts below with an answer of the expected kind: {report['fixed_passed']}\n"
-    )
+def _made(report: Table) -> str:
+    text = _MADE
+    for name, stage in (("pretraining", "pretrain"), ("chat tuning", "tune")):
+        run = cast(Mapping[str, float], report[stage])
+        speed, mfu = f"{run['tokens_per_second']:,}", share(run["mfu"])
+        text += f"| {name} | {run['tokens'] / 1e6:.0f} M | {run['seconds']:.0f} | {speed} | {mfu} |\n"
+    return text
 
 
-def _prompts(report: Mapping[str, object]) -> str:
+def _prompts(report: Table) -> str:
     text = _PROMPTS
-    for at, item in enumerate(cast(Sequence[Mapping[str, object]], report["fixed_prompts"]), 1):
+    for at, item in enumerate(cast(Sequence[Table], report["fixed_prompts"]), 1):
         text += f"\n{at}. {'' if item['pass'] else '✗ '}"
         lines = []
         for message in cast(Sequence[Mapping[str, str]], item["messages"]):
@@ -142,11 +243,11 @@ def _prompts(report: Mapping[str, object]) -> str:
     return text
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.card", description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.card", description="Write the model card.")
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     write(args.report, args.out)
     return 0
 
@@ -154,7 +255,11 @@ def main() -> int:
 def write(report: Path, out: Path) -> None:
     """Write README.md beside the weights in `out`."""
     config = json.loads((out / "config.json").read_text("utf-8"))
-    (out / "README.md").write_text(card(json.loads(report.read_text("utf-8")), config), "utf-8")
+    first = json.loads(FIRST_MODEL.read_text("utf-8"))
+    size = json.loads((out / INDEX_FILE).read_text("utf-8"))["metadata"]["total_size"]
+    plot = (out / PLOT_FILE).exists()
+    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20, plot)
+    (out / "README.md").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

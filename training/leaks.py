@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,8 +117,16 @@ def find(data: Path, settings: Settings, workers: int = 1) -> tuple[list[str], i
     phrases = frozenset[str]().union(*prompt_sets(data).values())
     found: set[str] = set()
     read = 0
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (phrases,)) as pool:
-        for source, size, prompts in pool.imap_unordered(_search, jobs(data, settings)):
+    with ExitStack() as stack:
+        if workers > 1:
+            pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (phrases,))
+            results: Iterable[tuple[str, int, list[str]]] = stack.enter_context(pool).imap_unordered(
+                _search, jobs(data, settings)
+            )
+        else:
+            _start_worker(phrases)
+            results = map(_search, jobs(data, settings))
+        for source, size, prompts in results:
             found |= {f"{source}: {prompt}" for prompt in prompts}
             read += size
     return sorted(found), read

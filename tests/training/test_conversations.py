@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from training.conversations import FAMILIES, STORY_FAMILIES, generate
-from training.conversations.exchange import Message
+from training.conversations.exchange import TOOL_MARKER, Message
 from training.conversations.phrasing import article, expand
 from training.conversations.stories.plot import all_plots, parse
 from training.conversations.stories.telling import summarise, tell
@@ -25,7 +25,7 @@ ALL = {**FAMILIES, **STORY_FAMILIES}
 @pytest.mark.parametrize("name", ALL)
 def test_a_family_makes_well_formed_conversations(name: str) -> None:
     rng = Random(7)
-    for _ in range(60):
+    for _ in range(150):
         talk: list[Message] = ALL[name][0](rng)
         roles = [turn["role"] for turn in talk]
         turns = roles[1:] if roles[0] == "system" else roles
@@ -33,7 +33,8 @@ def test_a_family_makes_well_formed_conversations(name: str) -> None:
         for turn in talk:
             content = turn["content"]
             assert content == content.strip() and content
-            assert not re.search(r"[{}|]", content), content
+            assert not re.search(r"[][{}|]|(?<!\.)\.\.$|  ", TOOL_MARKER.sub("", content)), content
+            assert turn["role"] == "assistant" or not TOOL_MARKER.search(content)
 
 
 def test_the_same_seed_gives_the_same_conversations() -> None:
@@ -59,19 +60,10 @@ def test_held_out_ignores_case_and_punctuation() -> None:
     assert is_held_out(SUM_FORM.format(7, 5).lower().rstrip("?") + " !")
     assert is_held_out(CAPITAL_FORM.format("France"))
     assert not is_held_out("What is the capital of France?")
+    assert is_held_out("Hey, " + CAPITAL_FORM.format("France").lower() + " Answer in one word.")
+    assert not is_held_out(CAPITAL_FORM.format("Malta"))
+    assert not is_held_out("My friend asked: who exactly are you?")
     assert normalised("It's  A-Test!") == "it s a test"
-
-
-def test_sums_are_right() -> None:
-    rng = Random(3)
-    for _ in range(500):
-        answer = FAMILIES["sums"][0](rng)[1]["content"]
-        a, sign, b, result = re.fullmatch(
-            r"(\d+) (\+|plus|-|minus|\*|times) (\d+) is (-?\d+)\.", answer
-        ).groups()  # type: ignore[union-attr]
-        x, y = int(a), int(b)
-        right = x + y if sign in ("+", "plus") else x - y if sign in ("-", "minus") else x * y
-        assert int(result) == right, answer
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
@@ -201,6 +193,7 @@ def test_written_conversations_are_drawn_evenly() -> None:
         ("? A.\nB.\n! C.", "f.txt:2.*a line needs"),
         ("? A.\n! ", "f.txt:2.*a line needs"),
         ("? A.\n! {unknown}", "f.txt:2.*unknown slot"),
+        ("~ {unknown}\n@ known: x\n? A.\n! B.", "f.txt:1.*unknown slot"),
         ("? A.\n! [B", "f.txt:2.*unbalanced"),
         ("? A.\n! {B", "f.txt:2.*brace"),
         ("@ a,b: c|d,e\n? A.\n! B.", "f.txt:1.*2 value"),

@@ -11,17 +11,22 @@ import torch
 from engine.loader import load_model
 from training import __main__ as command
 from training import settings as settings_module
-from training.export import SHARD_BYTES, export, quantised, read_exported
-from training.leaks import find, left_out
+from training.evaluate.report import Report
+from training.export import read_exported
 from training.loop import Stage, build, run
 from training.optimizer import optimizers_for
 from training.packing import Batch
-from training.prompts import SUM_FORM, normalised
 from training.settings import Phase, Settings, tiny
 
 ANSWERED = {
     "pass": False,
     "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
+}
+MEASURED: Report = {
+    "required": {"sums up to 20": {"right": 1, "of": 9, "used_tool": 0, "wrong": [["1 + 1?", "3."]]}},
+    "fixed_prompts": [ANSWERED],
+    "fixed_passed": "0/1",
+    "measured_in_seconds": 0.1,
 }
 
 
@@ -60,9 +65,8 @@ def _shard(path: Path, items: list[dict[str, object]]) -> None:
 def _run(data: Path, work: Path, out: Path) -> int:
     patch = pytest.MonkeyPatch()
     patch.setattr(settings_module, "tiny", smallest)
-    # Answers of a model that has learned nothing are long, and nothing here looks at them.
-    patch.setattr(command, "exact_answers", lambda model, encoder: {"sums": "0/0", "capitals": "1/9"})
-    patch.setattr(command, "fixed_prompts", lambda model, encoder: [ANSWERED])
+    # A model that has learned nothing has nothing to measure; test_evaluate.py measures others.
+    patch.setattr(command, "measure", lambda folder, data, device: MEASURED)
     try:
         flags = ["--preset", "tiny", "--workers", "1", "--device", "cpu"]
         return command.main(["--data", str(data), "--out", str(out), "--work", str(work), *flags])
@@ -75,7 +79,8 @@ def test_everything_is_there(trained: tuple[Path, Path, Path]) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["pretrain"]["steps"] > 0 and report["tune"]["steps"] > 0
     written = (out / "README.md").read_text()
-    assert "capitals of ten large countries: 1/9" in written
+    assert "| sums up to 20 | 1/9 | **fail** |" in written and "- 1 + 1? — 3." in written
+    assert report["leaks"]["found"] == [] and "none occurs" in written
     assert "✗ **user**\n   > Why?" in written
     assert {"storybooks", "assistant", "generated_talk"} <= set(report["sources"])
     config = json.loads((out / "config.json").read_text())
@@ -156,40 +161,6 @@ def test_an_interrupted_stage_resumes_as_if_it_had_not_been(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_leaks_are_found(tmp_path: Path) -> None:
-    prompt = SUM_FORM.format(7, 5)
-    chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "12"}]
-    _shard(tmp_path / "chat-a.jsonl.xz", [{"messages": chat, "source": "s", "kind": "dolly"}])
-    assert find(tmp_path, 5) == [] and left_out(tmp_path) == 1
-    _shard(
-        tmp_path / "pretrain-a.jsonl.xz", [{"text": f"He asked: {prompt}", "source": "s", "tier": "simple"}]
-    )
-    assert find(tmp_path, 5) == [f"plain/a: {normalised(prompt)}"]
-
-
 def test_a_missing_data_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(tmp_path / "nowhere", tmp_path / "work", tmp_path / "out") == 1
     assert "no data folder" in capsys.readouterr().err
-
-
-def test_quantised_rows_round_closely() -> None:
-    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(
-        -4, 2, 64
-    ).unsqueeze(1)
-    weight[3] = 0.0
-    values, scale = quantised(weight)
-    assert values.dtype == torch.int8 and scale.shape == (64,)
-    error = (values.float() * scale.unsqueeze(1) - weight).norm(dim=1)
-    assert (error <= 0.012 * weight.norm(dim=1)).all()
-
-
-def test_shards_stay_small(
-    tmp_path: Path, trained: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert SHARD_BYTES < 16 * 2**20
-    monkeypatch.setattr("training.export.SHARD_BYTES", 60_000)
-    _, work, _ = trained
-    weights = torch.load(work / "tune.pt", weights_only=True)["model"]
-    shards = export(weights, smallest(), work, tmp_path)
-    assert len(shards) > 2
-    assert set(read_exported(tmp_path)) == set(weights)

@@ -1,101 +1,132 @@
-"""Days of the week and months of the year: what comes before and after."""
+"""Days of the week, months of the year and seasons."""
 
 from random import Random
 
 from training.conversations.exchange import Exchange
-from training.conversations.phrasing import as_typed, expand
+from training.conversations.phrases import say
+from training.conversations.phrasing import as_typed, capitalise, joined
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+    "November", "December",
+]  # fmt: skip
 LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth",
+)  # fmt: skip
+SEASONS = ["spring", "summer", "autumn", "winter"]
+# Of the northern half of the world; winter begins with December.
+SEASON_OF = {month: SEASONS[(at + 1) % 12 // 3 - 1] for at, month in enumerate(MONTHS)}
+_PARTS = (
+    ("days", "week", "7"), ("months", "year", "12"), ("seasons", "year", "4"), ("hours", "day", "24"),
+    ("days", "year", "365"), ("weeks", "year", "52"), ("minutes", "hour", "60"), ("seconds", "minute", "60"),
+    ("years", "century", "100"), ("years", "decade", "10"),
+)  # fmt: skip
+_AWAY = {1: "next", 2: "two", 3: "three"}
+
+
+def _ask(rng: Random, heading: str, **slots: str) -> str:
+    return as_typed(rng, say(rng, "dates", heading, slots))
 
 
 def neighbour(rng: Random) -> Exchange:
-    """The day or month before or after another."""
-    names, unit = (DAYS, "day") if rng.random() < 0.6 else (MONTHS, "month")
+    """The day or month so many before or after another, or between two."""
+    names, unit = (DAYS, "day") if rng.random() < 0.65 else (MONTHS, "month")
     at = rng.randrange(len(names))
-    step, word = rng.choice(((1, "after"), (-1, "before")))
-    other = names[(at + step) % len(names)]
-    ask = expand(
-        rng,
-        rng.choice(
-            (
-                "[What|Which] {unit} comes {word} {name}?",
-                "[What|Which] {unit} is {word} {name}?",
-                "What is the {unit} {word} {name}?",
-                "What comes {word} {name}?",
-                "The {unit} {word} {name}?",
-                "Tell me the {unit} {word} {name}.",
-                "[Do you know|Can you tell me] [what|which] {unit} comes {word} {name}?",
-                "Name the {unit} that comes {word} {name}.",
-                "Which {unit} [follows|comes next after] {name}?"
-                if step == 1
-                else "Which {unit} comes just before {name}?",
-            )
-        ),
-        {"unit": unit, "word": word, "name": names[at]},
-    )
-    answer = rng.choice((f"The {unit} {word} {names[at]} is {other}.", f"{other} comes {word} {names[at]}."))
-    return Exchange(as_typed(rng, ask), answer, other)
+    name = names[at]
+    away = rng.choices((1, 2, 3), (10, 2, 0.7))[0]
+    sign, word = rng.choice(((1, "after"), (-1, "before")))
+    if rng.random() < 0.08:
+        before, after = names[at - 1], names[(at + 1) % len(names)]
+        question = _ask(rng, "between", unit=unit, a=before, b=after)
+        return Exchange(question, f"{name} is between {before} and {after}.", name)
+    other = names[(at + sign * away) % len(names)]
+    heading = _AWAY[away]
+    if away == 1 and rng.random() < 0.3:
+        heading = word
+    question = _ask(rng, heading, unit=unit, word=word, name=name)
+    if away > 1:
+        return Exchange(question, f"The {unit} {_AWAY[away]} {unit}s {word} {name} is {other}.", other)
+    return Exchange(question, f"The {unit} {word} {name} is {other}.", other)
 
 
 def today(rng: Random) -> Exchange:
-    """If today is X, what is tomorrow; how many days has a month; which place in the year."""
-    kind = rng.randrange(4)
-    if kind == 0:
-        at = rng.randrange(7)
-        step, word = rng.choice(((1, "tomorrow"), (-1, "yesterday")))
-        verb = "is" if step == 1 else "was"
-        ask = rng.choice((f"If today is {DAYS[at]}, what day {verb} {word}?",
-                          f"Today is {DAYS[at]}. What day {verb} {word}?"))  # fmt: skip
+    """Today and tomorrow; the weekend; which day or month is the third."""
+    at, kind = rng.randrange(7), rng.random()
+    day = DAYS[at]
+    if kind < 0.4:
+        step, word, verb = rng.choice(((1, "tomorrow", "is"), (-1, "yesterday", "was")))
         other = DAYS[(at + step) % 7]
-        return Exchange(as_typed(rng, ask), f"If today is {DAYS[at]}, {word} {verb} {other}.", other)
-    at = rng.randrange(12)
-    month = MONTHS[at]
-    if kind == 1:
+        return Exchange(_ask(rng, word, name=day), f"If today is {day}, {word} {verb} {other}.", other)
+    if kind < 0.6:
+        heading, weekend = rng.choice(("weekend", "weekday")), at > 4
+        yes = "Yes" if weekend == (heading == "weekend") else "No"
+        fact = "is on the weekend" if weekend else "is a weekday"
+        return Exchange(_ask(rng, heading, name=day), f"{yes}, {day} {fact}.", yes)
+    if kind < 0.65:
+        answer = "Saturday and Sunday are the weekend."
+        return Exchange(_ask(rng, "weekend days"), answer, items=("Saturday", "Sunday"))
+    names, span = (MONTHS, "month of the year") if rng.random() < 0.6 else (DAYS, "day of the week")
+    at = rng.randrange(len(names))
+    slots = {"nth": ORDINALS[at], "span": span, "unit": span.split()[0], "n": str(at + 1)}
+    question = _ask(rng, "nth", name2=f"{slots['unit']} number", **slots)
+    return Exchange(question, f"The {ORDINALS[at]} {span} is {names[at]}.", names[at])
+
+
+def month(rng: Random) -> Exchange:
+    """How long a month is, its number, its season; the seasons."""
+    at, kind = rng.randrange(12), rng.random()
+    name = MONTHS[at]
+    if kind < 0.3:
         extra = " It has 29 in a leap year." if at == 1 else ""
-        ask = rng.choice((f"How many days does {month} have?", f"How many days are in {month}?"))
-        return Exchange(as_typed(rng, ask), f"{month} has {LENGTHS[at]} days.{extra}", str(LENGTHS[at]))
-    ordinals = [
-        "first",
-        "second",
-        "third",
-        "fourth",
-        "fifth",
-        "sixth",
-        "seventh",
-        "eighth",
-        "ninth",
-        "tenth",
-        "eleventh",
-        "twelfth",
-    ]
-    names, span = (MONTHS, "month of the year") if kind == 2 else (DAYS, "day of the week")
-    at %= len(names)
-    ask = rng.choice((f"What is the {ordinals[at]} {span}?", f"Which is the {ordinals[at]} {span}?"))
-    return Exchange(as_typed(rng, ask), f"The {ordinals[at]} {span} is {names[at]}.", names[at])
+        answer = f"{name} has {LENGTHS[at]} days.{extra}"
+        return Exchange(_ask(rng, "days in", name=name), answer, str(LENGTHS[at]))
+    if kind < 0.5:
+        season = SEASON_OF[name]
+        answer = f"{name} is in {season} in the northern half of the world."
+        return Exchange(_ask(rng, "season", name=name), answer, capitalise(season))
+    if kind < 0.6:
+        season = rng.choice(SEASONS)
+        months = [m for m in (*MONTHS[-1:], *MONTHS[:-1]) if SEASON_OF[m] == season]
+        answer = f"The months of {season} are {joined(months)}."
+        return Exchange(_ask(rng, "months of", season=season), answer, items=tuple(months))
+    if kind < 0.75:
+        answer = f"{name} is the {ORDINALS[at]} month of the year."
+        return Exchange(_ask(rng, "number", name=name), answer, str(at + 1))
+    if kind < 0.88:
+        at = rng.randrange(4)
+        step, word = rng.choice(((1, "after"), (-1, "before")))
+        other = SEASONS[(at + step) % 4]
+        question = _ask(rng, "season next", word=word, name=SEASONS[at])
+        return Exchange(question, f"{capitalise(other)} comes {word} {SEASONS[at]}.", capitalise(other))
+    parts, whole, count = rng.choice(_PARTS)
+    return Exchange(_ask(rng, "how many", parts=parts, whole=whole), f"A {whole} has {count} {parts}.", count)
 
 
 def recite(rng: Random) -> Exchange:
-    """All days or all months in order."""
-    names, what = rng.choice(((DAYS, "days of the week"), (MONTHS, "months of the year")))
-    ask = expand(
-        rng,
-        rng.choice(("Name the {w}.", "What are the {w}?", "List the {w}.", "Tell me the {w}.")),
-        {"w": what},
-    )
-    listed = ", ".join(names[:-1]) + f", and {names[-1]}"
-    return Exchange(as_typed(rng, ask), f"The {what} are {listed}.")
+    """All days, months or seasons in order, some of them, or some put in order."""
+    names, what, unit = rng.choice((
+        (DAYS, "days of the week", "day"), (MONTHS, "months of the year", "month"),
+        (SEASONS, "seasons", "season"),
+    ))  # fmt: skip
+    whole = "week" if unit == "day" else "year"
+    kind = rng.random()
+    if kind < 0.4 or unit == "season":
+        return Exchange(_ask(rng, "recite", w=what), f"The {what} are {joined(names)}.", items=tuple(names))
+    if kind < 0.6:
+        start, end = sorted(rng.sample(range(len(names)), 2))
+        chosen = names[start : end + 1]
+        question = _ask(rng, "from to", unit=unit, a=names[start], b=names[end])
+        return Exchange(question, joined(chosen) + ".", items=tuple(chosen))
+    if kind < 0.8:
+        chosen = rng.sample(names, rng.choice((3, 3, 4)))
+        ordered = sorted(chosen, key=names.index)
+        return Exchange(
+            _ask(rng, "order", unit=unit, l=joined(chosen)), joined(ordered) + ".", items=tuple(ordered)
+        )
+    a, b = rng.sample(names, 2)
+    first, second = sorted((a, b), key=names.index)
+    question = _ask(rng, "earlier", unit=unit, a=a, b=b, whole=whole)
+    return Exchange(question, f"{first} comes before {second}.", first)

@@ -1,12 +1,14 @@
-"""Capitals, continents and languages of the countries of the world."""
+"""Capitals, continents, languages and neighbours of the countries of the world."""
 
+from functools import cache
 from random import Random
 
 from training.conversations.exchange import Exchange
-from training.conversations.phrasing import as_typed, capitalise
+from training.conversations.phrases import say
+from training.conversations.phrasing import as_typed, capitalise, joined
 from training.conversations.tables import table
 
-# Asked about most often, so shown most often.
+# Asked about most often, so shown most often; the first twelve most of all.
 LARGE = [
     "France",
     "Germany",
@@ -48,83 +50,115 @@ LARGE = [
     "Cuba",
     "Ukraine",
 ]
+_SHORT_NAMES = {
+    "the United States": ("the USA", "America", "the US"),
+    "the United Kingdom": ("the UK", "Britain"),
+}
+_PLURAL = frozenset(
+    ("the Maldives", "the Bahamas", "the Philippines", "the Netherlands", "the United States")
+)
+Country = tuple[str, ...]
 
 
-def _country(rng: Random) -> tuple[str, ...]:
-    rows = table("countries")
-    if rng.random() < 0.5:
-        name = rng.choice(LARGE)
-        return next(row for row in rows if row[0] == name)
-    return rng.choice(rows)
+@cache
+def _by_name() -> dict[str, Country]:
+    return {row[0]: row for row in table("countries")}
+
+
+def country(rng: Random) -> Country:
+    """A row of the table: country, capital, continent, language."""
+    roll = rng.random()
+    if roll < 0.35:
+        return _by_name()[rng.choice(LARGE[:12])]
+    if roll < 0.65:
+        return _by_name()[rng.choice(LARGE)]
+    return rng.choice(table("countries"))
+
+
+def capital_said(name: str, city: str) -> str:
+    """A country's capital as a sentence; an abbreviation at its end needs no second full stop."""
+    return f"The capital of {name} is {city}".rstrip(".") + "."
+
+
+def _ask(rng: Random, heading: str, **slots: str) -> str:
+    return as_typed(rng, capitalise(say(rng, "geography", heading, slots)))
 
 
 def capital(rng: Random) -> Exchange:
     """The capital of a country."""
-    country, city, *_ = _country(rng)
-    if rng.random() < 0.06 and country.startswith("the United"):
-        country = {"the United States": "the USA", "the United Kingdom": "the UK"}.get(country, country)
-    ask = rng.choice(
-        (
-            "What is the capital of {}?",
-            "What is the capital of {}?",
-            "What's the capital of {}?",
-            "Capital of {}?",
-            "What is the capital city of {}?",
-            "Which city is the capital of {}?",
-            "Tell me the capital of {}.",
-            "Name the capital of {}.",
-            "Do you know the capital of {}?",
-            "What is {}'s capital?",
-            "Can you name the capital of {}?",
-            "What city is {}'s capital?",
-            "the capital of {}",
-        )
-    )
-    answer = rng.choice(
-        (f"The capital of {country} is {city}.",) * 3 + (f"{city} is the capital of {country}.",)
-    )
-    return Exchange(as_typed(rng, ask.format(country)), answer, city)
+    name, city, *_ = country(rng)
+    shown = rng.choice(_SHORT_NAMES[name]) if name in _SHORT_NAMES and rng.random() < 0.25 else name
+    return Exchange(_ask(rng, "capital", c=shown), capital_said(shown, city), city)
 
 
 def capital_of(rng: Random) -> Exchange:
-    """Which country a capital belongs to."""
-    country, city, *_ = _country(rng)
-    ask = rng.choice(
-        (
-            "Which country has the capital {}?",
-            "{} is the capital of which country?",
-            "What country is {} the capital of?",
-            "{} is the capital of what country?",
-            "In which country is {}?",
-            "Where is {}?",
-            "What country is {} in?",
+    """Which country a capital belongs to; whether a city is the capital."""
+    name, city, *_ = country(rng)
+    roll = rng.random()
+    if roll < 0.45:
+        return Exchange(
+            _ask(rng, "capital of", t=city), f"{city} is the capital of {name}.", capitalise(name)
         )
+    if roll < 0.75:
+        return Exchange(_ask(rng, "city in", t=city), f"{city} is in {name}.", capitalise(name))
+    if rng.random() < 0.5:
+        question = _ask(rng, "is capital", t=city, c=name)
+        return Exchange(question, f"Yes, {city} is the capital of {name}.", "Yes")
+    other = rng.choice([row for row in (_by_name()[n] for n in LARGE) if row[0] != name])
+    question = _ask(rng, "is capital", t=other[1], c=name)
+    return Exchange(
+        question, f"No. {capital_said(name, city)} {other[1]} is the capital of {other[0]}.", "No"
     )
-    asked = ask.format(city)
-    answer = f"{city} is the capital of {country}." if "capital" in asked else f"{city} is in {country}."
-    return Exchange(as_typed(rng, asked), answer, capitalise(country))
 
 
 def continent(rng: Random) -> Exchange:
     """The continent of a country."""
-    country, _, part, _ = _country(rng)
-    ask = rng.choice(
-        (
-            "On which continent is {}?",
-            "Which continent is {} in?",
-            "What continent is {} in?",
-            "Where is {}?",
-            "In which part of the world is {}?",
-            "Where in the world is {}?",
-        )
-    )
-    verb = "are" if country in ("the Maldives", "the Bahamas", "the Philippines") else "is"
-    return Exchange(as_typed(rng, ask.format(country)), f"{capitalise(country)} {verb} in {part}.", part)
+    name, _, part, _ = country(rng)
+    while name == part:  # Australia is both
+        name, _, part, _ = country(rng)
+    verb = "are" if name in _PLURAL else "is"
+    if rng.random() < 0.75:
+        return Exchange(_ask(rng, "continent", c=name), f"{capitalise(name)} {verb} in {part}.", part)
+    if rng.random() < 0.5:
+        return Exchange(_ask(rng, "is in", c=name, p=part), f"Yes, {name} {verb} in {part}.", "Yes")
+    # Some countries lie on two continents: only what is far away is said to be wrong.
+    far = ("South America", "North America") if "America" not in part else ("Europe", "Asia", "Africa")
+    wrong = rng.choice(far)
+    return Exchange(_ask(rng, "is in", c=name, p=wrong), f"No, {name} {verb} in {part}.", "No")
 
 
 def language(rng: Random) -> Exchange:
     """What people speak in a country."""
-    country, _, _, spoken = _country(rng)
-    ask = rng.choice(("What language do people speak in {}?", "Which language is spoken in {}?",
-                      "What do they speak in {}?", "What is the language of {}?"))  # fmt: skip
-    return Exchange(as_typed(rng, ask.format(country)), f"People in {country} speak {spoken}.", spoken)
+    name, _, _, spoken = country(rng)
+    return Exchange(_ask(rng, "language", c=name), f"People in {name} speak {spoken}.", spoken)
+
+
+def neighbours(rng: Random) -> Exchange:
+    """Which countries are next to another."""
+    name, listed = rng.choice(table("neighbours"))
+    near = listed.split(", ")
+    roll = rng.random()
+    if roll < 0.6 and len(near) > 1:
+        chosen = rng.sample(near, min(3, len(near)))
+        answer = f"{capitalise(joined(chosen))} border {name}."
+        return Exchange(_ask(rng, "neighbours", c=name), answer, items=tuple(chosen))
+    if roll < 0.8:
+        other = rng.choice(near)
+        question = _ask(rng, "is neighbour", c=name, d=other)
+        return Exchange(question, f"Yes, {name} and {other} are neighbors.", "Yes")
+    american = "America" in _by_name()[name][2]
+    other = rng.choice(
+        ("Japan", "Kenya", "Italy", "Australia") if american else ("Mexico", "Peru", "Cuba", "Chile")
+    )
+    question = _ask(rng, "is neighbour", c=name, d=other)
+    return Exchange(question, f"No, {name} and {other} are far from each other.", "No")
+
+
+def about(rng: Random) -> Exchange:
+    """A few words on a country."""
+    name, city, part, spoken = country(rng)
+    verb, its = ("are", "Their") if name in _PLURAL else ("is", "Its")
+    one = "a country" if name not in ("the Bahamas", "the Maldives", "the Philippines") else "islands"
+    verb, its = ("is", "Its") if one == "a country" else (verb, its)
+    told = f"{capitalise(name)} {verb} {one} in {part}. {its} capital is {city}. People there speak {spoken}."
+    return Exchange(_ask(rng, "fact", c=name), told)

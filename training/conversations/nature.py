@@ -3,97 +3,94 @@
 from random import Random
 
 from training.conversations.exchange import Exchange
+from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, capitalise
 from training.conversations.tables import table
+
+_PLURALS = {
+    "sheep",
+    "fish",
+    "deer",
+    "wolf",
+    "mouse",
+    "goose",
+    "fox",
+    "octopus",
+    "butterfly",
+    "fly",
+    "calf",
+    "ostrich",
+}
+# Names of young ones that stand for many animals.
+_SHARED = frozenset(
+    row[2] for row in table("animals") if sum(row[2] == other[2] for other in table("animals")) > 1
+)
+
+
+def _ask(rng: Random, heading: str, **slots: str) -> str:
+    """A wording; those with a plural are drawn again for animals whose plural does not just add an s."""
+    text = capitalise(say(rng, "knowledge", heading, slots))
+    while slots.get("n") in _PLURALS and f"{slots['n']}s" in text:
+        text = capitalise(say(rng, "knowledge", heading, slots))
+    return as_typed(rng, text)
 
 
 def animal(rng: Random) -> Exchange:
     """The sound, young, legs, home or food of an animal."""
     name, sound, baby, legs, home, food = rng.choice(table("animals"))
     one = f"{article(name)} {name}"
-    kind = rng.randrange(6)
-    if kind == 0:
-        ask = rng.choice(
-            (
-                "What sound does {} make?",
-                "What noise does {} make?",
-                "What does {} say?",
-                "How does {} sound?",
-                "What is the sound of {}?",
-                "Which sound does {} make?",
-            )
-        ).format(one)
-        return Exchange(as_typed(rng, ask), f"{capitalise(one)} {sound}.", None)
-    if kind == 1:
-        ask = rng.choice((f"What is a baby {name} called?", f"What do you call a baby {name}?",
-                          f"What is the young of {one} called?"))  # fmt: skip
+    slots, kind, the = {"one": one, "n": name}, rng.randrange(8), capitalise(one)
+    if kind < 2:
+        if sound.startswith("says ") and rng.random() < 0.25:
+            return Exchange(_ask(rng, "whose sound", s=sound), f"{the} {sound}.", capitalise(name))
+        return Exchange(_ask(rng, "sound", **slots), f"{the} {sound}.", None)
+    if kind < 4:
         young = baby if baby == "larva" else f"{article(baby)} {baby}"
-        return Exchange(as_typed(rng, ask), f"A baby {name} is called {young}.", capitalise(baby))
-    if kind == 2:
-        ask = rng.choice((f"How many legs does {one} have?", f"How many legs has {one}?"))
-        if name == "octopus":
-            return Exchange(as_typed(rng, ask), "An octopus has eight arms.", "Eight")
-        return Exchange(
-            as_typed(rng, ask),
-            f"{capitalise(one)} has {legs} legs.",
-            None if legs == "no" else capitalise(legs),
-        )
-    if kind == 3:
-        ask = rng.choice(
-            (f"Where does {one} live?", f"Where can I find {one}?", f"What is the home of {one}?")
-        )
-        return Exchange(as_typed(rng, ask), f"{capitalise(one)} lives {home}.")
+        if baby not in _SHARED and rng.random() < 0.3:
+            return Exchange(_ask(rng, "grown", b=baby), f"A {baby} is a young {name}.", capitalise(name))
+        return Exchange(_ask(rng, "young", **slots), f"A baby {name} is called {young}.", capitalise(baby))
     if kind == 4:
-        ask = rng.choice(
-            (f"What does {one} eat?", f"What food does {one} like?", f"What is the food of {one}?")
-        )
-        return Exchange(as_typed(rng, ask), f"{capitalise(one)} eats {food}.")
-    ask = rng.choice((f"Tell me about {one}.", f"What do you know about {one}?", f"Describe {one}."))
-    told = f"{capitalise(one)} lives {home}. It has {legs} legs and eats {food}. "
-    told += f"Its young is called {article(baby)} {baby}."
-    return Exchange(as_typed(rng, ask), told.replace("a larva", "larva"))
+        question = _ask(rng, "legs", **slots)
+        if name == "octopus":
+            return Exchange(question, "An octopus has eight arms.", "Eight")
+        return Exchange(question, f"{the} has {legs} legs.", None if legs == "no" else capitalise(legs))
+    if kind == 5:
+        return Exchange(_ask(rng, "home", **slots), f"{the} lives {home}.")
+    if kind == 6:
+        return Exchange(_ask(rng, "food", **slots), f"{the} eats {food}.")
+    told = (
+        f"{the} lives {home}. It has {legs} legs and eats {food}. Its young is called {article(baby)} {baby}."
+    )
+    if name == "octopus":
+        told = told.replace("eight legs", "eight arms")
+    return Exchange(_ask(rng, "about", **slots), told.replace("a larva", "larva"))
 
 
 def colour(rng: Random) -> Exchange:
     """The colour of a thing, or a thing of a colour."""
     thing, shade = rng.choice(table("colours"))
-    word = rng.choice(("color", "colour"))
     if rng.random() < 0.2:
         same = [row[0] for row in table("colours") if row[1] == shade]
-        return Exchange(as_typed(rng, rng.choice((f"What is {shade}?", f"Name something that is {shade}.",
-                                                  f"Tell me a thing that is {shade}."))),
-                        f"{capitalise(rng.choice(same))} is {shade}.")  # fmt: skip
-    ask = rng.choice(
-        (
-            f"What {word} is {thing}?",
-            f"Which {word} is {thing}?",
-            f"What is the {word} of {thing}?",
-            f"Tell me the {word} of {thing}.",
-            f"What {word} does {thing} have?",
+        return Exchange(
+            _ask(rng, "thing of colour", shade=shade), f"{capitalise(rng.choice(same))} is {shade}."
         )
-    )
-    return Exchange(as_typed(rng, ask), f"{capitalise(thing)} is {shade}.", capitalise(shade))
+    question = _ask(rng, "colour", word=rng.choice(("color", "colour", "color")), thing=thing)
+    return Exchange(question, f"{capitalise(thing)} is {shade}.", capitalise(shade))
 
 
 def opposite(rng: Random) -> Exchange:
     """A word and its opposite."""
     rows = table("opposites")
     word, other = rng.choice(rows)
-    firsts = {row[0] for row in rows}
-    if rng.random() < 0.5 and other not in firsts:
+    if rng.random() < 0.5 and other not in {row[0] for row in rows}:
         word, other = other, word
     quoted = rng.choice((word, f'"{word}"'))
-    ask = rng.choice(
-        (
-            "What is the opposite of {}?",
-            "What's the opposite of {}?",
-            "Opposite of {}?",
-            "Tell me the opposite of {}.",
-            "Give me the opposite of {}.",
-            "What word means the opposite of {}?",
-            "Which word is the opposite of {}?",
-        )
-    )
     mark = '"' if quoted != word else ""
-    return Exchange(as_typed(rng, ask.format(quoted)),
-                    f"The opposite of {quoted} is {mark}{other}{mark}.", capitalise(other))  # fmt: skip
+    if rng.random() < 0.12:
+        right = rng.random() < 0.5
+        claimed = other if right else rng.choice([row[1] for row in rows if row[1] not in (other, word)])
+        question = _ask(rng, "are opposites", w=quoted, v=f"{mark}{claimed}{mark}")
+        answer = f"The opposite of {quoted} is {mark}{other}{mark}."
+        return Exchange(question, f"{'Yes' if right else 'No'}. {answer}", "Yes" if right else "No")
+    answer = f"The opposite of {quoted} is {mark}{other}{mark}."
+    return Exchange(_ask(rng, "opposite", w=quoted), answer, capitalise(other))

@@ -13,6 +13,48 @@ _SLOT = re.compile(r"\{([aA] )?(\w+)\}")
 # Words whose first letter misleads about the article.
 _AN = ("hour", "honest")
 _A = ("uni", "one", "use", "eu")
+# What a sentence may begin with to have a "Please" put in front.
+_IMPERATIVES = frozenset(
+    [
+        "Add",
+        "Arrange",
+        "Calculate",
+        "Change",
+        "Choose",
+        "Continue",
+        "Convert",
+        "Count",
+        "Cut",
+        "Define",
+        "Describe",
+        "Divide",
+        "Explain",
+        "Find",
+        "Finish",
+        "Give",
+        "List",
+        "Make",
+        "Multiply",
+        "Name",
+        "Order",
+        "Pick",
+        "Put",
+        "Reverse",
+        "Say",
+        "Show",
+        "Solve",
+        "Sort",
+        "Spell",
+        "Start",
+        "Subtract",
+        "Take",
+        "Tell",
+        "Think",
+        "Turn",
+        "Use",
+        "Write",
+    ]
+)
 
 
 def article(noun: str) -> str:
@@ -88,9 +130,11 @@ def _sequence(text: str, start: int) -> tuple[tuple[Node, ...], int]:
 def as_typed(rng: Random, text: str) -> str:
     """What a person might really type for `text`: sometimes no capital, no full stop, or a polite word."""
     if rng.random() < 0.08 and not text.lower().startswith(("please", "hi", "hey", "hello", "thank")):
-        text = rng.choice(("Please ", "Hey, ", "Can you help me? ", "OK. ", "So, ")) + (
-            text if text.startswith("I") or rng.random() < 0.5 else text[:1].lower() + text[1:]
-        )
+        lead = rng.choice(("Please ", "Hey, ", "Can you help me? ", "OK. ", "So, "))
+        if lead == "Please " and text.split(" ")[0] not in _IMPERATIVES:
+            lead = "Hey, "
+        small = lead[-2] not in ".?" and not re.match(r"I\b", text)
+        text = lead + (text[:1].lower() + text[1:] if small else text)
     return carelessly(rng, text)
 
 
@@ -102,8 +146,8 @@ def carelessly(rng: Random, text: str) -> str:
     elif roll < 0.22:
         text = text[:1].lower() + text[1:]
     if rng.random() < 0.18:
-        text = text.rstrip("?.!")
-    return text
+        text = text.rstrip("?.! ")
+    return text.rstrip()
 
 
 def joined(items: list[str], last: str = "and") -> str:

@@ -1,139 +1,173 @@
-"""Spelling, counting letters, first and last letters, changing case."""
+"""Spelling, counting letters (one letter in a word with the calculator tool), case, rhymes, the alphabet."""
 
+import re
+from functools import cache
 from random import Random
 
-from training.conversations.exchange import Exchange
-from training.conversations.phrasing import as_typed, capitalise
-from training.conversations.stories.cast import ANIMALS, COLOURS, GIRLS, OBJECTS
+from training.conversations.dates import ORDINALS
+from training.conversations.exchange import Exchange, tool_call
+from training.conversations.phrases import say
+from training.conversations.phrasing import as_typed, capitalise, joined
+from training.conversations.stories import cast
+from training.conversations.stories.plot import FOLDER as STORIES
+from training.conversations.tables import FOLDER as TABLES
 from training.conversations.tables import table
 
-MORE = [
-    "bread",
-    "water",
-    "milk",
-    "school",
-    "house",
-    "garden",
-    "window",
-    "winter",
-    "summer",
-    "spring",
-    "apple",
-    "orange",
-    "banana",
-    "lemon",
-    "friend",
-    "happy",
-    "little",
-    "table",
-    "chair",
-    "kitchen",
-    "river",
-    "mountain",
-    "forest",
-    "ocean",
-    "island",
-    "bridge",
-    "street",
-    "city",
-    "country",
-    "letter",
-    "number",
-    "morning",
-    "evening",
-    "yellow",
-    "purple",
-    "green",
-    "doctor",
-    "teacher",
-    "farmer",
-    "baker",
-    "music",
-    "piano",
-    "guitar",
-    "paper",
-    "pencil",
-    "train",
-    "plane",
-    "bicycle",
-    "rain",
-    "snow",
-    "sun",
-    "moon",
-    "star",
-    "cloud",
-    "wind",
-    "fire",
-    "stone",
-    "sand",
-    "flower",
-    "tree",
-    "leaf",
-    "root",
-    "bird",
-    "fish",
-    "horse",
-    "sheep",
-    "cheese",
-    "sugar",
-    "salt",
-    "pepper",
-]
+_WORD = re.compile(r"(?<![\w'{-])[a-z]{3,11}(?![\w'}-])")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
+@cache
 def words() -> tuple[str, ...]:
-    """Words that spelling tasks are made of."""
-    single = [word for word in (*ANIMALS, *OBJECTS, *COLOURS, *MORE) if " " not in word]
-    return tuple(dict.fromkeys(single + [row[0] for row in table("opposites")]))
+    """All words in small letters that the tables and the plots are written with, some thousands."""
+    paths = [*sorted(TABLES.glob("*.tsv")), *sorted(STORIES.glob("*.txt"))]
+    return tuple(sorted({word for path in paths for word in _WORD.findall(path.read_text("utf-8"))}))
+
+
+@cache
+def _favourites() -> tuple[str, ...]:
+    """Everyday nouns; half of all questions are about them."""
+    named = [word for row in table("lists") for word in row[2].split(", ") if re.fullmatch("[a-z]{3,}", word)]
+    return tuple(sorted({*named, *(w for w in (*cast.ANIMALS, *cast.OBJECTS, *cast.COLOURS) if w.isalpha())}))
+
+
+def _word(rng: Random) -> str:
+    roll = rng.random()
+    if roll < 0.05:
+        return rng.choice((*cast.GIRLS, *cast.BOYS))
+    return rng.choice(_favourites() if roll < 0.5 else words())
+
+
+def _quoted(rng: Random, word: str) -> str:
+    return rng.choice((word, f'"{word}"', f'"{word}"', f"'{word}'"))
+
+
+def _ask(rng: Random, heading: str, **slots: str) -> str:
+    return as_typed(rng, capitalise(say(rng, "spelling", heading, slots)))
 
 
 def spell(rng: Random) -> Exchange:
-    """A word letter by letter, and simple questions about its letters."""
-    word = rng.choice(words()) if rng.random() < 0.9 else rng.choice(GIRLS)
-    said = rng.choice((word, f'"{word}"', f'"{word}"'))
-    kind = rng.random()
-    if kind < 0.45:
-        ask = rng.choice(
-            (
-                "How do you spell {}?",
-                "Spell {}.",
-                "Spell the word {}.",
-                "Can you spell {}?",
-                "Please spell {} for me.",
-                "How is {} spelled?",
-                "What is the spelling of {}?",
-            )
+    """A word letter by letter, forwards or backwards."""
+    word = _word(rng)
+    said, letters = _quoted(rng, word), "-".join(word.lower())
+    if rng.random() < 0.22:
+        back = letters[::-1]
+        answer = f"{back}: {word.lower()[::-1]}."
+        return Exchange(_ask(rng, "back", w=said), answer, word.lower()[::-1])
+    return Exchange(_ask(rng, "spell", w=said), f"{capitalise(word)} is spelled {letters}.", letters)
+
+
+def count_letters(rng: Random) -> Exchange:
+    """How many letters a word has, or how often one of them; its vowels."""
+    word = _word(rng).lower()
+    said, letters, kind = _quoted(rng, word), "-".join(word), rng.random()
+    if kind < 0.3:
+        answer = f'{letters}: the word "{word}" has {len(word)} letters.'
+        return Exchange(_ask(rng, "count", w=said), answer, str(len(word)))
+    if kind < 0.85:
+        letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(_ALPHABET)
+        count, call = word.count(letter), tool_call(f"'{word}'.count('{letter}')")
+        there = {0: f"There is no {letter}", 1: f"There is 1 {letter}"}.get(
+            count, f"There are {count} {letter}'s"
         )
+        shown = letter if rng.random() < 0.7 else letter.upper()
+        question = _ask(rng, "letter count", w=said, l=shown)
+        return Exchange(question, f'{call}{there} in "{word}".', call + str(count))
+    vowels = [letter for letter in word if letter in "aeiou"]
+    question = _ask(rng, "vowels", w=said)
+    if not vowels:
+        return Exchange(question, f'There are no vowels in "{word}".')
+    noun = "vowel" if len(vowels) == 1 else "vowels"
+    return Exchange(question, f'{letters}: the word "{word}" has {len(vowels)} {noun}, {joined(vowels)}.')
+
+
+def letter(rng: Random) -> Exchange:
+    """The first, last or some other letter; whether a letter is in the word; the alphabet."""
+    word = _word(rng).lower()
+    said, letters, kind = _quoted(rng, word), "-".join(word), rng.random()
+    if kind < 0.4:
+        at = rng.choice((0, 0, -1, -1, rng.randrange(min(len(word), 6))))
+        name = "last" if at < 0 else ORDINALS[at]
+        heading = "nth" if at > 0 or rng.random() < 0.6 else "ends" if at < 0 else "starts"
+        shown = word[at].upper()
         return Exchange(
-            as_typed(rng, ask.format(said)),
-            f"{capitalise(word)} is spelled {'-'.join(word)}.",
-            "-".join(word),
+            _ask(rng, heading, n=name, w=said), f"{letters}: the {name} letter is {shown}.", shown
         )
     if kind < 0.65:
-        ask = rng.choice(("How many letters are in {}?", "How many letters does {} have?",
-                          "Count the letters in {}."))  # fmt: skip
-        return Exchange(
-            as_typed(rng, ask.format(said)),
-            f'{"-".join(word)}: the word "{word}" has {len(word)} letters.',
-            str(len(word)),
-        )
+        wanted = rng.choice(word) if rng.random() < 0.5 else rng.choice(_ALPHABET)
+        question = _ask(rng, "contains", w=said, l=wanted if rng.random() < 0.6 else wanted.upper())
+        if wanted in word:
+            return Exchange(question, f'Yes, there is the letter {wanted} in "{word}": {letters}.', "Yes")
+        return Exchange(question, f'No, there is no {wanted} in "{word}": {letters}.', "No")
     if kind < 0.85:
-        which, letter = rng.choice((("first", word[0]), ("last", word[-1])))
-        ask = rng.choice(
-            ("What is the {} letter of {}?", "Which letter is the {} in {}?", "Tell me the {} letter of {}.")
+        end = rng.random() < 0.3
+        wanted = word[-1] if end else word[0]
+        fitting = [w for w in _favourites() if (w[-1] if end else w[0]) == wanted] or [word]
+        chosen, verb = rng.choice(fitting), "ends" if end else "starts"
+        question = _ask(rng, "ending word" if end else "starting word", L=wanted.upper())
+        return Exchange(question, f"{capitalise(chosen)} {verb} with {wanted.upper()}.", capitalise(chosen))
+    after = rng.random() < 0.6
+    at = rng.randrange(25)
+    a, b = (_ALPHABET[at], _ALPHABET[at + 1]) if after else (_ALPHABET[at + 1], _ALPHABET[at])
+    question = _ask(rng, "alphabet" if after else "alphabet before", L=a.upper())
+    side = "after" if after else "before"
+    return Exchange(question, f"The letter {side} {a.upper()} is {b.upper()}.", b.upper())
+
+
+def change(rng: Random) -> Exchange:
+    """Capital and small letters; plural and singular; words in order of the alphabet or by length."""
+    word, kind = _word(rng), rng.random()
+    if kind < 0.25:
+        upper = rng.random() < 0.7
+        shown = word.upper() if upper else word.lower()
+        said = _quoted(rng, word if upper else word.upper())
+        return Exchange(say(rng, "spelling", "upper" if upper else "lower", {"w": said}), shown, shown)
+    if kind < 0.55:
+        one, many = rng.choice(table(rng.choice(("things", "plurals"))))
+        if rng.random() < 0.75:
+            return Exchange(
+                _ask(rng, "plural", w=one), f'The plural of "{one}" is "{many}".', capitalise(many)
+            )
+        return Exchange(
+            _ask(rng, "singular", v=many), f'The singular of "{many}" is "{one}".', capitalise(one)
         )
-        return Exchange(as_typed(rng, ask.format(which, said)),
-                        f'The {which} letter of "{word}" is {letter.upper()}.', letter.upper())  # fmt: skip
-    if kind < 0.93:
-        ask = rng.choice(("Write {} in capital letters.", "Write {} in upper case.", "Put {} in capitals."))
-        return Exchange(as_typed(rng, ask.format(said)), word.upper(), word.upper())
-    ask = rng.choice(("Write {} backwards.", "Reverse the word {}.", "Spell {} backwards."))
-    return Exchange(as_typed(rng, ask.format(said)), f"{'-'.join(word[::-1])}: {word[::-1]}.", word[::-1])
+    if kind < 0.8:
+        chosen = rng.sample(_favourites(), rng.choice((3, 3, 4, 5)))
+        ordered = tuple(sorted(chosen))
+        return Exchange(_ask(rng, "sort", l=", ".join(chosen)), ", ".join(ordered) + ".", items=ordered)
+    a, b = rng.sample(_favourites(), 2)
+    while len(a) == len(b):
+        a, b = rng.sample(_favourites(), 2)
+    word_, chosen_ = rng.choice((("longer", max(a, b, key=len)), ("shorter", min(a, b, key=len))))
+    other = b if chosen_ == a else a
+    question = _ask(rng, word_, w=f'"{a}"', v=f'"{b}"')
+    told = (
+        f'"{capitalise(chosen_)}" is {word_}: it has {len(chosen_)} letters, and "{other}" has {len(other)}.'
+    )
+    return Exchange(question, told, capitalise(chosen_))
+
+
+def rhyme(rng: Random) -> Exchange:
+    """A word that rhymes with another, several, or whether two rhyme."""
+    groups = table("rhymes")
+    group = rng.choice(groups)
+    word, *others = rng.sample(group, min(len(group), 4))
+    said, kind = _quoted(rng, word), rng.random()
+    if kind < 0.6:
+        answer = f"{capitalise(others[0])} rhymes with {word}."
+        return Exchange(_ask(rng, "rhyme", w=said), answer, capitalise(others[0]))
+    if kind < 0.75 and len(others) > 1:
+        answer = f"{capitalise(joined(others[:2]))} rhyme with {word}."
+        return Exchange(_ask(rng, "rhymes several", w=said), answer, items=tuple(others[:2]))
+    if rng.random() < 0.5:
+        question = _ask(rng, "rhymes", w=said, v=_quoted(rng, others[0]))
+        return Exchange(question, f"Yes, {word} and {others[0]} rhyme.", "Yes")
+    foreign = rng.choice(rng.choice([other for other in groups if other != group]))
+    question = _ask(rng, "rhymes", w=said, v=_quoted(rng, foreign))
+    return Exchange(question, f"No, {word} and {foreign} do not rhyme.", "No")
 
 
 def repeat(rng: Random) -> Exchange:
     """Say something back."""
-    words_ = rng.sample(words(), rng.randint(1, 4))
-    text = " ".join(words_)
-    ask = rng.choice(("Repeat: {}", 'Say "{}".', "Repeat after me: {}", 'Please repeat "{}".', 'Write "{}".'))
-    return Exchange(ask.format(text), capitalise(text) + ".")
+    text = " ".join(rng.choice(words()) for _ in range(rng.randint(1, 4)))
+    return Exchange(say(rng, "spelling", "repeat", {"w": text}), capitalise(text) + ".")

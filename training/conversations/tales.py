@@ -1,90 +1,33 @@
-"""Requests for stories that say what must occur, and the turns that may follow a story."""
+"""Requests for stories that say what must occur, how long it is, how it begins or ends."""
 
 import re
+from collections.abc import Callable
 from random import Random
 
-from training.conversations.exchange import Exchange, Message, messages
-from training.conversations.phrasing import article, as_typed, capitalise, expand
-from training.conversations.stories.cast import ANIMALS, BOYS, GIRLS, OBJECTS, PLACES, WONDERS
+from training.conversations.exchange import Exchange
+from training.conversations.phrases import say
+from training.conversations.phrasing import article, as_typed, expand
+from training.conversations.stories.cast import ANIMALS, BOYS, GIRLS, OBJECTS, PLACES, PRONOUN_OF, WONDERS
 from training.conversations.stories.plot import all_plots
-from training.conversations.stories.telling import Story, summarise, tell
+from training.conversations.stories.telling import Story, introduce, sentences, summarise, tell
 from training.conversations.talk import invented_word
 
-_VERB = (
-    "[Tell me|Write|Tell|Make up|Can you tell me|Can you write|Please write|Please tell me|Could you write|"
-    "I want|"
-    "I would like|Give me|Write me] a[ short| little|| bedtime| nice| simple] story"
-)
-_PLAIN = (
-    _VERB + ".",
-    "Tell me a story",
-    "A story, please.",
-    "Story time!",
-    "Do you know a story?",
-    "I want to hear a story.",
-    "Can I have a bedtime story?",
-    "Write something for my child.",
-    "Tell me a fairy tale.",
-    "Once upon a time",
-)
+Request = tuple[str, Story]
+_USED = ("kind", "object", "fkind", "food", "colour", "weather", "elder", "place", "drink")
 
 
-def _request(rng: Random) -> tuple[str, Story]:
-    """A request and the story that fulfils it."""
-    kind = rng.choices(range(9), (1, 1, 1.5, 1, 1.3, 1, 1, 0.7, 2))[0]
-    plot = rng.choice(all_plots())
-    hero = rng.choice(ANIMALS + WONDERS + ("girl", "boy"))
-    fixed = {"kind": hero}
-    verb = expand(rng, _VERB)
-    if kind == 0:
-        return expand(rng, rng.choice(_PLAIN)), tell(rng, plot=plot)
-    if kind == 1:
-        return f"{verb} about {article(hero)} {hero}.", tell(rng, fixed, plot)
-    if kind == 2:
-        fixed["object"] = rng.choice(OBJECTS)
-        ask = f"{verb} about {article(hero)} {hero} and {article(fixed['object'])} {fixed['object']}."
-        return ask, _with(rng, fixed, fixed["object"])
-    if kind == 3:
-        fixed["fkind"] = rng.choice([animal for animal in ANIMALS if animal != hero])
-        ask = f"{verb} about {article(hero)} {hero} and {article(fixed['fkind'])} {fixed['fkind']}."
-        return ask, _with(rng, fixed, fixed["fkind"])
-    if kind == 4:
-        name = fixed["name"] = (
-            rng.choice(GIRLS + BOYS) if rng.random() < 0.75 else invented_word(rng).capitalize()
-        )
-        fixed["kind"] = "girl" if name in GIRLS or name[-1] in "ae" else "boy"
-        who = name
-        if rng.random() < 0.6:
-            fixed["kind"] = hero if hero not in ("girl", "boy") else fixed["kind"]
-            who = rng.choice(
-                (
-                    f"{article(fixed['kind'])} {fixed['kind']} [named|called] {name}",
-                    f"{name} the {fixed['kind']}",
-                )
-            )
-            who = expand(rng, who)
-        return f"{verb} about {who}.", tell(rng, fixed, plot)
-    if kind == 5:
-        return f"{verb} about {plot.theme}.", tell(rng, plot=plot)
-    if kind == 6:
-        story = tell(rng, fixed, plot)
-        hook = expand(rng, plot.hook, story.slots)
-        return f"{verb} about {article(hero)} {hero} who {hook}.", story
-    if kind == 7:
-        fixed["place"] = rng.choice(PLACES)
-        return f"{verb} about {article(hero)} {hero} at {fixed['place']}.", _with(rng, fixed, fixed["place"])
-    story = tell(rng, fixed, plot)
-    used = [
-        story.slots[key] for key in ("kind", "object", "fkind", "food", "colour", "weather", "elder", "place")
-    ]
-    used = [word.removeprefix("the ") for word in used]
-    used = [word for word in dict.fromkeys(used) if re.search(rf"\b{word}\b", story.text)]
-    chosen = rng.sample(used, min(len(used), rng.choice((2, 3))))
-    quote = rng.choice(('"{}"', "{}"))
-    listed = ", ".join(quote.format(word) for word in chosen[:-1]) + " and " + quote.format(chosen[-1])
-    if len(chosen) < 2:
-        return f"{verb} about {article(hero)} {hero}.", story
-    return expand(rng, f"{verb} [with|that uses|using] the words ") + listed + ".", story
+def _verb(rng: Random) -> str:
+    """`Tell me a short story`, without what it is about."""
+    adjective = say(rng, "stories", "adjectives") if rng.random() < 0.5 else ""
+    return say(rng, "stories", "verb", {"adj": adjective})
+
+
+def _hero(rng: Random) -> str:
+    return rng.choice((*ANIMALS, *WONDERS, "girl", "boy"))
+
+
+def _one(word: str) -> str:
+    return f"{article(word)} {word}"
 
 
 def _with(rng: Random, fixed: dict[str, str], word: str) -> Story:
@@ -97,14 +40,117 @@ def _with(rng: Random, fixed: dict[str, str], word: str) -> Story:
     return story
 
 
+def _plain(rng: Random) -> Request:
+    return say(rng, "stories", "plain"), tell(rng)
+
+
+def _about_hero(rng: Random) -> Request:
+    hero = _hero(rng)
+    return f"{_verb(rng)} about {_one(hero)}.", tell(rng, {"kind": hero})
+
+
+def _about_two(rng: Random) -> Request:
+    """A hero and an object or a second character."""
+    hero = _hero(rng)
+    if rng.random() < 0.5:
+        other = rng.choice(OBJECTS)
+        story = _with(rng, {"kind": hero, "object": other}, other)
+    else:
+        other = rng.choice([animal for animal in ANIMALS if animal != hero])
+        story = _with(rng, {"kind": hero, "fkind": other}, other)
+    return f"{_verb(rng)} about {_one(hero)} and {_one(other)}.", story
+
+
+def _about_named(rng: Random) -> Request:
+    name = rng.choice((*GIRLS, *BOYS)) if rng.random() < 0.75 else invented_word(rng).capitalize()
+    kind = "girl" if name in GIRLS or name[-1] in "ae" else "boy"
+    who = name
+    if rng.random() < 0.6:
+        pronoun = {"girl": "she", "boy": "he"}[kind]
+        fitting = [k for k in (*ANIMALS, *WONDERS) if PRONOUN_OF.get(k, pronoun) == pronoun]
+        kind = rng.choice((*fitting, kind, kind))
+        who = expand(rng, f"[{_one(kind)} named {name}|{_one(kind)} called {name}|{name} the {kind}]")
+    return f"{_verb(rng)} about {who}.", tell(rng, {"name": name, "kind": kind})
+
+
+def _about_theme(rng: Random) -> Request:
+    plot = rng.choice(all_plots())
+    return f"{_verb(rng)} about {plot.theme}.", tell(rng, plot=plot)
+
+
+def _about_hook(rng: Random) -> Request:
+    hero = _hero(rng)
+    story = tell(rng, {"kind": hero})
+    hook = expand(rng, story.plot.hook, story.slots)
+    return f"{_verb(rng)} about {_one(hero)} who {hook}.", story
+
+
+def _about_place(rng: Random) -> Request:
+    hero, place = _hero(rng), rng.choice(PLACES)
+    return f"{_verb(rng)} about {_one(hero)} at {place}.", _with(rng, {"kind": hero, "place": place}, place)
+
+
+def _with_words(rng: Random) -> Request:
+    """Two or three words that must occur."""
+    story = tell(rng, {"kind": _hero(rng)})
+    used = [story.slots[key].removeprefix("the ") for key in _USED]
+    used = [word for word in dict.fromkeys(used) if re.search(rf"\b{word}\b", story.text)]
+    chosen = rng.sample(used, min(len(used), rng.choice((2, 3, 3))))
+    if len(chosen) < 2:
+        return f"{_verb(rng)} about {_one(story.slots['kind'])}.", story
+    quoted = [rng.choice(('"{}"', "{}")).format(word) for word in chosen]
+    if rng.random() < 0.6:
+        quoted = [f'"{word}"' for word in chosen]
+    listed = ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
+    return say(rng, "stories", "words", {"verb": _verb(rng), "l": listed}), story
+
+
+def _of_mood(rng: Random) -> Request:
+    """Funny, sad, exciting, quiet, or with a happy ending."""
+    mood = rng.choice(("funny", "sad", "exciting", "calm", "happy", "happy"))
+    plots = [plot for plot in all_plots() if plot.mood == mood or (mood == "happy" and plot.mood != "sad")]
+    heading = {"sad": "sad end", "happy": "happy end"}.get(mood, mood)
+    hero = _hero(rng)
+    ask = say(rng, "stories", heading, {"ask": f"{_verb(rng)} about {_one(hero)}"})
+    return ask, tell(rng, {"kind": hero} if hero in ask else None, rng.choice(plots))
+
+
+def _with_frame(rng: Random) -> Request:
+    """The first or the last words are given."""
+    story = tell(rng, {"kind": _hero(rng)})
+    lines = sentences(story.text)
+    slots = {"ask": f"{_verb(rng)} about {_one(story.slots['kind'])}"}
+    if rng.random() < 0.75:
+        words = lines[0].split()
+        start = lines[0] if rng.random() < 0.4 else " ".join(words[: rng.randint(3, max(3, len(words) - 2))])
+        return say(rng, "stories", "begins", {**slots, "start": start.rstrip(".,")}), story
+    return say(rng, "stories", "ends", {**slots, "end": lines[-1]}), story
+
+
+_REQUESTS: tuple[tuple[Callable[[Random], Request], float], ...] = (
+    (_plain, 1), (_about_hero, 1.5), (_about_two, 3), (_about_named, 1.7), (_about_theme, 1.2),
+    (_about_hook, 1.5), (_about_place, 0.8), (_with_words, 2.5), (_of_mood, 1.5), (_with_frame, 1.2),
+)  # fmt: skip
+
+
 def request(rng: Random) -> tuple[Exchange, Story]:
     """A request for a story and the story as its answer."""
-    ask, story = _request(rng)
-    if rng.random() < 0.08:
-        ask = ask.rstrip(".") + rng.choice((" with a happy ending.", " for children.", ", please."))
-    titled = rng.random() < 0.15
-    text = f"{story.title}\n\n{story.text}" if titled else story.text
-    return Exchange(as_typed(rng, ask), text), story
+    make = rng.choices([make for make, _ in _REQUESTS], [weight for _, weight in _REQUESTS])[0]
+    ask, story = make(rng)
+    text = story.text
+    extra = rng.random()
+    if make not in (_plain, _of_mood, _with_frame, _with_words) and extra < 0.3:
+        heading = "extras" if extra < 0.14 else "moral wanted" if extra < 0.22 else "title wanted"
+        if heading == "moral wanted" and story.plot.moral not in text:
+            text += f"\n\nThe moral of the story: {story.plot.moral}"
+        if heading == "title wanted":
+            text = f"{story.title}\n\n{text}"
+        ask = say(rng, "stories", heading, {"ask": ask.rstrip(".")})
+    elif make is not _with_frame and rng.random() < 0.1:
+        text = f"{story.title}\n\n{text}"
+    if ask.startswith(("Can you", "Could you", "Do you")) and ask.count(".") == 1 and ask.endswith("."):
+        ask = ask[:-1] + "?"
+    return Exchange(as_typed(rng, ask) if make is not _with_frame else ask, text), story
 
 
 def tale(rng: Random) -> Exchange:
@@ -113,102 +159,34 @@ def tale(rng: Random) -> Exchange:
 
 
 def short_tale(rng: Random) -> Exchange:
-    """A story of two or three sentences."""
-    hero = rng.choice(ANIMALS + WONDERS)
-    story = tell(rng, {"kind": hero})
-    ask = expand(
-        rng,
-        rng.choice(
-            (
-                "Tell me a very short story about {a h}.",
-                "[Write|Tell me] a story about {a h} in [three sentences|a few sentences|two sentences].",
-                "A very short story about {a h}[, please|].",
-            )
-        ),
-        {"h": hero},
-    )
-    return Exchange(as_typed(rng, ask), summarise(rng, story))
+    """A story of a few sentences, or of exactly as many as were asked for."""
+    hero = _hero(rng)
+    if rng.random() < 0.35:
+        question = say(rng, "stories", "very short", {"h": hero})
+        return Exchange(as_typed(rng, question), summarise(rng, tell(rng, {"kind": hero})))
+    count = rng.choice((2, 3, 3, 4, 5, 5))
+    number = ("two", "three", "four", "five")[count - 2] if rng.random() < 0.7 else str(count)
+    question = say(rng, "stories", "sentences", {"h": hero, "n": number})
+    return Exchange(as_typed(rng, question), of_length(rng, hero, count))
 
 
-def story_talk(rng: Random) -> list[Message]:
-    """A story and one or two turns about it."""
-    first, story = request(rng)
-    slots = story.slots
-    name, kind, friend = slots["name"], slots["kind"], slots["friend"]
-    turns = [first]
-    makers = rng.sample(("short", "who", "moral", "another", "like", "title", "name"), rng.choice((1, 1, 2)))
-    for maker in makers:
-        if maker == "short":
-            ask = expand(
-                rng,
-                "[Make it shorter|Shorter, please|Can you make it shorter?|Tell it in two sentences|"
-                "Sum it up|"
-                "What happened in the story?|What was the story about?|A shorter version, please]",
-            )
-            turns.append(Exchange(as_typed(rng, ask), summarise(rng, story)))
-        elif maker == "who" and friend in story.text:
-            answer = f"The story is about {name} the {kind} and {friend} the {slots['fkind']}."
-            turns.append(Exchange(rng.choice(("Who is in the story?", "Who are the characters?")), answer))
-        elif maker == "moral":
-            ask = expand(
-                rng,
-                "[What is the moral?|What can we learn from it?|What is the moral of the story?|"
-                "What does it teach?]",
-            )
-            turns.append(Exchange(as_typed(rng, ask), story.plot.moral))
-        elif maker == "another":
-            ask = expand(
-                rng,
-                "[Another one|Another story, please|Tell me another one|One more|Again!|Another!|"
-                "Tell me another story.]",
-            )
-            turns.append(Exchange(as_typed(rng, ask), tell(rng).text))
-        elif maker == "like":
-            ask = expand(
-                rng, "[I like that story|That was a nice story|What a lovely story!|Beautiful!|I love it]"
-            )
-            turns.append(
-                Exchange(
-                    ask,
-                    expand(
-                        rng,
-                        f"[I'm glad that you like it!|Thank you! I like {name} too.] "
-                        "[Would you like another one?|Shall I tell you another one?]",
-                    ),
-                )
-            )
-        elif maker == "title":
-            ask = expand(
-                rng,
-                "[What is the title?|Give it a title.|What could we call the story?|Does it have a title?]",
-            )
-            turns.append(Exchange(ask, f'"{story.title}".'))
-        elif maker == "name":
-            ask = f"What is the name of the {kind}?"
-            turns.append(Exchange(ask, f"The {kind} is called {name}."))
-    return messages(*turns)
-
-
-def reading(rng: Random) -> Exchange:
-    """A question about a short text that is given."""
-    story = tell(rng)
-    slots = story.slots
-    text = summarise(rng, story)
-    ask, answer = rng.choice(
-        (
-            (f"Who is {slots['name']}?", f"{slots['name']} is {article(slots['kind'])} {slots['kind']}."),
-            (
-                "Who is the story about?",
-                f"The story is about {slots['name']}, {article(slots['kind'])} {slots['kind']}.",
-            ),
-            (f"What is the name of the {slots['kind']}?", f"The {slots['kind']} is called {slots['name']}."),
-            ("Give this story a title.", f'"{story.title}".'),
-            ("What can we learn from this story?", story.plot.moral),
+def of_length(rng: Random, hero: str, count: int) -> str:
+    """A story about `hero` of exactly `count` sentences, two to five."""
+    while True:
+        story = tell(rng, {"kind": hero})
+        plot, slots = story.plot, story.slots
+        told = sentences(expand(rng, plot.summary, slots))
+        start = expand(
+            rng, "[There was once {a trait} {kind} named {name}.|{Name} was {a trait} {kind}.]", slots
         )
-    )
-    return Exchange(
-        rng.choice((f"{text}\n\n{ask}", f"{ask}\n\n{text}", f'Read this: "{text}" {ask}')), capitalise(answer)
-    )
+        lived = expand(rng, "{He} lived [in {home}|with {his} {elder} in {home}].", slots)
+        end = expand(rng, "[{Name} never forgot that {day}.|{Name} thought of it for a long time.]", slots)
+        lines = {3: [start, *told], 4: [start, lived, *told], 5: [start, lived, *told, end]}
+        # Two sentences are the summary itself, which has to say what the hero is.
+        named = told[0].replace(slots["name"], f"{slots['name']} the {slots['kind']}", 1)
+        lines[2] = [named, *told[1:]]
+        if len(told) == 2 and (count > 2 or named != told[0]):
+            return introduce(" ".join(lines[count]), slots)
 
 
 def plain_story(rng: Random) -> str:

@@ -68,18 +68,3 @@ def poem(rng: Random) -> Exchange:
         {"s": subject},
     )
     return Exchange(as_typed(rng, ask), "\n".join(couplets).replace(" / ", "\n"))
-
-
-def rhyme(rng: Random) -> Exchange:
-    """A word that rhymes with another."""
-    group = rng.choice(table("rhymes"))
-    word, other = rng.sample(group, 2)
-    ask = rng.choice(
-        (
-            f"What rhymes with {word}?",
-            f'Which word rhymes with "{word}"?',
-            f"Tell me a word that rhymes with {word}.",
-            f"Find a rhyme for {word}.",
-        )
-    )
-    return Exchange(as_typed(rng, ask), f"{capitalise(other)} rhymes with {word}.", capitalise(other))

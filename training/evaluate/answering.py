@@ -16,6 +16,7 @@ from training.template import prompt
 from training.tokenizer import load
 
 ROWS = {"cuda": 256, "cpu": 32}
+POOL_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,14 @@ class Answerer:
         self.model = model
         self.encoder = load(folder)
         self.recommended = meta.sampling_defaults
-        kind = model.transformer["wte"].weight.device.type
-        config = EngineConfig(device=kind, dtype=dtype, max_rows=ROWS.get(kind, ROWS["cpu"]))
+        kind = next(model.parameters()).device.type
+        config = EngineConfig(
+            device=kind,
+            dtype=dtype,
+            max_rows=ROWS.get(kind, ROWS["cpu"]),
+            # The same device computes losses, so the pool does not take all of its memory.
+            kv_bytes=POOL_BYTES if kind == "cuda" else None,
+        )
         self._engine = AsyncEngine(model, tokenizer, config, meta)
         self._loop = asyncio.Runner()
 
@@ -81,24 +88,51 @@ class Answerer:
         return list(await asyncio.gather(*(self._answer(talk, most, sampling) for talk in talks)))
 
     async def _answer(self, talk: Sequence[Message], most: int, sampling: Sampling) -> Answer:
+        ids = prompt(talk, self.encoder)
+        room = self._engine.info.max_model_len - len(ids)
+        if room < 1:
+            return Answer("", ended=False)  # a model of such a short context has no answer to it
         params = SamplingParams(
-            max_tokens=most,
+            max_tokens=min(most, room),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             seed=sampling.seed,
         )
-        request = Request(
-            id=self._engine.next_id(1), prompt=prompt(talk, self.encoder), params=params, tools=True
-        )
-        ids: list[int] = []
+        made, _, ended = await self._tokens(ids, params)
+        if made and made[-1] in self._engine.info.terminal_ids:
+            made.pop()
+        return Answer(self.encoder.decode(made).strip(), ended)
+
+    def continuations(self, prompts: Sequence[list[int]], tokens: int) -> list[tuple[list[int], list[float]]]:
+        """Each prompt continued by `tokens` ids at temperature 1, and their log probabilities as served."""
+
+        async def one(at: int, ids: list[int]) -> tuple[list[int], list[float]]:
+            params = SamplingParams(max_tokens=tokens, seed=at, logprobs=0, ignore_eos=True)
+            made, logprobs, _ = await self._tokens(ids, params, tools=False)
+            return made, logprobs
+
+        async def every() -> list[tuple[list[int], list[float]]]:
+            return list(await asyncio.gather(*(one(at, ids) for at, ids in enumerate(prompts))))
+
+        return self._loop.run(every())
+
+    async def _tokens(
+        self, ids: list[int], params: SamplingParams, tools: bool = True
+    ) -> tuple[list[int], list[float], bool]:
+        """The ids that follow, their log probabilities where asked for, and whether the turn ended by itself.
+
+        Raises RuntimeError if the engine fails, ValueError for a prompt that is too long.
+        """
+        request = Request(id=self._engine.next_id(1), prompt=ids, params=params, tools=tools)
+        made: list[int] = []
+        logprobs: list[float] = []
         ended = False
         async for delta in self._engine.generate(request):
-            ids += delta.tokens
+            made += delta.tokens
+            logprobs += [one.logprob for one in delta.logprobs if one is not None]
             if delta.finish is not None:
                 if delta.finish.reason == "error":
                     raise RuntimeError(f"the engine failed: {delta.finish.message}")
                 ended = delta.finish.reason == "stop"
-        if ids and ids[-1] in self._engine.info.terminal_ids:
-            ids.pop()
-        return Answer(self.encoder.decode(ids).strip(), ended)
+        return made, logprobs, ended

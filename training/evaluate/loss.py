@@ -11,12 +11,14 @@ import torch.nn.functional as F
 
 from engine.model import GPT
 from training.data import CHAT_SOURCES, read_shard
+from training.evaluate.answering import Answerer
 from training.evaluate.documents import CHAT, PROSE
 from training.evaluate.items import Choice
 from training.template import prompt, render
 from training.tokenizer import Encoder
 
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 4_096}
+_SERVED_PROMPTS, _SERVED_TOKENS = 64, 32
 Marked = tuple[list[int], list[int]]  # ids, and 1 for each whose loss counts
 Scored = tuple[str, Marked, int]  # source, ids with marks, bytes that the marked tokens stand for
 _SOURCES = (
@@ -67,6 +69,28 @@ def choose(model: GPT, encoder: Encoder, tasks: Mapping[str, Sequence[Choice]]) 
     return chosen
 
 
+def served_loss(answerer: Answerer, reference: GPT, data: Path) -> dict[str, float]:
+    """Nats per token of sampled continuations, as the engine computed them and as `reference` does.
+
+    The engine may compute otherwise than the model's own forward pass (integer products, other kernels);
+    both look at the same tokens, which the engine sampled at temperature 1 after held-out text.
+    """
+    encoder = answerer.encoder
+    prompts = [ids[:64] for _, (ids, _), _ in _prose(data, encoder) if len(ids) >= 64][:_SERVED_PROMPTS]
+    made = answerer.continuations(prompts, _SERVED_TOKENS)
+    rows = [
+        (before + ids, [0] * len(before) + [1] * len(ids))
+        for before, (ids, _) in zip(prompts, made, strict=True)
+    ]
+    tokens = sum(len(ids) for ids, _ in made)
+    served = -sum(sum(logprobs) for _, logprobs in made)
+    return {
+        "tokens": tokens,
+        "engine": round(served / tokens, 5),
+        "reference": round(sum(marked_losses(reference, rows, autocast=False)) / tokens, 5),
+    }
+
+
 def _option(item: Choice, at: int, encoder: Encoder) -> Marked:
     if item.asked:
         before = prompt([{"role": "user", "content": item.context}], encoder)
@@ -77,10 +101,11 @@ def _option(item: Choice, at: int, encoder: Encoder) -> Marked:
 
 
 @torch.inference_mode()
-def marked_losses(model: GPT, rows: Sequence[Marked]) -> list[float]:
+def marked_losses(model: GPT, rows: Sequence[Marked], autocast: bool = True) -> list[float]:
     """Summed loss of each row's marked tokens, in nats. Rows of similar length share a batch.
 
-    What is beyond the context length has no part in it, at the end of a row.
+    What is beyond the context length has no part in it, at the end of a row. autocast: compute in bfloat16 on
+    a GPU.
     """
     device = next(model.parameters()).device
     budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
@@ -93,7 +118,9 @@ def marked_losses(model: GPT, rows: Sequence[Marked]) -> list[float]:
         while end < len(order) and (end + 1 - start) * min(len(rows[order[end]][0]), longest) <= budget:
             end += 1
         group = order[start:end]
-        for at, loss in zip(group, _losses(model, [rows[at] for at in group], longest, device), strict=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"):
+            found = _losses(model, [rows[at] for at in group], longest, device)
+        for at, loss in zip(group, found, strict=True):
             losses[at] = loss
         start = end
     return losses
@@ -107,8 +134,7 @@ def _losses(model: GPT, group: Sequence[Marked], longest: int, device: torch.dev
         length = min(len(tokens), width)
         ids[row, :length], mask[row, :length] = tokens[:length], marked[:length]
     inputs = torch.from_numpy(ids).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(inputs[:, :-1])
+    logits = model(inputs[:, :-1])
     loss = F.cross_entropy(logits.float().flatten(0, 1), inputs[:, 1:].flatten(), reduction="none")
     per_row = (loss.view(len(group), -1) * torch.from_numpy(mask[:, 1:]).to(device)).sum(dim=1)
     return [float(value) for value in per_row]

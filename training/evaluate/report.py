@@ -5,20 +5,22 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Literal, cast
 
+from engine.loader import load_model
+from engine.model import GPT
 from training.conversations.exchange import Message
 from training.evaluate.answering import Answer, Answerer, Sampling
 from training.evaluate.documents import CHAT, PROSE
 from training.evaluate.items import digest, multiple_choice, short_answers
-from training.evaluate.loss import bits_per_byte, choose
+from training.evaluate.loss import bits_per_byte, choose, served_loss
 from training.evaluate.questions import Question, calculator, required, spelling
 from training.evaluate.scoring import matches, overlap, repetition, right, used_tool
 from training.prompts import FIXED
 
 SHORT_TOKENS, LONG_TOKENS = 96, 400
 SEEDS = (1, 2, 3)
-SHOWN = 8  # wrong answers that are kept of each set
+SHOWN = 40  # wrong answers that are kept of each set
 Report = dict[str, object]
 
 
@@ -42,6 +44,8 @@ def measure(
         if data is not None and (data / PROSE).exists() and (data / CHAT).exists():
             if every:
                 report["bits_per_byte"] = bits_per_byte(answerer.model, answerer.encoder, data, every)
+                report["bits_per_byte_of_every"] = every
+            report["served_loss"] = {device: _served(answerer, folder, device, data)}
             report["choices"] = _choices(answerer, data, most)
             report["short_answers"] = _short(answerer, data)
             report["items_digest"] = digest(data)
@@ -49,9 +53,20 @@ def measure(
         report["calculator"] = asked_sets(answerer, calculator())
         report["spelling"] = asked_sets(answerer, spelling())
         report |= _fixed(answerer)
+    if "served_loss" in report and device != "cpu":
+        assert data is not None
+        with Answerer(folder, "cpu") as answerer:  # most people serve it there, and that computes otherwise
+            table = cast(dict[str, object], report["served_loss"])
+            table["cpu"] = _served(answerer, folder, "cpu", data)
     report["measured_in_seconds"] = round(time.monotonic() - began, 1)
     report["measured_on"] = device
     return report
+
+
+def _served(answerer: Answerer, folder: Path, device: str, data: Path) -> dict[str, float]:
+    reference, _, _ = load_model(folder, device=device, dtype="float32")
+    assert isinstance(reference, GPT)
+    return served_loss(answerer, reference, data)
 
 
 def asked_sets(answerer: Answerer, sets: Mapping[str, Sequence[Question]]) -> dict[str, Report]:

@@ -34,15 +34,18 @@ def used_tool(answer: str) -> bool:
 
 
 def final_number(answer: str) -> str | None:
-    """The last number of the text; without one, what the calculator wrote last, or the last number word."""
-    text = visible(answer)
-    numbers = _NUMBER.findall(text)
+    """The last number that follows what the calculator wrote last; without one, what it wrote.
+
+    An answer without the calculator: its last number, or its last number word.
+    """
+    outputs = [match for match in _BLOCK.finditer(answer) if match.group(1) is not None]
+    text = answer[outputs[-1].end() :] if outputs else answer
+    numbers = _NUMBER.findall(visible(text))
     if numbers:
         return str(numbers[-1]).rstrip(",").replace(",", "")
-    outputs = [match.group(1) for match in _BLOCK.finditer(answer) if match.group(1)]
     if outputs:
-        return outputs[-1].strip()
-    spelled = [word for word in re.findall(r"[a-z]+", text.lower()) if word in WORDS]
+        return str(outputs[-1].group(1)).strip()
+    spelled = [word for word in re.findall(r"[a-z]+", visible(text).lower()) if word in WORDS]
     return str(WORDS.index(spelled[-1])) if spelled else None
 
 

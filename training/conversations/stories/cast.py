@@ -13,6 +13,10 @@ COLOURS, SIZES, TRAITS = _POOLS["colours"], _POOLS["sizes"], _POOLS["traits"]
 PLACES, HOMES, ELDERS = _POOLS["places"], _POOLS["homes"], _POOLS["elders"]
 WEATHERS, DAYS = _POOLS["weathers"], _POOLS["days"]
 
+# Kinds that are always a she or always a he.
+PRONOUN_OF = dict.fromkeys(("girl", "princess", "queen", "witch", "fairy", "mermaid", "hen", "cow"), "she")
+PRONOUN_OF |= dict.fromkeys(("boy", "prince", "king", "wizard", "knight", "snowman", "fisherman"), "he")
+
 
 def draw(rng: Random, fixed: dict[str, str] | None = None) -> dict[str, str]:
     """Slots for one story; `fixed` decides some of them (kind, name, object, fkind, place, ...)."""
@@ -37,10 +41,7 @@ def _draw_hero(rng: Random, slots: dict[str, str]) -> None:
         roll = rng.random()
         human = slots.get("name") in GIRLS or slots.get("name") in BOYS
         kind = CHILDREN[he] if human or roll < 0.45 else rng.choice(ANIMALS if roll < 0.85 else WONDERS)
-    if kind in ("girl", "princess", "queen", "witch", "fairy", "mermaid", "hen", "cow", "woman"):
-        he = "she"
-    elif kind in ("boy", "prince", "king", "wizard", "knight", "snowman", "man"):
-        he = "he"
+    he = PRONOUN_OF.get(kind, he)
     names = (GIRLS if he == "she" else BOYS) if kind in ("girl", "boy") or rng.random() < 0.3 else PET_NAMES
     slots.setdefault("name", rng.choice(names))
     slots.update(kind=kind, **_pronouns(he, ""))
@@ -50,10 +51,7 @@ def _draw_friend(rng: Random, slots: dict[str, str]) -> None:
     fhe = rng.choice(("he", "she"))
     pool = ANIMALS if rng.random() < 0.75 else (*WONDERS, *WORKERS)
     fkind = slots.setdefault("fkind", rng.choice([k for k in pool if k != slots["kind"]]))
-    if fkind in ("princess", "queen", "witch", "fairy", "mermaid", "hen", "cow"):
-        fhe = "she"
-    elif fkind in ("prince", "king", "wizard", "knight", "snowman", "fisherman"):
-        fhe = "he"
+    fhe = PRONOUN_OF.get(fkind, fhe)
     names = [n for n in (*PET_NAMES, *(GIRLS if fhe == "she" else BOYS)) if n != slots["name"]]
     slots.setdefault("friend", rng.choice(names))
     slots.update(_pronouns(fhe, "f"))

@@ -17,6 +17,7 @@ class Plot:
     summary: str
     title: str
     beats: tuple[tuple[str, ...], ...]
+    mood: str = "happy"
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from training.conversations.exchange import Message
-from training.conversations.phrasing import as_typed, carelessly, expand
+from training.conversations.phrasing import carelessly, expand
 from training.conversations.stories.cast import ANIMALS, BOYS, COLOURS, FOODS, GIRLS
 from training.conversations.tables import table
 from training.conversations.talk import invented_word
@@ -53,9 +53,8 @@ def spoken(rng: Random, written: Written, slots: Mapping[str, str]) -> list[Mess
             turns.append({"role": "assistant", "content": content})
             continue
         if '"' not in content and "\n" not in content:
-            # Words in front such as "Can you help me?" suit the opening question alone.
-            opening = at == 0 and content.endswith("?")
-            content = as_typed(rng, content) if opening else carelessly(rng, content)
+            # Not `as_typed`: words in front such as "Can you help me?" suit few turns of a chat.
+            content = carelessly(rng, content)
         turns.append({"role": "user", "content": content})
     return turns
 

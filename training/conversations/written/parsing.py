@@ -70,10 +70,13 @@ def _conversation(block: list[tuple[int, str]], name: str, known: set[str]) -> W
             slots.append(_slots(rest, where))
             known.update(slots[-1][0])
             continue
-        _check(rest, known, where)
         if mark == "~ ":
             system = rest
-        elif mark == last:
+            continue
+        if not turns and system is not None:  # its slots are declared after it
+            _check(system, known, f"{name}:{block[0][0]}")
+        _check(rest, known, where)
+        if mark == last:
             turns[-1].append(rest)
         else:
             turns.append([rest])

@@ -1,0 +1,93 @@
+"""The card: what a report has is in it, what it lacks is left out, and failures are said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.card import FIRST_MODEL, MOST_LOST, PLOT_FILE, card, write
+from training.comparison import parameters
+
+CONFIG: dict[str, object] = {
+    "parameters": 38_000_000,
+    "model_config": {
+        "sequence_len": 1024, "vocab_size": 8192, "n_layer": 8, "n_head": 4, "n_kv_head": 1, "n_embd": 512,
+        "generation": "G5",
+    },
+    "sampling_defaults": {"temperature": 0.7, "top_k": 40, "repetition_penalty": 1.1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first() -> dict[str, object]:
+    return json.loads(FIRST_MODEL.read_text("utf-8"))
+
+
+def test_the_first_models_figures_are_whole(first: dict[str, object]) -> None:
+    assert first["parameters"] == parameters(
+        {"model_config": {"vocab_size": 8192, "n_embd": 512, "n_layer": 10}}
+    )
+    for part in (
+        "bits_per_byte",
+        "choices",
+        "short_answers",
+        "required",
+        "calculator",
+        "spelling",
+        "repetition",
+    ):
+        assert first[part], part
+
+
+def test_both_models_stand_side_by_side(first: dict[str, object]) -> None:
+    """The first model's report beside itself has equal cells; a changed figure changes one cell."""
+    text = card(first, CONFIG | {"parameters": first["parameters"]}, first, 30.0)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    compared = [row for row in rows if len(row) == 3 and row[0] not in ("---",) and "first model" not in row]
+    compared = [row for row in compared if row[2] not in ("pass", "**fail**")]
+    assert len(compared) > 40 and all(row[1] == row[2] for row in compared)
+    better = first | {"spelling": {"letters counted": {"right": 39, "of": 40, "used_tool": 0}}}
+    before = first["spelling"]["letters counted"]["right"]  # type: ignore[index]
+    assert f"| letters counted | {before}/40 | 39/40 |" in card(better, CONFIG, first, 30.0)
+
+
+@pytest.mark.parametrize("missing", ["required", "bits_per_byte", "choices", "repetition", "served_loss"])
+def test_what_is_missing_is_left_out(first: dict[str, object], missing: str) -> None:
+    report = {name: value for name, value in first.items() if name != missing}
+    whole, less = (card(one, CONFIG, first, 30.0) for one in (first, report))
+    assert len(less) < len(whole) and less.startswith("# Fastpath")
+
+
+@pytest.mark.parametrize("change", [0.5, 0.999, 1.001, 3.0])
+def test_rounding_is_judged_by_its_limit(first: dict[str, object], change: float) -> None:
+    report = dict(first)
+    report["bits_per_byte_unrounded"] = {"prose": 1.0, "chat": 1.0}
+    report["bits_per_byte"] = {"prose": 1.0, "chat": 1 + change * MOST_LOST}
+    text = card(report, CONFIG, first, 30.0)
+    assert ("within the 0.5% allowed" in text) == (change <= 1) != ("**more than** the" in text)
+
+
+def test_leaks_and_failures_are_said(first: dict[str, object]) -> None:
+    leaks: dict[str, object] = {
+        "prompts": {"fixed prompts": 40}, "characters_read": 5_000_000, "found": [],
+        "left_out": {"wiki: document": 7, "talk: prompt": 2},
+    }  # fmt: skip
+    text = card(first | {"leaks": leaks}, CONFIG, first, 30.0)
+    assert "none occurs" in text and "7 items that share" in text and "2 that hold" in text
+    text = card(first | {"leaks": leaks | {"found": ["wiki: who are you"]}}, CONFIG, first, 30.0)
+    assert "**1 occur**: wiki: who are you" in text and "none occurs" not in text
+    failed = {"its own name": {"right": 1, "of": 2, "used_tool": 0, "wrong": [["Who?", "I am\nBob."]]}}
+    text = card(first | {"required": failed}, CONFIG, first, 30.0)
+    assert "| its own name | 1/2 | **fail** |" in text and "- Who? — I am / Bob." in text
+
+
+def test_the_plot_is_shown_where_there_is_one(first: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 1048576}}')
+    (tmp_path / "report.json").write_text("{}")
+    write(tmp_path / "report.json", tmp_path)
+    assert PLOT_FILE not in (tmp_path / "README.md").read_text()
+    assert "1.0 MiB in all" in (tmp_path / "README.md").read_text()
+    (tmp_path / PLOT_FILE).write_text("<svg/>")
+    write(tmp_path / "report.json", tmp_path)
+    assert f"]({PLOT_FILE})" in (tmp_path / "README.md").read_text()
