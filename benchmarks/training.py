@@ -109,10 +109,21 @@ def markdown(args: argparse.Namespace, rows: list[Row]) -> str:
             f"| {row.row} | {row.attention} | {row.tok_s:,.0f} | {row.step_ms:,.1f} | {mfu} | {peak} | "
             f"{row.loss:.4f} | {seed} | {against} |"
         )
+    if ratios := narrow_against_wide(rows):
+        told = ", ".join(f"{shape} {ratio:.2f} x" for shape, ratio in ratios.items())
+        text.append(f"\nbf16 logits against float32 ones, tok/s: {told}.")
     for row in rows:
         if row.error is None and row.row.endswith("compiled"):
             text.append(f"\n{row.row}: {row.first_step_s:.1f} s for the first step, compilation included.")
     return "\n".join(text) + "\n"
+
+
+def narrow_against_wide(rows: Sequence[Row]) -> dict[str, float]:
+    """Batch x time -> how many times as fast flash attention's row is without float32 logits."""
+    rates = {row.row: row.tok_s for row in rows if row.error is None}
+    shapes = [name.removesuffix("-flash-bf16") for name in rates if name.endswith("-flash-bf16")]
+    wide = {shape: rates.get(f"{shape}-flash-fp32") for shape in shapes}
+    return {shape: rates[f"{shape}-flash-bf16"] / rate for shape, rate in wide.items() if rate}
 
 
 def run(args: argparse.Namespace) -> list[Row]:

@@ -179,7 +179,9 @@ class GPT(nn.Module):
         vocab_size].
         """
         raw: torch.Tensor = self.lm_head(hidden)
-        return softcap(raw[:, : self.config.vocab_size], self.config.softcap)
+        if raw.size(1) > self.config.vocab_size:  # else no slice: its way back would copy all of them
+            raw = raw[:, : self.config.vocab_size]
+        return softcap(raw, self.config.softcap)
 
     def _smear(self, x: torch.Tensor, previous_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Mixes the previous token's embedding in. It is a function of that token's id alone, so chunked

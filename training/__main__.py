@@ -144,7 +144,7 @@ def _stages(args: argparse.Namespace, chosen: settings.Settings) -> None:
         report[stage] = json.loads((work / f"{stage}.json").read_text())
     report["sources"] = json.loads((tokens / data.SIZES_FILE).read_text())
     write_text(args.out / "report.json", json.dumps(report, indent=1) + "\n")
-    write_text(args.out / "losses.svg", losses_svg(curves(report)))
+    write_text(args.out / card.PLOT_FILE, losses_svg(curves(report)))
     card.write(args.out / "report.json", args.out)
     for stage in (pretrained, tuned):  # nothing is left that they could be wanted for
         stage.drop()

@@ -82,6 +82,16 @@ def test_t10_the_table_of_two_by_two(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1x256-flash-fp32" in capsys.readouterr().out
 
 
+def test_t4_narrow_logits_are_set_against_wide_ones(tmp_path: Path) -> None:
+    here = bench()
+    rows = [measure(here, Case(2, 16, wide=wide), 1, 1) for wide in (False, True)]
+    rows.append(measure(here, Case(2, 16, "math", wide=True), 1, 1))
+    rows.append(measure(here, Case(1, 16), 1, 1))
+    assert training.narrow_against_wide(rows) == {"2x16": rows[0].tok_s / rows[1].tok_s}
+    args = training.arguments(["--device", "cpu"])
+    assert "bf16 logits against float32 ones, tok/s: 2x16 " in training.markdown(args, rows)
+
+
 @pytest.mark.slow
 def test_t11_compilation_is_apart(tmp_path: Path) -> None:
     out = tmp_path / "training.json"
