@@ -33,7 +33,7 @@ def plain_operators() -> Iterator[None]:
 
 def fuses(x: torch.Tensor) -> bool:
     """Whether an operator on x is to be one of these."""
-    return x.is_cuda and x.requires_grad and _available()
+    return x.requires_grad and _can_fuse(x)
 
 
 def applied(operator: type[torch.autograd.Function], *inputs: torch.Tensor | float) -> torch.Tensor:
@@ -42,8 +42,8 @@ def applied(operator: type[torch.autograd.Function], *inputs: torch.Tensor | flo
     return out
 
 
-def _available() -> bool:
-    return not torch.compiler.is_compiling() and not _plain.get() and _triton_is_here()
+def _can_fuse(x: torch.Tensor) -> bool:
+    return x.is_cuda and not torch.compiler.is_compiling() and not _plain.get() and _triton_is_here()
 
 
 @cache
@@ -146,7 +146,7 @@ class CrossEntropies(torch.autograd.Function):
     ) -> torch.Tensor:
         out = torch.empty(raw.size(0), dtype=torch.float32, device=raw.device)
         normalizers = torch.empty_like(out)
-        ctx.fused = raw.is_cuda and _available()  # asked here: the way back has a thread of its own
+        ctx.fused = _can_fuse(raw)  # asked here: the way back has a thread of its own
         if ctx.fused:
             from kernels.triton.training import losses
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.config import Generation
+from kernels import activation as kernel_activation
 from kernels import autograd, rope
+from kernels import norm as kernel_norm
 from kernels.triton import activation, norm, training
+from tests.engine.checkpoints import GENERATIONS, make_model
 from tests.kernels.triton.device import DEVICE, DTYPES, REL_L2, poisoned, randn
 
 EPS = 1e-6
@@ -167,6 +171,45 @@ def test_forward_kernels_are_those_of_serving() -> None:
         out = poisoned(4, 64, dtype=torch.bfloat16)
         expected(out)
         assert torch.equal(function(kept), out)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_model_trains_through_them_as_through_plain_torch(
+    generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU they would not be asked; here they are made to serve a whole model."""
+    model = make_model(generation, 5, use_fp32_logits=False, padded_vocab_size=576).to(DEVICE)
+    model.requires_grad_(True).train()
+    tokens = torch.randint(512, (2, 13), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    targets = tokens[:, 1:].clone()
+    targets[0, 4] = -1
+
+    def trained() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad(set_to_none=True)
+        loss = model(tokens[:, :-1], targets)
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    with autograd.plain_operators():
+        plain_loss, plain = trained()
+    calls: list[str] = []
+    applied = autograd.applied
+
+    def noted(operator: type[torch.autograd.Function], *inputs: torch.Tensor | float) -> torch.Tensor:
+        calls.append(operator.__name__)
+        return applied(operator, *inputs)
+
+    for module in (kernel_norm, rope, kernel_activation, autograd):
+        monkeypatch.setattr(module, "applied", noted)
+    monkeypatch.setattr(autograd, "_can_fuse", lambda x: True)
+    loss, gradients = trained()
+    layers = model.config.n_layer
+    assert calls.count("RotateAndNorm") == 2 * layers and calls.count("ReluSquared") == layers
+    assert calls.count("RmsNorm") >= 2 * layers + 2 and calls.count("CrossEntropies") == 1
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
+    assert set(gradients) == set(plain)
+    for name, gradient in gradients.items():
+        assert (gradient - plain[name]).norm() <= 1e-4 * plain[name].norm(), name
 
 
 def test_every_operator_compiles_for_an_h200(tmp_path: Path) -> None:
