@@ -1,9 +1,10 @@
 """What a stage shows while it runs: a bar with rate, loss, MFU and time left on a terminal, else lines."""
 
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Progress:
@@ -14,8 +15,10 @@ class Progress:
     ) -> None:
         self.name, self.total, self.done = name, total, first
         self._stream = stream or sys.stdout
-        self._bar: tqdm[None] | None = None
+        self._bar: "tqdm[None] | None" = None
         if self._stream.isatty():
+            from tqdm import tqdm  # where there is nobody to look at a bar, it need not be installed
+
             self._bar = tqdm(
                 desc=name, total=total, initial=first, unit=unit, file=self._stream, dynamic_ncols=True
             )
