@@ -22,15 +22,24 @@ export class Follower {
 
   /** Call after text was added. */
   follow() {
-    if (this.#following && !this.#selecting()) this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    if (this.#following && !this.#selecting()) this.#goToEnd();
     this.#show();
   }
 
   /** Goes to the end and follows again, whatever the reader was doing. */
   toEnd() {
     this.#following = true;
-    this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    this.#goToEnd();
     this.#show();
+  }
+
+  /**
+   * Remembers where it went, since the scroll event comes only with the next frame: a reader who moves up
+   * before that would seem to have come down from the old place.
+   */
+  #goToEnd() {
+    this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    this.#top = this.#scroller.scrollTop;
   }
 
   /**

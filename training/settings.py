@@ -61,7 +61,7 @@ class Settings:
     warmdown_share: float = 0.5
     generated_stories: int = 150_000
     generated_tales: int = 140_000
-    generated_talk: int = 700_000
+    generated_talk: int = 1_500_000
     tokenizer_bytes: int = 60_000_000
     checkpoint_seconds: float = 120.0
     seed: int = 1

@@ -61,7 +61,6 @@ def test_held_out_ignores_case_and_punctuation() -> None:
     assert is_held_out(CAPITAL_FORM.format("France"))
     assert not is_held_out("What is the capital of France?")
     assert is_held_out("Hey, " + CAPITAL_FORM.format("France").lower() + " Answer in one word.")
-    assert not is_held_out(CAPITAL_FORM.format("Malta"))
     assert not is_held_out("My friend asked: who exactly are you?")
     assert normalised("It's  A-Test!") == "it s a test"
 

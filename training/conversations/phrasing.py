@@ -146,7 +146,7 @@ def carelessly(rng: Random, text: str) -> str:
     elif roll < 0.22:
         text = text[:1].lower() + text[1:]
     if rng.random() < 0.18:
-        text = text.rstrip("?.! ")
+        text = text.rstrip("?.! ") or text
     return text.rstrip()
 
 

@@ -57,6 +57,11 @@ def spell(rng: Random) -> Exchange:
     return Exchange(_ask(rng, "spell", w=said), f"{capitalise(word)} is spelled {letters}.", letters)
 
 
+def _counted(word: str, letter: str) -> str:
+    """The tool's call. In single quotes the tokenizer would cut 'strawberry' behind its s, as it cuts it's."""
+    return tool_call(f'"{word}".count("{letter}")')
+
+
 def count_letters(rng: Random) -> Exchange:
     """How many letters a word has, or how often one of them; its vowels."""
     word = _word(rng).lower()
@@ -66,7 +71,7 @@ def count_letters(rng: Random) -> Exchange:
         return Exchange(_ask(rng, "count", w=said), answer, str(len(word)))
     if kind < 0.85:
         letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(_ALPHABET)
-        count, call = word.count(letter), tool_call(f"'{word}'.count('{letter}')")
+        count, call = word.count(letter), _counted(word, letter)
         there = {0: f"There is no {letter}", 1: f"There is 1 {letter}"}.get(
             count, f"There are {count} {letter}'s"
         )
