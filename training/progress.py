@@ -15,7 +15,7 @@ class Progress:
     ) -> None:
         self.name, self.total, self.done = name, total, first
         self._stream = stream or sys.stdout
-        self._bar: "tqdm[None] | None" = None
+        self._bar: tqdm[None] | None = None
         if self._stream.isatty():
             from tqdm import tqdm  # where there is nobody to look at a bar, it need not be installed
 
