@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    import tqdm
 
 
 class Progress:
@@ -15,11 +15,11 @@ class Progress:
     ) -> None:
         self.name, self.total, self.done = name, total, first
         self._stream = stream or sys.stdout
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm.tqdm[None] | None = None
         if self._stream.isatty():
-            from tqdm import tqdm  # where there is nobody to look at a bar, it need not be installed
+            import tqdm as bars  # where there is nobody to look at a bar, it need not be installed
 
-            self._bar = tqdm(
+            self._bar = bars.tqdm(
                 desc=name, total=total, initial=first, unit=unit, file=self._stream, dynamic_ncols=True
             )
 
