@@ -19,7 +19,7 @@ from engine.blocks import BlockPool
 from engine.calibration import passages
 from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
-from engine.decoder import Decoder
+from engine.decoder import Decoder, weight_of
 from engine.estimator import default_stretch
 from engine.fastpath import refuse
 from engine.flags import Resolved, Setting, check_weights, resolve
@@ -306,7 +306,7 @@ def _build(
     consume: bool,
 ) -> Backend:
     """Kernels of the user's own are called by the plain runner, on whatever device."""
-    weight = next(model.parameters())
+    weight = weight_of(model)
     refuse(flags, weight.device.type, weight.dtype)
     if weight.device.type == "cuda" and not flags.hooked:
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used

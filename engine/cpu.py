@@ -4,7 +4,7 @@ import msgspec
 import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
-from engine.decoder import Decoder
+from engine.decoder import Decoder, weight_of
 from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
@@ -24,7 +24,7 @@ def build(model: Decoder, config: EngineConfig, flags: Resolved, terminal_ids: t
     and whatever a kernel of the user's own raises in its first steps.
     """
     hooks = KernelHooks.of(flags.values)
-    weight = next(model.parameters())
+    weight = weight_of(model)
     device, dtype = weight.device, weight.dtype
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE

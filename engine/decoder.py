@@ -87,3 +87,10 @@ class Decoder(Protocol):
         inference. Embeddings are shared; this model is unchanged, and the caller may drop it.
         """
         ...
+
+
+def weight_of(model: Decoder) -> torch.Tensor:
+    """A matrix of the model, whose dtype and device are the model's. The scalars of nanochat's later
+    generations come first among its parameters, and are float32 in a model of any dtype.
+    """
+    return next(parameter for parameter in model.parameters() if parameter.dim() == 2)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
-from engine.decoder import Decoder
+from engine.decoder import Decoder, weight_of
 from engine.eight_bits import kind8, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
@@ -94,8 +94,8 @@ def build(
     """
     clock = Clock()
     sizes = Sizes.of(model, config)
-    parameter = next(model.parameters())
-    device, dtype = parameter.device, parameter.dtype
+    weight = weight_of(model)
+    device, dtype = weight.device, weight.dtype
     torch.cuda.set_device(device)
     maker = maker_of(flags, device, dtype)
     keeper = _keeper(config, flags, maker, dtype)

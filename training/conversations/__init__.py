@@ -98,7 +98,7 @@ FAMILIES: dict[str, tuple[Talk, float]] = {
     "series": (dialogues.series, 5.0),
     "system": (dialogues.with_system, 3.5),
     "memory": (memory.told, 6.0),
-    "written": (written.talk, 26.0),
+    "written": (written.talk, 5.0),
     "short_tales": (_single(tales.short_tale), 2.0),
     "reading": (_single(story_talk.reading), 2.0),
 }

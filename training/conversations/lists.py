@@ -1,5 +1,6 @@
 """Lists on demand: so many things of a kind, one with a letter, what belongs and what does not."""
 
+from collections.abc import Sequence
 from functools import cache
 from random import Random
 
@@ -47,6 +48,13 @@ def with_article(kind: str, item: str) -> str:
     return f"{article(item)} {item}"
 
 
+def _some(rng: Random, items: Sequence[str], count: int) -> list[str]:
+    """So many of them. Half the time the first ones in their order: a model that always takes the likeliest
+    next word can then give a list without saying one of them twice.
+    """
+    return list(items[:count]) if rng.random() < 0.5 else rng.sample(items, count)
+
+
 def _ask(rng: Random, heading: str, **slots: str) -> str:
     return as_typed(rng, capitalise(say(rng, "lists", heading, slots)))
 
@@ -59,11 +67,11 @@ def listing(rng: Random) -> Exchange:
         chosen = capitalise(rng.choice(items))
         return Exchange(_ask(rng, "one", one=one), f"{chosen}.", chosen)
     if roll < 0.22:
-        picked = rng.sample(items, min(len(items), rng.choice((3, 4, 5))))
+        picked = _some(rng, items, min(len(items), rng.choice((3, 4, 5))))
         question = _ask(rng, "some", c=many)
     else:
         count = min(rng.choices((2, 3, 4, 5, 6, 7, 10), (3, 9, 3, 5, 1, 0.7, 0.7))[0], len(items))
-        picked = rng.sample(items, count)
+        picked = _some(rng, items, count)
         number = WORDS[count] if rng.random() < 0.75 else str(count)
         question = _ask(rng, "several", n=number, c=many)
     return Exchange(question, capitalise(joined(picked)) + ".", items=tuple(picked))
@@ -119,9 +127,9 @@ def member(rng: Random) -> Exchange:
 def listing_talk(rng: Random) -> list[Message]:
     """A list and what may follow: another one, two more, one with a letter, the first one again."""
     many, _, items = rng.choice([kind for kind in kinds() if len(kind[2]) >= 7])
-    shuffled = rng.sample(items, len(items))
+    shuffled = _some(rng, items, len(items))
     count = rng.choice((2, 3, 3))
-    said, rest = shuffled[:count], shuffled[count:]
+    said, rest = shuffled[:count], shuffled[: count - 1 : -1]
     turns = [Exchange(_ask(rng, "several", n=WORDS[count], c=many), capitalise(joined(said)) + ".")]
     for _ in range(rng.choice((1, 1, 2))):
         heading = rng.choice(("more", "more", "more several", "more letter", "first", "last", "how many"))

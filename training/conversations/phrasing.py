@@ -127,12 +127,60 @@ def _sequence(text: str, start: int) -> tuple[tuple[Node, ...], int]:
     return tuple(nodes), at
 
 
+_VERBS = (
+    "rain|snow|work|mean|happen|live|eat|drink|make|come|have|cost|do|sound|look|say|rise|set|go|move|fly|"
+    "swim|sleep|taste|need|float|sink|hurt|smell|get|start|begin|end|run|take|weigh|help|stop|fall|change|"
+    "speak|shine|turn|grow|form|burn|melt|freeze|feel|give|use|keep|lie|stand|contain|equal|breathe|bark"
+)
+_ASKED = r"(Why|How|Where|When|What|Which \w+|How many \w+|How much)"
+_HOW_TO = re.compile(r"How (?:do|can|could|should) I ([^?]+)\?")
+_DO = re.compile(_ASKED + r" do ([^?]+)\?")
+_DOES = re.compile(_ASKED + rf" does ([^?]+?) ({_VERBS})\b([^?]*)\?")
+_WHY_IS = re.compile(r"(Why|When) (is|are|was|were) ((?:the |an? )?\w+) ((?:so )?\w+)\?")
+_IS = re.compile(r"(What|Who|Where|How (?!much|many)\w+) (is|are|was|were) ([^?:,]+)\?")
+_NOT_LAST = re.compile(r" (like|for|called|made of|about|with|in|on|from|at|of|between|[A-Z]\w+ or \w+)$")
+_ODD_VERBS = {"have": "has", "do": "does", "go": "goes", "fly": "flies"}
+# Around a question that is part of a sentence, "why it rains"; {q} is it.
+_FRAMES = (
+    "Tell me {q}.", "Tell me {q}, please.", "Please tell me {q}.", "Explain {q}.", "Explain to me {q}.",
+    "Please explain {q}.", "Can you explain {q}?", "Could you explain to me {q}?", "Can you tell me {q}?",
+    "Could you tell me {q}?", "Do you know {q}?", "I want to know {q}.", "I would like to know {q}.",
+    "I'd like to know {q}.", "I wonder {q}.", "I was wondering {q}.", "I don't know {q}. Do you?",
+    "Would you tell me {q}?", "I have always wondered {q}.", "I need to know {q}.", "Let me know {q}.",
+    "My son asks {q}.", "Somebody asked me {q}.", "I am not sure {q}.", "Help me understand {q}.",
+)  # fmt: skip
+_LEADS = (
+    "Hey, ", "Can you help me? ", "OK. ", "So, ", "Question: ", "Quick question: ", "Tell me: ",
+    "I have a question. ", "Say, ", "Well, ", "Excuse me, ", "Now, ", "Alright. ", "Um, ", "One thing: ",
+    "Another question: ",
+)  # fmt: skip
+
+
+def indirect(question: str) -> str | None:
+    """`why it rains` for `Why does it rain?`, as it stands inside a sentence; None where that is not sure."""
+    if found := _HOW_TO.fullmatch(question):
+        return f"how to {found[1]}"
+    if found := _DO.fullmatch(question):
+        return f"{found[1][:1].lower()}{found[1][1:]} {found[2]}"
+    if found := _DOES.fullmatch(question):
+        asked, who, verb, rest = found.groups()
+        ending = "es" if verb.endswith(("s", "sh", "ch", "x", "z")) else "s"
+        return f"{asked[:1].lower()}{asked[1:]} {who} {_ODD_VERBS.get(verb, verb + ending)}{rest}"
+    if found := _WHY_IS.fullmatch(question):
+        return f"{found[1].lower()} {found[3]} {found[2]} {found[4]}"
+    if (found := _IS.fullmatch(question)) and not _NOT_LAST.search(found[3]):
+        return f"{found[1][:1].lower()}{found[1][1:]} {found[3]} {found[2]}"
+    return None
+
+
 def as_typed(rng: Random, text: str) -> str:
-    """What a person might really type for `text`: sometimes no capital, no full stop, or a polite word."""
-    if rng.random() < 0.08 and not text.lower().startswith(("please", "hi", "hey", "hello", "thank")):
-        lead = rng.choice(("Please ", "Hey, ", "Can you help me? ", "OK. ", "So, "))
-        if lead == "Please " and text.split(" ")[0] not in _IMPERATIVES:
-            lead = "Hey, "
+    """What a person might really type for `text`: sometimes as part of a sentence, without a capital or full
+    stop, or with a word in front.
+    """
+    if rng.random() < 0.2 and len(text) < 100 and (inside := indirect(text)) is not None:
+        return carelessly(rng, rng.choice(_FRAMES).format(q=inside))
+    if rng.random() < 0.12 and not text.lower().startswith(("please", "hi", "hey", "hello", "thank")):
+        lead = "Please " if rng.random() < 0.3 and text.split(" ")[0] in _IMPERATIVES else rng.choice(_LEADS)
         small = lead[-2] not in ".?" and not re.match(r"I\b", text)
         text = lead + (text[:1].lower() + text[1:] if small else text)
     return carelessly(rng, text)

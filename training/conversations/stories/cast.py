@@ -43,7 +43,7 @@ def _draw_hero(rng: Random, slots: dict[str, str]) -> None:
         kind = CHILDREN[he] if human or roll < 0.45 else rng.choice(ANIMALS if roll < 0.85 else WONDERS)
     he = PRONOUN_OF.get(kind, he)
     names = (GIRLS if he == "she" else BOYS) if kind in ("girl", "boy") or rng.random() < 0.3 else PET_NAMES
-    slots.setdefault("name", rng.choice(names))
+    slots.setdefault("name", rng.choice(names[::2]))
     slots.update(kind=kind, **_pronouns(he, ""))
 
 
@@ -52,7 +52,8 @@ def _draw_friend(rng: Random, slots: dict[str, str]) -> None:
     pool = ANIMALS if rng.random() < 0.75 else (*WONDERS, *WORKERS)
     fkind = slots.setdefault("fkind", rng.choice([k for k in pool if k != slots["kind"]]))
     fhe = PRONOUN_OF.get(fkind, fhe)
-    names = [n for n in (*PET_NAMES, *(GIRLS if fhe == "she" else BOYS)) if n != slots["name"]]
+    # Not a hero's names, so that a likely name for one is never also the likely one for the other.
+    names = [n for n in (*PET_NAMES[1::2], *(GIRLS if fhe == "she" else BOYS)[1::2]) if n != slots["name"]]
     slots.setdefault("friend", rng.choice(names))
     slots.update(_pronouns(fhe, "f"))
 

@@ -3,7 +3,6 @@
 Every question of a block fits every answer of the block.
 """
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -71,32 +70,6 @@ def maker(name: str) -> Callable[[Random], Exchange]:
 def invented_word(rng: Random) -> str:
     """A word that does not exist, two or three syllables."""
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
-
-
-def _reworded(rng: Random, ask: str) -> str:
-    """Sometimes the same question as an indirect one: `Why do we sleep?` becomes `Tell me why we sleep.`"""
-    if rng.random() > 0.3:
-        return ask
-    lead = rng.choice(
-        (
-            "Tell me",
-            "Explain",
-            "Can you tell me",
-            "Do you know",
-            "I want to know",
-            "Please explain",
-            "Explain to me",
-        )
-    )
-    if found := re.fullmatch(r"(Why|How|Where|When) do ([a-z ]+)\?", ask):
-        return f"{lead} {found[1].lower()} {found[2]}."
-    if found := re.fullmatch(r"Why does it rain\?", ask):
-        return f"{lead} why it rains."
-    if found := re.fullmatch(r"Why is the sky blue\?", ask):
-        return f"{lead} why the sky is blue."
-    if found := re.fullmatch(r"(What|Who|Where) (is|are|was) ((?:the |an? )[a-zA-Z ]+)\?", ask):
-        return f"{lead} {found[1].lower()} {found[3]} {found[2]}."
-    return ask
 
 
 def _invented(rng: Random) -> dict[str, str]:
