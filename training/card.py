@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from training.comparison import compared, count, parameters, share
+from training.comparison import compared, count, parameters, share, tried
 from training.export import INDEX_FILE
 
 FOLDER = Path(__file__).parent
 FIRST_MODEL = FOLDER / "first_model.json"
+ABLATION = FOLDER / "ablation.json"
 PLOT_FILE = "losses.svg"
 MOST_LOST = 0.005  # of the loss, by rounding
 Table = Mapping[str, object]
@@ -123,7 +124,7 @@ def card(report: Table, config: Table, first: Table, mib: float, plot: bool = Fa
             parts.append(part(report))
     if plot:
         parts.append(f"\n![Training losses]({PLOT_FILE})\n")
-    parts.append(_LIMITS)
+    parts += [tried(json.loads(ABLATION.read_text("utf-8"))), _LIMITS]
     if "fixed_prompts" in report:
         parts.append(_prompts(report))
     return "".join(parts)

@@ -1,6 +1,8 @@
-"""The table of the card that sets the first embedded model beside this one: the same items and rules."""
+"""Tables of the card: the first embedded model beside this one, by the same items and rules, and the models
+that were tried on equal tokens.
+"""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 Table = Mapping[str, object]
@@ -18,6 +20,15 @@ must be right.
 | | first model | this model |
 | --- | --- | --- |
 """
+_TRIED = """
+## Which model
+`python -m training.ablation` pretrained these on the same tokens in the same order ({device}, torch {torch},
+{date}); all are of about the same size in int8. Held-out bits per byte, lower is better; reading is the
+answers to questions about a story that stands in the prompt.
+
+| | parameters | tokens | prose | chat | reading |
+| --- | --- | --- | --- | --- | --- |
+"""
 
 
 def compared(report: Table, config: Table, first: Table) -> str:
@@ -25,6 +36,18 @@ def compared(report: Table, config: Table, first: Table) -> str:
     text = _INTRO.format(digest=str(report.get("items_digest", "none"))[:12])
     for name, before, now in _rows(report, config, first):
         text += f"| {name} | {before} | {now} |\n"
+    return text
+
+
+def tried(ablation: Table) -> str:
+    """The section about other architectures and recipes as markdown."""
+    text = _TRIED.format(**{name: ablation[name] for name in ("device", "torch", "date")})
+    for row in cast(Sequence[Table], ablation["rows"]):
+        bits = cast(Mapping[str, float], row["bits_per_byte"])
+        text += (
+            f"| {row['variant']} | {_millions(row['parameters'])} | {cast(int, row['tokens']) / 1e6:.0f} M | "
+            f"{bits['prose']:.4f} | {bits['chat']:.4f} | {bits['chat/story_qa']:.4f} |\n"
+        )
     return text
 
 

@@ -48,8 +48,8 @@ class Settings:
     vocab_size: int = 8192
     context: int = 1024
     rows: int = 128  # sequences in a batch; a step sees rows x context tokens
-    phases: tuple[Phase, ...] = (Phase("plain", 390_000_000, PLAIN), Phase("late", 150_000_000, LATE))
-    tune: Phase = field(default_factory=lambda: Phase("tune", 32_000_000, TUNE))
+    phases: tuple[Phase, ...] = (Phase("plain", 160_000_000, PLAIN), Phase("late", 80_000_000, LATE))
+    tune: Phase = field(default_factory=lambda: Phase("tune", 26_000_000, TUNE))
     matrix_lr: float = 0.02
     embedding_lr: float = 0.2
     head_lr: float = 0.004
@@ -59,9 +59,9 @@ class Settings:
     tune_lr_scale: float = 0.2
     warmup_steps: int = 40
     warmdown_share: float = 0.5
-    generated_stories: int = 150_000
-    generated_tales: int = 140_000
-    generated_talk: int = 1_500_000
+    generated_stories: int = 110_000
+    generated_tales: int = 110_000
+    generated_talk: int = 1_000_000
     tokenizer_bytes: int = 60_000_000
     checkpoint_seconds: float = 120.0
     seed: int = 1
