@@ -213,12 +213,13 @@ def test_sequences_and_order() -> None:
 
 def test_letters() -> None:
     for made in draws(spelling.spell, 500):
-        letters = re.search(r"(?:\w-)+\w", made.answer)[0]  # type: ignore[index]
-        word = letters.replace("-", "")
-        if ":" in made.answer:
-            assert word[::-1] in made.question.lower() and made.answer.endswith(f" {word}."), made
-        else:
-            assert word in made.question.lower(), made
+        first, *back = (letters.replace("-", "") for letters in re.findall(r"(?:\w-)+\w", made.answer))
+        assert first in made.question.lower(), made
+        asked = made.question.lower().replace(first, "")
+        backwards = re.search(r"back|revers|around|flip|right to left|last|the end", asked)
+        assert bool(back) == bool(backwards), made
+        if back:
+            assert back == [first[::-1]] and made.answer.endswith(f": {first[::-1]}."), made
     for made in draws(spelling.count_letters, 500):
         word = re.findall(r'"(\w+)"', made.answer)[-1]
         assert word in made.question.lower()
