@@ -169,7 +169,8 @@ def test_what_is_left_or_together_is_what_the_story_says() -> None:
         assert told == Counter((a, b)), made
         assert result in spoken(made.answer).split("so ")[1], made
         loses = re.search(r"left|still|gave .* to|took|flew|more .* have(?: than|\?)|blue|broken|stay|"
-                          r"takes?|difference|in it now", made.question)  # fmt: skip
+                          r"takes?|difference|in it now|remain|free|missing|rest\b|less|moved away|keep|"
+                          r"sick", made.question)  # fmt: skip
         if op == "-":
             assert loses or re.search(r"have now|more do", made.question), made
 
@@ -389,3 +390,21 @@ def test_every_wording_stands_once_under_its_heading(path: Path) -> None:
 def test_scripted_answers_alone_are_typed_so() -> None:
     user, assistant = messages(Exchange("Hi", "Hello!"))
     assert isinstance(assistant["content"], Scripted) and not isinstance(user["content"], Scripted)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_scene_ends_with_the_result_of_its_operation(large: bool) -> None:
+    """Scenes that lose something never tell of gains, and the numbers are those of the question."""
+    gains = re.compile(r"\bmore\b|together|in (?:all|total)|altogether|\bboth\b")
+    signs: Counter[str] = Counter()
+    for made in draws(lambda rng: problems._scene(rng, large), 1500):
+        a, op, b, result = re.match(r"(\d+) (.) (\d+) is (\d+)", spoken(made.answer)).groups()  # type: ignore[union-attr]
+        signs[op] += 1
+        assert Counter(re.findall(r"\d+", made.question)) == Counter((a, b)), made
+        assert min(int(a), int(b), int(result)) > 1 and re.findall(r"\d+", made.answer)[-1] == result, made
+        assert op != "-" or not gains.search(made.question), made
+        if large:
+            assert CALL.findall(made.answer) == [(f"{a}{op}{b}", result)] or arithmetic.easy(
+                int(a), op, int(b)
+            )
+    assert min(signs[op] for op in "+-*") > 100
