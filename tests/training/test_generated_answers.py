@@ -263,6 +263,15 @@ def test_days_and_months_are_counted_off() -> None:
         for _ in range({None: 1, "two": 2, "three": 3}[many]):
             at = (at + 1) % len(names) if word == "after" else (at or len(names)) - 1
         assert names[at] == other and name.lower() in made.question.lower(), made
+    told, when = 0, {"yesterday": -1, "today": 0, "tomorrow": 1}
+    for made in draws(dates.today, 500):
+        if said := re.fullmatch(r"If (\w+) (?:is|was) (\w+), (\w+) (?:is|was) (\w+)\.", made.answer):
+            known, day, asked, other = said.groups()
+            away = dates.DAYS.index(other) - dates.DAYS.index(day)
+            assert (away - when[asked] + when[known]) % 7 == 0, made
+            assert {known, asked} & set(when) <= {w for w in when if w in made.question.lower()} | {"today"}, made
+            told += 1
+    assert told > 200
     for made in draws(dates.recite, 300):
         assert made.items == () or list(made.items) == sorted(
             made.items, key=lambda item: [*dates.DAYS, *dates.MONTHS, *dates.SEASONS].index(item)
