@@ -339,6 +339,10 @@ def test_one_word_is_one_word_and_a_list_is_a_list() -> None:
             assert lines == [f"{at + 1}. {item}" for at, item in enumerate(made.items)]
         else:
             assert made.items == tuple(re.split(", |\n", made.answer))
+        if re.search(r"(?i)\bdash|bullet", made.question):
+            assert lines[0].startswith("- "), made
+        if wanted := re.match(r"(?i)(?:name|list|give me) (two|three|four|five) ", made.question):
+            assert arithmetic.WORDS.index(wanted[1].lower()) == len(made.items), made
 
 
 def test_invented_names_are_not_known_and_real_ones_are() -> None:
