@@ -269,7 +269,8 @@ def test_days_and_months_are_counted_off() -> None:
             known, day, asked, other = said.groups()
             away = dates.DAYS.index(other) - dates.DAYS.index(day)
             assert (away - when[asked] + when[known]) % 7 == 0, made
-            assert {known, asked} & set(when) <= {w for w in when if w in made.question.lower()} | {"today"}, made
+            named = {word for word in when if word in made.question.lower()}
+            assert {known, asked} <= named | {"today"}, made
             told += 1
     assert told > 200
     for made in draws(dates.recite, 300):
@@ -410,7 +411,7 @@ def test_a_scene_ends_with_the_result_of_its_operation(large: bool) -> None:
     """Scenes that lose something never tell of gains, and the numbers are those of the question."""
     gains = re.compile(r"\bmore\b|together|in (?:all|total)|altogether|\bboth\b")
     signs: Counter[str] = Counter()
-    for made in draws(lambda rng: problems._scene(rng, large), 1500):
+    for made in draws(lambda rng: problems.scene(rng, large), 1500):
         a, op, b, result = re.match(r"(\d+) (.) (\d+) is (\d+)", spoken(made.answer)).groups()  # type: ignore[union-attr]
         signs[op] += 1
         assert Counter(re.findall(r"\d+", made.question)) == Counter((a, b)), made

@@ -230,8 +230,8 @@ def _large(rng: Random) -> int:
     return rng.randint(12, 99) if rng.random() < 0.5 else rng.randint(100, 999)
 
 
-def _scene(rng: Random, large: bool) -> Exchange:
-    """A scene from scenes.txt, with the end of its answer; every number is 2 at least, so nouns are plural."""
+def scene(rng: Random, large: bool) -> Exchange:
+    """A scene from scenes.txt and the end of its answer; numbers are 2 at least, so nouns are plural."""
     op = rng.choices("+-*", (3, 3, 3 if large else 1))[0]
     if op == "*":
         top = (99, 999) if large and rng.random() < 0.4 else (99, 60) if large else (10, 10)
@@ -249,7 +249,7 @@ def _scene(rng: Random, large: bool) -> Exchange:
 
 def word_problem(rng: Random, large: bool = False) -> Exchange:
     """A small story with numbers; a small one has no number above 20 in it, products up to 10 x 10 apart."""
-    makers = (_sum, _difference, _product, _steps, _scene)
+    makers = (_sum, _difference, _product, _steps, scene)
     make = rng.choices(makers, (6, 5, 4, 1, 16) if large else (6, 5, 2, 1, 8))[0]
     made = make(rng, large)
     return Exchange(

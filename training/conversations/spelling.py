@@ -59,7 +59,7 @@ def spell(rng: Random) -> Exchange:
 
 
 def _counted(word: str, letter: str) -> str:
-    """The tool's call. In single quotes the tokenizer would cut 'strawberry' behind its s, as it cuts it's."""
+    """The tool's call. In single quotes the tokenizer would cut 'strawberry' behind its s, as in it's."""
     return tool_call(f'"{word}".count("{letter}")')
 
 
