@@ -169,7 +169,8 @@ def test_what_is_left_or_together_is_what_the_story_says() -> None:
         assert told == Counter((a, b)), made
         assert result in spoken(made.answer).split("so ")[1], made
         loses = re.search(r"left|still|gave .* to|took|flew|more .* have(?: than|\?)|blue|broken|stay|"
-                          r"takes?|difference|in it now", made.question)  # fmt: skip
+                          r"takes?|difference|in it now|remain|free|missing|rest\b|less|moved away|keep|"
+                          r"sick", made.question)  # fmt: skip
         if op == "-":
             assert loses or re.search(r"have now|more do", made.question), made
 
@@ -213,12 +214,13 @@ def test_sequences_and_order() -> None:
 
 def test_letters() -> None:
     for made in draws(spelling.spell, 500):
-        letters = re.search(r"(?:\w-)+\w", made.answer)[0]  # type: ignore[index]
-        word = letters.replace("-", "")
-        if ":" in made.answer:
-            assert word[::-1] in made.question.lower() and made.answer.endswith(f" {word}."), made
-        else:
-            assert word in made.question.lower(), made
+        first, *back = (letters.replace("-", "") for letters in re.findall(r"(?:\w-)+\w", made.answer))
+        assert first in made.question.lower(), made
+        asked = made.question.lower().replace(first, "")
+        backwards = re.search(r"back|revers|around|flip|right to left|last|the end", asked)
+        assert bool(back) == bool(backwards), made
+        if back:
+            assert back == [first[::-1]] and made.answer.endswith(f": {first[::-1]}."), made
     for made in draws(spelling.count_letters, 500):
         word = re.findall(r'"(\w+)"', made.answer)[-1]
         assert word in made.question.lower()
@@ -261,6 +263,16 @@ def test_days_and_months_are_counted_off() -> None:
         for _ in range({None: 1, "two": 2, "three": 3}[many]):
             at = (at + 1) % len(names) if word == "after" else (at or len(names)) - 1
         assert names[at] == other and name.lower() in made.question.lower(), made
+    told, when = 0, {"yesterday": -1, "today": 0, "tomorrow": 1}
+    for made in draws(dates.today, 500):
+        if said := re.fullmatch(r"If (\w+) (?:is|was) (\w+), (\w+) (?:is|was) (\w+)\.", made.answer):
+            known, day, asked, other = said.groups()
+            away = dates.DAYS.index(other) - dates.DAYS.index(day)
+            assert (away - when[asked] + when[known]) % 7 == 0, made
+            named = {word for word in when if word in made.question.lower()}
+            assert {known, asked} <= named | {"today"}, made
+            told += 1
+    assert told > 200
     for made in draws(dates.recite, 300):
         assert made.items == () or list(made.items) == sorted(
             made.items, key=lambda item: [*dates.DAYS, *dates.MONTHS, *dates.SEASONS].index(item)
@@ -328,6 +340,10 @@ def test_one_word_is_one_word_and_a_list_is_a_list() -> None:
             assert lines == [f"{at + 1}. {item}" for at, item in enumerate(made.items)]
         else:
             assert made.items == tuple(re.split(", |\n", made.answer))
+        if re.search(r"(?i)\bdash|bullet", made.question):
+            assert lines[0].startswith("- "), made
+        if wanted := re.match(r"(?i)(?:name|list|give me) (two|three|four|five) ", made.question):
+            assert arithmetic.WORDS.index(wanted[1].lower()) == len(made.items), made
 
 
 def test_invented_names_are_not_known_and_real_ones_are() -> None:
@@ -388,3 +404,21 @@ def test_every_wording_stands_once_under_its_heading(path: Path) -> None:
 def test_scripted_answers_alone_are_typed_so() -> None:
     user, assistant = messages(Exchange("Hi", "Hello!"))
     assert isinstance(assistant["content"], Scripted) and not isinstance(user["content"], Scripted)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_scene_ends_with_the_result_of_its_operation(large: bool) -> None:
+    """Scenes that lose something never tell of gains, and the numbers are those of the question."""
+    gains = re.compile(r"\bmore\b|together|in (?:all|total)|altogether|\bboth\b")
+    signs: Counter[str] = Counter()
+    for made in draws(lambda rng: problems.scene(rng, large), 1500):
+        a, op, b, result = re.match(r"(\d+) (.) (\d+) is (\d+)", spoken(made.answer)).groups()  # type: ignore[union-attr]
+        signs[op] += 1
+        assert Counter(re.findall(r"\d+", made.question)) == Counter((a, b)), made
+        assert min(int(a), int(b), int(result)) > 1 and re.findall(r"\d+", made.answer)[-1] == result, made
+        assert op != "-" or not gains.search(made.question), made
+        if large:
+            assert CALL.findall(made.answer) == [(f"{a}{op}{b}", result)] or arithmetic.easy(
+                int(a), op, int(b)
+            )
+    assert min(signs[op] for op in "+-*") > 100

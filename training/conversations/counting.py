@@ -43,9 +43,8 @@ def following(rng: Random) -> Exchange:
     if kind == 0:
         n = rng.choice((rng.randint(1, 20), rng.randint(1, 99), rng.randint(100, 999)))
         word, result = rng.choice((("after", n + 1), ("before", n - 1)))
-        return Exchange(
-            _ask(rng, "next", w=word, n=str(n)), f"The number {word} {n} is {result}.", str(result)
-        )
+        question = _ask(rng, "next" if rng.random() < 0.6 else word, w=word, n=str(n))
+        return Exchange(question, f"The number {word} {n} is {result}.", str(result))
     if kind == 1:
         n = rng.randint(1, 99)
         question = _ask(rng, "between", a=str(n), b=str(n + 2))

@@ -44,9 +44,12 @@ def neighbour(rng: Random) -> Exchange:
         return Exchange(question, f"{name} is between {before} and {after}.", name)
     other = names[(at + sign * away) % len(names)]
     heading = _AWAY[away]
-    if away == 1 and rng.random() < 0.3:
+    if away == 1 and rng.random() < 0.4:
         heading = word
-    question = _ask(rng, heading, unit=unit, word=word, name=name)
+        if unit == "day" and rng.random() < 0.3:
+            heading = "day later" if sign > 0 else "day earlier"
+    whole = "week" if unit == "day" else "year"
+    question = _ask(rng, heading, unit=unit, word=word, name=name, whole=whole)
     if away > 1:
         return Exchange(question, f"The {unit} {_AWAY[away]} {unit}s {word} {name} is {other}.", other)
     return Exchange(question, f"The {unit} {word} {name} is {other}.", other)
@@ -56,16 +59,20 @@ def today(rng: Random) -> Exchange:
     """Today and tomorrow; the weekend; which day or month is the third."""
     at, kind = rng.randrange(7), rng.random()
     day = DAYS[at]
-    if kind < 0.4:
-        step, word, verb = rng.choice(((1, "tomorrow", "is"), (-1, "yesterday", "was")))
+    if kind < 0.55:
+        step, heading, known, asked = rng.choice((
+            (1, "tomorrow", "today is", "tomorrow is"), (-1, "yesterday", "today is", "yesterday was"),
+            (1, "since yesterday", "yesterday was", "today is"),
+            (-1, "until tomorrow", "tomorrow is", "today is"),
+        ))  # fmt: skip
         other = DAYS[(at + step) % 7]
-        return Exchange(_ask(rng, word, name=day), f"If today is {day}, {word} {verb} {other}.", other)
-    if kind < 0.6:
+        return Exchange(_ask(rng, heading, name=day), f"If {known} {day}, {asked} {other}.", other)
+    if kind < 0.7:
         heading, weekend = rng.choice(("weekend", "weekday")), at > 4
         yes = "Yes" if weekend == (heading == "weekend") else "No"
         fact = "is on the weekend" if weekend else "is a weekday"
         return Exchange(_ask(rng, heading, name=day), f"{yes}, {day} {fact}.", yes)
-    if kind < 0.65:
+    if kind < 0.75:
         answer = "Saturday and Sunday are the weekend."
         return Exchange(_ask(rng, "weekend days"), answer, items=("Saturday", "Sunday"))
     names, span = (MONTHS, "month of the year") if rng.random() < 0.6 else (DAYS, "day of the week")

@@ -16,7 +16,7 @@ from training.conversations import (
 )
 from training.conversations.exchange import Exchange, Maker, Message, messages
 from training.conversations.phrases import say
-from training.conversations.phrasing import as_typed
+from training.conversations.phrasing import as_typed, capitalise
 
 # Questions whose answer may be a word or two.
 SHORT_MAKERS: tuple[Maker, ...] = (
@@ -92,8 +92,15 @@ def short_answer(rng: Random) -> Exchange:
 
 
 def list_form(rng: Random) -> Exchange:
-    """Several things as a list of some form."""
-    plain, form = _listed(rng), rng.choice(LIST_FORMS)
+    """Several things as a list of some form; the form follows the request or is a part of it."""
+    form = rng.choice(LIST_FORMS)
+    if form != "commas" and rng.random() < 0.5:
+        many, _, members = lists.pick_kind(rng)
+        items = tuple(rng.sample(members, min(rng.choice((2, 3, 3, 4, 4, 5, 6)), len(members))))
+        number = arithmetic.WORDS[len(items)] if rng.random() < 0.75 else str(len(items))
+        asked = say(rng, "formats", f"several {form}", {"n": number, "c": many})
+        return Exchange(as_typed(rng, capitalise(asked)), formed(form, items), items=items)
+    plain = _listed(rng)
     return _asked(rng, form, plain, formed(form, plain.items))
 
 

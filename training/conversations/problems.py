@@ -225,9 +225,32 @@ def _steps(rng: Random, large: bool) -> Exchange:
     return _answer(rng, question, done, said)
 
 
+def _large(rng: Random) -> int:
+    """A number of two or three digits, as likely of the one as of the other."""
+    return rng.randint(12, 99) if rng.random() < 0.5 else rng.randint(100, 999)
+
+
+def scene(rng: Random, large: bool) -> Exchange:
+    """A scene from scenes.txt and the end of its answer; numbers are 2 at least, so nouns are plural."""
+    op = rng.choices("+-*", (3, 3, 3 if large else 1))[0]
+    if op == "*":
+        top = (99, 999) if large and rng.random() < 0.4 else (99, 60) if large else (10, 10)
+        a, b = rng.sample([rng.randint(12 if large else 2, end) for end in top], 2)
+    else:
+        a, b = (_large(rng), _large(rng)) if large else (rng.randint(2, 10), rng.randint(2, 10))
+        a = a + b if op == "-" else a
+    done = work(a, op, b)
+    small = not large and op != "*" and rng.random() < 0.6
+    day, later = sorted(rng.sample(DAYS, 2), key=DAYS.index)
+    slots = {"a": str(a), "b": str(b), "r": str(done.result), "day": day, "day2": later}
+    question, said = say(rng, "scenes", f"small {op}" if small else op, slots).split(" => ")
+    return _answer(rng, question, done, said)
+
+
 def word_problem(rng: Random, large: bool = False) -> Exchange:
     """A small story with numbers; a small one has no number above 20 in it, products up to 10 x 10 apart."""
-    make = rng.choices((_sum, _difference, _product, _steps), (6, 5, 2 if not large else 4, 1))[0]
+    makers = (_sum, _difference, _product, _steps, scene)
+    make = rng.choices(makers, (6, 5, 4, 1, 16) if large else (6, 5, 2, 1, 8))[0]
     made = make(rng, large)
     return Exchange(
         capitalise(made.question) if rng.random() < 0.9 else made.question, made.answer, made.short

@@ -52,7 +52,8 @@ def spell(rng: Random) -> Exchange:
     said, letters = _quoted(rng, word), "-".join(word.lower())
     if rng.random() < 0.22:
         back = letters[::-1]
-        answer = f"{back}: {word.lower()[::-1]}."
+        # Forwards first: then every letter that is said is one that stands there already.
+        answer = f"{word.lower()}: {letters}, backwards {back}: {word.lower()[::-1]}."
         return Exchange(_ask(rng, "back", w=said), answer, word.lower()[::-1])
     return Exchange(_ask(rng, "spell", w=said), f"{capitalise(word)} is spelled {letters}.", letters)
 
