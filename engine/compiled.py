@@ -6,7 +6,6 @@ activations float32. Keys and values are kept in bfloat16, and everything else i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from kernels.cpu.packing import Packed, huge, pack_bf16, pack_int8
 from kernels.cpu.program import FEW, TILE_ROWS, Constant, Field, Layer
 from kernels.cpu.team import Team
 from kernels.linear import PackedLinear
+from kernels.spec import CompiledKind
 
-Kind = Literal["int8", "bf16"]
 TOKENS = 256  # of a longer step at a time: what is between products then stays in the caches
 LINE = 64
+LEAST_SHARE = 4 << 20  # bytes of weights that make a thread worth its barriers
 CACHE_DTYPE = torch.bfloat16
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -38,6 +38,12 @@ class Tokens:
     previous: Ints
     positions: Ints
     rows: Ints
+
+
+def useful_threads(model: GPT, kind: CompiledKind, cores: int) -> int:
+    """Threads for a model: a small one's step is too short for many of them to meet at its barriers."""
+    per_weight = 1 if kind == "int8" else 2
+    return max(1, min(cores, per_weight * model.parameter_count() // LEAST_SHARE))
 
 
 def refusal(model: Decoder) -> str | None:
@@ -59,7 +65,7 @@ def refusal(model: Decoder) -> str | None:
 class CompiledModel:
     """Runs steps of `model`, whose embeddings it shares; see `refusal` for what it takes."""
 
-    def __init__(self, model: GPT, kind: Kind, cache: KVCache, max_rows: int, max_model_len: int, threads: int) -> None:
+    def __init__(self, model: GPT, kind: CompiledKind, cache: KVCache, max_rows: int, max_model_len: int, threads: int) -> None:
         """cache: bfloat16. max_rows: sequences of a step. Raises ValueError for weights that are not finite."""
         self.config = model.config
         self.kind = kind

@@ -54,7 +54,6 @@ def load(config: EngineConfig) -> "AsyncEngine":
     from engine.loader import load_model
 
     # Loading on one thread leaves the machine's threads to the step thread alone (engine/runner.py).
-    config = msgspec.structs.replace(config, threads=config.threads or torch.get_num_threads())
     torch.set_num_threads(1)
     imported = time.perf_counter()
     model, tokenizer, meta = load_model(

@@ -46,7 +46,7 @@ from kernels.cpu.program import (
     Layer,
 )
 
-PATIENCE = 20000  # looks at a barrier before the core is offered to others
+PATIENCE = 2000  # looks at a barrier before the core is offered to others
 LAYER_FIELDS = len(Layer)
 HEADER = len(Field)
 CONSTANTS = len(Constant)
