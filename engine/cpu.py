@@ -177,9 +177,9 @@ def _compiled(
     from engine.compiled import CompiledModel, useful_threads
     from engine.compiled_runner import CompiledRunner
     from kernels.cpu.isa import host
-    from kernels.cpu.team import prepare
+    from kernels.cpu.entry import prepared
 
-    seconds = prepare()
+    _, seconds = prepared()
     if seconds > SLOW_COMPILATION:
         _log.info("compiled the kernels for this processor in %.1f s; the next start finds them", seconds)
     threads = sizes.threads if config.threads else useful_threads(model, kind, sizes.threads)

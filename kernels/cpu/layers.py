@@ -24,7 +24,14 @@ from kernels.cpu.machine import (
 )
 
 # Sums may be split into lanes; NaN and infinity keep their meaning.
-compiled = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, cache=True)
+# Nobody calls these from Python but `entry.work`, so they go without what such a call needs.
+compiled = njit(
+    nogil=True,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz"},
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 
 ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
 NAN = np.float32(math.nan)

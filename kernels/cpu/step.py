@@ -36,9 +36,7 @@ from kernels.cpu.machine import (
 from kernels.cpu.products import ADD, SQUARE, STORE, multiply
 from kernels.cpu.program import (
     ARRIVED,
-    EPOCH,
     FEW,
-    FIRST_ASLEEP,
     GENERATION,
     TICKET,
     Constant,
@@ -310,55 +308,3 @@ def run(p, thread):
         _logits(p, thread)
     # Behind it nobody looks at the program, and the next step may be written there.
     barrier(load_i64(p, Field.SYNC), load_i64(p, Field.THREADS))
-
-
-@compiled
-def follow(p, thread, seen, looks):
-    """Runs each step that `announce` tells of, until there has been none for so many looks.
-
-    seen: the last one that this thread took part in. Returns the new one, or -1 at the end.
-    """
-    sync = load_i64(p, Field.SYNC)
-    idle = 0
-    while idle < looks:
-        epoch = peek(sync + 8 * EPOCH)
-        if epoch == seen:
-            relax()
-            idle += 1
-            continue
-        if epoch < 0:
-            return epoch
-        seen, idle = epoch, 0
-        run(p, thread)
-    return seen
-
-
-@compiled
-def announce(sync):
-    """Tells the team of a step, which is written in the program."""
-    fetch_add(sync + 8 * EPOCH, 1)
-
-
-@compiled
-def park(sync, thread, seen):
-    """True if the thread is to sleep: whoever announces a step from now on will see that it does."""
-    poke(sync + 8 * (FIRST_ASLEEP + 8 * thread), 1)
-    if peek(sync + 8 * EPOCH) == seen:
-        return True
-    poke(sync + 8 * (FIRST_ASLEEP + 8 * thread), 0)
-    return False
-
-
-@compiled
-def asleep(sync, thread):
-    """Whether a thread sleeps; it is then to be woken, and no longer counts as asleep."""
-    if peek(sync + 8 * (FIRST_ASLEEP + 8 * thread)) == 0:
-        return False
-    poke(sync + 8 * (FIRST_ASLEEP + 8 * thread), 0)
-    return True
-
-
-@compiled
-def dismiss(sync):
-    """Ends the team."""
-    poke(sync + 8 * EPOCH, -1)

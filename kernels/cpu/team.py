@@ -4,31 +4,14 @@ They look for the next step for a moment, which is where a busy engine finds the
 """
 
 import threading
-import time
 from contextlib import suppress
 
 import numpy as np
-from numba import types
 
-from kernels.cpu import step
+from kernels.cpu.entry import ANNOUNCE, DISMISS, FOLLOW, PARK, RUN, WAKE, prepared
 from kernels.cpu.program import FIRST_ASLEEP, Field
 
 LOOKS = 4000  # for a next step, about a tenth of a millisecond
-
-
-def prepare() -> float:
-    """Compiles what a team calls, or loads what an earlier process has compiled; returns the seconds that took."""
-    started = time.perf_counter()
-    for function, arguments in (
-        (step.run, 2),
-        (step.follow, 4),
-        (step.announce, 1),
-        (step.park, 3),
-        (step.asleep, 2),
-        (step.dismiss, 1),
-    ):
-        function.compile((types.int64,) * arguments)
-    return time.perf_counter() - started
 
 
 class Team:
@@ -40,6 +23,7 @@ class Team:
         if threads < 1:
             raise ValueError(f"a team of {threads} threads")
         self.threads = threads
+        self._work, _ = prepared()
         self._program = program
         words = FIRST_ASLEEP + 8 * threads
         self._memory = np.zeros(words + 8, dtype=np.int64)
@@ -60,13 +44,13 @@ class Team:
     def run(self) -> None:
         """The step that the program describes, from beginning to end."""
         if self._others:
-            step.announce(self._sync)
+            self._work(ANNOUNCE, self._address, 0, 0, 0)
             self._wake()
-        step.run(self._address, 0)
+        self._work(RUN, self._address, 0, 0, 0)
 
     def close(self) -> None:
         """Ends the other threads; a second call does nothing."""
-        step.dismiss(self._sync)
+        self._work(DISMISS, self._address, 0, 0, 0)
         self._wake()
         for other in self._others:
             other.join()
@@ -74,15 +58,15 @@ class Team:
 
     def _wake(self) -> None:
         for thread in range(1, self.threads):
-            if step.asleep(self._sync, thread):
+            if self._work(WAKE, self._address, thread, 0, 0):
                 with suppress(RuntimeError):  # it has woken up by itself meanwhile
                     self._beds[thread].release()
 
     def _follow(self, thread: int) -> None:
         seen = 0
         while True:
-            seen = step.follow(self._address, thread, seen, LOOKS)
+            seen = self._work(FOLLOW, self._address, thread, seen, LOOKS)
             if seen < 0:
                 return
-            if step.park(self._sync, thread, seen):
+            if self._work(PARK, self._address, thread, seen, 0):
                 self._beds[thread].acquire()
