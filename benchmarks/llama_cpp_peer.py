@@ -1,9 +1,9 @@
 """llama.cpp on a Llama of equal size, run as a program of its own: `llama_cpp_peer.py JSON`.
 
-It runs in the interpreter that has llama-cpp-python and gguf, and does not see this project. The model has random
-weights and the shape that the settings give; its MLP has three matrices where nanochat's has two, so its inner width is
-the multiple of 32 that comes closest to the same number of parameters. Prints one JSON line: tokens per second and
-milliseconds per step for each format and number of streams.
+It runs in the interpreter that has llama-cpp-python and gguf, and does not see this project. The model has
+random weights and the shape that the settings give; its MLP has three matrices where nanochat's has two, so
+its inner width is the multiple of 32 that comes closest to the same number of parameters. Prints one JSON
+line: tokens per second and milliseconds per step for each format and number of streams.
 """
 
 import ctypes
@@ -71,6 +71,54 @@ def write_model(path: Path, shape: dict[str, int], kind: str) -> int:
     return count
 
 
+class Session:
+    """A context of llama.cpp for so many sequences, decoding greedily."""
+
+    def __init__(self, lib, model, streams: int, length: int, prompt: int, threads: int) -> None:
+        self.lib, self.streams = lib, streams
+        params = lib.llama_context_default_params()
+        params.n_ctx = streams * length
+        params.n_seq_max = streams
+        params.n_batch = max(512, streams * prompt)
+        params.n_threads = params.n_threads_batch = threads
+        self.context = lib.llama_init_from_model(model, params)
+        if not self.context:
+            raise SystemExit("llama.cpp could not make a context")
+        self.sampler = lib.llama_sampler_init_greedy()
+        self.batch = lib.llama_batch_init(params.n_batch, 0, 1)
+
+    def generate(self, prompts: list[list[int]], new: int) -> float:
+        """Seconds for `new` tokens of every prompt, all of one length, from empty caches."""
+        lib = self.lib
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        started = time.perf_counter()
+        tokens, last = [], []
+        for sequence, prompt in enumerate(prompts):
+            for position, id in enumerate(prompt):
+                tokens.append((id, position, sequence, position == len(prompt) - 1))
+            last.append(len(tokens) - 1)
+        ids = self._step(tokens, last)
+        for position in range(len(prompts[0]), len(prompts[0]) + new - 1):
+            ids = self._step([(id, position, i, True) for i, id in enumerate(ids)], range(self.streams))
+        return time.perf_counter() - started
+
+    def _step(self, tokens: list[tuple[int, int, int, bool]], wanted) -> list[int]:
+        """tokens: (id, position, sequence, wants logits). wanted: those whose next ids are returned."""
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for i, (id, position, sequence, wants) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = id, position, wants
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+        if self.lib.llama_decode(self.context, batch):
+            raise SystemExit("llama_decode failed")
+        return [self.lib.llama_sampler_sample(self.sampler, self.context, i) for i in wanted]
+
+    def close(self) -> None:
+        self.lib.llama_batch_free(self.batch)
+        self.lib.llama_free(self.context)
+
+
 def measure(path: Path, settings: dict) -> list[dict]:  # type: ignore[type-arg]
     """One row for each number of streams."""
     import llama_cpp as lib
@@ -82,57 +130,22 @@ def measure(path: Path, settings: dict) -> list[dict]:  # type: ignore[type-arg]
     if not model:
         raise SystemExit("llama.cpp could not load the model")
     rows = []
+    prompt, new = len(settings["prompts"][0]), settings["new"]
     for streams in settings["streams"]:
-        params = lib.llama_context_default_params()
-        length = len(settings["prompts"][0]) + settings["new"] + 8
-        params.n_ctx = streams * length
-        params.n_seq_max = streams
-        params.n_batch = max(512, streams * len(settings["prompts"][0]))
-        params.n_threads = params.n_threads_batch = settings["threads"]
-        context = lib.llama_init_from_model(model, params)
-        sampler = lib.llama_sampler_init_greedy()
-        batch = lib.llama_batch_init(params.n_batch, 0, 1)
-
-        def step(tokens: list[tuple[int, int, int, bool]]) -> None:
-            """tokens: (id, position, sequence, wants logits)."""
-            batch.n_tokens = len(tokens)
-            for i, (id, position, sequence, wants) in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.logits[i] = id, position, wants
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = sequence
-            if lib.llama_decode(context, batch):
-                raise SystemExit("llama_decode failed")
-
-        def run() -> float:
-            lib.llama_memory_clear(lib.llama_get_memory(context), True)
-            prompts = settings["prompts"][:streams]
-            started = time.perf_counter()
-            first, last = [], []
-            for sequence, prompt in enumerate(prompts):
-                for position, id in enumerate(prompt):
-                    first.append((id, position, sequence, position == len(prompt) - 1))
-                last.append(len(first) - 1)
-            step(first)
-            ids = [lib.llama_sampler_sample(sampler, context, i) for i in last]
-            for index in range(settings["new"] - 1):
-                place = len(prompts[0]) + index
-                step([(id, place, sequence, True) for sequence, id in enumerate(ids)])
-                ids = [lib.llama_sampler_sample(sampler, context, i) for i in range(streams)]
-            return time.perf_counter() - started
-
-        run()
-        seconds = [run() for _ in range(settings["runs"])]
+        session = Session(lib, model, streams, prompt + new + 8, prompt, settings["threads"])
+        prompts = settings["prompts"][:streams]
+        session.generate(prompts, new)
+        seconds = [session.generate(prompts, new) for _ in range(settings["runs"])]
+        session.close()
         median = statistics.median(seconds)
         rows.append(
             {
                 "streams": streams,
-                "tok_s": streams * settings["new"] / median,
+                "tok_s": streams * new / median,
                 "spread": (max(seconds) - min(seconds)) / median,
-                "step_ms": 1e3 * median / settings["new"],
+                "step_ms": 1e3 * median / new,
             }
         )
-        lib.llama_batch_free(batch)
-        lib.llama_free(context)
     return rows
 
 

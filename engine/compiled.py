@@ -1,7 +1,7 @@
 """A nanochat model as a program for kernels.cpu: packed weights, working memory, and steps.
 
-Weights are int8 with a scale for each output, activations int8 with a scale for each token; or weights are bfloat16 and
-activations float32. Keys and values are kept in bfloat16, and everything else is float32.
+Weights are int8 with a scale for each output, activations int8 with a scale for each token; or weights are
+bfloat16 and activations float32. Keys and values are kept in bfloat16, and everything else is float32.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from engine.decoder import Decoder
-from engine.model import SMEAR_CHANNELS, GPT, Block
+from engine.model import GPT, SMEAR_CHANNELS, Block
 from kernels.attention import KVCache
 from kernels.cpu.isa import OUTPUTS, host
 from kernels.cpu.packing import Packed, huge, pack_bf16, pack_int8
@@ -30,8 +30,8 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Consecutive tokens of a step. All have the step's length: ids, the ids before them, positions, and the index of
-    their sequence in the step.
+    """Consecutive tokens of a step. All have the step's length: ids, the ids before them, positions, and the
+    index of their sequence in the step.
     """
 
     ids: Ints
@@ -65,8 +65,10 @@ def refusal(model: Decoder) -> str | None:
 class CompiledModel:
     """Runs steps of `model`, whose embeddings it shares; see `refusal` for what it takes."""
 
-    def __init__(self, model: GPT, kind: CompiledKind, cache: KVCache, max_rows: int, max_model_len: int, threads: int) -> None:
-        """cache: bfloat16. max_rows: sequences of a step. Raises ValueError for weights that are not finite."""
+    def __init__(
+        self, model: GPT, kind: CompiledKind, cache: KVCache, max_rows: int, max_model_len: int, threads: int
+    ) -> None:
+        """cache: bfloat16. max_rows: sequences of a step. Raises ValueError where weights are not finite."""
         self.config = model.config
         self.kind = kind
         self.cache = cache
@@ -74,7 +76,7 @@ class CompiledModel:
         layers = config.n_layer
         self._program: Ints = np.zeros(len(Field) + layers * len(Layer), dtype=np.int64)
         self._constants = np.zeros(len(Constant) + 2 * layers, dtype=np.float32)
-        self._kept: list[torch.Tensor | np.ndarray] = []  # type: ignore[type-arg]
+        self._kept: list[torch.Tensor] = []
         self.weight_bytes = 0
         self._describe(model)
         self._allocate(max_rows, max_model_len, threads)
@@ -95,9 +97,9 @@ class CompiledModel:
     def step(self, tokens: Tokens, tables: Ints, sampled: Sequence[int]) -> tuple[torch.Tensor, Ints]:
         """The whole network over these tokens, their keys and values written to the cache.
 
-        tables: [sequences, blocks] int64, each sequence's blocks. sampled: indices of the tokens whose logits are wanted,
-        ascending, at most max_rows. Returns capped logits [sampled, vocab_size] float32 and the best ids [sampled], -1
-        where a logit is not a number; both are overwritten by the next step.
+        tables: [sequences, blocks] int64, each sequence's blocks. sampled: indices of the tokens whose logits
+        are wanted, ascending, at most max_rows. Returns capped logits [sampled, vocab_size] float32 and the
+        best ids [sampled], -1 where a logit is not a number; both are overwritten by the next step.
         """
         count, done, first = len(tokens.ids), 0, 0
         while first < count:
@@ -127,8 +129,7 @@ class CompiledModel:
 
     def _describe(self, model: GPT) -> None:
         config, program = model.config, self._program
-        embedding = model.transformer["wte"].weight
-        assert isinstance(embedding, torch.Tensor)
+        embedding = _weight(model.transformer["wte"])
         own, other = model.rope(torch.device("cpu"))
         program[Field.LAYERS], program[Field.WIDTH] = config.n_layer, config.n_embd
         program[Field.HEADS], program[Field.KV_HEADS] = config.n_head, config.n_kv_head
@@ -175,7 +176,7 @@ class CompiledModel:
         window = config.window(layer)
         record[Layer.WINDOW] = -1 if window is None else window
         if config.has_value_embedding(layer):
-            record[Layer.VALUE_EMBEDDING] = self._keep(model.value_embeds[str(layer)].weight)
+            record[Layer.VALUE_EMBEDDING] = self._keep(_weight(model.value_embeds[str(layer)]))
             record[Layer.VALUE_GATE] = self._keep(_weight(attn.ve_gate))
         mixes = (1.0, 0.0)
         if config.constants.residual_scalars:

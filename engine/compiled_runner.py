@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from engine.blocks import BlockId
 from engine.compiled import CompiledModel, Ints, Tokens
 from engine.plan import Chunk, Plan
 from engine.runner import ModelRunner, RowReset, row_resets
@@ -24,7 +25,7 @@ class CompiledStep:
     rows: list[int] = field(default_factory=list)
     fed_tokens: list[int] = field(default_factory=list)  # tokens whose id is in device state,
     fed_rows: list[int] = field(default_factory=list)  # and the rows that hold it
-    tables: list[list[int]] = field(default_factory=list)  # the blocks of each chunk's sequence
+    tables: list[list[BlockId]] = field(default_factory=list)  # the blocks of each chunk's sequence
     sampling: list[SamplingRow] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)  # last token of each sampling chunk
     plain: bool = True  # every row wants its best id and nothing else
@@ -41,7 +42,7 @@ class CompiledRunner(ModelRunner):
         self.compiled = model
         blocks = -(-max_model_len // model.cache.block_size)
         self._tables: Ints = np.zeros((max_rows, blocks), dtype=np.int64)
-        self._in_tables: list[list[int]] = [[] for _ in range(max_rows)]
+        self._in_tables: list[list[BlockId]] = [[] for _ in range(max_rows)]
         self._last_token: Ints = self.state.last_token.numpy()
 
     def launch(self, plan: Plan) -> StepHandle:
@@ -97,7 +98,9 @@ class CompiledRunner(ModelRunner):
         started = time.perf_counter()
         for reset in step.resets:
             self.state.reset_counts(reset.row, reset.prompt, reset.output)
-        tokens = Tokens(*(np.array(column) for column in (step.ids, step.previous, step.positions, step.rows)))
+        tokens = Tokens(
+            *(np.array(column) for column in (step.ids, step.previous, step.positions, step.rows))
+        )
         if step.fed_tokens:
             tokens.ids[step.fed_tokens] = self._last_token[step.fed_rows]
         for place, table in enumerate(step.tables):

@@ -10,11 +10,11 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def free_cores() -> int:
-    """Cores of the processors that this process may run on, two threads of one core counting once, and no more than the
-    quota of its control group. At least 1.
+    """Cores of the processors that this process may run on, two threads of one core counting once, and no
+    more than the quota of its control group. At least 1.
 
-    Two hyper-threads of a core share the units that a product keeps busy, and a team that shares a core waits for its
-    slower half at every barrier.
+    Two hyper-threads of a core share the units that a product keeps busy, and a team that shares a core waits
+    for its slower half at every barrier.
     """
     if hasattr(os, "sched_getaffinity"):
         allowed = os.sched_getaffinity(0)
@@ -26,7 +26,9 @@ def free_cores() -> int:
 
 
 def cores_of(processors: set[int], system: Path) -> int:
-    """Cores behind these processors, by the `topology` that the system describes; without one, each is a core."""
+    """Cores behind these processors, by the `topology` that the system describes; without one, each is a
+    core.
+    """
     cores: set[str] = set()
     for processor in processors:
         try:
@@ -38,7 +40,9 @@ def cores_of(processors: set[int], system: Path) -> int:
 
 
 def quota_of(process: Path, groups: Path) -> float | None:
-    """Processors' worth of time that the process's control groups, of version 2 or 1, allow; None for no limit."""
+    """Processors' worth of time that the process's control groups, of version 2 or 1, allow; None for no
+    limit.
+    """
     try:
         lines = process.read_text().splitlines()
     except OSError:

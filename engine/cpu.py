@@ -1,4 +1,6 @@
-"""The engine on a CPU: a compiled step in int8 or bfloat16, or torch's packed projections with the reference kernels."""
+"""The engine on a CPU: a compiled step in int8 or bfloat16, or torch's packed projections with the reference
+kernels.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ import torch
 from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens, short
 from engine.cores import free_cores
 from engine.decoder import Decoder
-from engine.eight_bits import Kind8, kind8, rounded_model, weight_row
+from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
@@ -19,6 +21,7 @@ from engine.model import GPT
 from engine.rehearsal import rehearse
 from engine.runner import ModelRunner
 from kernels.attention import KVCache
+from kernels.quantize import Kind8
 from kernels.spec import CompiledKind
 
 DEFAULT_ROWS = 8
@@ -30,8 +33,8 @@ _log = logging.getLogger("fastpath.engine")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a model is served. compiled: what its weights are kept in, None for torch. rounded: eight bits that torch's
-    weights have been through. why: for the start-up table.
+    """How a model is served. compiled: what its weights are kept in, None for torch. rounded: eight bits that
+    torch's weights have been through. why: for the start-up table.
     """
 
     compiled: CompiledKind | None
@@ -57,8 +60,8 @@ def build(
     terminal_ids: tuple[int, ...],
     stored: str = "",
 ) -> Backend:
-    """Also serves other devices, on plain torch. stored: see CheckpointMeta. Raises ValueError for settings that do not
-    fit the model, and whatever a kernel of the user's own raises in its first steps.
+    """Also serves other devices, on plain torch. stored: see CheckpointMeta. Raises ValueError for settings
+    that do not fit the model, and whatever a kernel of the user's own raises in its first steps.
     """
     hooks = KernelHooks.of(flags.values)
     weight = next(model.parameters())
@@ -176,8 +179,8 @@ def _compiled(
     """The runner, its rows of the start-up table, and the bytes of weights that a step reads."""
     from engine.compiled import CompiledModel, useful_threads
     from engine.compiled_runner import CompiledRunner
-    from kernels.cpu.isa import host
     from kernels.cpu.entry import prepared
+    from kernels.cpu.isa import host
 
     _, seconds = prepared()
     if seconds > SLOW_COMPILATION:
@@ -187,7 +190,12 @@ def _compiled(
     runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
     rows: list[Feature] = [
         ("attention", "auto", "compiled", "read from the pages where they lie, keys and values in bfloat16"),
-        ("linear", "auto", f"compiled, {host().name}", "one call for a step; rows are bit-equal in any batch"),
+        (
+            "linear",
+            "auto",
+            f"compiled, {host().name}",
+            "one call for a step; rows are bit-equal in any batch",
+        ),
         ("cpu threads", str(config.threads or "auto"), str(threads), "one team for the whole step"),
     ]
     return runner, rows, compiled.weight_bytes

@@ -40,7 +40,9 @@ class RowReset:
 def row_resets(plan: Plan) -> list[RowReset]:
     """Rows whose penalty counts are built anew before this step."""
     return [
-        RowReset(sequence.row, sequence.tokens[: sequence.prompt_length], sequence.tokens[sequence.prompt_length :])
+        RowReset(
+            sequence.row, sequence.tokens[: sequence.prompt_length], sequence.tokens[sequence.prompt_length :]
+        )
         for sequence in (*plan.admitted, *plan.extended)
         if has_penalty(sequence.request.params) and sequence.row is not None
     ]

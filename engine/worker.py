@@ -19,8 +19,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import msgspec
-
 from engine.links import FAREWELL_SECONDS, Exchange, FirstLink
 from engine.messages import EngineConfig, Failed
 from engine.messages.wire import HEARTBEAT_SECONDS, encode

@@ -19,18 +19,19 @@ _log = logging.getLogger("fastpath.kernels")
 
 
 def _entry(sources: str, cached: bool):
-    """sources: what the code was made of. numba looks at the changes of one file only; as part of the function's
-    closure it is part of its name in the cache.
+    """sources: what the code was made of. numba looks at the changes of one file only; as part of the
+    function's closure it is part of its name in the cache.
     """
 
     @njit(nogil=True, error_model="numpy", cache=cached)
     def work(task, p, thread, seen, looks):
         """p: the program's address. Tasks:
 
-        RUN: this thread's part of a step, the whole team's beginning being ANNOUNCE. FOLLOW: each step that is announced,
-        until there has been none for so many looks; returns the last one's number, -1 at the end. seen: the last one before.
-        PARK: whether the thread is to sleep; who announces a step from now on will see that it does. WAKE: whether the thread
-        sleeps; it is then to be woken. DISMISS: ends the team.
+        RUN: this thread's part of a step, the whole team's beginning being ANNOUNCE. FOLLOW: each step that
+        is announced, until there has been none for so many looks; returns the last one's number, -1 at the
+        end. seen: the last one before. PARK: whether the thread is to sleep; who announces a step from now on
+        will see that it does. WAKE: whether the thread sleeps; it is then to be woken. DISMISS: ends the
+        team.
         """
         sources  # noqa: B018
         sync = load_i64(p, Field.SYNC)

@@ -1,7 +1,7 @@
 """Attention's two inner loops over a run of cached keys or values in bfloat16, in LLVM's own vectors.
 
-A key's score and a value's share are computed alike whatever lies beside them, and values are added one key after the
-other, so a query's result depends neither on the block size nor on how many queries share a call.
+A key's score and a value's share are computed alike whatever lies beside them, and values are added one key
+after the other, so a query's result depends neither on the block size nor on how many queries share a call.
 """
 
 from llvmlite import ir
@@ -15,8 +15,8 @@ _F32 = ir.FloatType()
 
 
 def scores(isa: Isa):
-    """scores(keys, stride, count, query, head_dim, out): the product of a query with each of `count` keys, `stride` bytes
-    apart. query: [head_dim] float32, out: [count] float32.
+    """scores(keys, stride, count, query, head_dim, out): the product of a query with each of `count` keys,
+    `stride` bytes apart. query: [head_dim] float32, out: [count] float32.
     """
 
     @intrinsic
@@ -47,8 +47,8 @@ def scores(isa: Isa):
 
 
 def shares(isa: Isa):
-    """shares(values, stride, count, weights, head_dim, out): adds weights[i] * values[i], one i after the other, to out,
-    [head_dim] float32.
+    """shares(values, stride, count, weights, head_dim, out): adds weights[i] * values[i], one i after the
+    other, to out, [head_dim] float32.
     """
 
     @intrinsic
@@ -66,7 +66,9 @@ def shares(isa: Isa):
 
                     def key(i, totals):
                         row = builder.add(values, builder.mul(i, stride))
-                        at = builder.inttoptr(builder.add(weights, builder.mul(i, _i64(4))), _F32.as_pointer())
+                        at = builder.inttoptr(
+                            builder.add(weights, builder.mul(i, _i64(4))), _F32.as_pointer()
+                        )
                         share = _spread(builder, builder.load(at, align=4), isa.lanes)
                         return [
                             _fma(builder, isa, share, _widened(builder, isa, row, place), total)
@@ -139,7 +141,9 @@ def _widened(builder, isa: Isa, row, index):
 def _fma(builder, isa: Isa, a, b, c):
     kind = a.type
     name = f"llvm.fma.v{isa.lanes}f32"
-    return builder.call(builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3)), [a, b, c])
+    return builder.call(
+        builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3)), [a, b, c]
+    )
 
 
 def _spread(builder, value, lanes: int):

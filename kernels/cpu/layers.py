@@ -1,7 +1,7 @@
 """What is between the products of a layer, one row at a time; rows and tables are addresses.
 
-Sums run over a row in an order that the row's length alone decides, and elementwise loops look at one number, so a row's
-result does not depend on the rows beside it.
+Sums run over a row in an order that the row's length alone decides, and elementwise loops look at one number,
+so a row's result does not depend on the rows beside it.
 """
 
 import math
@@ -104,8 +104,9 @@ def largest(row, width):
 
 @compiled
 def quantise(row, factor, width, out, stats):
-    """A row times `factor` as int8 with one scale. stats: [2] float32, the scale and 128 times the sum of the integers,
-    which is what a product with weights stored 128 too high has too much. A row that is not finite gets a scale of NaN.
+    """A row times `factor` as int8 with one scale. stats: [2] float32, the scale and 128 times the sum of the
+    integers, which is what a product with weights stored 128 too high has too much. A row that is not finite
+    gets a scale of NaN.
     """
     most = largest(row, width)
     total = np.int32(0)
@@ -167,8 +168,8 @@ def _run(table, block, blocks):
 
 @compiled
 def attend(query, keys, values, table, block_size, slot_bytes, first, position, head_dim, weights, out):
-    """One query head over cached keys first..position. keys, values: this head's channels of slot 0. table: the
-    sequence's blocks. weights: room for as many float32. out: [head_dim] float32.
+    """One query head over cached keys first..position. keys, values: this head's channels of slot 0. table:
+    the sequence's blocks. weights: room for as many float32. out: [head_dim] float32.
     """
     blocks = position // block_size + 1
     at = first
@@ -205,7 +206,9 @@ def attend(query, keys, values, table, block_size, slot_bytes, first, position, 
 
 @compiled
 def cap_and_choose(logits, vocabulary, cap, chosen):
-    """cap * tanh(logit / cap) in place. chosen: int64, the lowest of the best ids, or -1 where a logit is NaN."""
+    """cap * tanh(logit / cap) in place. chosen: int64, the lowest of the best ids, or -1 where a logit is
+    NaN.
+    """
     most = NEGATIVE_INFINITY
     odd = np.int32(0)
     for i in range(vocabulary):

@@ -5,7 +5,6 @@ Plain loads and stores without bounds, so that LLVM can turn the loops around th
 
 import platform
 import sys
-from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
@@ -20,11 +19,13 @@ def _place(builder, kind, address, index):
     return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
 
 
-def _loader(kind, result, widen: Callable | None = None):
+def _loader(kind, result, widen=None):
     @intrinsic
     def load(context, address, index):
         def codegen(context, builder, signature, args):
-            value = builder.load(_place(builder, kind, *args), align=kind.width // 8 if kind is not _F32 else 4)
+            value = builder.load(
+                _place(builder, kind, *args), align=kind.width // 8 if kind is not _F32 else 4
+            )
             return value if widen is None else widen(builder, value)
 
         return result(types.int64, types.int64), codegen
@@ -32,7 +33,7 @@ def _loader(kind, result, widen: Callable | None = None):
     return load
 
 
-def _storer(kind, taken, narrow: Callable | None = None):
+def _storer(kind, taken, narrow=None):
     @intrinsic
     def store(context, address, index, value):
         def codegen(context, builder, signature, args):
@@ -156,7 +157,9 @@ def give_way(context):
         if sys.platform == "win32":
             return context.get_dummy_value()
         kind = ir.FunctionType(_I32, [])
-        function = builder.module.globals.get("sched_yield") or ir.Function(builder.module, kind, "sched_yield")
+        function = builder.module.globals.get("sched_yield") or ir.Function(
+            builder.module, kind, "sched_yield"
+        )
         builder.call(function, [])
         return context.get_dummy_value()
 

@@ -15,8 +15,8 @@ HUGE = 2 << 20
 class Packed:
     """A projection [outputs, inputs] in blocks of 32 outputs.
 
-    weights: [blocks, inputs / group, 32, group] uint8 or bfloat16; a group is the four int8 (plus 128) or the two
-    bf16 numbers of neighbouring inputs. scales: [blocks * 32] float32, ones for bf16.
+    weights: [blocks, inputs / group, 32, group] uint8 or bfloat16; a group is the four int8 (plus 128) or the
+    two bf16 numbers of neighbouring inputs. scales: [blocks * 32] float32, ones for bf16.
     """
 
     weights: torch.Tensor
@@ -30,8 +30,8 @@ class Packed:
 
 
 def pack_int8(weight: torch.Tensor, name: str = "a weight") -> Packed:
-    """weight: [outputs, inputs], inputs a multiple of 4. Rounded as kernels.quantize does; raises ValueError where it
-    does.
+    """weight: [outputs, inputs], inputs a multiple of 4. Rounded as kernels.quantize does; raises ValueError
+    where it does.
     """
     outputs, inputs = weight.shape
     rounded = quantize(weight, "int8", name)
@@ -64,8 +64,8 @@ def _blocks(padded: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def huge(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeroed memory on large pages where the system has them, which saves a stream through it its misses of the page
-    table.
+    """Zeroed memory on large pages where the system has them, which saves a stream through it its misses of
+    the page table.
     """
     size = dtype.itemsize * torch.Size(shape).numel()
     area = mmap.mmap(-1, max(1, -(-size // HUGE)) * HUGE)

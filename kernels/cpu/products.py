@@ -5,7 +5,7 @@ import numpy as np
 from kernels.cpu.isa import OUTPUTS, host
 from kernels.cpu.layers import ZERO, compiled
 from kernels.cpu.machine import fetch_add, load_f32, load_i32, store_f32
-from kernels.cpu.program import ARRIVED, TICKET, TILE_ROWS
+from kernels.cpu.program import TICKET, TILE_ROWS
 from kernels.cpu.tiles import STEP_BYTES, tile
 
 # What a product does with its sums.
@@ -72,7 +72,9 @@ def _finish(sums, int8, scales, own, extra, mode, a, b, x0, out):
 
 
 @compiled
-def _block(int8, weights, scales, steps, rows, stride, stats, first, last, sums, mode, a, b, x0, out, out_stride):
+def _block(
+    int8, weights, scales, steps, rows, stride, stats, first, last, sums, mode, a, b, x0, out, out_stride
+):
     """One block of outputs for rows first..last."""
     row = first
     while row < last:
@@ -92,11 +94,30 @@ def _block(int8, weights, scales, steps, rows, stride, stats, first, last, sums,
 
 
 @compiled
-def multiply(sync, threads, int8, weights, scales, inputs, outputs, rows, stride, stats, count, sums, mode, a, b, x0, out, out_stride):
+def multiply(
+    sync,
+    threads,
+    int8,
+    weights,
+    scales,
+    inputs,
+    outputs,
+    rows,
+    stride,
+    stats,
+    count,
+    sums,
+    mode,
+    a,
+    b,
+    x0,
+    out,
+    out_stride,
+):
     """This thread's part of out = f(rows x weights), in portions that the team takes one after the other.
 
-    rows: [count] of `inputs` activations, int8 or float32, `stride` bytes apart; stats: 4 float32 each. out: float32,
-    `out_stride` bytes apart. sums: this thread's room for 8 x 32 numbers.
+    rows: [count] of `inputs` activations, int8 or float32, `stride` bytes apart; stats: 4 float32 each. out:
+    float32, `out_stride` bytes apart. sums: this thread's room for 8 x 32 numbers.
     """
     group = 4 if int8 else 2
     steps = inputs // group

@@ -1,7 +1,7 @@
 """Where everything lies: the table of addresses and sizes that the compiled step reads.
 
-A program is an int64 array: the header's fields, then LAYER_FIELDS for each layer. Addresses are those of tensors that the
-owner keeps alive. Constants are a float32 array: the header's, then two for each layer.
+A program is an int64 array: the header's fields, then LAYER_FIELDS for each layer. Addresses are those of
+tensors that the owner keeps alive. Constants are a float32 array: the header's, then two for each layer.
 """
 
 from enum import IntEnum, auto

@@ -1,8 +1,8 @@
 """A step of the whole network, as each thread of the team runs it.
 
-Between two barriers everybody works on the same thing: a product in blocks of outputs, attention in heads, norms in
-tokens. Activations for the next product are made by each thread for itself while the tokens are few: that costs less than
-a barrier.
+Between two barriers everybody works on the same thing: a product in blocks of outputs, attention in heads,
+norms in tokens. Activations for the next product are made by each thread for itself while the tokens are few:
+that costs less than a barrier.
 """
 
 import numpy as np
@@ -72,14 +72,19 @@ def barrier(sync, threads):
 
 @compiled
 def _prepare(p, thread, rows, width, count, normed, a, b, x0):
-    """Activations for a product: rows of `width` float32, normalised if `normed` (after a * row + b * x0, if x0 is not
-    0), as int8 or float32. They are in the thread's own memory if they are few, else shared; see `_prepared`.
+    """Activations for a product: rows of `width` float32, normalised if `normed` (after a * row + b * x0, if
+    x0 is not 0), as int8 or float32. They are in the thread's own memory if they are few, else shared; see
+    `_prepared`.
     """
     threads, int8 = load_i64(p, Field.THREADS), load_i64(p, Field.INT8)
     own = load_i64(p, Field.PRIVATE) + thread * load_i64(p, Field.PRIVATE_BYTES)
     eps = load_f32(load_i64(p, Field.CONSTANTS), Constant.EPS)
     few = count <= FEW or threads == 1
-    out, stats, mixed = _prepared(p, thread, count), _stats(p, thread, count), own + load_i64(p, Field.PRIVATE_MIX)
+    out, stats, mixed = (
+        _prepared(p, thread, count),
+        _stats(p, thread, count),
+        own + load_i64(p, Field.PRIVATE_MIX),
+    )
     size = width if int8 else 4 * width
     for row in range(0 if few else thread, count, 1 if few else threads):
         source, factor = rows + 4 * row * width, ONE
@@ -130,7 +135,11 @@ def _embed(p, thread):
     width, wide, table = load_i64(p, Field.WIDTH), load_i64(p, Field.WIDE), load_i64(p, Field.EMBEDDING)
     constants, smear = load_i64(p, Field.CONSTANTS), load_i64(p, Field.SMEAR_GATE)
     eps, size = load_f32(constants, Constant.EPS), 4 if wide else 2
-    previous = load_i64(p, Field.PRIVATE) + thread * load_i64(p, Field.PRIVATE_BYTES) + load_i64(p, Field.PRIVATE_MIX)
+    previous = (
+        load_i64(p, Field.PRIVATE)
+        + thread * load_i64(p, Field.PRIVATE_BYTES)
+        + load_i64(p, Field.PRIVATE_MIX)
+    )
     for token in range(thread, load_i64(p, Field.TOKENS), load_i64(p, Field.THREADS)):
         x = load_i64(p, Field.X) + 4 * token * width
         _normed_embedding(table + size * width * load_i64(load_i64(p, Field.IDS), token), wide, width, eps, x)
@@ -156,8 +165,16 @@ def _normed_embedding(row, wide, width, eps, out):
 @compiled
 def _place(p, thread, layer, record, a, b, x0, stats):
     """Keys and queries rotated and normalised, values with their gate; keys and values to the cache."""
-    head_dim, heads, kv_heads = load_i64(p, Field.HEAD_DIM), load_i64(p, Field.HEADS), load_i64(p, Field.KV_HEADS)
-    constants, tokens, threads = load_i64(p, Field.CONSTANTS), load_i64(p, Field.TOKENS), load_i64(p, Field.THREADS)
+    head_dim, heads, kv_heads = (
+        load_i64(p, Field.HEAD_DIM),
+        load_i64(p, Field.HEADS),
+        load_i64(p, Field.KV_HEADS),
+    )
+    constants, tokens, threads = (
+        load_i64(p, Field.CONSTANTS),
+        load_i64(p, Field.TOKENS),
+        load_i64(p, Field.THREADS),
+    )
     eps, scale = load_f32(constants, Constant.EPS), load_f32(constants, Constant.QK_SCALE)
     width, block_size = load_i64(p, Field.WIDTH), load_i64(p, Field.BLOCK_SIZE)
     every = heads + 2 * kv_heads
@@ -188,15 +205,26 @@ def _place(p, thread, layer, record, a, b, x0, stats):
 @compiled
 def _add_value(p, thread, record, x, x0, token, kv_head, a, b, factor, value):
     """The gated embedding of the token itself, added to its value of one head."""
-    width, wide, channels = load_i64(p, Field.WIDTH), load_i64(p, Field.WIDE), load_i64(p, Field.GATE_CHANNELS)
+    width, wide, channels = (
+        load_i64(p, Field.WIDTH),
+        load_i64(p, Field.WIDE),
+        load_i64(p, Field.GATE_CHANNELS),
+    )
     head_dim, size = load_i64(p, Field.HEAD_DIM), 4 if wide else 2
-    mixed = load_i64(p, Field.PRIVATE) + thread * load_i64(p, Field.PRIVATE_BYTES) + load_i64(p, Field.PRIVATE_MIX)
+    mixed = (
+        load_i64(p, Field.PRIVATE)
+        + thread * load_i64(p, Field.PRIVATE_BYTES)
+        + load_i64(p, Field.PRIVATE_MIX)
+    )
     mix(x, x0 + 4 * token * width, a, b, channels, mixed)
     weights = load_i64(record, Layer.VALUE_GATE) + size * kv_head * channels
     constants = load_i64(p, Field.CONSTANTS)
     share = load_f32(constants, Constant.GATE_SCALE) * sigmoid(gate(weights, wide, mixed, factor, channels))
     id = load_i64(load_i64(p, Field.IDS), token)
-    row = load_i64(record, Layer.VALUE_EMBEDDING) + size * (id * load_i64(p, Field.KV_HEADS) + kv_head) * head_dim
+    row = (
+        load_i64(record, Layer.VALUE_EMBEDDING)
+        + size * (id * load_i64(p, Field.KV_HEADS) + kv_head) * head_dim
+    )
     for i in range(head_dim):
         store_f32(value, i, load_f32(value, i) + share * load_any(row, i, wide))
 
@@ -238,7 +266,11 @@ def _layer(p, thread, layer):
     x0 = load_i64(p, Field.X0) if load_i64(p, Field.MIXES) else 0
     heads = load_i64(p, Field.HEADS) * load_i64(p, Field.HEAD_DIM)
     every = heads + 2 * load_i64(p, Field.KV_HEADS) * load_i64(p, Field.HEAD_DIM)
-    qkv, attended, inner_rows = load_i64(p, Field.QKV), load_i64(p, Field.ATTENDED), load_i64(p, Field.INNER_ROWS)
+    qkv, attended, inner_rows = (
+        load_i64(p, Field.QKV),
+        load_i64(p, Field.ATTENDED),
+        load_i64(p, Field.INNER_ROWS),
+    )
 
     rows = _prepare(p, thread, x, width, tokens, True, a, b, x0)
     _product(
@@ -274,8 +306,16 @@ def _logits(p, thread):
     width, vocabulary, samples = (
         load_i64(p, Field.WIDTH), load_i64(p, Field.VOCABULARY), load_i64(p, Field.SAMPLES),
     )  # fmt: skip
-    threads, sync, constants = load_i64(p, Field.THREADS), load_i64(p, Field.SYNC), load_i64(p, Field.CONSTANTS)
-    last, stride, logits = load_i64(p, Field.LAST_ROWS), load_i64(p, Field.LOGIT_STRIDE), load_i64(p, Field.LOGITS)
+    threads, sync, constants = (
+        load_i64(p, Field.THREADS),
+        load_i64(p, Field.SYNC),
+        load_i64(p, Field.CONSTANTS),
+    )
+    last, stride, logits = (
+        load_i64(p, Field.LAST_ROWS),
+        load_i64(p, Field.LOGIT_STRIDE),
+        load_i64(p, Field.LOGITS),
+    )
     backout = load_f32(constants, Constant.BACKOUT)
     barrier(sync, threads)
     for index in range(thread, samples, threads):

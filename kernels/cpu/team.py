@@ -15,8 +15,8 @@ LOOKS = 4000  # for a next step, about a tenth of a millisecond
 
 
 class Team:
-    """`threads` threads, the caller of `run` being one. program: see kernels.cpu.program; SYNC and THREADS are the team's
-    to fill in.
+    """`threads` threads, the caller of `run` being one. program: see kernels.cpu.program; SYNC and THREADS
+    are the team's to fill in.
     """
 
     def __init__(self, program: "np.ndarray[tuple[int], np.dtype[np.int64]]", threads: int) -> None:

@@ -1,8 +1,9 @@
 """The inner loop of products: a tile of 32 outputs by a few rows, kept in registers over all inputs.
 
-Weights lie as `packing` puts them: for every group of inputs (four of int8, two of bf16) 32 outputs of 32 bits each,
-128 bytes. A lane of a vector is an output, an activation is spread over all lanes, and nothing is ever added across
-lanes, so a row's sums are in the same order in every tile, whatever its rows and whatever the vectors' length.
+Weights lie as `packing` puts them: for every group of inputs (four of int8, two of bf16) 32 outputs of 32
+bits each, 128 bytes. A lane of a vector is an output, an activation is spread over all lanes, and nothing is
+ever added across lanes, so a row's sums are in the same order in every tile, whatever its rows and whatever
+the vectors' length.
 """
 
 from typing import Literal
@@ -21,9 +22,10 @@ _F32 = ir.FloatType()
 
 
 def tile(kind: Kind, rows: int, isa: Isa):
-    """The function tile(weights, activations, stride, steps, out): addresses of one packed block, of the first
-    activation row and of [rows, 32] results (int32 sums, or float32); stride: bytes between rows; steps: groups of inputs.
-    int8: the stored weights are 128 too high, so a sum is too, by 128 times the sum of its row's activations.
+    """The function tile(weights, activations, stride, steps, out): addresses of one packed block, of the
+    first activation row and of [rows, 32] results (int32 sums, or float32); stride: bytes between rows;
+    steps: groups of inputs. int8: the stored weights are 128 too high, so a sum is too, by 128 times the sum
+    of its row's activations.
     """
 
     @intrinsic
@@ -122,7 +124,9 @@ class _Dots:
             kind = spread.type
             name = f"llvm.x86.avx512.vpdpbusd.{isa.dot.removeprefix('vnni')}"
             call = builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3))
-            return [builder.call(call, [total, w, spread]) for total, w in zip(sums, self.loaded, strict=True)]
+            return [
+                builder.call(call, [total, w, spread]) for total, w in zip(sums, self.loaded, strict=True)
+            ]
         kind = ir.VectorType(_I16, 2 * isa.lanes)
         eight = ir.Constant(kind, [8] * (2 * isa.lanes))
         halves = builder.bitcast(spread, kind)
@@ -143,9 +147,7 @@ class _Dots:
             return builder.call(call, [a, b])
         sixteen = ir.Constant(kind, [16] * isa.lanes)
         a, b = builder.bitcast(a, kind), builder.bitcast(b, kind)
-        low = builder.mul(
-            *(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b))
-        )
+        low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
         return builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
 
 
@@ -157,7 +159,9 @@ def _load(builder, kind, address, offset: int, align: int):
 def _spread(builder, value, lanes: int):
     vector = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), None))
+    return builder.shuffle_vector(
+        one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), None)
+    )
 
 
 def _prefetch(builder, address) -> None:

@@ -231,9 +231,7 @@ def test_the_asks_reach_what_they_are_meant_to(reference: list[list[tuple[object
     assert len({content[0] for content in reference[2]}) == 3
 
 
-async def test_choice_zero_of_many_equals_the_only_one(
-    model: GPT | Llama, weights: WeightName
-) -> None:
+async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama, weights: WeightName) -> None:
     engine = await started(model, TOKENIZER, weight_dtype=weights)
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=11, ignore_eos=True, logprobs=2)
     prompt = list(range(40, 75))
@@ -243,9 +241,7 @@ async def test_choice_zero_of_many_equals_the_only_one(
     assert len({tuple(answer.tokens) for answer in many}) == 4
 
 
-async def test_salts_keep_caches_apart(
-    model: GPT | Llama, weights: WeightName
-) -> None:
+async def test_salts_keep_caches_apart(model: GPT | Llama, weights: WeightName) -> None:
     engine = await started(model, TOKENIZER, weight_dtype=weights)
     params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
     prompt = list(range(64))
