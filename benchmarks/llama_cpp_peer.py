@@ -24,7 +24,7 @@ def write_model(path: Path, shape: dict[str, int], kind: str) -> int:
 
     width, layers, heads, vocab = shape["n_embd"], shape["n_layer"], shape["n_head"], shape["vocab_size"]
     kv = shape["n_kv_head"] * (width // heads)
-    inner = round(8 * width / 3 / 32) * 32
+    inner = shape["n_inner"]
     target = {
         "int8": gguf.GGMLQuantizationType.Q8_0,
         "bf16": gguf.GGMLQuantizationType.BF16,
