@@ -108,7 +108,12 @@ class CompiledModel:
             self._some(tokens, first, last, tables, wanted, done)
             done += len(wanted)
             first = last
-        return self._logits[:done, : self.config.vocab_size], self._chosen[:done]
+        return self.logits[:done], self._chosen[:done]
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The last step's, one row behind the other; [max_rows, vocab_size]."""
+        return self._logits[:, : self.config.vocab_size]
 
     def _some(
         self, tokens: Tokens, first: int, last: int, tables: Ints, wanted: list[int], done: int

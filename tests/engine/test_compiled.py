@@ -1,4 +1,4 @@
-"""The compiled path of a CPU: right in every generation, rows independent, and taken only where it should be."""
+"""The compiled path of a CPU: right in every generation, rows independent, taken only where it should be."""
 
 import random
 import subprocess

@@ -1,4 +1,4 @@
-"""The compiled kernels of a CPU against float64, and their promise that a row does not depend on its company."""
+"""The compiled kernels of a CPU against float64; and a row does not depend on its company."""
 
 import ctypes
 import math
