@@ -15,7 +15,7 @@ from engine.model import GPT, SMEAR_CHANNELS, Block
 from kernels.attention import KVCache
 from kernels.cpu.isa import OUTPUTS, host
 from kernels.cpu.packing import Packed, huge, pack_bf16, pack_int8
-from kernels.cpu.program import FEW, TILE_ROWS, Constant, Field, Layer
+from kernels.cpu.program import FEW, Constant, Field, Layer
 from kernels.cpu.team import Team
 from kernels.linear import PackedLinear
 from kernels.spec import CompiledKind
@@ -225,8 +225,7 @@ class CompiledModel:
             (Field.PRIVATE_STATS, FEW * max(4 * width, inner)),
             (Field.PRIVATE_MIX, 16 * FEW),
             (Field.PRIVATE_WEIGHTS, 4 * width),
-            (Field.PRIVATE_TILE, 4 * max_model_len),
-            (Field.PRIVATE_BYTES, 4 * TILE_ROWS * OUTPUTS),
+            (Field.PRIVATE_BYTES, 4 * max_model_len),
         )
         offset = 0
         for field, size in parts:  # the size of what is in front of each

@@ -87,9 +87,10 @@ def build(
     if way.compiled is not None:
         assert isinstance(model, GPT)
         runner, rows, step_bytes = _compiled(model, way.compiled, cache, sizes, config, terminal_ids)
+        weights_bytes = step_bytes + looked_up(model)
     else:
         runner, rows = _plain(model, way.rounded, cache, sizes, config, terminal_ids, hooks)
-        step_bytes = 0
+        weights_bytes = step_bytes = 0
     if flags.hooked:
         try:
             rehearse(runner, strict=True)
@@ -114,6 +115,7 @@ def build(
             else weight_row(config.weight_dtype, dtype, way.why),
             *flag_rows(flags, device.type, block_size, hooks.used),
         ],
+        weights_bytes=weights_bytes,
         step_bytes=step_bytes,
     )
 
@@ -199,6 +201,12 @@ def _compiled(
         ("cpu threads", str(config.threads or "auto"), str(threads), "one team for the whole step"),
     ]
     return runner, rows, compiled.weight_bytes
+
+
+def looked_up(model: GPT) -> int:
+    """Bytes of what a step takes single rows of."""
+    tables = [part.weight for part in model.modules() if isinstance(part, torch.nn.Embedding)]
+    return sum(table.numel() * table.element_size() for table in tables)
 
 
 def _plain(

@@ -20,6 +20,7 @@ from kernels.cpu.machine import (
     store_bf16,
     store_f32,
     store_i8,
+    store_i32,
     store_i64,
 )
 
@@ -44,7 +45,7 @@ P0, P1, P2, P3, P4, P5, P6 = (
     for x in (1.0, 0.69314718, 0.24022651, 0.055503272, 0.009618025, 0.0013400433, 0.00015469732)
 )
 INFINITE = np.int32(0x7F800000)
-NEGATIVE_INFINITY = np.float32(-math.inf)
+LEAST, SIGN = np.int32(-(2**31)), np.int32(-(2**31))
 _scores, _shares = scores(host()), shares(host())
 
 
@@ -62,6 +63,21 @@ def exp(x):
     f = t - np.float32(n)
     p = P0 + f * (P1 + f * (P2 + f * (P3 + f * (P4 + f * (P5 + f * P6)))))
     return p * as_f32(np.int32((n + np.int32(127)) << 23))
+
+
+@compiled
+def ordered(x):
+    """An int32 that is larger for a larger number. LLVM makes vectors of the largest of integers, but of
+    floats only where it may take it that none is a NaN.
+    """
+    bits = as_i32(x)
+    return np.int32(bits ^ (np.int32(bits >> 31) & np.int32(0x7FFFFFFF)))
+
+
+@compiled
+def unordered(key):
+    """The number that `ordered` made this of."""
+    return as_f32(np.int32(key ^ (np.int32(key >> 31) & np.int32(0x7FFFFFFF))))
 
 
 @compiled
@@ -104,9 +120,9 @@ def largest(row, width):
 
 @compiled
 def quantise(row, factor, width, out, stats):
-    """A row times `factor` as int8 with one scale. stats: [2] float32, the scale and 128 times the sum of the
-    integers, which is what a product with weights stored 128 too high has too much. A row that is not finite
-    gets a scale of NaN.
+    """A row times `factor` as int8 with one scale. stats: the scale, float32, and 128 times the sum of the
+    integers, int32, which is what a product with weights stored 128 too high has too much. A row that is not
+    finite gets a scale of NaN.
     """
     most = largest(row, width)
     total = np.int32(0)
@@ -122,7 +138,7 @@ def quantise(row, factor, width, out, stats):
             total += whole
             store_i8(out, i, np.float32(whole))
         store_f32(stats, 0, most * factor / LARGEST)
-    store_f32(stats, 1, np.float32(np.int32(total * np.int32(128))))
+    store_i32(stats, 1, np.int32(total * np.int32(128)))
 
 
 @compiled
@@ -181,9 +197,10 @@ def attend(query, keys, values, table, block_size, slot_bytes, first, position, 
         _scores(keys + slot * slot_bytes, slot_bytes, end - at, query, head_dim, weights + 4 * (at - first))
         at = end
     count = position + 1 - first
-    most = NEGATIVE_INFINITY
+    key = LEAST
     for i in range(count):
-        most = max(most, load_f32(weights, i))
+        key = max(key, ordered(load_f32(weights, i)))
+    most = unordered(key)
     total = ZERO
     for i in range(count):
         share = exp(load_f32(weights, i) - most)
@@ -209,19 +226,21 @@ def cap_and_choose(logits, vocabulary, cap, chosen):
     """cap * tanh(logit / cap) in place. chosen: int64, the lowest of the best ids, or -1 where a logit is
     NaN.
     """
-    most = NEGATIVE_INFINITY
-    odd = np.int32(0)
+    key, odd = LEAST, np.int32(0)
     for i in range(vocabulary):
         logit = load_f32(logits, i)
-        e = exp(-TWO * abs(logit) / cap)
-        value = cap * (ONE - e) / (ONE + e)
-        value = value if logit >= ZERO else -value
-        store_f32(logits, i, value)
-        odd = max(odd, np.int32(as_i32(logit) & np.int32(0x7FFFFFFF)))
-        most = max(most, value)
+        bits = as_i32(logit)
+        magnitude = as_f32(np.int32(bits & np.int32(0x7FFFFFFF)))
+        e = exp(-TWO * magnitude / cap)
+        value = as_i32(cap * (ONE - e) / (ONE + e))
+        value = np.int32(value | np.int32(bits & SIGN))
+        odd = max(odd, np.int32(bits & np.int32(0x7FFFFFFF)))
+        key = max(key, ordered(as_f32(value)))
+        store_f32(logits, i, as_f32(value))
     best = np.int64(-1)
     if odd <= INFINITE:
-        best = 0
+        most = unordered(key)
+        best = np.int64(0)
         while load_f32(logits, best) != most:
             best += 1
     store_i64(chosen, 0, best)

@@ -60,7 +60,6 @@ class Field(_From0):
     PRIVATE_STATS = auto()  # offsets into it
     PRIVATE_MIX = auto()
     PRIVATE_WEIGHTS = auto()
-    PRIVATE_TILE = auto()
     # the team
     SYNC = auto()
     THREADS = auto()

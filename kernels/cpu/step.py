@@ -33,7 +33,7 @@ from kernels.cpu.machine import (
     relax,
     store_f32,
 )
-from kernels.cpu.products import ADD, SQUARE, STORE, multiply
+from kernels.cpu.products import multiply
 from kernels.cpu.program import (
     ARRIVED,
     FEW,
@@ -43,6 +43,7 @@ from kernels.cpu.program import (
     Field,
     Layer,
 )
+from kernels.cpu.tiles import ADD, SQUARE, STORE
 
 PATIENCE = 2000  # looks at a barrier before the core is offered to others
 LAYER_FIELDS = len(Layer)
@@ -119,12 +120,11 @@ def _stats(p, thread, count):
 
 @compiled
 def _product(p, thread, weights, scales, inputs, outputs, rows, count, mode, a, b, x0, out, out_width):
-    own = load_i64(p, Field.PRIVATE) + thread * load_i64(p, Field.PRIVATE_BYTES)
     int8, sync, threads = load_i64(p, Field.INT8), load_i64(p, Field.SYNC), load_i64(p, Field.THREADS)
     stride = inputs if int8 else 4 * inputs
     multiply(
         sync, threads, int8, weights, scales, inputs, outputs, rows, stride, _stats(p, thread, count), count,
-        own + load_i64(p, Field.PRIVATE_TILE), mode, a, b, x0, out, 4 * out_width,
+        mode, a, b, x0, out, 4 * out_width,
     )  # fmt: skip
     barrier(sync, threads)
 

@@ -6,77 +6,144 @@ ever added across lanes, so a row's sums are in the same order in every tile, wh
 the vectors' length.
 """
 
-from typing import Literal
-
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu.isa import OUTPUTS, Isa
+from kernels.spec import CompiledKind
 
-Kind = Literal["int8", "bf16"]
 STEP_BYTES = 4 * OUTPUTS
-AHEAD = 2048  # bytes of weights that are asked for before they are needed
+AHEAD = 4096  # bytes of weights that are asked for before they are needed
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
 
 
-def tile(kind: Kind, rows: int, isa: Isa):
-    """The function tile(weights, activations, stride, steps, out): addresses of one packed block, of the
-    first activation row and of [rows, 32] results (int32 sums, or float32); stride: bytes between rows;
-    steps: groups of inputs. int8: the stored weights are 128 too high, so a sum is too, by 128 times the sum
-    of its row's activations.
+# What becomes of a sum: it is kept; max(0, sum)^2; a * out + b * x0 + sum, without x0 where its address is 0.
+STORE, SQUARE, ADD = 0, 1, 2
+
+
+def tile(kind: CompiledKind, rows: int, isa: Isa):
+    """The function tile(weights, scales, activations, stride, steps, stats, mode, a, b, x0, out, out_stride).
+
+    All but a and b, float32, are int64. weights, scales: of one packed block. activations: the first row,
+    int8 or float32, `stride` bytes from the next. steps: groups of inputs. stats: 16 bytes for each row, of
+    int8 its scale, float32, and 128 times the sum of its activations, int32: by so much is a sum too high,
+    for the stored weights are 128 too high. x0, out: the block's first column of the first row, float32, rows
+    out_stride bytes apart.
     """
 
     @intrinsic
-    def run(context, weights, activations, stride, steps, out):
+    def run(context, weights, scales, activations, stride, steps, stats, mode, a, b, x0, out, out_stride):
         def codegen(context, builder, signature, args):
-            _emit(builder, kind, rows, isa, *args)
+            _Tile(builder, kind, rows, isa).emit(*args)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), codegen
+        return types.void(*[types.int64] * 7, *[types.float32] * 2, *[types.int64] * 3), codegen
 
     return run
 
 
-def _emit(builder, kind: Kind, rows: int, isa: Isa, weights, activations, stride, steps, out) -> None:
-    lanes, count = isa.lanes, OUTPUTS // isa.lanes
-    number = _I32 if kind == "int8" else _F32
-    vector = ir.VectorType(number, lanes)
-    zero = ir.Constant(_I64, 0)
-    starts = [builder.add(activations, builder.mul(stride, ir.Constant(_I64, row))) for row in range(rows)]
-    entry = builder.block
-    loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    step = builder.phi(_I64)
-    step.add_incoming(zero, entry)
-    sums = [[builder.phi(vector) for _ in range(count)] for _ in range(rows)]
-    for phi in (phi for row in sums for phi in row):
-        phi.add_incoming(ir.Constant(vector, None), entry)
-    at = builder.add(weights, builder.mul(step, ir.Constant(_I64, STEP_BYTES)))
-    loaded = [_load(builder, ir.VectorType(_I32, lanes), at, 4 * lanes * i, 4 * lanes) for i in range(count)]
-    for line in range(0, STEP_BYTES, 64):
-        _prefetch(builder, builder.add(at, ir.Constant(_I64, AHEAD + line)))
-    if kind == "int8":
-        new = _int8_step(builder, isa, starts, step, loaded, sums)
-    else:
-        new = _bf16_step(builder, isa, starts, step, loaded, sums)
-    following = builder.add(step, ir.Constant(_I64, 1))
-    step.add_incoming(following, builder.block)
-    for phis, values in zip(sums, new, strict=True):
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
-    builder.position_at_end(done)
-    for row, values in enumerate(new):
-        for i, value in enumerate(values):
-            place = builder.add(out, ir.Constant(_I64, 4 * (row * OUTPUTS + i * lanes)))
-            builder.store(value, builder.inttoptr(place, vector.as_pointer()), align=4)
+class _Tile:
+    """Writes one tile's code."""
+
+    def __init__(self, builder, kind: CompiledKind, rows: int, isa: Isa) -> None:
+        self.builder, self.kind, self.rows, self.isa = builder, kind, rows, isa
+        self.vectors = range(OUTPUTS // isa.lanes)
+        self.floats = ir.VectorType(_F32, isa.lanes)
+
+    def emit(
+        self, weights, scales, activations, stride, steps, stats, mode, a, b, x0, out, out_stride
+    ) -> None:
+        starts = [self._row(activations, stride, row) for row in range(self.rows)]
+        sums = self._sums(weights, starts, steps)
+        values = sums if self.kind == "bf16" else self._scaled(sums, scales, stats)
+        outs = [self._row(out, out_stride, row) for row in range(self.rows)]
+        olds = [self._row(x0, out_stride, row) for row in range(self.rows)]
+        builder = self.builder
+        a, b = (_spread(builder, factor, self.isa.lanes) for factor in (a, b))
+        after = builder.append_basic_block("stored")
+        blocks = {name: builder.append_basic_block(name) for name in ("keep", "square", "add", "mix")}
+        mixes = builder.select(builder.icmp_signed("==", x0, _i64(0)), _i64(ADD), _i64(ADD + 1))
+        choice = builder.select(builder.icmp_signed("==", mode, _i64(ADD)), mixes, mode)
+        switch = builder.switch(choice, blocks["keep"])
+        for number, name in ((SQUARE, "square"), (ADD, "add"), (ADD + 1, "mix")):
+            switch.add_case(_i64(number), blocks[name])
+        for name, block in blocks.items():
+            builder.position_at_end(block)
+            for row, own in enumerate(values):
+                for i, value in enumerate(own):
+                    place, old = self._place(outs[row], i), self._place(olds[row], i)
+                    builder.store(self._became(name, value, place, old, a, b), place, align=4)
+            builder.branch(after)
+        builder.position_at_end(after)
+
+    def _became(self, name: str, value, place, old, a, b):
+        builder = self.builder
+        if name == "square":
+            positive = builder.fcmp_ordered("<", value, ir.Constant(self.floats, None))
+            value = builder.select(positive, ir.Constant(self.floats, None), value)  # a NaN stays one
+            return builder.fmul(value, value)
+        if name in ("add", "mix"):
+            value = builder.fadd(value, builder.fmul(a, builder.load(place, align=4)))
+        if name == "mix":
+            value = builder.fadd(value, builder.fmul(b, builder.load(old, align=4)))
+        return value
+
+    def _row(self, first, stride, row: int):
+        return self.builder.add(first, self.builder.mul(stride, _i64(row))) if row else first
+
+    def _place(self, row, i: int):
+        address = self.builder.add(row, _i64(4 * self.isa.lanes * i))
+        return self.builder.inttoptr(address, self.floats.as_pointer())
+
+    def _scaled(self, sums, scales, stats):
+        builder, lanes = self.builder, self.isa.lanes
+        columns = [builder.load(self._place(scales, i), align=4) for i in self.vectors]
+        values = []
+        for row, own in enumerate(sums):
+            scale = _spread(builder, _load(builder, _F32, stats, 16 * row, 4), lanes)
+            extra = _spread(builder, _load(builder, _I32, stats, 16 * row + 4, 4), lanes)
+            whole = [builder.sitofp(builder.sub(total, extra), self.floats) for total in own]
+            values.append(
+                [
+                    builder.fmul(number, builder.fmul(scale, column))
+                    for number, column in zip(whole, columns, strict=True)
+                ]
+            )
+        return values
+
+    def _sums(self, weights, starts, steps):
+        builder, isa = self.builder, self.isa
+        vector = ir.VectorType(_I32, isa.lanes) if self.kind == "int8" else self.floats
+        entry = builder.block
+        loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(_I64)
+        step.add_incoming(_i64(0), entry)
+        sums = [[builder.phi(vector) for _ in self.vectors] for _ in starts]
+        for phi in (phi for row in sums for phi in row):
+            phi.add_incoming(ir.Constant(vector, None), entry)
+        at = builder.add(weights, builder.mul(step, _i64(STEP_BYTES)))
+        whole = ir.VectorType(_I32, isa.lanes)
+        loaded = [_load(builder, whole, at, 4 * isa.lanes * i, 4 * isa.lanes) for i in self.vectors]
+        for line in range(0, STEP_BYTES, 64):
+            _prefetch(builder, builder.add(at, _i64(AHEAD + line)))
+        one = _int8_step if self.kind == "int8" else _bf16_step
+        new = one(builder, isa, starts, step, loaded, sums)
+        following = builder.add(step, _i64(1))
+        step.add_incoming(following, builder.block)
+        for phis, values in zip(sums, new, strict=True):
+            for phi, value in zip(phis, values, strict=True):
+                phi.add_incoming(value, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
+        builder.position_at_end(done)
+        return new
 
 
 def _int8_step(builder, isa: Isa, starts, step, loaded, sums):
-    offset = builder.mul(step, ir.Constant(_I64, 4))
+    offset = builder.mul(step, _i64(4))
     dots = _Dots(builder, isa, loaded)
     new = []
     for start, row in zip(starts, sums, strict=True):
@@ -96,7 +163,7 @@ def _bf16_step(builder, isa: Isa, starts, step, loaded, sums):
         for v in loaded
     ]
     fma = builder.module.declare_intrinsic(f"llvm.fma.v{isa.lanes}f32", (), ir.FunctionType(kind, [kind] * 3))
-    offset = builder.mul(step, ir.Constant(_I64, 8))
+    offset = builder.mul(step, _i64(8))
     new = []
     for start, row in zip(starts, sums, strict=True):
         at = builder.add(start, offset)
@@ -151,8 +218,12 @@ class _Dots:
         return builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
 
 
+def _i64(value: int):
+    return ir.Constant(_I64, value)
+
+
 def _load(builder, kind, address, offset: int, align: int):
-    place = builder.add(address, ir.Constant(_I64, offset)) if offset else address
+    place = builder.add(address, _i64(offset)) if offset else address
     return builder.load(builder.inttoptr(place, kind.as_pointer()), align=align)
 
 

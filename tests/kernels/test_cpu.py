@@ -8,6 +8,7 @@ import torch
 
 from kernels.quantize import dequantize, quantize
 from kernels.rope import rope_table, rotate_and_norm
+from kernels.spec import CompiledKind
 
 numba = pytest.importorskip("numba", reason="the compiled step is optional")
 
@@ -21,7 +22,7 @@ except NoVectors as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from kernels.cpu import layers  # noqa: E402
-from kernels.cpu.tiles import tile  # noqa: E402
+from kernels.cpu.tiles import ADD, SQUARE, STORE, tile  # noqa: E402
 
 
 def _here() -> list[Isa]:
@@ -43,38 +44,91 @@ def _called(function, arguments: int):  # type: ignore[no-untyped-def]
     return numba.njit((numba.types.int64,) * arguments, error_model="numpy")(scope["call"])
 
 
+def _tile(kind: CompiledKind, rows: int, isa: Isa):  # type: ignore[no-untyped-def]
+    """tile(packed, x, stats, mode, a, b, x0, out) of tensors; x0: None or as out."""
+    function = tile(kind, rows, isa)
+    i, f = numba.types.int64, numba.types.float32
+
+    @numba.njit((i,) * 7 + (f,) * 2 + (i,) * 3, error_model="numpy")
+    def call(w, s, x, stride, steps, stats, mode, a, b, x0, out, out_stride):  # type: ignore[no-untyped-def]
+        function(w, s, x, stride, steps, stats, mode, a, b, x0, out, out_stride)
+
+    def run(packed, x, stats, mode, a, b, x0, out) -> None:  # type: ignore[no-untyped-def]
+        stride, group = x.stride(0) * x.element_size(), 4 if kind == "int8" else 2
+        weights, steps = (packed.weights.data_ptr(), packed.scales.data_ptr()), packed.inputs // group
+        old = 0 if x0 is None else x0.data_ptr()
+        place = out.data_ptr(), 4 * out.stride(0)
+        call(*weights, x.data_ptr(), stride, steps, stats.data_ptr(), mode, a, b, old, *place)
+
+    return run
+
+
 @pytest.mark.parametrize("isa", _here(), ids=lambda isa: isa.name)
 @pytest.mark.parametrize("kind", ["int8", "bf16"])
-def test_tiles(isa: Isa, kind: str) -> None:
-    """Exact for int8; and the same numbers for a row in every tile and with every set of instructions."""
+def test_tiles(isa: Isa, kind: CompiledKind) -> None:
+    """Right; and the same numbers for a row in every tile and with every set of instructions."""
     generator = torch.Generator().manual_seed(0)
-    reference = {1: _called(tile(kind, 1, HOST), 5)}  # type: ignore[arg-type]
-    calls = {rows: _called(tile(kind, rows, isa), 5) for rows in (1, 2, 4, 8) if rows <= isa.rows}  # type: ignore[arg-type]
+    reference = _tile(kind, 1, HOST)
+    calls = {rows: _tile(kind, rows, isa) for rows in (1, 2, 4, 8) if rows <= isa.rows}
     for inputs in (4, 32, 516):
         weight = torch.randn(OUTPUTS, inputs, generator=generator)
+        stats = torch.zeros(8, 4)
         if kind == "int8":
-            packed, group = pack_int8(weight), 4
+            packed = pack_int8(weight)
             x = torch.randint(-127, 128, (8, inputs), generator=generator).to(torch.int8)
             x[0], x[1] = 127, -127  # the largest sums
-            whole = (packed.weights[0].long() - 128).permute(1, 0, 2).reshape(OUTPUTS, inputs)
-            exact = (x.long() @ whole.T + 128 * x.long().sum(1, keepdim=True)).double()
+            stats[:, 0] = torch.rand(8, generator=generator)
+            stats.view(torch.int32)[:, 1] = 128 * x.sum(1)
+            product = x.double() @ dequantize(quantize(weight, "int8")).double().T * stats[:, :1].double()
         else:
-            packed, group = pack_bf16(weight), 2
+            packed = pack_bf16(weight)
             x = torch.randn(8, inputs, generator=generator)
-            exact = x.double() @ weight.bfloat16().double().T
-        kept = torch.int32 if kind == "int8" else torch.float32
-        stride = x.stride(0) * x.element_size()
-        alone = torch.empty(8, OUTPUTS, dtype=kept)
-        for row in range(8):
-            place = alone[row].data_ptr()
-            reference[1](packed.weights.data_ptr(), x[row].data_ptr(), stride, inputs // group, place)
-        torch.testing.assert_close(alone.double(), exact, rtol=0, atol=0 if kind == "int8" else 1e-4)
-        for rows, call in calls.items():
-            for first in range(0, 8, rows):
-                out = torch.empty(rows, OUTPUTS, dtype=kept)
-                at = x[first:].data_ptr()
-                call(packed.weights.data_ptr(), at, stride, inputs // group, out.data_ptr())
-                assert torch.equal(out, alone[first : first + rows]), (inputs, rows, first)
+            product = x.double() @ weight.bfloat16().double().T
+        before, x0 = (torch.randn(8, 40, generator=generator) for _ in range(2))
+        for mode, old, wanted in (
+            (STORE, None, product),
+            (SQUARE, None, product.clamp(min=0).square()),
+            (ADD, None, product + 0.5 * before[:, :OUTPUTS].double()),
+            (ADD, x0, product + 0.5 * before[:, :OUTPUTS].double() - 0.25 * x0[:, :OUTPUTS].double()),
+        ):
+            alone = before.clone()
+            for row in range(8):
+                first = None if old is None else old[row]
+                reference(packed, x[row:], stats[row], mode, 0.5, -0.25, first, alone[row:])
+            torch.testing.assert_close(alone[:, :OUTPUTS].double(), wanted, rtol=1e-5, atol=1e-4)
+            assert torch.equal(alone[:, OUTPUTS:], before[:, OUTPUTS:])
+            for rows, call in calls.items():
+                out = before.clone()
+                for row in range(0, 8, rows):
+                    first = None if old is None else old[row]
+                    call(packed, x[row:], stats[row], mode, 0.5, -0.25, first, out[row:])
+                assert torch.equal(out, alone), (inputs, mode, rows)
+
+
+def test_sums_of_eight_bits_are_exact() -> None:
+    """Also those that float32 could not count up to: 2,048 inputs at both ends of what there is."""
+    weight = torch.full((OUTPUTS, 2048), 127.0)
+    weight[1] = -127.0
+    weight[2, 1::2] = -127.0
+    packed = pack_int8(weight)
+    x = torch.full((1, 2048), 127, dtype=torch.int8)
+    x[0, 0] = 126
+    stats = torch.ones(1, 4)
+    stats.view(torch.int32)[0, 1] = 128 * int(x.sum())
+    for isa in _here():
+        out = torch.empty(1, OUTPUTS)
+        _tile("int8", 1, isa)(packed, x, stats, STORE, 0.0, 0.0, None, out)
+        exact = (x.long() @ weight.long().T).float()
+        assert torch.equal(out, exact), isa.name
+
+
+def test_a_tile_passes_on_what_is_no_number() -> None:
+    packed, stats = pack_bf16(torch.ones(OUTPUTS, 4)), torch.zeros(1, 4)
+    for mode in (STORE, SQUARE, ADD):
+        out = torch.zeros(1, OUTPUTS)
+        x = torch.tensor([[1.0, math.nan, 1.0, 1.0]])
+        _tile("bf16", 1, HOST)(packed, x, stats, mode, 1.0, 0.0, None, out)
+        assert out.isnan().all(), mode
 
 
 @pytest.mark.parametrize("outputs, inputs", [(32, 64), (40, 32), (1, 4), (96, 516)])
@@ -130,7 +184,7 @@ def test_activations_of_eight_bits(width: int) -> None:
     for row in rows:
         out, stats = torch.empty(width, dtype=torch.int8), torch.empty(4)
         call(row.data_ptr(), 0.5, width, out.data_ptr(), stats.data_ptr())
-        scale, extra = stats[0].double(), stats[1]
+        scale, extra = stats[0].double(), stats.view(torch.int32)[1]
         assert int(extra) == 128 * int(out.sum())
         assert (out * scale - row.double() * 0.5).abs().max() <= scale * 0.5001
         assert out.abs().max() == (127 if row.any() else 0)
