@@ -4,6 +4,7 @@ Weights are int8 with a scale for each output, activations int8 with a scale for
 bfloat16 and activations float32. Keys and values are kept in bfloat16, and everything else is float32.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from engine.decoder import Decoder
 from engine.model import GPT, SMEAR_CHANNELS, Block
 from kernels.attention import KVCache
 from kernels.cpu.isa import OUTPUTS, host
+from kernels.cpu.pace import Pace
 from kernels.cpu.packing import Packed, huge, pack_bf16, pack_int8
 from kernels.cpu.program import FEW, Constant, Field, Layer
 from kernels.cpu.team import Team
@@ -66,9 +68,19 @@ class CompiledModel:
     """Runs steps of `model`, whose embeddings it shares; see `refusal` for what it takes."""
 
     def __init__(
-        self, model: GPT, kind: CompiledKind, cache: KVCache, max_rows: int, max_model_len: int, threads: int
+        self,
+        model: GPT,
+        kind: CompiledKind,
+        cache: KVCache,
+        max_rows: int,
+        max_model_len: int,
+        threads: int,
+        *,
+        adapt: bool = False,
     ) -> None:
-        """cache: bfloat16. max_rows: sequences of a step. Raises ValueError where weights are not finite."""
+        """cache: bfloat16. max_rows: sequences of a step. adapt: steps may have fewer threads, if that is
+        faster (kernels.cpu.pace). Raises ValueError where weights are not finite.
+        """
         self.config = model.config
         self.kind = kind
         self.cache = cache
@@ -82,6 +94,7 @@ class CompiledModel:
         self._allocate(max_rows, max_model_len, threads)
         self.moved()
         self._team = Team(self._program, threads)
+        self._pace = Pace(threads) if adapt else None
 
     def moved(self) -> None:
         """Looks up where the cache lies, at first and after it has grown."""
@@ -127,7 +140,12 @@ class CompiledModel:
         program[Field.TOKENS], program[Field.SAMPLES] = count, len(wanted)
         program[Field.LOGITS] = self._logits.data_ptr() + 4 * done * self._logits.size(1)
         program[Field.CHOSEN] = self._chosen.ctypes.data + 8 * done
-        self._team.run()
+        if self._pace is None:
+            self._team.run(self._team.threads)
+            return
+        threads, started = self._pace.choose(count), time.perf_counter()
+        self._team.run(threads)
+        self._pace.took(count, threads, time.perf_counter() - started)
 
     # -- the program
     # ---------------------------------------------------------------------------------------------

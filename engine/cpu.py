@@ -188,7 +188,9 @@ def _compiled(
     if seconds > SLOW_COMPILATION:
         _log.info("compiled the kernels for this processor in %.1f s; the next start finds them", seconds)
     threads = sizes.threads if config.threads else useful_threads(model, kind, sizes.threads)
-    compiled = CompiledModel(model, kind, cache, sizes.max_rows, sizes.max_model_len, threads)
+    compiled = CompiledModel(
+        model, kind, cache, sizes.max_rows, sizes.max_model_len, threads, adapt=config.threads is None
+    )
     runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
     rows: list[Feature] = [
         ("attention", "auto", "compiled", "read from the pages where they lie, keys and values in bfloat16"),
@@ -198,7 +200,12 @@ def _compiled(
             f"compiled, {host().name}",
             "one call for a step; rows are bit-equal in any batch",
         ),
-        ("cpu threads", str(config.threads or "auto"), str(threads), "one team for the whole step"),
+        (
+            "cpu threads",
+            str(config.threads or "auto"),
+            str(threads),
+            "as asked" if config.threads else "at most; fewer while other programs take a core",
+        ),
     ]
     return runner, rows, compiled.weight_bytes
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from numba import njit, types
 
-from kernels.cpu.machine import fetch_add, load_i64, peek, poke, relax
-from kernels.cpu.program import EPOCH, FIRST_ASLEEP, Field
+from kernels.cpu.machine import load_i64, peek, poke, relax
+from kernels.cpu.program import EPOCH, FIRST_ASLEEP, MOST_THREADS, Field
 from kernels.cpu.step import run
 
 # What `work` is to do.
@@ -27,11 +27,11 @@ def _entry(sources: str, cached: bool):
     def work(task, p, thread, seen, looks):
         """p: the program's address. Tasks:
 
-        RUN: this thread's part of a step, the whole team's beginning being ANNOUNCE. FOLLOW: each step that
-        is announced, until there has been none for so many looks; returns the last one's number, -1 at the
-        end. seen: the last one before. PARK: whether the thread is to sleep; who announces a step from now on
-        will see that it does. WAKE: whether the thread sleeps; it is then to be woken. DISMISS: ends the
-        team.
+        RUN: this thread's part of a step, the whole team's beginning being ANNOUNCE, with as many threads as
+        `looks` says. FOLLOW: each step that is announced, until there has been none for so many looks;
+        returns the last one's number, -1 at the end. seen: the last one before. PARK: whether the thread is
+        to sleep; who announces a step from now on will see that it does. WAKE: whether the thread sleeps; it
+        is then to be woken. DISMISS: ends the team.
         """
         sources  # noqa: B018
         sync = load_i64(p, Field.SYNC)
@@ -47,12 +47,16 @@ def _entry(sources: str, cached: bool):
                 if now < 0:
                     return now
                 seen, idle = now, 0
-                run(p, thread)
+                # How many take part is told with the number of the step: the program may be the next one's
+                # already when a thread that has no part in this one looks there.
+                if thread < now % MOST_THREADS:
+                    run(p, thread)
             return seen
         if task == RUN:
             run(p, thread)
         elif task == ANNOUNCE:
-            fetch_add(epoch, 1)
+            now = peek(epoch)
+            poke(epoch, now - now % MOST_THREADS + MOST_THREADS + looks)
         elif task == PARK:
             poke(asleep, 1)
             if peek(epoch) == seen:

@@ -101,3 +101,4 @@ class Constant(_From0):
 ARRIVED, GENERATION, TICKET, EPOCH, FIRST_ASLEEP = (8 * i for i in range(5))  # the last one for each thread
 FEW = 16  # tokens whose activations every thread prepares for itself, which saves a barrier
 TILE_ROWS = 8
+MOST_THREADS = 4096  # one more than a team can have

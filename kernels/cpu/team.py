@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from kernels.cpu.entry import ANNOUNCE, DISMISS, FOLLOW, PARK, RUN, WAKE, prepared
-from kernels.cpu.program import FIRST_ASLEEP, Field
+from kernels.cpu.program import FIRST_ASLEEP, MOST_THREADS, Field
 
 LOOKS = 4000  # for a next step, about a tenth of a millisecond
 
@@ -20,7 +20,7 @@ class Team:
     """
 
     def __init__(self, program: "np.ndarray[tuple[int], np.dtype[np.int64]]", threads: int) -> None:
-        if threads < 1:
+        if not 1 <= threads < MOST_THREADS:
             raise ValueError(f"a team of {threads} threads")
         self.threads = threads
         self._work, _ = prepared()
@@ -30,7 +30,7 @@ class Team:
         address: int = self._memory.ctypes.data
         self._sync = address + (-address) % 64
         self._address: int = program.ctypes.data
-        program[Field.SYNC], program[Field.THREADS] = self._sync, threads
+        program[Field.SYNC] = self._sync
         self._beds = [threading.Lock() for _ in range(threads)]
         for bed in self._beds:
             bed.acquire()
@@ -41,23 +41,24 @@ class Team:
         for other in self._others:
             other.start()
 
-    def run(self) -> None:
-        """The step that the program describes, from beginning to end."""
-        if self._others:
-            self._work(ANNOUNCE, self._address, 0, 0, 0)
-            self._wake()
+    def run(self, threads: int) -> None:
+        """The step that the program describes, from beginning to end, with so many of the threads."""
+        self._program[Field.THREADS] = threads
+        if threads > 1:
+            self._work(ANNOUNCE, self._address, 0, 0, threads)
+            self._wake(threads)
         self._work(RUN, self._address, 0, 0, 0)
 
     def close(self) -> None:
         """Ends the other threads; a second call does nothing."""
         self._work(DISMISS, self._address, 0, 0, 0)
-        self._wake()
+        self._wake(self.threads)
         for other in self._others:
             other.join()
         self._others = []
 
-    def _wake(self) -> None:
-        for thread in range(1, self.threads):
+    def _wake(self, threads: int) -> None:
+        for thread in range(1, threads):
             if self._work(WAKE, self._address, thread, 0, 0):
                 with suppress(RuntimeError):  # it has woken up by itself meanwhile
                     self._beds[thread].release()
