@@ -238,5 +238,8 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         args.scratch = Path(scratch)
         rows = runner.run(measure(model, prompts, args))
     show(rows, args)
+    # What is kept names versions, not places of this machine.
+    del args.scratch
+    args.llama_cpp = next((row.note for row in rows if row.system == "llama.cpp"), None)
     print(f"measured in {time.perf_counter() - started:.0f} s")
     return [asdict(row) for row in rows]
