@@ -28,6 +28,7 @@ endif
 		.venv/bin/python -m pip install --quiet "$(or $(TORCH),$(TESTED))"
 	.venv/bin/python -m pip install --quiet -e ".[dev,oracle]"
 	.venv/bin/python -c "import triton" 2>/dev/null || .venv/bin/python -m pip install --quiet "$(TRITON)" || true
+	.venv/bin/python -m kernels.cpu
 	$(if $(ASKED),echo "$(ASKED)" >,touch) $@
 
 install: .venv/.installed

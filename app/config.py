@@ -117,16 +117,17 @@ class Model:
     dtype: Dtype = option(
         "auto",
         choice("auto", "float32", "bfloat16"),
-        "precision of weights and KV: auto, float32 or bfloat16; auto is bfloat16 on a GPU",
+        "precision of weights and KV: auto, float32 or bfloat16; auto is bfloat16 on a GPU, and on a CPU "
+        "float32 or the int8 that a model's file keeps",
         "-d",
     )
     weight_dtype: WeightName = option(
         "auto",
         choice("auto", "bf16", "fp8", "int8"),
         "what projections are kept in: auto (as --dtype), bf16, fp8 or int8 (half the bytes, a scale for "
-        "each output; activations and KV stay as they are)",
+        "each output; activations and KV stay as they are, but docs/cpu.md for int8 on a CPU)",
     )
-    threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per core")
+    threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per free core")
     model_override: tuple[str, ...] = many(
         _assignment, "model constants that a checkpoint cannot tell", metavar="NAME=VALUE"
     )

@@ -44,6 +44,7 @@ TE = "use_te_weight_only"
 SYSTEMS: dict[str, dict[str, object]] = {
     "full": {},
     "int8": {"weight_dtype": "int8"},
+    "bf16": {"weight_dtype": "bf16"},
     "fp8": {"weight_dtype": "fp8"},
     "te": {"flags": {TE: True}},
     "te_mlp": {"flags": {TE: True, "te_include_mlp": True}},
@@ -152,6 +153,8 @@ def config_of(system: str, args: argparse.Namespace, rope_len: int) -> EngineCon
         raise Unfit(f"--new {args.new}, behind prompts of {SPOKEN}: the model has {rope_len} positions")
     rows = max([args.rows, *args.streams])
     longest = max(args.length, SPOKEN + args.new) + 1
+    if system == "full":  # what the file is kept in decides otherwise, on a CPU
+        settings = {"dtype": args.dtype}
     return EngineConfig(
         max_rows=rows,
         max_model_len=min(longest, rope_len),
@@ -184,6 +187,15 @@ def text_of(args: argparse.Namespace, tokenizer: object, vocab_size: int) -> Tex
 def logits_of(engine: AsyncEngine, vocab_size: int) -> Callable[[Plan], torch.Tensor]:
     """Runs a step as requests run, and gives its logits, [rows, vocabulary] float32."""
     runner = engine.backend.runner
+    compiled = getattr(runner, "compiled", None)
+    if compiled is not None:
+
+        def at_once(plan: Plan) -> torch.Tensor:
+            runner.launch(plan).future.result()
+            logits: torch.Tensor = compiled.logits[: len(plan.chunks)]
+            return logits
+
+        return at_once
     if isinstance(runner, ModelRunner):
         watched = runner.model = Watched(runner.model)  # type: ignore[assignment]
 

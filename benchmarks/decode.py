@@ -1,6 +1,8 @@
 """Decoding speed of the engine alone: `python -m benchmarks.decode --workload NAME[,NAME...]`.
 
-modes: the three batching modes beside transformers' `generate`, for 1 and 8 streams (the default on a CPU).
+cpu: what a CPU has for weights (int8, bf16, torch's float32) for 1 and 8 streams, beside llama.cpp where
+--llama-cpp names an interpreter that has it, with where a step's time goes (the default on a CPU).
+modes: the three batching modes beside transformers' `generate`, for 1 and 8 streams.
 seed8, one, streams, c256, qwen: the offline workloads of benchmarks/workloads.py, with what vLLM reaches on
 the same work, times to the first token and between tokens, and the share of the memory bandwidth (the default
 on a GPU is the first four). --profile N adds where the device's time goes in a run of N streams.
@@ -12,10 +14,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, modes, offline, options
+from benchmarks import cpu, models, modes, offline, options
 from benchmarks.report import save
 from benchmarks.workloads import WORKLOADS
+from engine.cores import free_cores
 from engine.worker import new_event_loop
+
+ALONE = ("cpu", "modes")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,21 +28,33 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--workload", help=f"modes, or any of {', '.join(WORKLOADS)} with commas between them, or all"
+        "--workload",
+        help=f"cpu, modes, or any of {', '.join(WORKLOADS)} with commas between them, or all",
     )
     parser.add_argument(
-        "--model-size", "--size", dest="size", type=options.size, help="default: tiny on a CPU, d32 on a GPU"
+        "--model-size",
+        "--size",
+        dest="size",
+        type=options.size,
+        help="default: embedded for cpu, tiny for modes, d32 on a GPU",
     )
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=options.device, default=here)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
-        "--streams", type=options.counts, default="", help="stream counts of `modes` and `streams`"
+        "--streams", type=options.counts, default="", help="stream counts of cpu, modes and streams"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--prompt-len", type=int, default=32, help="modes")
-    parser.add_argument("--new", type=int, default=128, help="modes")
+    parser.add_argument("--threads", type=int, default=free_cores())
+    parser.add_argument("--prompt-len", type=int, default=32, help="cpu and modes")
+    parser.add_argument("--new", type=int, default=128, help="cpu and modes")
+    parser.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="PYTHON",
+        help="cpu: an interpreter that has llama-cpp-python and gguf, to measure beside",
+    )
+    parser.add_argument("--weights", default="int8,bf16,float32", help="cpu: which, with commas between them")
     parser.add_argument("--no-peer", action="store_true", help="modes: leave transformers out")
     parser.add_argument("--max-rows", type=int, default=256)
     parser.add_argument("--max-model-len", type=int, default=2048)
@@ -56,21 +73,28 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
     args = parser.parse_args(argv)
     cuda = args.device.startswith("cuda")
-    args.size = args.size or ("d32" if cuda else "tiny")
+    args.workload = args.workload or ("seed8,one,streams,c256" if cuda else "cpu")
+    args.size = args.size or ("d32" if cuda else models.EMBEDDED if args.workload == "cpu" else "tiny")
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    args.workload = args.workload or ("seed8,one,streams,c256" if cuda else "modes")
     args.workloads = list(WORKLOADS) if args.workload == "all" else args.workload.split(",")
-    unknown = [name for name in args.workloads if name not in WORKLOADS and name != "modes"]
-    if unknown or ("modes" in args.workloads and len(args.workloads) > 1):
-        parser.error(f"--workload {args.workload}: modes stands alone, the others are {', '.join(WORKLOADS)}")
+    unknown = [name for name in args.workloads if name not in WORKLOADS and name not in ALONE]
+    if unknown or (set(ALONE) & set(args.workloads) and len(args.workloads) > 1):
+        parser.error(
+            f"--workload {args.workload}: cpu and modes stand alone, the others are {', '.join(WORKLOADS)}"
+        )
     try:
         options.engine_settings(args.engine)
     except options.Unfit as error:
         parser.error(str(error))
-    if args.workload == "modes":
+    if args.workload in ALONE:
         args.streams = args.streams or [1, 8]
-        if args.size not in models.SIZES:
-            parser.error(f"--size {args.size}: modes knows {', '.join(models.SIZES)}")
+    if args.workload == "cpu":
+        args.weights = args.weights.split(",")
+        unknown = sorted(set(args.weights) - set(cpu.FORMATS))
+        if unknown or cuda or args.size in models.CONFIGS:
+            parser.error(f"--workload cpu measures {', '.join(cpu.FORMATS)} of a nanochat model on a CPU")
+    if args.workload == "modes" and args.size not in models.SIZES:
+        parser.error(f"--size {args.size}: modes knows {', '.join(models.SIZES)}")
     return args
 
 
@@ -78,10 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if args.workload == "modes":
         rows = modes.run(args)
+    elif args.workload == "cpu":
+        rows = cpu.run(args)
     else:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:  # the loop of the engine process
             rows = runner.run(offline.measure_all(args))
-    name = f"decode-{args.device}-{args.size}-{args.dtype}"
+    name = f"decode-{args.device}-{args.size}" + (f"-{args.dtype}" if args.workload != "cpu" else "")
     if args.save or args.out:
         settings = {key: value for key, value in vars(args).items() if key not in ("save", "out")}
         print("kept in", save(name, rows, settings, out=args.out))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint import embedded_folder
 from engine.config import GPTConfig
 from engine.model import GPT
 
@@ -35,6 +36,8 @@ SIZES: dict[str, dict[str, int]] = {
         "sequence_len": 2048,
     },
 }
+
+EMBEDDED = "embedded"
 
 # config.json of models in transformers' format, by name: for folders without weights (--load-format dummy).
 CONFIGS: dict[str, dict[str, object]] = {
@@ -112,14 +115,17 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 def dummy_config(name: str) -> dict[str, object]:
     """The config.json of a named model: of `CONFIGS`, or of `SIZES` (nanochat, our own format; "d32-g5" is
-    the fifth generation of a d32). Raises KeyError.
+    the fifth generation of a d32), or "embedded", the shape of the model that is shipped. Raises KeyError.
     """
     if name in CONFIGS:
         return CONFIGS[name]
+    if name == EMBEDDED:
+        described: dict[str, object] = json.loads((embedded_folder() / "config.json").read_text())
+        return described
     size, _, generation = name.partition("-g")
     if generation not in ("", *"12345"):
         raise KeyError(name)
-    described: dict[str, object] = {**SIZES[size], "generation": f"G{generation or 1}"}
+    described = {**SIZES[size], "generation": f"G{generation or 1}"}
     if generation not in ("", "1"):
         described["window_pattern"] = "SSSL"
     return {"model_type": "fastpath-nanochat", "name": name, "model_config": described}
@@ -133,8 +139,11 @@ def write_dummy_folder(name: str, folder: Path) -> None:
 
 
 def random_model(size: str, dtype: torch.dtype, device: str, seed: int = 0) -> GPT:
-    """A G1 model of a named size with seeded random weights."""
-    model = GPT(GPTConfig.for_generation("G1", **SIZES[size]))
+    """A nanochat model of a named size (see `dummy_config`) with seeded random weights. Raises KeyError."""
+    described = dummy_config(size)["model_config"]
+    assert isinstance(described, dict)
+    values = dict(described)
+    model = GPT(GPTConfig.for_generation(values.pop("generation", "G1"), **values))
     model.randomize(seed)
     return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
 

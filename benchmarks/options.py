@@ -31,7 +31,7 @@ def size(text: str) -> str:
     try:
         models.dummy_config(text)
     except KeyError:
-        known = ", ".join([*models.SIZES, *models.CONFIGS])
+        known = ", ".join([*models.SIZES, models.EMBEDDED, *models.CONFIGS])
         raise argparse.ArgumentTypeError(f"there is no size {text!r}; there are {known}") from None
     return text
 

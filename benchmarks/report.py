@@ -22,6 +22,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": _version("transformers"),
+        "numba": _version("numba"),
     }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()

@@ -217,7 +217,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--model-size", "--size", dest="size", type=options.size, default="d32" if cuda else "tiny"
     )
     parser.add_argument("--device", type=options.device, default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "auto")
     parser.add_argument(
         "--compare", dest="modes", metavar="MODES", help=f"load modes, with these only: {','.join(MODES)}"
     )

@@ -70,7 +70,8 @@ class AsyncEngine:
         config = msgspec.structs.replace(
             config, block_size=flags.values.kv_block_size, kv_page_size=flags.values.kv_page_size
         )
-        self.backend = backend = _build(model, tokenizer, config, flags, terminals, consume)
+        stored = meta.stored if meta is not None else ""
+        self.backend = backend = _build(model, tokenizer, config, flags, terminals, consume, stored)
         pool = BlockPool(backend.blocks, backend.block_size, backend.spread, backend.max_blocks)
         scheduler = Scheduler(
             SchedulerConfig(
@@ -304,6 +305,7 @@ def _build(
     flags: Resolved,
     terminal_ids: tuple[int, ...],
     consume: bool,
+    stored: str,
 ) -> Backend:
     """Kernels of the user's own are called by the plain runner, on whatever device."""
     weight = weight_of(model)
@@ -315,7 +317,7 @@ def _build(
         return build_gpu(model, config, flags, terminal_ids, consume, prompts)
     from engine.cpu import build as build_cpu
 
-    return build_cpu(model, config, flags, terminal_ids)
+    return build_cpu(model, config, flags, terminal_ids, stored)
 
 
 def _features(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> list[Feature]:

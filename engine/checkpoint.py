@@ -74,7 +74,7 @@ class CheckpointMeta:
     path: folder of the tokenizer and the chat template; None: there is none (engine.text.StandInTokenizer).
     generation: "G1" to "G5", or the family's name. terminal_ids: what ends a turn. hints: the seed's
     flags that the file sets, as defaults. notes: what was unusual. raw: the describing JSON, unknown keys
-    included.
+    included. stored: "int8" where projections are kept in eight bits in the file, else "".
     """
 
     name: str
@@ -86,6 +86,7 @@ class CheckpointMeta:
     hints: dict[str, bool | int | float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     raw: dict[str, object] = field(default_factory=dict)
+    stored: str = ""
 
 
 def locate(

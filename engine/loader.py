@@ -75,6 +75,7 @@ def load_model(
         config = detected.config
         tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
         _check_tokenizer(tokenizer, detected)
+        stored = "int8" if tensors is not None and HEAD + SCALE_SUFFIX in tensors else ""
         with skeleton():
             model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
         if tensors is None:
@@ -93,6 +94,7 @@ def load_model(
         hints=detected.hints,
         notes=[*detected.notes, *(["random weights"] if dummy else [])],
         raw=raw,
+        stored=stored,
     )
     return model.requires_grad_(False).eval(), tokenizer, meta
 

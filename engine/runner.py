@@ -22,7 +22,6 @@ from engine.hooks import KernelHooks
 from engine.memory import free_memory
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
-from engine.sequence import Sequence
 from engine.state import RowState
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
@@ -36,6 +35,17 @@ class RowReset:
     row: int
     prompt: list[int]
     output: list[int]
+
+
+def row_resets(plan: Plan) -> list[RowReset]:
+    """Rows whose penalty counts are built anew before this step."""
+    return [
+        RowReset(
+            sequence.row, sequence.tokens[: sequence.prompt_length], sequence.tokens[sequence.prompt_length :]
+        )
+        for sequence in (*plan.admitted, *plan.extended)
+        if has_penalty(sequence.request.params) and sequence.row is not None
+    ]
 
 
 class StagedSpan(NamedTuple):
@@ -123,9 +133,7 @@ class ModelRunner:
     # --------------------------------------------------------------------------------------------
 
     def stage(self, plan: Plan) -> StagedStep:
-        step = StagedStep()
-        for sequence in (*plan.admitted, *plan.extended):
-            self._stage_reset(step, sequence)
+        step = StagedStep(resets=row_resets(plan))
         for chunk in plan.chunks:
             self._stage_chunk(step, chunk)
         if len(step.ids) == 1:
@@ -134,11 +142,6 @@ class ModelRunner:
             for column in (step.ids, step.previous_ids, step.positions, step.slots):
                 column.append(WRITE_OFF)
         return step
-
-    def _stage_reset(self, step: StagedStep, sequence: Sequence) -> None:
-        if has_penalty(sequence.request.params) and sequence.row is not None:
-            length = sequence.prompt_length
-            step.resets.append(RowReset(sequence.row, sequence.tokens[:length], sequence.tokens[length:]))
 
     def _stage_chunk(self, step: StagedStep, chunk: Chunk) -> None:
         tokens, table, size = chunk.sequence.tokens, chunk.block_table, self.cache.block_size
@@ -190,7 +193,7 @@ class ModelRunner:
             hidden = self.model.hidden(ids, previous, positions, self._attend(step, spans))
             logits = self.model.logits(hidden[rows]) if step.sampling else hidden
         forward_seconds = time.perf_counter() - forward_started
-        tokens = self._sample(step, logits) if step.sampling else []
+        tokens = self._sample(step.sampling, logits) if step.sampling else []
         return StepResult(tokens, time.perf_counter() - started, forward_seconds)
 
     def _spans(self, step: StagedStep) -> list[Span]:
@@ -213,11 +216,11 @@ class ModelRunner:
 
         return attend
 
-    def _sample(self, step: StagedStep, logits: torch.Tensor) -> list[SampledToken]:
+    def _sample(self, rows: list[SamplingRow], logits: torch.Tensor) -> list[SampledToken]:
         try:
-            return self._sample_rows(step.sampling, logits)
+            return self._sample_rows(rows, logits)
         except Exception:  # whichever row it was, the others must not fail with it
-            return [self._sample_alone(row, logits[i : i + 1]) for i, row in enumerate(step.sampling)]
+            return [self._sample_alone(row, logits[i : i + 1]) for i, row in enumerate(rows)]
 
     def _sample_alone(self, row: SamplingRow, logits: torch.Tensor) -> SampledToken:
         try:

@@ -55,6 +55,18 @@ def has_penalty(params: SamplingParams) -> bool:
     return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
+def is_plain(row: SamplingRow) -> bool:
+    """Whether a row takes the best id of its logits as they are, and nothing else is asked of them."""
+    params = row.params
+    return (
+        params.temperature == 0
+        and params.logprobs is None
+        and not row.banned
+        and not params.logit_bias
+        and not has_penalty(params)
+    )
+
+
 def stop_ids(params: SamplingParams, terminal_ids: tuple[int, ...]) -> tuple[int, ...]:
     """Every id that ends a row with these parameters."""
     return params.stop_token_ids if params.ignore_eos else (*terminal_ids, *params.stop_token_ids)

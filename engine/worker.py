@@ -19,8 +19,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import msgspec
-
 from engine.links import FAREWELL_SECONDS, Exchange, FirstLink
 from engine.messages import EngineConfig, Failed
 from engine.messages.wire import HEARTBEAT_SECONDS, encode
@@ -54,7 +52,6 @@ def load(config: EngineConfig) -> "AsyncEngine":
     from engine.loader import load_model
 
     # Loading on one thread leaves the machine's threads to the step thread alone (engine/runner.py).
-    config = msgspec.structs.replace(config, threads=config.threads or torch.get_num_threads())
     torch.set_num_threads(1)
     imported = time.perf_counter()
     model, tokenizer, meta = load_model(

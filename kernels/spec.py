@@ -1,8 +1,11 @@
 """What implementations of attention are chosen by, beside the device."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+CompiledKind = Literal["int8", "bf16"]  # weights of the compiled path on a CPU (kernels.cpu)
 
 
 @dataclass(frozen=True, slots=True)

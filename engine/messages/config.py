@@ -17,9 +17,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     model: a nanochat base directory, a checkpoint folder, a transformers folder or a hub id; None finds one.
     source, tag, step: which checkpoint of a nanochat base directory (None: nanochat's own guesses).
     load_format: "auto" reads the model's weights, "dummy" makes random ones from its description alone.
-    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU. weight_dtype: what projections and head are kept
-    in; "auto" is the model's dtype, "fp8" and "int8" have a scale for each output channel (kernels.quantize).
-    threads: CPU threads of the engine process (None: one per core).
+    dtype: "auto" is bfloat16 on a GPU; on a CPU it is float32, unless the file keeps int8, and "float32" asks
+    for the reference path there. weight_dtype: what projections and head are kept in; "auto" is the model's
+    dtype, on a CPU the file's int8; "fp8" and "int8" have a scale for each output channel (kernels.quantize).
+    threads: CPU threads of the engine process (None: as many as cores are free, see engine.cores).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
     block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
     sequences can hold (None: sized from memory and max_rows). max_num_blocks: as many may the pool grow to

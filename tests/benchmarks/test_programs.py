@@ -5,13 +5,14 @@ import hashlib
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from aiohttp import web
 
-from benchmarks import accuracy, decode, offline, peers, scheduling
+from benchmarks import accuracy, cpu, decode, offline, peers, scheduling
 from benchmarks.bandwidth import Reads
 from benchmarks.client import Orders, prompts
 from benchmarks.load import percentile, stream
@@ -102,6 +103,64 @@ def test_decode_writes_a_row_per_case(
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
     assert all(row["tok_s"] > 0 and row["steps"] > 0 and row["mbu"] > 0 for row in rows[:3])
     assert "not this one" in capsys.readouterr().out
+
+
+def test_a_cpu_beside_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The peer is a program of its own, here one that answers at once."""
+    small = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_kv_head": 1, "vocab_size": 512, "sequence_len": 128}
+    monkeypatch.setitem(offline.models.SIZES, "tiny", small)
+    monkeypatch.setattr(cpu, "read_bandwidth", lambda device: 1e10)
+    peer, seen = tmp_path / "python", tmp_path / "seen.jsonl"
+    peer.write_text(
+        f"""#!{sys.executable}
+import json, sys
+settings = json.loads(sys.argv[2])
+open({str(seen)!r}, "a").write(json.dumps(settings) + "\\n")
+rows = [{{"streams": n, "tok_s": 100.0 * n}} for n in settings["streams"]]
+print(json.dumps({{"version": "0", "rows": rows}}))
+"""
+    )
+    peer.chmod(0o755)
+    sizes = "--device cpu --workload cpu --size tiny --runs 2 --new 8 --prompt-len 4 --streams 1,3"
+    for more, there in ((["--llama-cpp", str(peer)], True), (["--weights", "int8"], False)):
+        out = tmp_path / f"{there}.json"
+        decode.main([*sizes.split(), *more, "--out", str(out)])
+        kept = json.loads(out.read_text())
+        kinds = cpu.FORMATS if there else {"int8": "Q8_0"}
+        assert [(row["system"], row["weights"], row["streams"]) for row in kept["rows"]] == [
+            (system, weights, streams)
+            for ours, theirs in kinds.items()
+            for streams in (1, 3)
+            for system, weights in (("fastpath", ours), ("llama.cpp", theirs))
+        ]
+        for row in kept["rows"][::2]:
+            assert row["tok_s"] > 0 and row["spread"] >= 0
+            assert row["forward_ms"] + row["overhead_ms"] == pytest.approx(row["step_ms"])
+            assert row["bandwidth"] == pytest.approx(row["step_bytes"] / (row["step_ms"] / 1e3) / 1e10)
+            assert row["ratio"] == (pytest.approx(row["tok_s"] / row["streams"] / 100) if there else None)
+        assert ("not installed" in capsys.readouterr().out) != there
+        assert kept["settings"]["bandwidth_gb_s"] == 10
+    asked = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert [one["format"] for one in asked] == ["int8", "bf16", "float32"] * 2
+    shape = asked[0]["shape"]
+    # What a layer of either has: attention, and two matrices or three.
+    assert abs(3 * 64 * shape["n_inner"] - 8 * 64 * 64) <= 16 * 3 * 64 and shape["n_inner"] % 32 == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--weights int4", "measures int8, bf16, float32"),
+        ("--size llama-tiny", "of a nanochat model"),
+        ("--workload cpu,one", "stand alone"),
+    ],
+)
+def test_what_a_cpu_does_not_measure(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        decode.main(["--device", "cpu", *arguments.split()])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_scheduling_measures_every_part() -> None:

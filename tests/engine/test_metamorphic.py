@@ -13,6 +13,7 @@ import pytest
 from engine.llama import Llama
 from engine.llama_config import llama_config
 from engine.messages import SamplingParams
+from engine.messages.config import WeightName
 from engine.model import GPT
 from engine.text import load_tokenizer
 from tests.engine.checkpoints import make_model
@@ -49,6 +50,7 @@ AXES: dict[str, dict[str, object]] = {
     },
     "static batches": {"batching": "static", "batch_timeout_ms": 1.0},
     "single": {"batching": "single"},
+    "three threads": {"threads": 3},
 }
 
 
@@ -139,15 +141,34 @@ def llama(name: str) -> Llama:
     return model.requires_grad_(False).eval()
 
 
-@pytest.fixture(scope="module", params=["G1", "G2", "G3", "G4", "G5", *LLAMAS])
-def model(request: pytest.FixtureRequest) -> Iterator[GPT | Llama]:
-    if request.param in LLAMAS:
-        yield llama(request.param)
+# A model and what its weights are kept in: torch's float32, or one of the compiled paths of a CPU.
+MODELS: dict[str, tuple[str, WeightName]] = {
+    **{name: (name, "auto") for name in ("G1", "G2", "G3", "G4", "G5", *LLAMAS)},
+    **{f"{name} int8": (name, "int8") for name in ("G1", "G3", "G4", "G5")},
+    **{f"{name} bf16": (name, "bf16") for name in ("G2", "G5")},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def named(request: pytest.FixtureRequest) -> tuple[str, WeightName]:
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def weights(named: tuple[str, WeightName]) -> WeightName:
+    return named[1]
+
+
+@pytest.fixture(scope="module")
+def model(named: tuple[str, WeightName]) -> Iterator[GPT | Llama]:
+    name, _ = named
+    if name in LLAMAS:
+        yield llama(name)
         return
-    heads = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}[request.param]
-    pattern = "L" if request.param == "G1" else "SSL"
+    heads = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}[name]
+    pattern = "L" if name == "G1" else "SSL"
     yield make_model(
-        request.param,
+        name,  # type: ignore[arg-type]
         1,
         sequence_len=64,  # so that the short windows of 22 to 128 keys matter
         vocab_size=VOCAB,
@@ -160,11 +181,19 @@ def model(request: pytest.FixtureRequest) -> Iterator[GPT | Llama]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: GPT | Llama) -> "list[list[tuple[object, ...]]]":
+def reference(model: GPT | Llama, weights: WeightName) -> "list[list[tuple[object, ...]]]":
     """Each ask alone in an engine of its own kind: no cache, no lookahead, one row, one chunk."""
 
     async def run() -> list[list[tuple[object, ...]]]:
-        engine = await started(model, TOKENIZER, enable_prefix_caching=False, lookahead=False, max_rows=1)
+        engine = await started(
+            model,
+            TOKENIZER,
+            weight_dtype=weights,
+            enable_prefix_caching=False,
+            lookahead=False,
+            max_rows=1,
+            threads=1,
+        )
         result = await answers(engine, asks(0), together=False)
         await engine.close()
         return [[answer.content for answer in choices] for choices in result]
@@ -174,9 +203,9 @@ def reference(model: GPT | Llama) -> "list[list[tuple[object, ...]]]":
 
 @pytest.mark.parametrize("axis", AXES)
 async def test_answers_do_not_depend_on_company(
-    model: GPT | Llama, reference: list[list[tuple[object, ...]]], axis: str
+    model: GPT | Llama, weights: WeightName, reference: list[list[tuple[object, ...]]], axis: str
 ) -> None:
-    engine = await started(model, TOKENIZER, **AXES[axis])
+    engine = await started(model, TOKENIZER, **{"weight_dtype": weights, **AXES[axis]})
     try:
         # Cold and alone, all at once with a warm cache, and all at once in another order.
         for together, order in ((False, 1), (True, 1), (True, -1)):
@@ -202,8 +231,8 @@ def test_the_asks_reach_what_they_are_meant_to(reference: list[list[tuple[object
     assert len({content[0] for content in reference[2]}) == 3
 
 
-async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama) -> None:
-    engine = await started(model, TOKENIZER)
+async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama, weights: WeightName) -> None:
+    engine = await started(model, TOKENIZER, weight_dtype=weights)
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=11, ignore_eos=True, logprobs=2)
     prompt = list(range(40, 75))
     (alone,), many = await answers(engine, [Ask(prompt, params), Ask(prompt, params, n=4)], together=True)
@@ -212,8 +241,8 @@ async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama) -> No
     assert len({tuple(answer.tokens) for answer in many}) == 4
 
 
-async def test_salts_keep_caches_apart(model: GPT | Llama) -> None:
-    engine = await started(model, TOKENIZER)
+async def test_salts_keep_caches_apart(model: GPT | Llama, weights: WeightName) -> None:
+    engine = await started(model, TOKENIZER, weight_dtype=weights)
     params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
     prompt = list(range(64))
     salted = [Ask(prompt, params, cache_salt=salt) for salt in (b"", b"a", b"", b"a", b"b")]

@@ -1,0 +1,286 @@
+"""The compiled path of a CPU: right in every generation, rows independent, taken only where it should be."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from engine.async_engine import AsyncEngine
+from engine.checkpoint import embedded_folder
+from engine.config import Generation
+from engine.loader import load_model
+from engine.messages import EngineConfig, SamplingParams
+from engine.model import GPT
+from engine.text import load_tokenizer
+from kernels.attention import KVCache
+from kernels.quantize import rounded
+from kernels.spec import CompiledKind
+from tests.engine.checkpoints import GENERATIONS, make_model
+from tests.engine.golden import G1
+from tests.engine.serving import Ask, answers, started
+from tests.engine.test_eight_bits import STORY, llama
+
+pytest.importorskip("numba", reason="the compiled step is optional")
+
+from engine.compiled import TOKENS, CompiledModel, Ints, Tokens
+from kernels.cpu import team
+
+VOCAB = 512
+HEADS = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}
+KINDS: tuple[CompiledKind, ...] = ("int8", "bf16")
+
+
+def model_of(generation: Generation, dtype: torch.dtype = torch.float32) -> GPT:
+    heads, kv_heads = HEADS[generation]
+    model = make_model(
+        generation,
+        3,
+        sequence_len=64,
+        vocab_size=VOCAB,
+        n_layer=4,
+        n_head=heads,
+        n_kv_head=kv_heads,
+        n_embd=64,
+        window_pattern="SSL",
+    )
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+class Served:
+    """A compiled model with sequences of up to `length` tokens in blocks of 16."""
+
+    def __init__(self, model: GPT, kind: CompiledKind, *, rows: int = 1, length: int = 640, threads: int = 2):
+        config = model.config
+        blocks = -(-length // 16)
+        self.cache = KVCache.allocate(
+            config.n_layer, 1 + rows * blocks, 16, config.n_kv_head, config.head_dim, torch.bfloat16, "cpu"
+        )
+        self.model = CompiledModel(model, kind, self.cache, length, length, threads)
+        order = np.random.default_rng(0).permutation(rows * blocks) + 1
+        self.tables: Ints = order.reshape(rows, blocks).astype(np.int64)
+
+    def step(self, pieces: list[tuple[int, list[int], int, int]]) -> list[torch.Tensor]:
+        """pieces: (row, its ids, first, last); the logits of each piece's tokens."""
+        columns: list[list[int]] = [[], [], [], []]
+        for row, ids, first, last in pieces:
+            columns[0] += ids[first:last]
+            columns[1] += [ids[i - 1] if i else 0 for i in range(first, last)]
+            columns[2] += range(first, last)
+            columns[3] += [row] * (last - first)
+        tokens = Tokens(*(np.array(column) for column in columns))
+        logits, best = self.model.step(tokens, self.tables, range(len(columns[0])))
+        assert best.tolist() == [int(row.argmax()) if row.isfinite().all() else -1 for row in logits]
+        return list(logits.clone().split([last - first for _, _, first, last in pieces]))
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(VOCAB) for _ in range(count)]
+
+
+def as_stored(model: GPT, kind: CompiledKind) -> GPT:
+    """In float64, with the projections that the compiled model computes with."""
+    state = {}
+    for name, weight in model.state_dict().items():
+        if weight.dim() == 2 and any(part in name for part in ("c_", "lm_head")):
+            weight = rounded(weight, "int8") if kind == "int8" else weight.bfloat16()
+        state[name] = weight.double()
+    other = GPT(model.config).double()
+    other.load_state_dict(state)
+    return other.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_logits_are_those_of_float64(generation: Generation, kind: CompiledKind, dtype: torch.dtype) -> None:
+    """But for the rounding of keys and values, and of the activations of int8."""
+    model = model_of(generation, dtype)
+    ids = random_ids(100)
+    wanted = as_stored(model, kind)(torch.tensor([ids]))[0].double()
+    served = Served(model, kind)
+    (logits,) = served.step([(0, ids, 0, len(ids))])
+    served.model.close()
+    error = (logits.double() - wanted).norm() / wanted.norm()
+    assert 1e-5 < error < (0.03 if kind == "int8" else 0.006)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("generation", ["G1", "G3", "G5"])
+def test_a_token_does_not_depend_on_its_step(generation: Generation, kind: CompiledKind) -> None:
+    """Whole, token by token, and in random pieces beside other sequences, by one, two and five threads."""
+    model = model_of(generation)
+    sequences = [random_ids(count, count) for count in (TOKENS + 70, 90, 33, 1)]
+    alone = []
+    for row, ids in enumerate(sequences):
+        served = Served(model, kind, rows=4, threads=1)
+        alone.append(torch.cat([served.step([(row, ids, i, i + 1)])[0] for i in range(len(ids))]))
+        served.model.close()
+    rng = random.Random(5)
+    for threads, most in ((1, 400), (2, 5), (2, 40), (5, 100)):
+        served = Served(model, kind, rows=4, threads=threads)
+        done = [0] * len(sequences)
+        while any(count < len(ids) for count, ids in zip(done, sequences, strict=True)):
+            pieces = [
+                (row, ids, done[row], min(len(ids), done[row] + rng.randint(1, most)))
+                for row, ids in enumerate(sequences)
+                if done[row] < len(ids)
+            ]
+            rng.shuffle(pieces)
+            for (row, _, first, last), logits in zip(pieces, served.step(pieces), strict=True):
+                assert torch.equal(logits, alone[row][first:last]), (threads, most, row, first)
+                done[row] = last
+        served.model.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_that_are_none_stay_in_their_sequence(kind: CompiledKind) -> None:
+    model = model_of("G1")
+    weight = model.transformer["wte"].weight
+    assert isinstance(weight, torch.Tensor)
+    weight[7] = float("nan")
+    good = [id for id in random_ids(60) if id != 7]
+    served = Served(model, kind, rows=2)
+    (wanted,) = served.step([(0, good, 0, len(good))])
+    logits, spoilt = served.step([(0, good, 0, len(good)), (1, [5, 7, 9], 0, 3)])
+    served.model.close()
+    assert torch.equal(logits, wanted)
+    assert spoilt[0].isfinite().all() and spoilt[1:].isnan().all()
+
+
+def test_a_team_that_sleeps_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no patience at all, every step finds its threads asleep or on their way there."""
+    monkeypatch.setattr(team, "LOOKS", 1)
+    ids = random_ids(200)
+    served = Served(model_of("G2"), "int8", threads=3)
+    (wanted,) = served.step([(0, ids, 0, 200)])
+    rows = [served.step([(0, ids, i, i + 1)])[0] for i in range(200)]
+    served.model.close()
+    served.model.close()
+    assert torch.equal(torch.cat(rows), wanted)
+    with pytest.raises(ValueError, match="a team of 0 threads"):
+        team.Team(np.zeros(100, dtype=np.int64), 0)
+
+
+# ---- which path is taken
+
+
+def features(engine: AsyncEngine) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(rest) for name, *rest in engine.info.features}
+
+
+async def test_the_embedded_model_is_served_in_its_own_int8() -> None:
+    """By default; --dtype float32 is the reference, bit for bit; and both say nearly the same."""
+    model, tokenizer, meta = load_model(embedded_folder())
+    assert meta.stored == "int8"
+    ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(STORY)]
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True, logprobs=1)
+    asks = [Ask(ids[:count], params) for count in (3, 40)]
+    found = []
+    for known, settings in ((meta, {}), (meta, {"dtype": "float32"}), (None, {})):
+        config = EngineConfig(**settings)  # type: ignore[arg-type]
+        engine = AsyncEngine(model, tokenizer, config, known)
+        rows = features(engine)
+        kept = "int8" if known is not None and not settings else "float32"
+        assert rows["weight dtype"][:2] == ("auto", kept)
+        assert rows["attention"][1].startswith("compiled") == (kept == "int8")
+        await engine.start()
+        found.append([choices[0].content for choices in await answers(engine, asks, together=True)])
+        await engine.close()
+    assert found[1] == found[2] and found[0] != found[1]
+
+
+@torch.no_grad()
+def test_the_loss_of_the_embedded_model() -> None:
+    """docs/cpu.md has the figure on held-out text."""
+    model, tokenizer, _ = load_model(embedded_folder())
+    assert isinstance(model, GPT)
+    ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(STORY)]
+    targets = torch.tensor(ids[1:])
+    wanted = torch.nn.functional.cross_entropy(model(torch.tensor([ids]))[0, :-1], targets)
+    served = Served(model, "int8", length=1024)
+    (logits,) = served.step([(0, ids, 0, len(ids))])
+    served.model.close()
+    assert abs(torch.nn.functional.cross_entropy(logits[:-1], targets) / wanted - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    "settings, dtype, kept",
+    [
+        ({}, torch.float32, None),
+        ({}, torch.bfloat16, "bf16"),
+        ({"weight_dtype": "int8"}, torch.float32, "int8"),
+        ({"weight_dtype": "int8"}, torch.bfloat16, "int8"),
+        ({"weight_dtype": "bf16"}, torch.float32, "bf16"),
+        ({"weight_dtype": "int8", "dtype": "float32"}, torch.float32, None),
+        ({"weight_dtype": "fp8"}, torch.float32, None),
+    ],
+)
+def test_which_weights_are_compiled(
+    settings: dict[str, object], dtype: torch.dtype, kept: str | None
+) -> None:
+    engine = AsyncEngine(
+        model_of("G3", dtype),
+        load_tokenizer(G1 / "tokenizer"),
+        EngineConfig(**settings),  # type: ignore[arg-type]
+    )
+    rows = features(engine)
+    assert rows["attention"][1].startswith("compiled") == (kept is not None)
+    if kept is not None:
+        assert rows["weight dtype"][1] == kept
+    engine.core.runner.close()
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    tokenizer = load_tokenizer(G1 / "tokenizer")
+    with pytest.raises(ValueError, match="weight_dtype is bf16, and a Llama is served by torch"):
+        AsyncEngine(llama(tied=False), tokenizer, EngineConfig(weight_dtype="bf16"))
+    with pytest.raises(ValueError, match="weight_dtype is bf16, but the model is in float32"):
+        AsyncEngine(model_of("G1"), tokenizer, EngineConfig(weight_dtype="bf16", dtype="float32"))
+    odd = make_model("G1", 0, n_embd=96, n_head=4, n_kv_head=4, vocab_size=VOCAB)
+    engine = AsyncEngine(odd, tokenizer, EngineConfig(weight_dtype="int8"))
+    assert "head_dim 24 is no multiple of" in features(engine)["weight dtype"][2]
+    engine.core.runner.close()
+    spoilt = model_of("G1")
+    spoilt.transformer["h"][1].mlp.c_fc.weight[3, 4] = float("inf")  # type: ignore[index, union-attr]
+    with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.c_fc\.weight: numbers are not finite"):
+        AsyncEngine(spoilt, tokenizer, EngineConfig(weight_dtype="int8"))
+
+
+WITHOUT = """
+import sys
+sys.modules["numba"] = None
+from engine.async_engine import AsyncEngine
+from engine.loader import load_model
+from engine.messages import EngineConfig
+model, tokenizer, meta = load_model(None)
+engine = AsyncEngine(model, tokenizer, EngineConfig(), meta)
+print([row for row in engine.info.features if row[0] in ("attention", "weight dtype")])
+engine.core.runner.close()
+"""
+
+
+def test_without_numba_torch_serves() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "paged reference (torch)" in done.stdout and "numba cannot be imported" in done.stdout + done.stderr
+    )
+
+
+async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on() -> None:
+    """Blocks of 1 in a pool for little more than one sequence: tables change with every step."""
+    model, tokenizer = model_of("G4"), load_tokenizer(G1 / "tokenizer")
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    asks = [Ask(random_ids(count, count), params) for count in (30, 20, 10)]
+    found = []
+    for settings in ({}, {"block_size": 1, "num_blocks": 80, "enable_prefix_caching": False}):
+        engine = await started(model, tokenizer, weight_dtype="int8", **settings)
+        found.append([a.tokens for choices in await answers(engine, asks, together=True) for a in choices])
+        if settings:
+            assert engine.stats().preemptions > 0
+        await engine.close()
+    assert found[0] == found[1]
