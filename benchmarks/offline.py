@@ -25,6 +25,7 @@ from benchmarks.report import table
 from benchmarks.workloads import WORKLOADS, Work, shrunk
 from engine.async_engine import AsyncEngine
 from engine.messages import EngineConfig, Frame, Request, SamplingParams
+from engine.runner import ModelRunner
 
 
 @dataclass(slots=True)
@@ -188,6 +189,12 @@ async def measure_all(args: argparse.Namespace) -> list[dict[str, object]]:
         engine = AsyncEngine(model, tokenizer, engine_config(args), meta, consume=True)
         await engine.start()
         reads = replace(reads, weights=engine.backend.step_bytes or reads.weights)
+        if isinstance(engine.backend.runner, ModelRunner):  # its cache may be of another type than the model
+            kept, own = (
+                engine.backend.runner.cache.keys.element_size(),
+                next(model.parameters()).element_size(),
+            )
+            reads = replace(reads, kv_per_layer=reads.kv_per_layer * kept // own)
     except Exception as error:
         traceback.print_exc()
         row = Row("fastpath", args.size, "start", 0, error=f"{type(error).__name__}: {error}")

@@ -1,7 +1,8 @@
 """Projections with weights of eight bits (kernels.quantize): when they are wanted, and what they do.
 
-A GPU keeps them so (engine.gpu.weights). Everywhere else the model is rounded once, to the same numbers, and
-served as ever: the reference that a GPU's answers are compared with.
+A GPU keeps them so (engine.gpu.weights), and a CPU those of nanochat's models (engine.compiled). Everywhere
+else, and where float32 is asked for, the model is rounded once, to the same numbers, and served as ever: the
+reference that the others' answers are compared with.
 """
 
 import re

@@ -4,6 +4,7 @@ A row w of a projection is kept as whole numbers (int8) or short floats (fp8, e4
 s, so that w is about s * q and the largest |q| of the row is the format's largest number. Activations stay as
 they are: only what is read from memory for a product is halved. Reference: `dequantize`;
 kernels.triton.dequantize does the same on a device, kernels/cuda/skinny.cu inside its product.
+kernels.cpu takes the same numbers, and rounds activations, too.
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ from kernels.cpu.machine import (
 
 # Sums may be split into lanes; NaN and infinity keep their meaning.
 # Nobody calls these from Python but `entry.work`, so they go without what such a call needs.
-compiled = njit(
+compiled = njit(  # type: ignore[call-overload, unused-ignore]
     nogil=True,
     error_model="numpy",
     fastmath={"reassoc", "contract", "nsz"},

@@ -271,6 +271,14 @@ def test_without_numba_torch_serves() -> None:
     )
 
 
+def test_compiling_ahead() -> None:
+    """`make install` does it; where there is no numba it says so, and installing goes on."""
+    for before, said in (("", "is ready, after"), ("sys.modules['numba'] = None; ", "torch serves instead")):
+        code = f"import sys; {before}import runpy; runpy.run_module('kernels.cpu', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+
+
 async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on() -> None:
     """Blocks of 1 in a pool for little more than one sequence: tables change with every step."""
     model, tokenizer = model_of("G4"), load_tokenizer(G1 / "tokenizer")
