@@ -1,24 +1,29 @@
-"""`python -m training.ablation --data DIR --variants A,B --tokens N`: which model and recipe learn most.
+"""`python -m training.ablation --data DIR --variants "A;B" --tokens N`: which model and recipe learn most.
 
 Every variant is pretrained on the same tokens in the same order and is measured by held-out bits per byte,
 all prose and all chat. Architectures are of equal size once rounded to int8, within a few percent. Results
-are kept in training/ablation.json with the machine and the date; the model card shows them.
+are added to training/ablation.json with the machine and the date; the model card shows them.
 """
 
 import argparse
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from training import data, settings, tokenizer
+from training.checkpoint import Checkpoints
 from training.evaluate.loss import bits_per_byte
+from training.files import write_text
 from training.loop import build
 from training.pretrain import pretrain
 from training.settings import Settings
+
+Row = Mapping[str, object]
 
 
 def variants() -> dict[str, Settings]:
@@ -38,8 +43,8 @@ def variants() -> dict[str, Settings]:
         "G1 6x640": replace(base, n_layer=6, n_embd=640, n_head=5, n_kv_head=5),
         "G1 13x448, 7 heads": replace(base, n_layer=13, n_embd=448, n_head=7, n_kv_head=7),
         "G1 10x512, 8 heads": replace(base, n_head=8, n_kv_head=8),
-        "decay 1.0": replace(base, weight_decay=1.0),
-        "dropout 0.1": replace(base, dropout=0.1),
+        "G1 10x512, decay 1.0": replace(base, weight_decay=1.0),
+        "G1 10x512, dropout 0.1": replace(base, dropout=0.1),
     }
 
 
@@ -47,12 +52,13 @@ def measure(name: str, chosen: Settings, args: argparse.Namespace, tokens: Path)
     """Pretrain one variant and measure it."""
     share = args.tokens / sum(phase.tokens for phase in chosen.phases)
     chosen = settings.scaled(chosen, share)
-    folder = args.work / "variants" / "".join(c if c.isalnum() else "-" for c in name)
+    folder = args.work / "variants" / f"{''.join(c if c.isalnum() else '-' for c in name)}-{args.tokens}"
     began = time.monotonic()
     torch.compiler.reset()  # or the compiler gives up after a handful of models
     model = build(chosen, args.device)
     pretrain(model, chosen, tokens, folder)
     trained = json.loads((folder / "pretrain.json").read_text())
+    Checkpoints(folder, "pretrain").drop()  # the stage is done: nothing goes on from them
     model.eval()
     bits = bits_per_byte(model, tokenizer.load(args.work), args.data)
     return {
@@ -91,13 +97,26 @@ def main(argv: list[str] | None = None) -> int:
         data.prepare(args.data, chosen, args.work, tokens, len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high")
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    rows: list[dict[str, object]] = []
+    machine = {"device": device, "torch": torch.__version__}
+    rows: list[Row] = []
+    if args.out.exists():
+        before = json.loads(args.out.read_text("utf-8"))
+        if other := [before[name] for name in machine if before[name] != machine[name]]:
+            parser.error(f"--out: {args.out} has rows of another machine ({', '.join(other)})")
+        rows = before["rows"]
     for name in names:
-        rows.append(measure(name, known[name], args, tokens))
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "bits_per_byte"}), flush=True)
-        kept = {"date": time.strftime("%Y-%m-%d"), "device": device, "torch": torch.__version__, "rows": rows}
-        args.out.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        row = measure(name, known[name], args, tokens)
+        print(json.dumps({k: v for k, v in row.items() if k != "bits_per_byte"}), flush=True)
+        rows = merged(rows, row)
+        kept = {"date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        write_text(args.out, json.dumps(kept, indent=1) + "\n")
     return 0
+
+
+def merged(rows: Sequence[Row], new: Row) -> list[Row]:
+    """The rows with the new one, in the place of that of the same variant and tokens."""
+    key = (new["variant"], new["tokens"])
+    return [row for row in rows if (row["variant"], row["tokens"]) != key] + [new]
 
 
 if __name__ == "__main__":

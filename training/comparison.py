@@ -22,12 +22,16 @@ must be right.
 """
 _TRIED = """
 ## Which model
-`python -m training.ablation` pretrained these on the same tokens in the same order ({device}, torch {torch},
-{date}); all are of about the same size in int8. Held-out bits per byte, lower is better; reading is the
-answers to questions about a story that stands in the prompt.
+`python -m training.ablation` pretrained these ({device}, torch {torch},
+{date}); all are of about the same size in int8, and those of one table saw the same tokens in the same order.
+Held-out bits per byte, lower is better; reading is the answers to questions about a story that stands in the
+prompt. What a name does not say is as in the first model's recipe.
+"""
+_BUDGET = """
+After {tokens:.0f} M tokens:
 
-| | parameters | tokens | prose | chat | reading |
-| --- | --- | --- | --- | --- | --- |
+| | parameters | prose | chat | reading |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -40,14 +44,19 @@ def compared(report: Table, config: Table, first: Table) -> str:
 
 
 def tried(ablation: Table) -> str:
-    """The section about other architectures and recipes as markdown."""
+    """The section about other architectures and recipes as markdown, a table for each number of tokens."""
     text = _TRIED.format(**{name: ablation[name] for name in ("device", "torch", "date")})
-    for row in cast(Sequence[Table], ablation["rows"]):
-        bits = cast(Mapping[str, float], row["bits_per_byte"])
-        text += (
-            f"| {row['variant']} | {_millions(row['parameters'])} | {cast(int, row['tokens']) / 1e6:.0f} M | "
-            f"{bits['prose']:.4f} | {bits['chat']:.4f} | {bits['chat/story_qa']:.4f} |\n"
-        )
+    rows = cast(Sequence[Table], ablation["rows"])
+    for tokens in sorted({cast(int, row["tokens"]) for row in rows}):
+        text += _BUDGET.format(tokens=tokens / 1e6)
+        for row in rows:
+            if row["tokens"] != tokens:
+                continue
+            bits = cast(Mapping[str, float], row["bits_per_byte"])
+            text += (
+                f"| {row['variant']} | {_millions(row['parameters'])} | "
+                f"{bits['prose']:.4f} | {bits['chat']:.4f} | {bits['chat/story_qa']:.4f} |\n"
+            )
     return text
 
 

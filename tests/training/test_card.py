@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from training.card import FIRST_MODEL, MOST_LOST, PLOT_FILE, card, write
-from training.comparison import parameters
+from training.ablation import merged, variants
+from training.card import ABLATION, FIRST_MODEL, MOST_LOST, PLOT_FILE, card, write
+from training.comparison import parameters, tried
 
+SHIPPED = Path(__file__).parents[2] / "models"
 CONFIG: dict[str, object] = {
     "parameters": 38_000_000,
     "model_config": {
@@ -91,3 +93,31 @@ def test_the_plot_is_shown_where_there_is_one(first: dict[str, object], tmp_path
     (tmp_path / PLOT_FILE).write_text("<svg/>")
     write(tmp_path / "report.json", tmp_path)
     assert f"]({PLOT_FILE})" in (tmp_path / "README.md").read_text()
+
+
+def test_the_shipped_card_is_that_of_the_shipped_report(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors.index.json", PLOT_FILE):
+        (tmp_path / name).write_bytes((SHIPPED / name).read_bytes())
+    write(SHIPPED / "report.json", tmp_path)
+    assert (tmp_path / "README.md").read_text("utf-8") == (SHIPPED / "README.md").read_text("utf-8")
+
+
+def test_models_stand_beside_those_of_as_many_tokens() -> None:
+    """Every row once, in the table of its tokens, by a name that the command knows."""
+    ablation = json.loads(ABLATION.read_text("utf-8"))
+    first, *tables = tried(ablation).split("\nAfter ")
+    assert "| G" not in first
+    budgets = sorted({row["tokens"] for row in ablation["rows"]})
+    assert len(tables) == len(budgets)
+    for tokens, part in zip(budgets, tables, strict=True):
+        assert part.startswith(f"{tokens / 1e6:.0f} M tokens:")
+        names = [line.split(" | ")[0][2:] for line in part.splitlines() if line.startswith("| G")]
+        assert names == [row["variant"] for row in ablation["rows"] if row["tokens"] == tokens]
+        assert set(names) <= variants().keys()
+
+
+def test_a_new_row_takes_the_place_of_its_own_alone() -> None:
+    rows = [{"variant": name, "tokens": tokens, "prose": 1.0} for name in "ab" for tokens in (1, 2)]
+    assert merged(rows, rows[0] | {"prose": 0.5}) == [*rows[1:], rows[0] | {"prose": 0.5}]
+    other = {"variant": "c", "tokens": 1, "prose": 0.7}
+    assert merged(rows, other) == [*rows, other]
