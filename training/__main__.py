@@ -20,7 +20,6 @@ from engine.model import GPT
 from training import card, data, leaks, settings, tokenizer
 from training.chat_tune import chat_tune
 from training.checkpoint import CheckpointError, Checkpoints
-from training.data import DataError
 from training.evaluate.documents import PROSE
 from training.evaluate.loss import bits_per_byte
 from training.evaluate.report import measure
@@ -29,6 +28,7 @@ from training.files import WriteError, write_text
 from training.loop import build
 from training.plot import STAGES, curves, losses_svg
 from training.pretrain import pretrain
+from training.shards import DataError
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

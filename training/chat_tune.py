@@ -6,15 +6,16 @@ from engine.model import GPT
 from training.data import open_sources
 from training.loop import Stage, finish, run
 from training.optimizer import optimizers_for
-from training.packing import Aligned, order
+from training.packing import Aligned, check_steps, order
 from training.settings import Settings
 from training.tokenizer import Encoder
 
 
 def chat_tune(model: GPT, settings: Settings, encoder: Encoder, tokens: Path, folder: Path) -> None:
-    """Train `model` and leave `tune.pt` in `folder`."""
+    """Train `model` and leave `tune.pt` in `folder`. Raises DataError where there is not one step."""
     documents = order(open_sources(tokens), (settings.tune,), settings.seed + 1)
     batches = Aligned(documents, settings.rows, settings.context, encoder.special("<|bos|>"))
+    check_steps(batches, (settings.tune,))
     stage = Stage("tune", batches, lambda step: 1.0 - step / max(1, batches.steps))
     optimizers = optimizers_for(model, settings, settings.tune_lr_scale)
     finish("tune", model, run(model, optimizers, stage, settings, folder), folder)

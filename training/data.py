@@ -5,14 +5,12 @@ A source is three arrays in the run's folder: `NAME.tokens.npy` (uint16, documen
 """
 
 import json
-import lzma
 import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
 import numpy as np
 
@@ -23,10 +21,10 @@ from training.evaluate.documents import HeldOut
 from training.files import write_text, write_whole
 from training.prompts import is_held_out
 from training.settings import Settings
+from training.shards import DataError, field, read_shard, turns
 from training.template import render
 from training.tokenizer import Encoder, load
 
-T = TypeVar("T")
 SIZES_FILE = "sizes.json"
 # Kinds of chat that make up a source; those not named are left out (gsm8k is too hard; jokes get memorised).
 CHAT_SOURCES = {
@@ -63,10 +61,6 @@ CHILDREN = {"children-simple": "simple", "children-other": "another"}  # and the
 CHUNK = 2000
 
 
-class DataError(Exception):
-    """The data folder lacks something or a shard cannot be read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """One tokenised source."""
@@ -79,34 +73,6 @@ class Source:
     @property
     def starts(self) -> np.ndarray:
         return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)[:-1]))
-
-
-def read_shard(path: Path) -> Iterator[dict[str, object]]:
-    """The items of one `.jsonl.xz` file. Raises DataError if it is damaged."""
-    try:
-        with lzma.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
-    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def _field(path: Path, item: dict[str, object], name: str, kind: type[T]) -> T:
-    """A field of a shard's item. Raises DataError, naming the file, where it is not there or another type."""
-    value = item.get(name) if isinstance(item, dict) else None
-    if not isinstance(value, kind):
-        raise DataError(f"{path} has an item without {name} ({kind.__name__}): {str(item)[:80]}")
-    return value
-
-
-def _turns(path: Path, item: dict[str, object]) -> list[Message]:
-    messages = _field(path, item, "messages", list)
-    for turn in messages:
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(key), str) for key in ("role", "content")
-        ):
-            raise DataError(f"{path} has a message without role and content: {str(turn)[:80]}")
-    return messages
 
 
 def check_sources(data: Path, settings: Settings) -> None:
@@ -141,36 +107,31 @@ def _check_found(data: Path, settings: Settings, sizes: Mapping[str, int]) -> No
             )
 
 
-def held_out_documents(data: Path) -> HeldOut:
-    """What the evaluation's items come from. Raises DataError if its files are damaged."""
-    try:
-        return HeldOut.of(data)
-    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"cannot read the held-out files in {data}: {error}") from error
-
-
 def plain_texts(data: Path) -> Iterator[tuple[str, str]]:
-    """(source, text) of every pretraining item; what shares a document with the evaluation is left out."""
-    held_out = held_out_documents(data)
+    """(source, text) of every pretraining item; what shares a document with the evaluation is left out.
+
+    Raises DataError for a damaged file.
+    """
+    held_out = HeldOut.of(data)
     for path in sorted(data.glob("pretrain-*.jsonl.xz")):
         name = path.name.split(".")[0].removeprefix("pretrain-")
         for item in read_shard(path):
-            source, text = name, _field(path, item, "text", str)
+            source, text = name, field(path, item, "text", str)
             if held_out.shares(text):
                 continue
             if name.startswith("children"):
-                simple = _field(path, item, "tier", str) == "simple"
+                simple = field(path, item, "tier", str) == "simple"
                 source = "children-simple" if simple else "children-other"
             yield source, text
 
 
 def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
     """(source, messages) of every chat item that is used; held-out prompts and documents are left out."""
-    held_out = held_out_documents(data)
+    held_out = HeldOut.of(data)
     for path in sorted(data.glob("chat-*.jsonl.xz")):
         for item in read_shard(path):
-            source = CHAT_SOURCES.get(_field(path, item, "kind", str))
-            messages = _turns(path, item)
+            source = CHAT_SOURCES.get(field(path, item, "kind", str))
+            messages = turns(path, item)
             asked = [turn["content"] for turn in messages if turn["role"] == "user"]
             if source is None or any(map(is_held_out, asked)) or held_out.touches(messages):
                 continue
@@ -180,7 +141,11 @@ def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
 
 
 def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
-    """Text for the tokenizer, half prose and half chat, up to `settings.tokenizer_bytes`."""
+    """Text for the tokenizer from three pools, prose, chat and what is generated.
+
+    Each gives at most half of `settings.tokenizer_bytes`, counted in characters; so there is up to half as
+    much again in all.
+    """
     rng = Random(settings.seed)
     left = settings.tokenizer_bytes
     prose = [text for source, text in plain_texts(data) if source != "classics" and rng.random() < 0.35]

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data import CHAT_SOURCES, DataError, Job, contents, held_out_documents, jobs, read_shard
+from training.data import CHAT_SOURCES, Job, contents, jobs
 from training.evaluate import items
-from training.evaluate.documents import CHAT
+from training.evaluate.documents import CHAT, HeldOut
 from training.evaluate.questions import calculator, required, spelling
 from training.prompts import FIXED, SUBSTRING_WORDS, is_held_out, normalised
 from training.settings import Settings, full, tiny
+from training.shards import DataError, field, read_shard, turns
 
 _WINDOW = 16  # characters whose hash is compared; shorter prompts are looked for as whole turns only
 _BITS = 20
@@ -105,11 +106,11 @@ def _start_worker(phrases: frozenset[str]) -> None:
 
 def _search(job: Job) -> tuple[str, int, list[str]]:
     """Where from, how many characters, and the prompts that occur."""
-    turns: list[str] = []
+    said: list[str] = []
     for content in contents(job):
         texts = [content] if isinstance(content, str) else [turn["content"] for turn in content]
-        turns += (" ".join(text.lower().translate(_TO_SPACE).split()) for text in texts)
-    return job[0], sum(map(len, turns)), sorted(_finder[0].find(turns))
+        said += (" ".join(text.lower().translate(_TO_SPACE).split()) for text in texts)
+    return job[0], sum(map(len, said)), sorted(_finder[0].find(said))
 
 
 def find(data: Path, settings: Settings, workers: int = 1) -> tuple[list[str], int]:
@@ -134,15 +135,15 @@ def find(data: Path, settings: Settings, workers: int = 1) -> tuple[list[str], i
 
 def left_out(data: Path) -> dict[str, int]:
     """Items of the shards that training leaves out: for a prompt in them, or for a held-out document."""
-    held_out = held_out_documents(data)
+    held_out = HeldOut.of(data)
     count: Counter[str] = Counter()
     for path in sorted(data.glob("pretrain-*.jsonl.xz")):
         name = path.name.split(".")[0]
-        count[f"{name}: document"] += sum(held_out.shares(str(item["text"])) for item in read_shard(path))
+        texts = (field(path, item, "text", str) for item in read_shard(path))
+        count[f"{name}: document"] += sum(map(held_out.shares, texts))
     for path in sorted(data.glob("chat-*.jsonl.xz")):
         for item in read_shard(path):
-            source, messages = CHAT_SOURCES.get(str(item["kind"])), item["messages"]
-            assert isinstance(messages, list)
+            source, messages = CHAT_SOURCES.get(field(path, item, "kind", str)), turns(path, item)
             if source is None:
                 continue
             if any(turn["role"] == "user" and is_held_out(turn["content"]) for turn in messages):

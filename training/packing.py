@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data import DataError, Source
+from training.data import Source
 from training.settings import Phase
+from training.shards import DataError
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets, int64 [rows, context]; a target of -1 is not learned
 
@@ -79,13 +80,23 @@ def _draw(lengths: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndar
     return np.concatenate(picked) if picked else np.empty(0, dtype=np.int32)
 
 
+def check_steps(batches: "Stream | Aligned", phases: tuple[Phase, ...]) -> None:
+    """Raises DataError where what the phases have in tokens does not make one step."""
+    if batches.steps < 1:
+        told = ", ".join(f"phase {phase.name!r} with {phase.tokens:,} tokens" for phase in phases)
+        raise DataError(
+            f"{told}: fewer than a step takes, {batches.rows} rows of {batches.context} tokens; "
+            "train on a larger share"
+        )
+
+
 class Stream:
     """Documents end to end, cut into rows wherever a row is full; every token is learned."""
 
     def __init__(self, documents: Order, rows: int, context: int) -> None:
         self.order, self.rows, self.context = documents, rows, context
         self._ends = np.cumsum(documents.length, dtype=np.int64)
-        self.steps = int((self._ends[-1] - 1) // (rows * context))
+        self.steps = int((self._ends[-1] - 1) // (rows * context)) if len(self._ends) else 0
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches from step `first` on."""
@@ -121,7 +132,7 @@ class Aligned:
                 used = 0
             used += length
         self._firsts = [*firsts, len(documents.length)]
-        self.steps = len(firsts) // rows
+        self.steps = len(firsts) // rows if len(documents.length) else 0
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches from step `first` on."""

@@ -6,7 +6,7 @@ from engine.model import GPT
 from training.data import open_sources
 from training.loop import Stage, add_dropout, finish, run
 from training.optimizer import optimizers_for
-from training.packing import Stream, order
+from training.packing import Stream, check_steps, order
 from training.settings import Settings
 
 
@@ -20,9 +20,10 @@ def share_at(step: int, total: int, settings: Settings) -> float:
 
 
 def pretrain(model: GPT, settings: Settings, tokens: Path, folder: Path) -> None:
-    """Train `model` and leave `pretrain.pt` in `folder`."""
+    """Train `model` and leave `pretrain.pt` in `folder`. Raises DataError where there is not one step."""
     documents = order(open_sources(tokens), settings.phases, settings.seed)
     batches = Stream(documents, settings.rows, settings.context)
+    check_steps(batches, settings.phases)
     stage = Stage("pretrain", batches, lambda step: share_at(step, batches.steps, settings))
     optimizers = optimizers_for(model, settings)
     dropping = add_dropout(model, settings.dropout) if settings.dropout else []

@@ -15,7 +15,6 @@ from training.data import (
     CHAT_SHARDS,
     CHAT_SOURCES,
     SIZES_FILE,
-    DataError,
     check_sources,
     conversations,
     open_sources,
@@ -24,6 +23,7 @@ from training.data import (
 )
 from training.files import WriteError
 from training.settings import Phase, Settings, full, tiny
+from training.shards import DataError
 from training.tokenizer import save, train
 
 STORY = {"text": "A fox.", "tier": "simple", "source": "s"}

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from random import Random
 
 import pytest
 
-from training.data import DataError, conversations, plain_texts
+from training.data import conversations, plain_texts
 from training.evaluate.documents import CHAT, PROSE, HeldOut, passage_and_question, sentences
 from training.evaluate.items import digest, multiple_choice, prompts, short_answers, variants
 from training.evaluate.questions import made
 from training.leaks import Finder, check, find, left_out, main, prompt_sets
 from training.prompts import FIXED, SUBSTRING_WORDS, held_out, is_held_out, normalised
 from training.settings import Settings, tiny
+from training.shards import DataError
 
 PASSAGE = (
     "Once there lived a miller who had seven sons and a very old donkey. One day the donkey ran away into "
@@ -108,8 +110,33 @@ def test_without_held_out_files_nothing_is_left_out(tmp_path: Path) -> None:
 
 def test_a_damaged_held_out_file_is_named(data: Path) -> None:
     (data / CHAT).write_bytes((data / CHAT).read_bytes()[:-20])
-    with pytest.raises(DataError, match="held-out files"):
+    with pytest.raises(DataError, match=f"cannot read {data / CHAT}"):
         list(plain_texts(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "lacks"),
+    [
+        (CHAT, {}, "kind"),
+        (CHAT, {"kind": "nq"}, "messages"),
+        (CHAT, {"kind": "nq", "messages": []}, "messages"),
+        (CHAT, {"kind": "nq", "messages": [{"role": "user"}]}, "role and content"),
+        (PROSE, {"source": "s"}, "text"),
+        (PROSE, {"source": "s", "text": 5}, "text"),
+    ],
+)
+def test_a_held_out_item_that_lacks_something_is_told(
+    data: Path, name: str, item: dict[str, object], lacks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(data / name, [item])
+    message = rf"{data / name} has an? (item|message) without {lacks}"
+    for read in (plain_texts, conversations):
+        with pytest.raises(DataError, match=message):
+            list(read(data))
+    with pytest.raises(DataError, match=message):
+        digest(data)
+    assert main(["--data", str(data), "--preset", "tiny", "--workers", "1"]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_sentences_ignore_what_is_around_them() -> None:

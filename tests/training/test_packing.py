@@ -8,9 +8,10 @@ import pytest
 
 from training.conversations.exchange import Message
 from training.conversations.tales import plain_story
-from training.data import DataError, Source, prepare, read_shard
-from training.packing import Aligned, Stream, order
+from training.data import Source, prepare
+from training.packing import Aligned, Stream, check_steps, order
 from training.settings import Phase, tiny
+from training.shards import DataError, read_shard
 from training.template import prompt, render
 from training.tokenizer import Encoder, load, save, train
 
@@ -112,6 +113,22 @@ def test_order_follows_the_weights_and_the_seed() -> None:
     seen = documents.document[documents.source == 0]
     counts = np.bincount(seen, minlength=20)
     assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("tokens", [0, 5, 20, 21])
+def test_phases_without_a_step_are_named(tokens: int) -> None:
+    """A step of two rows of ten takes 21 tokens, the last as a target; rows of whole documents the same."""
+    phases = (Phase("one", tokens, {"a": 1.0}),)
+    documents = order({"a": _source("a", [1] * 40, masked=True)}, phases, 0)
+    stream = Stream(documents, 2, 10)
+    for packed in (stream, Aligned(documents, 2, 10, 0), Aligned(documents, 1, 30, 0)):
+        assert len(list(packed.batches())) == packed.steps
+        if not packed.steps:
+            with pytest.raises(DataError, match=f"phase 'one' with {tokens} tokens.*{packed.rows} rows"):
+                check_steps(packed, phases)
+        else:
+            check_steps(packed, phases)
+    assert stream.steps == (tokens == 21)
 
 
 def test_a_source_without_tokens_is_an_error() -> None:

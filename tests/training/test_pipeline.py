@@ -161,6 +161,20 @@ def test_an_interrupted_stage_resumes_as_if_it_had_not_been(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("share", "phase"), [("1e-9", "plain"), ("0.02", "plain"), ("0.3", "tune")])
+def test_a_share_too_small_for_a_step_ships_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: str, phase: str
+) -> None:
+    flags = ["--preset", "tiny", "--workers", "1", "--device", "cpu", "--share", share]
+    paths = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    with pytest.MonkeyPatch.context() as patch:
+        tune = Phase("tune", 1_000, {"generated_talk": 1.0})
+        patch.setattr(settings_module, "tiny", lambda: replace(tiny(), tune=tune))
+        assert command.main([*paths, *flags]) == 1
+    assert f"error: phase '{phase}' with " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_data_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(tmp_path / "nowhere", tmp_path / "work", tmp_path / "out") == 1
     assert "no data folder" in capsys.readouterr().err

@@ -13,8 +13,8 @@ import torch
 
 from engine.checkpoint import CheckpointError
 from training import card
-from training.data import DataError
 from training.evaluate.report import measure
+from training.shards import DataError
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

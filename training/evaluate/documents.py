@@ -6,14 +6,13 @@ edition, a story passage under another question, an article's head as an answer.
 with a held-out document is left out of training, and so is a quiz question that is asked again.
 """
 
-import lzma
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from json import loads
 from pathlib import Path
 
 from training.conversations.exchange import Message
+from training.shards import field, read_shard, turns
 
 PROSE, CHAT = "eval-pretrain.jsonl.xz", "eval-chat.jsonl.xz"
 QUIZ = ("story_qa", "trivia", "nq")  # the kinds of chat that items are made of
@@ -59,18 +58,16 @@ class HeldOut:
     def of(cls, data: Path) -> "HeldOut":
         """From the evaluation's files in `data`; what is not there holds nothing out.
 
-        Raises OSError, lzma.LZMAError, EOFError or ValueError for a file that cannot be read.
+        Raises DataError for a damaged file.
         """
         documents, questions = [], set()
         for item in _items(data / PROSE):
-            documents.append(str(item["text"]))
+            documents.append(field(data / PROSE, item, "text", str))
         for item in _items(data / CHAT):
-            messages = item["messages"]
-            assert isinstance(messages, list)
-            asked = str(messages[0]["content"])
-            if item["kind"] not in QUIZ or everyday(asked):
+            kind, asked = field(data / CHAT, item, "kind", str), turns(data / CHAT, item)[0]["content"]
+            if kind not in QUIZ or everyday(asked):
                 continue
-            if item["kind"] == "story_qa":
+            if kind == "story_qa":
                 documents += passage_and_question(asked)
             else:
                 documents.append(stem(asked))
@@ -100,6 +97,4 @@ def _whole(text: str) -> str:
 
 def _items(path: Path) -> Iterator[dict[str, object]]:
     if path.exists():
-        with lzma.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield loads(line)
+        yield from read_shard(path)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from training.data import read_shard
 from training.evaluate.documents import CHAT, PROSE, QUIZ, everyday, passage_and_question, stem
+from training.shards import field, read_shard, turns
 
 PASSAGE_CHARACTERS = 2600  # a reading question must leave room for its answer in 1,024 tokens
 _OPTION = re.compile(r"^[A-D]\) (.+)$", re.M)
@@ -129,17 +129,16 @@ def digest(data: Path) -> str:
 def _chat(data: Path) -> Iterator[tuple[str, str, str]]:
     """Kind, question and answer of each held-out question that makes an item."""
     for item in read_shard(data / CHAT):
-        messages = item["messages"]
-        assert isinstance(messages, list)
-        if len(messages) == 2 and item["kind"] in QUIZ and not everyday(messages[0]["content"]):
-            yield str(item["kind"]), messages[0]["content"], messages[1]["content"]
+        kind, messages = field(data / CHAT, item, "kind", str), turns(data / CHAT, item)
+        if len(messages) == 2 and kind in QUIZ and not everyday(messages[0]["content"]):
+            yield kind, messages[0]["content"], messages[1]["content"]
 
 
 def _pieces(data: Path) -> list[tuple[str, list[str]]]:
     """Source and sentences of each held-out piece of prose that reads as prose."""
     pieces = []
     for item in read_shard(data / PROSE):
-        source, text = str(item["source"]), str(item["text"])
+        source, text = (field(data / PROSE, item, name, str) for name in ("source", "text"))
         if "wordset" in source or "factbook" in source:
             continue
         # Each paragraph by itself: a heading does not run into the sentence after it.

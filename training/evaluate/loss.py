@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from engine.model import GPT
-from training.data import CHAT_SOURCES, read_shard
+from training.data import CHAT_SOURCES
 from training.evaluate.answering import Answerer
 from training.evaluate.documents import CHAT, PROSE
 from training.evaluate.items import Choice
+from training.shards import field, read_shard, turns
 from training.template import prompt, render
 from training.tokenizer import Encoder
 
@@ -143,7 +144,7 @@ def _losses(model: GPT, group: Sequence[Marked], longest: int, device: torch.dev
 def _prose(data: Path, encoder: Encoder) -> list[Scored]:
     scored = []
     for item in read_shard(data / PROSE):
-        text, source = str(item["text"]), str(item["source"])
+        text, source = (field(data / PROSE, item, name, str) for name in ("text", "source"))
         kind = next((name for key, name in _SOURCES if key in source), "wiki")
         ids = [encoder.special("<|bos|>"), *encoder.encode(text)]
         scored.append((f"prose/{kind}", (ids, [0] + [1] * (len(ids) - 1)), len(text.encode())))
@@ -153,8 +154,8 @@ def _prose(data: Path, encoder: Encoder) -> list[Scored]:
 def _chat(data: Path, encoder: Encoder) -> list[Scored]:
     scored = []
     for item in read_shard(data / CHAT):
-        messages, source = item["messages"], CHAT_SOURCES.get(str(item["kind"]))
-        assert isinstance(messages, list)
+        messages = turns(data / CHAT, item)
+        source = CHAT_SOURCES.get(field(data / CHAT, item, "kind", str))
         if source is None:
             continue
         said = sum(len(turn["content"].encode()) for turn in messages if turn["role"] == "assistant")
