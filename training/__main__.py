@@ -20,11 +20,12 @@ from engine.model import GPT
 from training import card, data, leaks, settings, tokenizer
 from training.chat_tune import chat_tune
 from training.checkpoint import CheckpointError, Checkpoints
+from training.devices import device_name
 from training.evaluate.documents import PROSE
 from training.evaluate.loss import bits_per_byte
 from training.evaluate.report import measure
 from training.export import ExportError, export
-from training.files import WriteError, write_text
+from training.files import ReadError, WriteError, read_table, write_text
 from training.loop import build
 from training.plot import STAGES, curves, losses_svg
 from training.pretrain import pretrain
@@ -40,7 +41,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", choices=("full", "tiny"), default="full")
     parser.add_argument("--share", type=float, default=1.0, help="train on this share of the tokens")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--resume",
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         data.check_sources(args.data, chosen)
         _claim(args.work, chosen, args.resume)
         _stages(args, chosen)
-    except (DataError, ExportError, CheckpointError, WriteError) as error:
+    except (DataError, ExportError, CheckpointError, ReadError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, above all
@@ -82,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _claim(work: Path, chosen: settings.Settings, resume: bool) -> None:
-    """Makes the folder one of these settings. Raises DataError where it holds a run with others."""
+    """Makes the folder one of these settings. Raises DataError where it holds a run with others, ReadError
+    for a damaged file.
+    """
     path = work / "settings.json"
     own = asdict(chosen)
     del own["checkpoint_seconds"]  # which changes nothing of the outcome
@@ -96,7 +99,7 @@ def _claim(work: Path, chosen: settings.Settings, resume: bool) -> None:
         for name in (tokenizer.CONFIG_FILE, tokenizer.RANKS_FILE, path.name, "pretrained_bits.json"):
             (work / name).unlink(missing_ok=True)
     if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
+        kept = read_table(path)
         if changed := sorted(name for name in own.keys() | kept.keys() if own.get(name) != kept.get(name)):
             raise DataError(
                 f"{work} holds a run with other settings ({', '.join(changed)}): choose another --work, or "
@@ -146,8 +149,8 @@ def _stages(args: argparse.Namespace, chosen: settings.Settings) -> None:
     write_text(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     write_text(args.out / card.PLOT_FILE, losses_svg(curves(report)))
     card.write(args.out / "report.json", args.out)
-    for stage in (pretrained, tuned):  # nothing is left that they could be wanted for
-        stage.drop()
+    for kept in (pretrained, tuned):  # nothing is left that they could be wanted for
+        kept.drop()
 
 
 def _evaluated(model: GPT, encoder: tokenizer.Encoder, args: argparse.Namespace) -> dict[str, object]:

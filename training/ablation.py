@@ -8,20 +8,24 @@ are added to training/ablation.json with the machine and the date; the model car
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from training import data, settings, tokenizer
-from training.checkpoint import Checkpoints
+from training.checkpoint import CheckpointError, Checkpoints
+from training.devices import device_name
 from training.evaluate.loss import bits_per_byte
-from training.files import write_text
+from training.files import ReadError, WriteError, read_table, write_text
 from training.loop import build
 from training.pretrain import pretrain
 from training.settings import Settings
+from training.shards import DataError
 
 Row = Mapping[str, object]
 
@@ -82,35 +86,50 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/embedded"), help="tokenizer and token files")
     parser.add_argument("--variants", default=";".join(known), help="names with semicolons between them")
     parser.add_argument("--tokens", type=int, default=100_000_000)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "ablation.json")
     args = parser.parse_args(argv)
     names = args.variants.split(";")
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"--variants: there is no {unknown[0]!r}; known are {'; '.join(known)}")
-    tokens = args.work / "tokens"
-    if not (tokens / data.SIZES_FILE).exists():
-        chosen = settings.full()
-        if not (args.work / tokenizer.CONFIG_FILE).exists():
-            ranks = tokenizer.train(data.tokenizer_texts(args.data, chosen), chosen.vocab_size)
-            tokenizer.save(ranks, args.work)
-        data.prepare(args.data, chosen, args.work, tokens, len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")
+    if args.tokens < 1:
+        parser.error(f"--tokens is {args.tokens}, not 1 or more")
+    if not args.data.is_dir():
+        parser.error(f"--data: there is no folder {args.data}")
+    try:
+        _measured(args, {name: known[name] for name in names})
+    except (DataError, CheckpointError, ReadError, WriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measured(args: argparse.Namespace, chosen: Mapping[str, Settings]) -> None:
+    """Measure these variants and add them to --out. Raises DataError where that has rows of another machine."""
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     machine = {"device": device, "torch": torch.__version__}
     rows: list[Row] = []
     if args.out.exists():
-        before = json.loads(args.out.read_text("utf-8"))
-        if other := [before[name] for name in machine if before[name] != machine[name]]:
-            parser.error(f"--out: {args.out} has rows of another machine ({', '.join(other)})")
-        rows = before["rows"]
-    for name in names:
-        row = measure(name, known[name], args, tokens)
+        before = read_table(args.out)
+        if other := [str(before[name]) for name in machine if before[name] != machine[name]]:
+            raise DataError(
+                f"{args.out} has rows of another machine ({', '.join(other)}): choose another --out"
+            )
+        rows = cast(list[Row], before["rows"])
+    tokens = args.work / "tokens"
+    if not (tokens / data.SIZES_FILE).exists():
+        full = settings.full()
+        if not (args.work / tokenizer.CONFIG_FILE).exists():
+            data.check_sources(args.data, full)
+            tokenizer.save(tokenizer.train(data.tokenizer_texts(args.data, full), full.vocab_size), args.work)
+        data.prepare(args.data, full, args.work, tokens, len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high")
+    for name, variant in chosen.items():
+        row = measure(name, variant, args, tokens)
         print(json.dumps({k: v for k, v in row.items() if k != "bits_per_byte"}), flush=True)
         rows = merged(rows, row)
         kept = {"date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
         write_text(args.out, json.dumps(kept, indent=1) + "\n")
-    return 0
 
 
 def merged(rows: Sequence[Row], new: Row) -> list[Row]:

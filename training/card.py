@@ -4,13 +4,14 @@ The first embedded model's figures, measured with the same items, stand beside t
 """
 
 import argparse
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from training.comparison import compared, count, parameters, share, tried
 from training.export import INDEX_FILE
+from training.files import ReadError, WriteError, read_table, write_text
 
 FOLDER = Path(__file__).parent
 FIRST_MODEL = FOLDER / "first_model.json"
@@ -135,7 +136,7 @@ def card(report: Table, config: Table, first: Table, mib: float, plot: bool = Fa
             parts.append(part(report))
     if plot:
         parts.append(f"\n![Training losses]({PLOT_FILE})\n")
-    parts += [tried(json.loads(ABLATION.read_text("utf-8"))), _LIMITS]
+    parts += [tried(read_table(ABLATION)), _LIMITS]
     if "fixed_prompts" in report:
         parts.append(_prompts(report))
     return "".join(parts)
@@ -262,18 +263,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    write(args.report, args.out)
+    try:
+        write(args.report, args.out)
+    except (ReadError, WriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def write(report: Path, out: Path) -> None:
-    """Write README.md beside the weights in `out`."""
-    config = json.loads((out / "config.json").read_text("utf-8"))
-    first = json.loads(FIRST_MODEL.read_text("utf-8"))
-    size = json.loads((out / INDEX_FILE).read_text("utf-8"))["metadata"]["total_size"]
-    plot = (out / PLOT_FILE).exists()
-    text = card(json.loads(report.read_text("utf-8")), config, first, size / 2**20, plot)
-    (out / "README.md").write_text(text, "utf-8")
+    """Write README.md beside the weights in `out`. Raises ReadError, WriteError."""
+    measured, config, index = map(read_table, (report, out / "config.json", out / INDEX_FILE))
+    size = cast(Mapping[str, int], index["metadata"])["total_size"]
+    text = card(measured, config, read_table(FIRST_MODEL), size / 2**20, (out / PLOT_FILE).exists())
+    write_text(out / "README.md", text)
 
 
 if __name__ == "__main__":

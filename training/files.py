@@ -1,10 +1,15 @@
 """Files that are there whole or not at all, whatever ends the program or fills the disk."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+class ReadError(Exception):
+    """A file could not be read; the message names it."""
 
 
 class WriteError(Exception):
@@ -33,6 +38,17 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], waiting: Path |
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text, whole or not at all. Raises WriteError."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_table(path: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises ReadError."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReadError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(found, dict):
+        raise ReadError(f"cannot read {path}: it is not a JSON object")
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from training.data import CHAT_SOURCES, Job, contents, jobs
 from training.evaluate import items
 from training.evaluate.documents import CHAT, HeldOut
 from training.evaluate.questions import calculator, required, spelling
+from training.files import ReadError, WriteError, read_table, write_text
 from training.prompts import FIXED, SUBSTRING_WORDS, is_held_out, normalised
 from training.settings import Settings, full, tiny
 from training.shards import DataError, field, read_shard, turns
@@ -175,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers is {args.workers}, not 1 or more")
+    if args.generated is not None and args.generated < 0:
+        parser.error(f"--generated is {args.generated}, not 0 or more")
     if args.report is not None and not args.report.is_file():
         parser.error(f"--report: there is no file {args.report}")
     settings = full() if args.preset == "full" else tiny()
@@ -183,13 +186,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not args.data.is_dir():
             raise DataError(f"no data folder {args.data}")
+        report = read_table(args.report) if args.report is not None else {}
         result = check(args.data, settings, args.workers)
-    except DataError as error:
+        if args.report is not None:
+            write_text(args.report, json.dumps(report | {"leaks": result}, indent=1) + "\n")
+    except (DataError, ReadError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.report is not None:
-        report = json.loads(args.report.read_text("utf-8")) | {"leaks": result}
-        args.report.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
     return bool(result["found"])
 

@@ -1,14 +1,14 @@
 """A picture of the losses beside the model card: `python -m training.plot --report REPORT --out FILE.svg`."""
 
 import argparse
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from training.files import write_text
+from training.files import ReadError, WriteError, read_table, write_text
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 40, 56
@@ -107,13 +107,21 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.plot", description=__doc__)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    write_text(args.out, losses_svg(curves(json.loads(args.report.read_text("utf-8")))))
+    try:
+        write_text(args.out, losses_svg(curves(read_table(args.report))))
+    except ValueError as error:
+        print(f"error: {args.report}: {error}", file=sys.stderr)
+        return 1
+    except (ReadError, WriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
