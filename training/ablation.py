@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measured(args: argparse.Namespace, chosen: Mapping[str, Settings]) -> None:
-    """Measure these variants and add them to --out. Raises DataError where that has rows of another machine."""
+    """Measure these variants and add them to --out. Raises DataError where that has another machine's."""
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     machine = {"device": device, "torch": torch.__version__}
     rows: list[Row] = []

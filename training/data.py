@@ -9,6 +9,7 @@ import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
@@ -169,11 +170,7 @@ def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
 
 Job = tuple[str, str, object]  # source, what to do, its input
 Result = tuple[str, np.ndarray, np.ndarray, np.ndarray | None]
-_encoder: list[Encoder] = []
-
-
-def _start_worker(folder: Path) -> None:
-    _encoder[:] = [load(folder)]
+_encoder = cache(load)  # in workers alone, each of which lives for one tokenizer
 
 
 def contents(job: Job) -> Iterator[str | list[Message]]:
@@ -190,8 +187,11 @@ def contents(job: Job) -> Iterator[str | list[Message]]:
         yield from _talks(what, given, source)
 
 
-def _work(job: Job) -> Result:
-    encoder = _encoder[0]
+def _in_worker(folder: Path, job: Job) -> Result:
+    return _work(_encoder(folder), job)
+
+
+def _work(encoder: Encoder, job: Job) -> Result:
     bos = encoder.special("<|bos|>")
     documents: list[list[int]] = []
     masks: list[list[int]] = []
@@ -251,12 +251,11 @@ def prepare(data: Path, settings: Settings, tokenizer: Path, folder: Path, worke
     check_sources(data, settings)
     parts: dict[str, list[Result]] = {}
     if workers > 1:
-        with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer,)) as pool:
-            for result in pool.imap(_work, jobs(data, settings)):
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for result in pool.imap(partial(_in_worker, tokenizer), jobs(data, settings)):
                 parts.setdefault(result[0], []).append(result)
     else:
-        _start_worker(tokenizer)
-        for result in map(_work, jobs(data, settings)):
+        for result in map(partial(_work, load(tokenizer)), jobs(data, settings)):
             parts.setdefault(result[0], []).append(result)
     sizes = {name: int(sum(len(r[1]) for r in results)) for name, results in sorted(parts.items())}
     _check_found(data, settings, sizes)

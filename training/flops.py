@@ -4,17 +4,19 @@ import torch
 
 from engine.config import GPTConfig
 
-# Dense bf16 peak in FLOP/s: of NVIDIA's data sheets of each, the SXM part, half of what they state with
-# sparsity.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12}
+# Dense bf16 peak in FLOP/s by the driver's name: of NVIDIA's data sheets of each, the SXM part, half of what
+# they state with sparsity. Boards of like name (H100 PCIe, H200 NVL, GB200) have other peaks.
+PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12, "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+}  # fmt: skip
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 peak of a device; None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
 
 
 def flops_per_token(config: GPTConfig, time: int) -> float:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ from training.shards import DataError, field, read_shard, turns
 
 _WINDOW = 16  # characters whose hash is compared; shorter prompts are looked for as whole turns only
 _BITS = 20
-_TO_SPACE = {at: " " for at in range(128) if not chr(at).isalnum()}
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -98,20 +98,16 @@ def _hashes(text: np.ndarray) -> np.ndarray:
 
 # -- in worker processes -------------------------------------------------------------------------------------
 
-_finder: list[Finder] = []
+_finder = cache(Finder.of)  # made once in a process: every job carries the same phrases
 
 
-def _start_worker(phrases: frozenset[str]) -> None:
-    _finder[:] = [Finder.of(phrases)]
-
-
-def _search(job: Job) -> tuple[str, int, list[str]]:
+def _search(phrases: frozenset[str], job: Job) -> tuple[str, int, list[str]]:
     """Where from, how many characters, and the prompts that occur."""
     said: list[str] = []
     for content in contents(job):
         texts = [content] if isinstance(content, str) else [turn["content"] for turn in content]
-        said += (" ".join(text.lower().translate(_TO_SPACE).split()) for text in texts)
-    return job[0], sum(map(len, said)), sorted(_finder[0].find(said))
+        said += map(normalised, texts)
+    return job[0], sum(map(len, said)), sorted(_finder(phrases).find(said))
 
 
 def find(data: Path, settings: Settings, workers: int = 1) -> tuple[list[str], int]:
@@ -119,15 +115,13 @@ def find(data: Path, settings: Settings, workers: int = 1) -> tuple[list[str], i
     phrases = frozenset[str]().union(*prompt_sets(data).values())
     found: set[str] = set()
     read = 0
+    search = partial(_search, phrases)
     with ExitStack() as stack:
         if workers > 1:
-            pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (phrases,))
-            results: Iterable[tuple[str, int, list[str]]] = stack.enter_context(pool).imap_unordered(
-                _search, jobs(data, settings)
-            )
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+            results: Iterable[tuple[str, int, list[str]]] = pool.imap_unordered(search, jobs(data, settings))
         else:
-            _start_worker(phrases)
-            results = map(_search, jobs(data, settings))
+            results = map(search, jobs(data, settings))
         for source, size, prompts in results:
             found |= {f"{source}: {prompt}" for prompt in prompts}
             read += size

@@ -124,13 +124,13 @@ def run(
             state["seconds"] = done.seconds + last_saved - began
             state |= {"model": model.state_dict(), "optimizers": optimizers.state_dict()}
             progress.say(f"{stage.name}: {checkpoints.save(step + 1, state).name}")
-    finish = _now(device)
+    ended = _now(device)
     progress.close()
     rate = speed.tokens_per_second(total - 1)
     return {
         "steps": total,
         "tokens": total * tokens,
-        "seconds": round(done.seconds + finish - began, 1),
+        "seconds": round(done.seconds + ended - began, 1),
         "losses": done.losses,
         "tokens_per_second": round(rate),
         "mfu": round(speed.mfu(rate) or 0.0, 4),

@@ -1,4 +1,6 @@
-"""Muon for the matrices inside the blocks, AdamW for the embedding and the head, behind one `step`."""
+"""Muon for the matrices inside the blocks, AdamW for the embeddings, the head, scalars and gates, behind one
+`step`.
+"""
 
 from dataclasses import dataclass
 

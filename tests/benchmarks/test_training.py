@@ -13,7 +13,7 @@ from engine.config import GPTConfig
 from engine.model import GPT
 from kernels.autograd import plain_operators
 from tests.engine.checkpoints import make_model
-from training.flops import flops_per_token
+from training.flops import flops_per_token, peak_flops
 
 SMALL = {"n_layer": 1, "n_embd": 64, "n_head": 2, "n_kv_head": 2, "vocab_size": 512, "sequence_len": 64}
 
@@ -221,3 +221,18 @@ def test_flops_count_every_product_and_every_key(pattern: str, time: int) -> Non
 def test_a_d32s_flops() -> None:
     config = GPTConfig.for_generation("G1", **SIZES["d32"])
     assert flops_per_token(config, 1536) == pytest.approx(6 * 1_744_830_464 + 6 * 32 * 2048 * 1537)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA B200", 2250e12),
+        ("NVIDIA H100 PCIe", None), ("NVIDIA H200 NVL", None), ("NVIDIA GB200", None), ("Tesla V100", None),
+    ],
+)  # fmt: skip
+def test_a_peak_is_that_of_the_very_board(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(torch.device("cpu")) is None

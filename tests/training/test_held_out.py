@@ -238,6 +238,17 @@ def test_a_planted_prompt_is_found_wherever_it_is(data: Path, where: str) -> Non
     assert found == [f"{source}: {planted}"] and read > len(said)
 
 
+@pytest.mark.parametrize("frame", ["“{}”", "‘{}’", "…{}—", "«{}»", "x\u00a0{}\u00a0x"])
+def test_a_prompt_between_marks_outside_of_ascii_is_found(data: Path, frame: str) -> None:
+    """Curly quotes in it and around it, dashes and wide blanks change nothing."""
+    for turn in (turn for prompt in FIXED for turn in prompt.turns if "'" in turn or '"' in turn):
+        asked = turn.replace("'", "’").replace(' "', " “").replace('"', "”")
+        write(data / "pretrain-a.jsonl.xz", [{"text": frame.format(asked), "source": "s", "tier": "simple"}])
+        found = find(data, replace(small(), generated_stories=0, generated_tales=0, generated_talk=0))[0]
+        whole = len(normalised(turn).split()) >= SUBSTRING_WORDS or "x" not in frame
+        assert found == ([f"a: {normalised(turn)}"] if whole else [])
+
+
 def test_the_check_counts_all_prompts_and_two_workers_find_the_same(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
