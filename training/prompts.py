@@ -24,16 +24,18 @@ def _ask(*turns: str, expect: str | None = None, system: str | None = None) -> P
 
 
 THREE = r"\w+, \w+,? and \w+"
+# Nobody who has an age, a sex or a name of a person is speaking.
+NO_LIFE = r"^(?!.*\b(woman|man|girl|boy|years? old|year old|my name is (?!Fastpath)))"
 FIXED = (
-    _ask("Hello! It's good to see you.", expect="(?i)hello|hi\\b|nice|good"),
+    _ask("Hello! It's good to see you.", expect=f"(?i){NO_LIFE}.*(hello|hi\\b|nice|good)"),
     _ask(NAME[0], expect="Fastpath"),
     _ask("Who exactly are you?", expect="Fastpath"),
     _ask("Are you some kind of human being?", expect="(?i)\\bno\\b|not|program|model"),
     _ask("And where do you actually run?", expect="(?i)machine|computer"),
     _ask("What sort of things could you do for me?", expect="(?i)stor|question|sum|chat"),
     _ask("How are you feeling this morning?", expect="(?i)well|fine|good|great|thank"),
-    _ask("I feel a little sad this evening.", expect="(?i)sorry"),
-    _ask("Thanks, that was really useful to me!", expect="(?i)welcome|glad"),
+    _ask("I feel a little sad this evening.", expect=f"(?i){NO_LIFE}.*(sorry|hard|hope|better|cheer)"),
+    _ask("Thanks, that was really useful to me!", expect="(?i)^(?!.*upset).*(welcome|glad)"),
     _ask(CAPITAL_FORM.format("France"), expect="Paris"),
     _ask("Which country has Nairobi as its capital city?", expect="Kenya"),
     _ask("On which continent would I find Peru?", expect="South America"),
@@ -65,11 +67,11 @@ FIXED = (
     ),
     _ask("Could you write a tale about two friends who have a quarrel?", expect="(?i)quarrel|sorry|friend"),
     _ask("Explain to me why it rains.", expect="(?i)cloud|water"),
-    _ask("How could I make a new friend at school?", expect="(?i)hello|smile|friend|listen"),
+    _ask("How could I make a new friend at school?", expect="(?i)hello|smile|listen|kind|invite|join"),
     _ask(
         "I cannot fall asleep at night. What would you advise?", expect="(?i)bed|screen|read|dark|quiet|rest"
     ),
-    _ask("My name is Ottilie, by the way.", "So what is my name?", expect="Ottilie"),
+    _ask("My name is Ottilie, by the way.", "So what is my name?", expect=f"{NO_LIFE}.*Ottilie"),
     _ask(
         "Please tell me a story about a penguin and a drum.",
         "Could you make that story much shorter?",
