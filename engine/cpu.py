@@ -26,7 +26,7 @@ from kernels.spec import CompiledKind
 
 DEFAULT_ROWS = 8
 DEFAULT_TOKENS = 2048
-SLOW_COMPILATION = 1.0  # seconds from which on it is worth a line
+SLOW_COMPILATION = 3.0  # seconds that loading what is compiled does not take
 
 _log = logging.getLogger("fastpath.engine")
 
@@ -34,12 +34,13 @@ _log = logging.getLogger("fastpath.engine")
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a model is served. compiled: what its weights are kept in, None for torch. rounded: eight bits that
-    torch's weights have been through. why: for the start-up table.
+    torch's weights have been through. why: for the start-up table; own: for it, where nothing was asked for.
     """
 
     compiled: CompiledKind | None
     rounded: Kind8 | None
     why: str
+    own: str = "the model's own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def build(
             *rows,
             ("weight dtype", config.weight_dtype, way.compiled, way.why)
             if way.compiled is not None
-            else weight_row(config.weight_dtype, dtype, way.why),
+            else weight_row(config.weight_dtype, dtype, way.why, way.own),
             *flag_rows(flags, device.type, block_size, hooks.used),
         ],
         weights_bytes=weights_bytes,
@@ -131,10 +132,13 @@ def _way(model: Decoder, config: EngineConfig, stored: str, hooked: bool) -> Way
             return Way(wanted, None, why)
         if config.weight_dtype == "bf16" and dtype != torch.bfloat16:
             raise ValueError(f"weight_dtype is bf16, and {reason}")
-        _log.warning("the compiled path for %s weights is not used: %s", wanted, reason)
+        if isinstance(model, GPT) or config.weight_dtype != "auto":
+            _log.warning("the compiled path for %s weights is not used: %s", wanted, reason)
     kind = kind8(config.weight_dtype, dtype)
     said = f"rounded once, then computed with in {short(dtype)}"
-    return Way(None, kind, said if reason is None else f"{said}: {reason}")
+    if reason is None:
+        return Way(None, kind, said)
+    return Way(None, kind, f"{said}: {reason}", f"the compiled path for {wanted} is not used: {reason}")
 
 
 def _wanted(model: Decoder, config: EngineConfig, stored: str) -> tuple[CompiledKind | None, str]:
@@ -163,11 +167,18 @@ def _refusal(model: Decoder) -> str | None:
     try:
         host()
         from engine.compiled import refusal
+        from kernels.cpu.entry import NotPreparedError, prepared
     except NoVectors as error:
         return str(error)
     except ImportError as error:
         return f"numba cannot be imported: {error}"
-    return refusal(model)
+    reason = refusal(model)
+    if reason is None:
+        try:
+            prepared()
+        except NotPreparedError as error:
+            return str(error)
+    return reason
 
 
 def _compiled(
@@ -185,8 +196,7 @@ def _compiled(
     from kernels.cpu.isa import host
 
     _, seconds = prepared()
-    if seconds > SLOW_COMPILATION:
-        _log.info("compiled the kernels for this processor in %.1f s; the next start finds them", seconds)
+    compiled_now = f"; compiled in {seconds:.0f} s" if seconds > SLOW_COMPILATION else ""
     threads = sizes.threads if config.threads else useful_threads(model, kind, sizes.threads)
     compiled = CompiledModel(
         model, kind, cache, sizes.max_rows, sizes.max_model_len, threads, adapt=config.threads is None
@@ -198,7 +208,7 @@ def _compiled(
             "linear",
             "auto",
             f"compiled, {host().name}",
-            "one call for a step; rows are bit-equal in any batch",
+            f"one call for a step; rows are bit-equal in any batch{compiled_now}",
         ),
         (
             "cpu threads",

@@ -1,8 +1,10 @@
 """The compiled path of a CPU: right in every generation, rows independent, taken only where it should be."""
 
+import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,8 +253,6 @@ def test_what_cannot_be_had_is_said() -> None:
 
 
 WITHOUT = """
-import sys
-sys.modules["numba"] = None
 from engine.async_engine import AsyncEngine
 from engine.loader import load_model
 from engine.messages import EngineConfig
@@ -263,12 +263,58 @@ engine.core.runner.close()
 """
 
 
-def test_without_numba_torch_serves() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "paged reference (torch)" in done.stdout and "numba cannot be imported" in done.stdout + done.stderr
+def run(code: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | settings
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
     )
+
+
+def test_where_nothing_can_be_compiled_torch_serves() -> None:
+    """The table says why."""
+    lacking = 'import sys\nsys.modules["numba"] = None\n'
+    for before, settings, reason in (
+        (lacking, {}, "numba cannot be imported"),
+        ("", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+    ):
+        done = run(before + WITHOUT, **settings)
+        assert done.returncode == 0, done.stderr
+        assert "paged reference (torch)" in done.stdout and reason in done.stdout, done.stdout
+
+
+DIGEST = """
+from kernels.cpu import entry
+if {damage}:
+    index = entry._entry(entry._sources(), entry.Compiler)._cache._cache_file._index_path
+    open(index, "wb").close()
+from tests.engine.test_compiled import *
+import hashlib
+model, _, _ = load_model(embedded_folder())
+ids = random_ids(100)
+for kind in KINDS:
+    served = Served(model, kind, threads=1)
+    print(hashlib.sha256(served.step([(0, ids, 0, 100)])[0].numpy().tobytes()).hexdigest())
+    served.model.close()
+"""
+
+
+def test_who_compiles_answers_as_who_loads(tmp_path: Path) -> None:
+    """In a cache that is damaged, too."""
+    first, second = (run(DIGEST.format(damage=n == 0), NUMBA_CACHE_DIR=str(tmp_path)) for n in range(2))
+    assert first.returncode == 0 and len(first.stdout.split()) == len(KINDS), first.stderr
+    assert "numba's cache is damaged" in first.stderr and "about 10 s, once" in first.stderr
+    assert second.stdout == first.stdout and "compiling" not in second.stderr
+
+
+def test_what_ends_the_compiler_is_a_reason() -> None:
+    """Its own, or its parent's."""
+    from kernels.cpu.entry import NotPreparedError, _compile
+
+    with pytest.raises(NotPreparedError, match="compiling ended with 1: ."):
+        _compile({**os.environ, "PYTHONHOME": os.devnull})
+    command = [sys.executable, "-m", "kernels.cpu", "compile"]
+    orphan = subprocess.run(command, stdin=subprocess.DEVNULL)
+    assert orphan.returncode == 1
 
 
 def test_compiling_ahead() -> None:
