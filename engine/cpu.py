@@ -26,6 +26,7 @@ from kernels.spec import CompiledKind
 
 DEFAULT_ROWS = 8
 DEFAULT_TOKENS = 2048
+KEPT: dict[CompiledKind, str] = {"int8": "int8", "bf16": "bfloat16"}
 SLOW_COMPILATION = 3.0  # seconds that loading what is compiled does not take
 
 _log = logging.getLogger("fastpath.engine")
@@ -92,33 +93,34 @@ def build(
     else:
         runner, rows = _plain(model, way.rounded, cache, sizes, config, terminal_ids, hooks)
         weights_bytes = step_bytes = 0
-    if flags.hooked:
-        try:
+    try:
+        if flags.hooked:
             rehearse(runner, strict=True)
-        except BaseException:
-            runner.close()
-            raise
-    return Backend(
-        runner=runner,
-        device=device,
-        dtype=dtype,
-        blocks=blocks,
-        max_blocks=largest_pool(config, blocks, block_size, config.kv_page_size or shape.kv_page_size),
-        block_size=block_size,
-        max_rows=max_rows,
-        max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
-        max_model_len=max_model_len,
-        spread=-(-max_model_len // block_size),
-        features=[
-            *rows,
-            ("weight dtype", config.weight_dtype, way.compiled, way.why)
-            if way.compiled is not None
-            else weight_row(config.weight_dtype, dtype, way.why, way.own),
-            *flag_rows(flags, device.type, block_size, hooks.used),
-        ],
-        weights_bytes=weights_bytes,
-        step_bytes=step_bytes,
-    )
+        return Backend(
+            runner=runner,
+            device=device,
+            dtype=dtype,
+            kept="" if way.compiled is None else KEPT[way.compiled],
+            blocks=blocks,
+            max_blocks=largest_pool(config, blocks, block_size, config.kv_page_size or shape.kv_page_size),
+            block_size=block_size,
+            max_rows=max_rows,
+            max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
+            max_model_len=max_model_len,
+            spread=-(-max_model_len // block_size),
+            features=[
+                *rows,
+                ("weight dtype", config.weight_dtype, way.compiled, way.why)
+                if way.compiled is not None
+                else weight_row(config.weight_dtype, dtype, way.why, way.own),
+                *flag_rows(flags, device.type, block_size, hooks.used),
+            ],
+            weights_bytes=weights_bytes,
+            step_bytes=step_bytes,
+        )
+    except BaseException:
+        runner.close()
+        raise
 
 
 def _way(model: Decoder, config: EngineConfig, stored: str, hooked: bool) -> Way:
@@ -201,7 +203,11 @@ def _compiled(
     compiled = CompiledModel(
         model, kind, cache, sizes.max_rows, sizes.max_model_len, threads, adapt=config.threads is None
     )
-    runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
+    try:
+        runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
+    except BaseException:
+        compiled.close()
+        raise
     rows: list[Feature] = [
         ("attention", "auto", "compiled", "read from the pages where they lie, keys and values in bfloat16"),
         (

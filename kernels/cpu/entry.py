@@ -1,8 +1,8 @@
 """The one function of the compiled step that Python calls, and its place in numba's cache.
 
-A process that serves never compiles, it loads what another one (`python -m kernels.cpu compile`) has left in the
-cache: what LLVM compiles in place and what it loads may differ in the last bits, and some settings end the process
-that compiles.
+A process that serves never compiles, it loads what another one (`python -m kernels.cpu compile`) has left in
+the cache: what is compiled in place and what is loaded may differ in the last bits, and with some settings
+LLVM ends the process that compiles.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core import config
 from numba.core.compiler import Compiler, CompilerBase
 
-from kernels.cpu.machine import load_i64, peek, poke, relax
+from kernels.cpu.machine import load_i64, look, peek, poke, relax
 from kernels.cpu.program import EPOCH, FIRST_ASLEEP, MOST_THREADS, Field
 from kernels.cpu.step import run
 
@@ -41,7 +41,7 @@ class _MissingError(Exception):
     """The cache does not have it."""
 
 
-class _Loads(CompilerBase):
+class _Loads(CompilerBase):  # type: ignore[misc, unused-ignore]
     """In place of numba's compiler where only what is in the cache is wanted."""
 
     def define_pipelines(self):
@@ -89,11 +89,11 @@ def _entry(sources: str, compiler: type[CompilerBase]):
             poke(epoch, now - now % MOST_THREADS + MOST_THREADS + looks)
         elif task == PARK:
             poke(asleep, 1)
-            if peek(epoch) == seen:
+            if look(epoch) == seen:
                 return 1
             poke(asleep, 0)
         elif task == WAKE:
-            if peek(asleep) != 0:
+            if look(asleep) != 0:
                 poke(asleep, 0)
                 return 1
         else:
