@@ -117,7 +117,7 @@ class AsyncEngine:
             num_blocks=pool.usable,
             max_num_blocks=pool.max_blocks - 1,
             device=str(backend.device),
-            dtype=short(backend.dtype),
+            dtype=backend.kept or short(backend.dtype),
             parameters=model.parameter_count(),
             weights_bytes=backend.weights_bytes
             or sum(p.numel() * p.element_size() for p in model.parameters()),

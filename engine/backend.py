@@ -16,7 +16,8 @@ class Backend:
     """blocks: KV blocks of block_size tokens, the write-off block included; max_blocks: as many may the pool
     grow to, through the runner's `grow`. memory: bytes by purpose, where
     known. spread: see `BlockPool`. weights_bytes, step_bytes: what the weights take, and what a decode
-    step reads of them, where that is not what the model's own take, else 0.
+    step reads of them, where that is not what the model's own take, else 0. kept: the type that projections
+    are served in, where that is not `dtype`.
     """
 
     runner: Runner
@@ -33,6 +34,7 @@ class Backend:
     memory: dict[str, int] = field(default_factory=dict)
     weights_bytes: int = 0
     step_bytes: int = 0
+    kept: str = ""
 
 
 MIN_MODEL_LEN = 1024

@@ -49,12 +49,6 @@ class CompiledRunner(ModelRunner):
         staged = self._stage_plan(plan)
         return StepHandle(plan, self._thread.submit(self._run, staged))
 
-    async def grow(self, blocks: int) -> None:
-        try:
-            await super().grow(blocks)
-        finally:
-            self.compiled.moved()
-
     def close(self) -> None:
         super().close()
         self.compiled.close()
@@ -92,6 +86,12 @@ class CompiledRunner(ModelRunner):
 
     # -- on the step thread
     # -------------------------------------------------------------------------------------
+
+    def _grow(self, blocks: int) -> None:
+        try:
+            super()._grow(blocks)
+        finally:
+            self.compiled.moved()
 
     @torch.inference_mode()
     def _run(self, step: CompiledStep) -> StepResult:

@@ -26,7 +26,8 @@ from kernels.spec import CompiledKind
 
 DEFAULT_ROWS = 8
 DEFAULT_TOKENS = 2048
-SLOW_COMPILATION = 1.0  # seconds from which on it is worth a line
+KEPT: dict[CompiledKind, str] = {"int8": "int8", "bf16": "bfloat16"}
+SLOW_COMPILATION = 3.0  # seconds that loading what is compiled does not take
 
 _log = logging.getLogger("fastpath.engine")
 
@@ -34,12 +35,13 @@ _log = logging.getLogger("fastpath.engine")
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a model is served. compiled: what its weights are kept in, None for torch. rounded: eight bits that
-    torch's weights have been through. why: for the start-up table.
+    torch's weights have been through. why: for the start-up table; own: for it, where nothing was asked for.
     """
 
     compiled: CompiledKind | None
     rounded: Kind8 | None
     why: str
+    own: str = "the model's own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +93,34 @@ def build(
     else:
         runner, rows = _plain(model, way.rounded, cache, sizes, config, terminal_ids, hooks)
         weights_bytes = step_bytes = 0
-    if flags.hooked:
-        try:
+    try:
+        if flags.hooked:
             rehearse(runner, strict=True)
-        except BaseException:
-            runner.close()
-            raise
-    return Backend(
-        runner=runner,
-        device=device,
-        dtype=dtype,
-        blocks=blocks,
-        max_blocks=largest_pool(config, blocks, block_size, config.kv_page_size or shape.kv_page_size),
-        block_size=block_size,
-        max_rows=max_rows,
-        max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
-        max_model_len=max_model_len,
-        spread=-(-max_model_len // block_size),
-        features=[
-            *rows,
-            ("weight dtype", config.weight_dtype, way.compiled, way.why)
-            if way.compiled is not None
-            else weight_row(config.weight_dtype, dtype, way.why),
-            *flag_rows(flags, device.type, block_size, hooks.used),
-        ],
-        weights_bytes=weights_bytes,
-        step_bytes=step_bytes,
-    )
+        return Backend(
+            runner=runner,
+            device=device,
+            dtype=dtype,
+            kept="" if way.compiled is None else KEPT[way.compiled],
+            blocks=blocks,
+            max_blocks=largest_pool(config, blocks, block_size, config.kv_page_size or shape.kv_page_size),
+            block_size=block_size,
+            max_rows=max_rows,
+            max_batched_tokens=config.max_batched_tokens or DEFAULT_TOKENS,
+            max_model_len=max_model_len,
+            spread=-(-max_model_len // block_size),
+            features=[
+                *rows,
+                ("weight dtype", config.weight_dtype, way.compiled, way.why)
+                if way.compiled is not None
+                else weight_row(config.weight_dtype, dtype, way.why, way.own),
+                *flag_rows(flags, device.type, block_size, hooks.used),
+            ],
+            weights_bytes=weights_bytes,
+            step_bytes=step_bytes,
+        )
+    except BaseException:
+        runner.close()
+        raise
 
 
 def _way(model: Decoder, config: EngineConfig, stored: str, hooked: bool) -> Way:
@@ -131,10 +134,13 @@ def _way(model: Decoder, config: EngineConfig, stored: str, hooked: bool) -> Way
             return Way(wanted, None, why)
         if config.weight_dtype == "bf16" and dtype != torch.bfloat16:
             raise ValueError(f"weight_dtype is bf16, and {reason}")
-        _log.warning("the compiled path for %s weights is not used: %s", wanted, reason)
+        if isinstance(model, GPT) or config.weight_dtype != "auto":
+            _log.warning("the compiled path for %s weights is not used: %s", wanted, reason)
     kind = kind8(config.weight_dtype, dtype)
     said = f"rounded once, then computed with in {short(dtype)}"
-    return Way(None, kind, said if reason is None else f"{said}: {reason}")
+    if reason is None:
+        return Way(None, kind, said)
+    return Way(None, kind, f"{said}: {reason}", f"the compiled path for {wanted} is not used: {reason}")
 
 
 def _wanted(model: Decoder, config: EngineConfig, stored: str) -> tuple[CompiledKind | None, str]:
@@ -163,11 +169,18 @@ def _refusal(model: Decoder) -> str | None:
     try:
         host()
         from engine.compiled import refusal
+        from kernels.cpu.entry import NotPreparedError, prepared
     except NoVectors as error:
         return str(error)
     except ImportError as error:
         return f"numba cannot be imported: {error}"
-    return refusal(model)
+    reason = refusal(model)
+    if reason is None:
+        try:
+            prepared()
+        except NotPreparedError as error:
+            return str(error)
+    return reason
 
 
 def _compiled(
@@ -185,20 +198,23 @@ def _compiled(
     from kernels.cpu.isa import host
 
     _, seconds = prepared()
-    if seconds > SLOW_COMPILATION:
-        _log.info("compiled the kernels for this processor in %.1f s; the next start finds them", seconds)
+    compiled_now = f"; compiled in {seconds:.0f} s" if seconds > SLOW_COMPILATION else ""
     threads = sizes.threads if config.threads else useful_threads(model, kind, sizes.threads)
     compiled = CompiledModel(
         model, kind, cache, sizes.max_rows, sizes.max_model_len, threads, adapt=config.threads is None
     )
-    runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
+    try:
+        runner = CompiledRunner(compiled, sizes.max_rows, sizes.max_model_len, terminal_ids)
+    except BaseException:
+        compiled.close()
+        raise
     rows: list[Feature] = [
         ("attention", "auto", "compiled", "read from the pages where they lie, keys and values in bfloat16"),
         (
             "linear",
             "auto",
             f"compiled, {host().name}",
-            "one call for a step; rows are bit-equal in any batch",
+            f"one call for a step; rows are bit-equal in any batch{compiled_now}",
         ),
         (
             "cpu threads",

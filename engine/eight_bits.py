@@ -43,10 +43,12 @@ def kind8(asked: WeightName, dtype: torch.dtype) -> Kind8 | None:
     return None
 
 
-def weight_row(asked: WeightName, dtype: torch.dtype, why: str) -> Feature:
-    """For the start-up table. why: how eight bits serve on this device."""
+def weight_row(asked: WeightName, dtype: torch.dtype, why: str, own: str = "the model's own") -> Feature:
+    """For the start-up table. why: how eight bits serve on this device; own: why weights stay in `dtype`
+    where nothing was asked for.
+    """
     if kind8(asked, dtype) is None:
-        return "weight dtype", asked, short(dtype), "the model's own" if asked == "auto" else "as asked"
+        return "weight dtype", asked, short(dtype), own if asked == "auto" else "as asked"
     return "weight dtype", asked, asked, why
 
 

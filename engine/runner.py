@@ -124,7 +124,7 @@ class ModelRunner:
         free = free_memory() if old.device.type == "cpu" else None
         if free is not None and needed > free:
             raise MemoryError(f"{needed / 2**30:.2f} GiB are needed, and {free / 2**30:.2f} free")
-        await asyncio.wrap_future(self._thread.submit(self.cache.grow, blocks))
+        await asyncio.wrap_future(self._thread.submit(self._grow, blocks))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -172,6 +172,9 @@ class ModelRunner:
 
     # -- on the step thread
     # -------------------------------------------------------------------------------------
+
+    def _grow(self, blocks: int) -> None:
+        self.cache.grow(blocks)
 
     @torch.inference_mode()
     def _execute(self, step: StagedStep) -> StepResult:

@@ -1,4 +1,11 @@
-"""Compiles the step for this processor ahead of its first use: `python -m kernels.cpu`."""
+"""Compiles the step for this processor ahead of its first use: `python -m kernels.cpu`.
+
+`python -m kernels.cpu compile` is the process that does it, for as long as its standard input is open.
+"""
+
+import os
+import sys
+import threading
 
 from kernels.cpu.isa import NoVectors, host
 
@@ -6,13 +13,33 @@ from kernels.cpu.isa import NoVectors, host
 def main() -> None:
     try:
         name = host().name
-        from kernels.cpu.entry import prepared
+        from kernels.cpu.entry import NotPreparedError, prepared
     except (NoVectors, ImportError) as error:
         print(f"no compiled step here, torch serves instead: {error}")
         return
-    _, seconds = prepared()
+    try:
+        _, seconds = prepared()
+    except NotPreparedError as error:
+        print(f"no compiled step here, torch serves instead: {error}")
+        return
     print(f"the compiled step ({name}) is ready, after {seconds:.1f} s")
 
 
+def compile_for_parent() -> None:
+    from kernels.cpu.entry import compile_here
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    compile_here()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's own end would wait for what the thread is reading
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["compile"]:
+        compile_for_parent()
+    else:
+        main()

@@ -37,6 +37,7 @@ compiled = njit(  # type: ignore[call-overload, unused-ignore]
 ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
 NAN = np.float32(math.nan)
 LARGEST = np.float32(127)
+SMALLEST = np.float32(1e-35)
 LOG2E = np.float32(1.4426950408889634)
 LOWEST = np.float32(-126)
 # 2^f on [-1/2, 1/2], by Chebyshev interpolation; off by at most 1.1e-7.
@@ -131,6 +132,8 @@ def quantise(row, factor, width, out, stats):
             store_i8(out, i, ZERO)
         store_f32(stats, 0, NAN)
     else:
+        # What is smaller has no inverse in float32, and is nothing beside eps anyway.
+        most = most if most >= SMALLEST else ZERO
         inverse = LARGEST / most if most > ZERO else ZERO
         for i in range(width):
             value = load_f32(row, i) * inverse

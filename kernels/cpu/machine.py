@@ -54,11 +54,14 @@ def _bf16_to_f32(builder, value):
 
 
 def _f32_to_bf16(builder, value):
-    """To the nearest, ties to even; the caller has no NaN."""
+    """To the nearest, ties to even; a NaN becomes one that rounding cannot carry over into a number."""
     bits = builder.bitcast(value, _I32)
     odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
     rounded = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
-    return builder.trunc(builder.lshr(rounded, ir.Constant(_I32, 16)), _I16)
+    short = builder.trunc(builder.lshr(rounded, ir.Constant(_I32, 16)), _I16)
+    magnitude = builder.and_(bits, ir.Constant(_I32, 0x7FFFFFFF))
+    no_number = builder.icmp_unsigned(">", magnitude, ir.Constant(_I32, 0x7F800000))
+    return builder.select(no_number, ir.Constant(_I16, 0x7FC0), short)
 
 
 def _f32_to_i8(builder, value):
@@ -111,11 +114,22 @@ def fetch_add(context, address, value):
 @intrinsic
 def peek(context, address):
     """Reads an int64 that another thread writes."""
+    return types.int64(types.int64), _reads("acquire")
 
+
+@intrinsic
+def look(context, address):
+    """`peek`, and not before an earlier `poke` of this thread is seen by all: of two threads that each poke
+    and then look, one sees the other.
+    """
+    return types.int64(types.int64), _reads("seq_cst")
+
+
+def _reads(order):
     def codegen(context, builder, signature, args):
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), order, 8)
 
-    return types.int64(types.int64), codegen
+    return codegen
 
 
 @intrinsic

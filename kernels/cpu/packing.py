@@ -1,6 +1,7 @@
 """Weights as the tiles read them, one block of 32 outputs behind the other."""
 
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -70,5 +71,6 @@ def huge(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tenso
     size = dtype.itemsize * torch.Size(shape).numel()
     area = mmap.mmap(-1, max(1, -(-size // HUGE)) * HUGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel built without them
+            area.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(area, dtype=torch.uint8, count=size).view(dtype).view(shape)

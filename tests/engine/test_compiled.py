@@ -1,13 +1,18 @@
 """The compiled path of a CPU: right in every generation, rows independent, taken only where it should be."""
 
+import os
 import random
 import subprocess
 import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from engine import cpu
 from engine.async_engine import AsyncEngine
 from engine.checkpoint import embedded_folder
 from engine.config import Generation
@@ -22,8 +27,10 @@ from tests.engine.checkpoints import GENERATIONS, make_model
 from tests.engine.golden import G1
 from tests.engine.serving import Ask, answers, started
 from tests.engine.test_eight_bits import STORY, llama
+from tests.optional import missing
 
-pytest.importorskip("numba", reason="the compiled step is optional")
+if find_spec("numba") is None:
+    missing("there is no numba")
 
 from engine.compiled import TOKENS, CompiledModel, Ints, Tokens
 from kernels.cpu import team
@@ -137,11 +144,12 @@ def test_a_token_does_not_depend_on_its_step(generation: Generation, kind: Compi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_that_are_none_stay_in_their_sequence(kind: CompiledKind) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1], ids=["usual", "all ones", "negative"])
+def test_numbers_that_are_none_stay_in_their_sequence(kind: CompiledKind, bits: int) -> None:
     model = model_of("G1")
     weight = model.transformer["wte"].weight
     assert isinstance(weight, torch.Tensor)
-    weight[7] = float("nan")
+    weight[7] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     good = [id for id in random_ids(60) if id != 7]
     served = Served(model, kind, rows=2)
     (wanted,) = served.step([(0, good, 0, len(good))])
@@ -231,6 +239,7 @@ def test_which_weights_are_compiled(
     assert rows["attention"][1].startswith("compiled") == (kept is not None)
     if kept is not None:
         assert rows["weight dtype"][1] == kept
+        assert engine.info.dtype == {"int8": "int8", "bf16": "bfloat16"}[kept]
     engine.core.runner.close()
 
 
@@ -251,8 +260,6 @@ def test_what_cannot_be_had_is_said() -> None:
 
 
 WITHOUT = """
-import sys
-sys.modules["numba"] = None
 from engine.async_engine import AsyncEngine
 from engine.loader import load_model
 from engine.messages import EngineConfig
@@ -263,12 +270,84 @@ engine.core.runner.close()
 """
 
 
-def test_without_numba_torch_serves() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "paged reference (torch)" in done.stdout and "numba cannot be imported" in done.stdout + done.stderr
+def test_a_start_that_is_refused_leaves_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is found out after the team has been started."""
+    names: list[str] = []
+
+    def refuses(*_: object) -> int:
+        names.extend(thread.name for thread in threading.enumerate())
+        raise ValueError("too much")
+
+    monkeypatch.setattr(cpu, "largest_pool", refuses)
+    config = EngineConfig(weight_dtype="int8", threads=3)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="too much"):
+        AsyncEngine(model_of("G1"), load_tokenizer(G1 / "tokenizer"), config)
+    assert {"step 1", "step 2"} <= set(names) and threading.active_count() == before
+
+
+def test_a_llama_in_bfloat16_is_no_surprise(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody asked for the compiled path; a warning is for who did."""
+    tokenizer = load_tokenizer(G1 / "tokenizer")
+    for asked, warned in (("auto", False), ("int8", True)):
+        caplog.clear()
+        config = EngineConfig(weight_dtype=asked)  # type: ignore[arg-type]
+        AsyncEngine(llama(tied=False).bfloat16(), tokenizer, config).core.runner.close()
+        assert ("the compiled path" in caplog.text) == warned
+
+
+def run(code: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | settings
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
     )
+
+
+def test_where_nothing_can_be_compiled_torch_serves() -> None:
+    """The table says why."""
+    lacking = 'import sys\nsys.modules["numba"] = None\n'
+    for before, settings, reason in (
+        (lacking, {}, "numba cannot be imported"),
+        ("", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+    ):
+        done = run(before + WITHOUT, **settings)
+        assert done.returncode == 0, done.stderr
+        assert "paged reference (torch)" in done.stdout and reason in done.stdout, done.stdout
+
+
+DIGEST = """
+from kernels.cpu import entry
+if {damage}:
+    index = entry._entry(entry._sources(), entry.Compiler)._cache._cache_file._index_path
+    open(index, "wb").close()
+from tests.engine.test_compiled import *
+import hashlib
+model, _, _ = load_model(embedded_folder())
+ids = random_ids(100)
+for kind in KINDS:
+    served = Served(model, kind, threads=1)
+    print(hashlib.sha256(served.step([(0, ids, 0, 100)])[0].numpy().tobytes()).hexdigest())
+    served.model.close()
+"""
+
+
+def test_who_compiles_answers_as_who_loads(tmp_path: Path) -> None:
+    """In a cache that is damaged, too."""
+    first, second = (run(DIGEST.format(damage=n == 0), NUMBA_CACHE_DIR=str(tmp_path)) for n in range(2))
+    assert first.returncode == 0 and len(first.stdout.split()) == len(KINDS), first.stderr
+    assert "numba's cache is damaged" in first.stderr and "about 10 s, once" in first.stderr
+    assert second.stdout == first.stdout and "compiling" not in second.stderr
+
+
+def test_what_ends_the_compiler_is_a_reason() -> None:
+    """Its own, or its parent's."""
+    from kernels.cpu.entry import NotPreparedError, _compile
+
+    with pytest.raises(NotPreparedError, match="compiling ended with 1: "):
+        _compile({**os.environ, "PYTHONHOME": os.devnull})
+    command = [sys.executable, "-m", "kernels.cpu", "compile"]
+    orphan = subprocess.run(command, stdin=subprocess.DEVNULL)
+    assert orphan.returncode == 1
 
 
 def test_compiling_ahead() -> None:
