@@ -29,13 +29,11 @@ def compile_for_parent() -> None:
     from kernels.cpu.entry import compile_here
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin, whose lock a thread may not hold when the interpreter ends
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     compile_here()
-    sys.stdout.flush()
-    os._exit(0)  # the interpreter's own end would wait for what the thread is reading
 
 
 if __name__ == "__main__":
