@@ -11,7 +11,8 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def free_cores() -> int:
     """Cores of the processors that this process may run on, two threads of one core counting once, and no
-    more than the quota of its control group. At least 1.
+    more than the quota of its control group, nor than OMP_NUM_THREADS, by which people limit all programs of
+    this kind. At least 1.
 
     Two hyper-threads of a core share the units that a product keeps busy, and a team that shares a core waits
     for its slower half at every barrier.
@@ -22,7 +23,9 @@ def free_cores() -> int:
         allowed = set(range(os.cpu_count() or 1))
     count = cores_of(allowed, SYSTEM)
     quota = quota_of(PROCESS, GROUPS)
-    return max(1, count if quota is None else min(count, math.floor(quota)))
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    most = [math.floor(quota)] if quota is not None else []
+    return max(1, min([count, *most, *([int(limit)] if limit.isdecimal() else [])]))
 
 
 def cores_of(processors: set[int], system: Path) -> int:

@@ -2,6 +2,10 @@
 
 import os
 
+# Before torch reads it, and for the servers that tests start: as many test processes as there are cores leave
+# no second core to any, and threads that wait for each other then wait for the clock.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -7,8 +7,13 @@ import pytest
 from engine.cores import cores_of, free_cores, quota_of
 
 
-def test_this_machine() -> None:
-    assert free_cores() >= 1
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = free_cores()
+    assert cores >= 1
+    for asked, found in (("1", 1), ("1,4", 1), ("0", 1), (f"{cores + 5}", cores), ("all", cores)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert free_cores() == found, asked
 
 
 def test_two_threads_of_a_core_count_once(tmp_path: Path) -> None:
