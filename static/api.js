@@ -59,7 +59,13 @@ export async function* streamChat(body, signal) {
   const response = await request("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    // The calculator's marks are wanted, for a calculation is shown as one (tool_text.js).
+    body: JSON.stringify({
+      ...body,
+      skip_special_tokens: false,
+      stream: true,
+      stream_options: { include_usage: true },
+    }),
     signal,
   });
   if (response.body === null) throw new ApiError("The answer has no body.", { kind: "lost" });
