@@ -73,12 +73,8 @@ def build(
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
-    if device.type == "cuda" and (config.num_blocks is None or config.max_num_blocks is not None):
-        fitting = _that_fit(model, config, block_size, dtype, device)
-        if config.num_blocks is None:
-            config = msgspec.structs.replace(config, num_blocks=fitting)
-        elif config.max_num_blocks is not None and config.max_num_blocks > fitting:
-            raise ValueError(f"max_num_blocks {config.max_num_blocks}: memory holds {fitting} KV blocks")
+    if device.type == "cuda":
+        config = _fitting(model, config, block_size, dtype, device)
     blocks = pool_blocks(model.config, config, block_size, max_rows, max_model_len, cached)
     threads = config.threads or free_cores()
     sizes = Sizes(blocks, block_size, max_rows, max_model_len, threads)
@@ -244,6 +240,22 @@ def _plain(
     served = (model if kind is None else rounded_model(model, kind)).packed()
     runner = ModelRunner(served, cache, sizes.max_rows, terminal_ids, sizes.threads, hooks)
     return runner, _features(served, sizes.threads, config, hooks)
+
+
+def _fitting(
+    model: Decoder, config: EngineConfig, block_size: int, dtype: torch.dtype, device: torch.device
+) -> EngineConfig:
+    """With as many KV blocks as memory holds, where no number was asked for. Raises ValueError where a pool
+    could not grow as far as was asked.
+    """
+    if config.num_blocks is not None and config.max_num_blocks is None:
+        return config
+    fitting = _that_fit(model, config, block_size, dtype, device)
+    if config.num_blocks is None:
+        return msgspec.structs.replace(config, num_blocks=fitting)
+    if config.max_num_blocks is not None and config.max_num_blocks > fitting:
+        raise ValueError(f"max_num_blocks {config.max_num_blocks}: memory holds {fitting} KV blocks")
+    return config
 
 
 def _that_fit(
