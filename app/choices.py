@@ -1,8 +1,8 @@
 """One choice of an answer: from token ids to the pieces of text that may be sent.
 
 A piece is made for each token that yields text. A token that yields none (half a character, the beginning of
-a stop string) is not lost: it waits, with its logprobs, for the piece that carries its text, or for the last
-one.
+a stop string, a calculation) is not lost: it waits, with its logprobs, for the piece that carries its text or
+the next one, or for the last one.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,15 +19,16 @@ MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event
 class Piece:
     """Text that became certain, and the tokens behind it.
 
-    `offsets` holds, for each token, the character of the answer at which its text begins. `finish` is "stop"
-    or "length" on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was
-    given.
+    With logprobs, `offsets` holds, for each token, the character of the answer at which its text begins, and
+    `silent` whether it belongs to a tool block that was left out of the text. `finish` is "stop" or "length"
+    on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was given.
     """
 
     text: str
     tokens: list[int]
     logprobs: Sequence[TokenLogprobs | None] = ()
     offsets: Sequence[int] = ()
+    silent: Sequence[bool] = ()
     finish: str | None = None
     stop_reason: str | int | None = None
 
@@ -44,6 +45,7 @@ class Choice:
         "_decoder",
         "_held_logprobs",
         "_held_offsets",
+        "_held_silent",
         "_held_tokens",
         "_matcher",
         "_min_tokens",
@@ -90,11 +92,12 @@ class Choice:
         self._held_tokens: list[int] = []
         self._held_logprobs: list[TokenLogprobs | None] = []
         self._held_offsets: list[int] = []
+        self._held_silent: list[bool] = []
 
     @property
     def plain(self) -> bool:
         """Whether the next token's text is all there is to it: nothing waits, nothing is watched for."""
-        return self._simple and not self._held_tokens and self._decoder.between_characters and not self.done
+        return self._simple and not self._held_tokens and self._decoder.stateless and not self.done
 
     def feed(self, delta: Delta) -> list[Piece]:
         """The pieces that a delta completes, also when it ends in an error."""
@@ -115,8 +118,10 @@ class Choice:
         last = len(delta.tokens) - 1
         for k, token in enumerate(delta.tokens):
             ends = k == last and finish is not None and finish.stop_token == token
+            inside = self._decoder.in_block
             text = "" if ends and not self._shows(token) else self._decoder.push((token,))
-            self._hold(token, delta.logprobs[k] if delta.logprobs else None, text)
+            silent = inside or self._decoder.in_block  # a block's last mark, too
+            self._hold(token, delta.logprobs[k] if delta.logprobs else None, text, silent)
             if text:
                 text, stop = self._match(text)
                 if stop is not None:
@@ -134,12 +139,13 @@ class Choice:
         """A stop id that the client named has text if the client wants stops in the output."""
         return self._sampling.include_stop and not self._special(stop_token)
 
-    def _hold(self, token: int, logprobs: TokenLogprobs | None, text: str) -> None:
+    def _hold(self, token: int, logprobs: TokenLogprobs | None, text: str, silent: bool) -> None:
         self.completion_tokens += 1
         self._held_tokens.append(token)
         if self._sampling.logprobs is not None:
             self._held_logprobs.append(logprobs)
             self._held_offsets.append(self._chars)
+            self._held_silent.append(silent)
             self._chars += len(text)
 
     def _match(self, text: str) -> tuple[str, str | None]:
@@ -148,11 +154,13 @@ class Choice:
         return self._matcher.push(text)
 
     def _piece(self, text: str, finish: str | None = None, stop_reason: str | int | None = None) -> Piece:
-        piece = Piece(text, self._held_tokens, self._held_logprobs, self._held_offsets, finish, stop_reason)
+        about = (self._held_logprobs, self._held_offsets, self._held_silent)
+        piece = Piece(text, self._held_tokens, *about, finish, stop_reason)
         self._held_tokens = []
         if self._held_logprobs:
             self._held_logprobs = []
             self._held_offsets = []
+            self._held_silent = []
         return piece
 
     def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
@@ -180,4 +188,5 @@ def _merged(pieces: list[Piece]) -> Piece:
         [token for piece in pieces for token in piece.tokens],
         [item for piece in pieces for item in piece.logprobs],
         [item for piece in pieces for item in piece.offsets],
+        [item for piece in pieces for item in piece.silent],
     )

@@ -11,12 +11,12 @@ from app.text import TextService
 class EventLane:
     """Writes a choice's tokens as events; a `Lane`.
 
-    Open only while the choice's decoder stands between characters and its stream's task waits (see
-    `Generation`), so that what it writes is in its place. Everything but a token whose text is certain by
-    itself is left to that task.
+    Open only while the choice's decoder stands between characters and outside of tool blocks, and its
+    stream's task waits (see `Generation`), so that what it writes is in its place. Everything but a token
+    whose text is certain by itself is left to that task. `written_at` is when it last wrote (perf_counter).
     """
 
-    __slots__ = ("_after", "_before", "_choice", "_metrics", "_spellings", "_write")
+    __slots__ = ("_after", "_before", "_choice", "_metrics", "_spellings", "_write", "written_at")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class EventLane:
         self._spellings = spellings
         self._write = write
         self._metrics = metrics
+        self.written_at = 0.0
 
     def push(self, token: int, now: float) -> bool:
         text = self._spellings[token]
@@ -42,7 +43,7 @@ class EventLane:
         metrics.events += 1
         metrics.writes += 1
         metrics.flowed(choice.last_token_at, now)
-        choice.last_token_at = now
+        choice.last_token_at = self.written_at = now
         choice.completion_tokens += 1
         return True
 
@@ -58,7 +59,7 @@ class EventLane:
         choice = self._choice
         self._metrics.sent(count)
         self._metrics.token_gap(now - choice.last_token_at, count, now)
-        choice.last_token_at = now
+        choice.last_token_at = self.written_at = now
         choice.completion_tokens += count
         return True
 

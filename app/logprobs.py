@@ -18,19 +18,29 @@ def token_string(data: bytes) -> str:
 
 
 def chat_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
-    """One item per token; a token that the tool machine wrote was certain: logprob 0, no alternatives."""
+    """One item per token; a token that the tool machine wrote was certain: logprob 0, no alternatives.
+
+    `token` names a token of a tool block that was left out of the text, too, but its `bytes` are none: those
+    of all ordinary tokens, joined, are the text.
+    """
     content: list[dict[str, object]] = []
     for piece in pieces:
-        for token, item in zip(piece.tokens, piece.logprobs, strict=True):
+        for token, item, silent in zip(piece.tokens, piece.logprobs, piece.silent, strict=True):
             top = [] if item is None else list(zip(item.top_ids, item.top_logprobs, strict=True))
             entry = _entry(text, token, 0.0 if item is None else item.logprob)
+            if silent:
+                entry["bytes"] = []
             entry["top_logprobs"] = [_entry(text, id, value) for id, value in top]
             content.append(entry)
     return {"content": content, "refusal": None}
 
 
 def completion_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
-    """Parallel lists; the sampled token is among its own alternatives even outside the best ones."""
+    """Parallel lists; the sampled token is among its own alternatives even outside the best ones.
+
+    Tokens without text of their own (parts of a character, a tool block that was left out) have the offset of
+    the text that comes next.
+    """
     tokens: list[str] = []
     values: list[float] = []
     tops: list[dict[str, float]] = []

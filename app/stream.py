@@ -126,6 +126,7 @@ class EventStream(Answer):
         self._loop = asyncio.get_running_loop()
         self._sending_since: float | None = None
         self._last_write = perf_counter()
+        self._lanes: list[EventLane] = []
         self._stalled = False
         updates = await self._first_updates()
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
@@ -187,6 +188,7 @@ class EventStream(Answer):
             if around is not None:
                 spellings = self.format.text.spellings
                 lane = EventLane(choice, *around, spellings, self.write, self.metrics)
+                self._lanes.append(lane)
                 self.generation.shorten(choice, lane)
 
     def _events(self, updates: list[Update]) -> bytes:
@@ -208,9 +210,10 @@ class EventStream(Answer):
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     def _since_write(self) -> float:
-        """Seconds since the last write; what a lane took was written when it came."""
-        tokens = max(choice.last_token_at for choice in self.generation.choices)
-        return perf_counter() - max(self._last_write, tokens)
+        """Seconds since the last write, by this task or a lane. Not since the last token: one without text,
+        in a calculation for example, writes nothing.
+        """
+        return perf_counter() - max([self._last_write, *(lane.written_at for lane in self._lanes)])
 
     def _silent(self) -> bool:
         interval = self.settings.ping_interval

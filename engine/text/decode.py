@@ -5,7 +5,7 @@ still grow into a stop string. Both cost O(1) per token or character, however lo
 """
 
 import codecs
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from engine.text.tokenizer import Tokenizer
 
@@ -15,11 +15,15 @@ class IncrementalDecoder:
 
     Joined, what `push` and `flush` return is `decode` of all tokens: a U+FFFD that the model really wrote
     passes, and broken UTF-8 becomes U+FFFD as soon as it is certain. With `skip_special`, special tokens have
-    no text; without, they read as their spelling. `hidden` ids never have text (the terminal ids, for
-    instance).
+    no text, nor does what stands in a tool block: from a token of `tokenizer.block_starts` up to the next
+    special token, whichever that is, so that a block that the model forgets to close costs as little of the
+    answer as can be. Without, special tokens read as their spelling. `hidden` ids never have text (the
+    terminal ids, for instance).
+
+    `in_block` says whether the last token opened a block, or stands in one.
     """
 
-    __slots__ = ("_codec", "_decode", "_skipped", "_token_bytes")
+    __slots__ = ("_codec", "_decode", "_opening", "_skipped", "_token_bytes", "in_block")
 
     def __init__(
         self, tokenizer: Tokenizer, skip_special: bool = True, hidden: Collection[int] = frozenset()
@@ -27,19 +31,34 @@ class IncrementalDecoder:
         self._token_bytes = tokenizer.token_bytes
         skipped = frozenset(hidden)
         self._skipped = skipped | tokenizer.special_ids if skip_special else skipped
+        self._opening: frozenset[int] = tokenizer.block_starts if skip_special else frozenset()
         self._codec = codecs.getincrementaldecoder("utf-8")("replace")
         self._decode = self._codec.decode
+        self.in_block = False
 
     @property
-    def between_characters(self) -> bool:
-        """Whether nothing waits: the next token's text does not depend on the ones before it."""
-        return not self._codec.getstate()[0]
+    def stateless(self) -> bool:
+        """Whether the next token's text does not depend on the ones before it: no character waits for its
+        end, no block is open.
+        """
+        return not (self.in_block or self._codec.getstate()[0])
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """The text that `ids` complete; an unfinished character waits for the next call."""
-        skipped = self._skipped
-        return self._decode(b"".join([self._token_bytes(id) for id in ids if id not in skipped]))
+        if self.in_block or not self._skipped.isdisjoint(ids):
+            ids = self._visible(ids)
+        return self._decode(b"".join(map(self._token_bytes, ids)))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character was never finished, else nothing."""
+        self.in_block = False
         return self._decode(b"", True)
+
+    def _visible(self, ids: Sequence[int]) -> list[int]:
+        visible = []
+        for id in ids:
+            if id in self._skipped:
+                self.in_block = id in self._opening
+            elif not self.in_block:
+                visible.append(id)
+        return visible

@@ -25,6 +25,8 @@ NANOCHAT_SPECIALS = (
     "<|output_start|>",
     "<|output_end|>",
 )
+# Around what the model asks the calculator, and around what it answers.
+BLOCK_MARKS = (("<|python_start|>", "<|python_end|>"), ("<|output_start|>", "<|output_end|>"))
 MAX_VOCABULARY = 2**22
 
 # tiktoken's regex engine backtracks over a whole run of white space and gives up (by panicking) at a million
@@ -54,6 +56,15 @@ class Tokenizer:
         self.special_ids = frozenset(self._specials.values())
         self.bos = bos
         self.eos = eos if eos in specials else None
+
+    @property
+    def block_starts(self) -> frozenset[int]:
+        """The special ids that open a tool block: what follows, up to the next special id, is no text for a
+        reader. Empty unless the tokenizer has all of nanochat's marks.
+        """
+        if not all(self._specials.get(mark) in self.special_ids for pair in BLOCK_MARKS for mark in pair):
+            return frozenset()
+        return frozenset(self._specials[start] for start, _ in BLOCK_MARKS)
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -32,7 +32,17 @@ TEXT = 'naïve "quotes"\n\\ and 🎉 done'
 SCRIPTS: dict[str, Script] = {
     "text": lambda r, k: [*TEXT.encode(), END],
     "cut": lambda r, k: [*b"ab", *"✓".encode()[:2], END],
-    "special": lambda r, k: [*b"ab", PYTHON_START, *b"cd", 0xFF, *b"ef", END],
+    "special": lambda r, k: [*b"ab", SPECIALS["<|python_end|>"], *b"cd", 0xFF, *b"ef", END],
+    "block": lambda r, k: [
+        *b"ab",
+        PYTHON_START,
+        *b"cd",
+        SPECIALS["<|python_end|>"],
+        *b"ef",
+        PYTHON_START,
+        *b"g",
+        END,
+    ],
 }
 OPTIONS: list[dict[str, object]] = [
     {},

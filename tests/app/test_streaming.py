@@ -1,14 +1,16 @@
 """The order and the bytes of a stream, over a real server."""
 
 import asyncio
+from time import perf_counter
 
+import httpx
 import openai
 import pytest
 
 from app.settings import HttpSettings
 from engine.messages import EngineState, Finish
 from tests.app.scripted_engine import BOS, END, PYTHON_START, ScriptedEngine, says
-from tests.app.serving import events, served, stream_text
+from tests.app.serving import Served, events, served, stream_text
 
 
 async def test_chat_stream_order() -> None:
@@ -163,6 +165,72 @@ async def test_pings_only_when_silent_and_never_a_blank_line() -> None:
         rest = [line async for line in lines]
         data = [line for line in rest if not line.startswith(":")]
         assert data[0].startswith("data: {") and data[1:] == ["", "data: [DONE]", ""]
+        await reply.aclose()
+
+
+async def lines_while_tokens_come(
+    s: Served, reply: httpx.Response, id: int, token: bytes, lines: int, seconds: float
+) -> tuple[list[str], float]:
+    """The next so many lines that are not empty, while a token comes every few milliseconds, for so many
+    seconds at most; and the longest time between two tokens.
+    """
+    found: list[str] = []
+
+    async def read() -> None:
+        async for line in reply.aiter_lines():
+            if line:
+                found.append(line)
+            if len(found) == lines:
+                return
+
+    reading = asyncio.ensure_future(read())
+    began = last = perf_counter()
+    longest = 0.0
+    while not reading.done() and last - began < seconds:
+        s.engine.emit(id, token)
+        await asyncio.sleep(0.005)
+        longest, last = max(longest, perf_counter() - last), perf_counter()
+    reading.cancel()
+    await asyncio.wait({reading})
+    return found, longest
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_stream_is_silent_while_its_tokens_have_no_text(direct: bool, n: int) -> None:
+    """A calculation that goes on and on is not sent, so that something else must keep the connection."""
+    engine = ScriptedEngine()
+    async with served(engine, HttpSettings(ping_interval=0.03), direct=direct) as s:
+        body = {"prompt": "x", "stream": True, "n": n}
+        sending = asyncio.ensure_future(
+            s.http.send(s.http.build_request("POST", "/v1/completions", json=body), stream=True)
+        )
+        await engine.until(lambda: bool(engine.requests))
+        id = engine.requests[0].id
+        engine.emit(id, b"a")
+        engine.emit(id, [PYTHON_START])
+        reply = await sending
+        lines, _ = await lines_while_tokens_come(s, reply, id, b"1", 3, 5)
+        assert lines[0].startswith("data: ") and lines[1:] == [": ping"] * 2
+        await reply.aclose()
+        await engine.until(lambda: engine.aborted == [id + k for k in range(n)])  # within the block
+
+
+async def test_no_pings_while_text_comes() -> None:
+    """Also when lanes write it, of which the stream's task knows nothing."""
+    engine = ScriptedEngine()
+    async with served(engine, HttpSettings(ping_interval=0.2)) as s:
+        body = {"prompt": "x", "stream": True}
+        sending = asyncio.ensure_future(
+            s.http.send(s.http.build_request("POST", "/v1/completions", json=body), stream=True)
+        )
+        await engine.until(lambda: bool(engine.requests))
+        id = engine.requests[0].id
+        engine.emit(id, b"a")
+        reply = await sending
+        lines, longest = await lines_while_tokens_come(s, reply, id, b"b", 10**6, 0.5)
+        assert len(lines) > 2
+        assert longest > 0.1 or not any(line.startswith(":") for line in lines)
         await reply.aclose()
 
 

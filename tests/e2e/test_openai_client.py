@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from tests.app.server_process import Server
 from tests.e2e.conftest import start
+from tests.engine.blocks import outside_blocks
 from tests.engine.checkpoints import golden_tokenizer
 from tests.engine.golden import G5
 
@@ -250,8 +251,7 @@ def test_the_text_is_that_of_the_tokens(client: OpenAI) -> None:
         extra = ENDLESS | {"return_token_ids": True}
         plain = client.completions.create(**fields, extra_body=extra)  # type: ignore[call-overload]
         (choice,) = plain.choices
-        ids = [id for id in choice.token_ids if not tokenizer.is_special(id)]
-        written = b"".join(tokenizer.token_bytes(id) for id in ids).decode(errors="replace")
+        written = tokenizer.decode(outside_blocks(tokenizer, choice.token_ids))
         assert choice.text == written
         stop = written[len(written) // 2 :][:3]
         for stops, expected in ((None, written), ([stop, "never there"], written[: written.index(stop)])):

@@ -5,12 +5,14 @@ import random
 import subprocess
 import sys
 import threading
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from engine import cpu
 from engine.async_engine import AsyncEngine
@@ -371,3 +373,25 @@ async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on() -> 
             assert engine.stats().preemptions > 0
         await engine.close()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_steady_step_allocates_no_working_memory(kind: CompiledKind) -> None:
+    """Beside a few numbers a token, which are kilobytes at most; a layer's activations would be many more."""
+    rows, past = 8, 40
+    served = Served(model_of("G5"), kind, rows=rows, length=64)
+    everything = random_ids(64)
+    for row in range(rows):
+        served.step([(row, everything, 0, past)])
+    for first in (past, past + 1):  # what the first steps set up
+        served.step([(row, everything, first, first + 1) for row in range(rows)])
+    ids = np.array(everything[past + 2 : past + 3] * rows)
+    at = Tokens(ids, ids, np.full(rows, past + 2), np.arange(rows))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        served.model.step(at, served.tables, range(rows))
+        peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+    assert peak < 16_384
+    assert sum(event.cpu_memory_usage for event in profiled.key_averages() if event.cpu_memory_usage > 0) == 0
