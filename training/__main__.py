@@ -23,7 +23,7 @@ from training.checkpoint import CheckpointError, Checkpoints
 from training.devices import device_name
 from training.evaluate.documents import PROSE
 from training.evaluate.loss import bits_per_byte
-from training.evaluate.report import measure
+from training.evaluate.report import measure, summary
 from training.export import ExportError, export
 from training.files import ReadError, WriteError, read_table, write_text
 from training.loop import build
@@ -160,7 +160,8 @@ def _evaluated(model: GPT, encoder: tokenizer.Encoder, args: argparse.Namespace)
     if (args.data / PROSE).exists():
         report["bits_per_byte_unrounded"] = bits_per_byte(model, encoder, args.data)
     report |= measure(args.out, args.data, args.device)
-    print(f"measured in {report['measured_in_seconds']} s: {report.get('bits_per_byte')}", flush=True)
+    print("\n".join(summary(report)))
+    print(f"measured in {report['measured_in_seconds']} s", flush=True)
     return report
 
 

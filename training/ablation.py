@@ -20,7 +20,7 @@ import torch
 from training import data, settings, tokenizer
 from training.checkpoint import CheckpointError, Checkpoints
 from training.devices import device_name
-from training.evaluate.loss import bits_per_byte
+from training.evaluate.loss import MEASURE, bits_per_byte
 from training.files import ReadError, WriteError, read_table, write_text
 from training.loop import build
 from training.pretrain import pretrain
@@ -105,15 +105,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measured(args: argparse.Namespace, chosen: Mapping[str, Settings]) -> None:
-    """Measure these variants and add them to --out. Raises DataError where that has another machine's."""
+    """Measure these variants and add them to --out. Raises DataError where that has another machine's, or
+    figures of another measure.
+    """
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    machine = {"device": device, "torch": torch.__version__}
+    kept_with = {"device": device, "torch": torch.__version__, "loss": MEASURE}
     rows: list[Row] = []
     if args.out.exists():
         before = read_table(args.out)
-        if other := [str(before[name]) for name in machine if before[name] != machine[name]]:
+        if other := [str(before.get(name)) for name, now in kept_with.items() if before.get(name) != now]:
             raise DataError(
-                f"{args.out} has rows of another machine ({', '.join(other)}): choose another --out"
+                f"{args.out} has rows of other conditions ({', '.join(other)}): choose another --out"
             )
         rows = cast(list[Row], before["rows"])
     tokens = args.work / "tokens"
@@ -128,7 +130,7 @@ def _measured(args: argparse.Namespace, chosen: Mapping[str, Settings]) -> None:
         row = measure(name, variant, args, tokens)
         print(json.dumps({k: v for k, v in row.items() if k != "bits_per_byte"}), flush=True)
         rows = merged(rows, row)
-        kept = {"date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        kept = {"date": time.strftime("%Y-%m-%d"), **kept_with, "rows": rows}
         write_text(args.out, json.dumps(kept, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from training.comparison import compared, count, parameters, share, tried
+from training.conversations.tables import table
 from training.export import INDEX_FILE
 from training.files import ReadError, WriteError, read_table, write_text
 
@@ -29,9 +30,9 @@ _GENERATIONS = {
 _INTRO = """# Fastpath: the embedded model
 
 A small English chat model that ships with the server, so that it answers right after installation and
-without a network. It tells short stories, chats a little, has learned the capitals of 170 countries, does
-sums with the server's calculator, and says that it does not know. It is a demonstration, not a source of
-facts.
+without a network. It tells short stories, chats a little, has learned the capitals of {countries}
+countries, does sums with the server's calculator, and says that it does not know. It is a demonstration, not
+a source of facts.
 
 | | |
 | --- | --- |
@@ -49,8 +50,9 @@ _MADE = """
 ## How it was made
 `python -m training --data DIR --out models/`, seed 1, on one NVIDIA H200 (bf16 compute, fp32 weights; Muon
 for the matrices, AdamW for the rest). Two stages: pretraining, whose last part brings in simple stories and
-conversations, and chat tuning with the loss on the assistant's tokens alone. The speed leaves out the first
-steps, which compile, and the seconds have them; the tokens of tuning count the padding of its rows.
+conversations, and chat tuning with the loss on the assistant's tokens alone; some prose among it, learned
+whole, keeps what pretraining taught. The speed leaves out the first steps, which compile, and the seconds
+have them; the tokens of tuning count the padding of its rows.
 
 | stage | tokens | seconds | tokens/s | share of the bf16 peak |
 | --- | --- | --- | --- | --- |
@@ -73,12 +75,14 @@ is part of this project and under its licence.
 """
 _LIMITS = """
 ## Known limits
-- Of countries outside the table in `training/conversations` (Ivory Coast, Kosovo and the DR Congo are among
-  them) it gives a wrong capital.
+- It has learned the capitals of the countries in `training/conversations/tables/countries.tsv`. Of states,
+  provinces and regions (Texas, Bavaria and Ontario, for example) it may give a wrong capital.
 - Open questions of fact outside the tables in `training/conversations` mostly get a wrong answer, often a
   fluent one; the short answers above say how often. Do not rely on anything that it says.
 - Greedy answers to free instructions may loop; the recommended sampling avoids most of it.
-- Stories follow the plots in `training/conversations`; a request for another plot gets one of these.
+- Stories follow the plots in `training/conversations`; a request for another plot gets one of these. The
+  second character may bear the hero's name.
+- A sad word may be answered as an emergency, or beside the point.
 - Arithmetic is right where the model hands the right numbers to the calculator, and a guess otherwise.
 - Two or three turns of context hold, more drift. Other languages than English do not work.
 - The old books in the data carry the diction and at times the attitudes of their day; word lists filtered
@@ -87,10 +91,9 @@ _LIMITS = """
 _HELD_OUT = """
 ## Held-out loss
 Bits per byte on whole books, articles and conversations that were held out; of chat only the assistant's
-words count. Small talk has near copies in training, so its figure flatters. Two things are not exact, for
-both models alike: an item of more than 1,025 tokens is cut there while all its bytes count (20 of the 792
-items of prose, whose figure is 0.35 % too low for that), and the token that ends an answer counts in chat
-although it stands for no bytes.
+words count, and the token that ends an answer, which stands for no bytes, does not. An item longer than the
+context is measured in windows: each further one begins with half a context of tokens that counted before.
+Small talk has near copies in training, so its figure flatters.
 
 | source | after pretraining | after tuning | as shipped (int8) | rounding |
 | --- | --- | --- | --- | --- |
@@ -114,9 +117,10 @@ conversations included, and looked for {prompts} prompts ({sets}):
 """
 _PROMPTS = """
 ## Fixed prompts
-Greedy answers of the shipped weights, in full, the bad ones too, the calculator's blocks as the server sends
-them. Requests like these are in the training data, these words are not. A cross marks an answer that does not
-match the expression in `training/prompts.py`, which is a loose test: read the answers.
+Greedy answers of the shipped weights, in full, the bad ones too, the calculator's blocks as the server
+sends them with `skip_special_tokens` false. Requests like these are in the training data, these words are
+not. A cross marks an answer that does not match the expression in `training/prompts.py`, which is a loose
+test: read the answers.
 """
 
 
@@ -156,6 +160,7 @@ def _head(config: Table, mib: float) -> str:
         context=shape["sequence_len"],
         params=parameters(config) / 1e6,
         mib=mib,
+        countries=len(table("countries")),
         **cast(Mapping[str, float], config["sampling_defaults"]),
     )
 

@@ -1,4 +1,6 @@
-"""Chat tuning: whole conversations, loss on the assistant's tokens alone, the rate going down to nothing."""
+"""Chat tuning: whole conversations, loss on the assistant's tokens alone, and documents of prose, of which
+every token is learned; the rate goes down to nothing.
+"""
 
 from pathlib import Path
 

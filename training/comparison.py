@@ -5,6 +5,8 @@ that were tried on equal tokens.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
+from training.evaluate.loss import MEASURE
+
 Table = Mapping[str, object]
 _INTRO = """
 ## Beside the first embedded model
@@ -27,6 +29,9 @@ _TRIED = """
 Held-out bits per byte, lower is better; reading is the answers to questions about a story that stands in the
 prompt. What a name does not say is as in the first model's recipe.
 """
+_OTHERWISE = """
+These figures are of another measure than those above, and compare with each other alone: {loss}.
+"""
 _BUDGET = """
 After {tokens:.0f} M tokens:
 
@@ -46,6 +51,8 @@ def compared(report: Table, config: Table, first: Table) -> str:
 def tried(ablation: Table) -> str:
     """The section about other architectures and recipes as markdown, a table for each number of tokens."""
     text = _TRIED.format(**{name: ablation[name] for name in ("device", "torch", "date")})
+    if ablation["loss"] != MEASURE:
+        text += _OTHERWISE.format(loss=ablation["loss"])
     rows = cast(Sequence[Table], ablation["rows"])
     for tokens in sorted({cast(int, row["tokens"]) for row in rows}):
         text += _BUDGET.format(tokens=tokens / 1e6)

@@ -40,23 +40,26 @@ CHAT_SOURCES = {
     "stories": "stories",
     "smalltalk": "smalltalk",
     "selfdialog": "chitchat",
-    "personachat": "chitchat",
+    "personachat": "persona",
     "topical": "chitchat",
     "sgd": "task",
     "taskmaster": "task",
 }
-# Small talk about who the assistant is comes from training/conversations alone.
+# Conversations with such a turn are left out. Who the assistant is, training/conversations alone tells.
 _ABOUT_SELF = re.compile(
     r"(?i)\b(your|ur) (name|age|boss|maker|creator|owner|birthday)|who (are|made|built|created|is your)|"
     r"what are you\b|"
     r"are you (a|an|real|human|alive|chatgpt|siri|alexa|cortana)|how old|your (mom|dad|parents|family)|"
     r"\b(bot|bots|human|humans|digital|software|chatbot|robot|artificial)\b"
 )
+# People who introduce themselves to each other, or whom the data set calls by a number.
+_INTRODUCED = re.compile(r"(?i)\byour name\b|\bmy name('s| is)\b|\buser [12]\b")
+_UNFIT = {"smalltalk": _ABOUT_SELF, "chitchat": _INTRODUCED, "persona": _INTRODUCED}
 # The shard that holds a source's conversations.
 CHAT_SHARDS = {
     "assistant": "chat-assistant", "knowledge": "chat-assistant", "story_qa": "chat-assistant",
     "stories": "chat-assistant", "smalltalk": "chat-smalltalk", "chitchat": "chat-chitchat",
-    "task": "chat-task",
+    "persona": "chat-chitchat", "task": "chat-task",
 }  # fmt: skip
 CHILDREN = {"children-simple": "simple", "children-other": "another"}  # and the tier that makes it up
 CHUNK = 2000
@@ -127,7 +130,9 @@ def plain_texts(data: Path) -> Iterator[tuple[str, str]]:
 
 
 def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
-    """(source, messages) of every chat item that is used; held-out prompts and documents are left out."""
+    """(source, messages) of every chat item that is used. Held-out prompts and documents are left out, and
+    talk in which somebody else than the assistant says who he is.
+    """
     held_out = HeldOut.of(data)
     for path in sorted(data.glob("chat-*.jsonl.xz")):
         for item in read_shard(path):
@@ -136,19 +141,20 @@ def conversations(data: Path) -> Iterator[tuple[str, list[Message]]]:
             asked = [turn["content"] for turn in messages if turn["role"] == "user"]
             if source is None or any(map(is_held_out, asked)) or held_out.touches(messages):
                 continue
-            if source == "smalltalk" and any(_ABOUT_SELF.search(turn["content"]) for turn in messages):
+            unfit = _UNFIT.get(source)
+            if unfit and any(unfit.search(turn["content"]) for turn in messages):
                 continue
             yield source, messages
 
 
 def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
-    """Text for the tokenizer from three pools, prose, chat and what is generated.
+    """Text for the tokenizer from three pools: prose, chat, and what the programs write.
 
-    Each gives at most half of `settings.tokenizer_bytes`, counted in characters; so there is up to half as
-    much again in all.
+    Each is shuffled and read up to the text that would be more than `settings.tokenizer_characters`. Of prose
+    about a third takes part, drawn by chance, and none of the classics; of what is generated a fraction, and
+    without the calculator's marks. Raises DataError for a damaged file.
     """
     rng = Random(settings.seed)
-    left = settings.tokenizer_bytes
     prose = [text for source, text in plain_texts(data) if source != "classics" and rng.random() < 0.35]
     chat = ["\n".join(turn["content"] for turn in messages) for _, messages in conversations(data)]
     talk = [
@@ -158,10 +164,10 @@ def tokenizer_texts(data: Path, settings: Settings) -> Iterator[str]:
     stories = [plain_story(rng) for _ in range(settings.generated_stories // 20)]
     for pool in (prose, chat, talk + stories):
         rng.shuffle(pool)
-        budget = left // 2
+        left = settings.tokenizer_characters
         for text in pool:
-            budget -= len(text)
-            if budget < 0:
+            left -= len(text)
+            if left < 0:
                 break
             yield text
 

@@ -1,9 +1,11 @@
 """Flags and files that cannot be used are one line that names them, at every command of training."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from training import __main__ as command
 from training import ablation, card, leaks, plot
@@ -15,8 +17,12 @@ Main = Callable[[list[str]], int]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With a report that is cut off, one that is no object, and one without anything."""
-    for name, content in (("cut", '{"a": 1'), ("list", "[]"), ("empty", "{}")):
+    """With a report that is cut off, one that is no object, one without anything, and models that were tried
+    by another measure.
+    """
+    guessed = {"device": "CPU", "torch": torch.__version__, "loss": "by guess", "rows": []}
+    tables = ("cut", '{"a": 1'), ("list", "[]"), ("empty", "{}"), ("guessed", json.dumps(guessed))
+    for name, content in tables:
         (tmp_path / f"{name}.json").write_text(content)
     for name in ("settings.json", "report.json"):
         (tmp_path / name).write_text('{"a": 1')
@@ -38,6 +44,11 @@ def folder(tmp_path: Path) -> Path:
         (ablation.main, "--data {0} --variants A,B", "--variants: there is no 'A,B'"),
         (ablation.main, "--data {0} --device meta", "--device: 'meta' is neither cpu nor cuda"),
         (ablation.main, "--data {0} --out {0}/cut.json", "cannot read {0}/cut.json: "),
+        (
+            ablation.main,
+            "--data {0} --device cpu --out {0}/guessed.json",
+            "{0}/guessed.json has rows of other conditions (by guess): choose another --out",
+        ),
         (card.main, "--report {0}/none --out {1}", "cannot read {0}/none: No such file"),
         (card.main, "--report {0}/list.json --out {1}", "cannot read {0}/list.json: it is not a JSON object"),
         (card.main, "--report {0}/empty.json --out {0}", "cannot read {0}/config.json: No such file"),

@@ -8,6 +8,7 @@ import pytest
 from training.ablation import merged, variants
 from training.card import ABLATION, FIRST_MODEL, MOST_LOST, PLOT_FILE, card, write
 from training.comparison import parameters, tried
+from training.evaluate.loss import MEASURE
 
 SHIPPED = Path(__file__).parents[2] / "models"
 CONFIG: dict[str, object] = {
@@ -114,6 +115,12 @@ def test_models_stand_beside_those_of_as_many_tokens() -> None:
         names = [line.split(" | ")[0][2:] for line in part.splitlines() if line.startswith("| G")]
         assert names == [row["variant"] for row in ablation["rows"] if row["tokens"] == tokens]
         assert set(names) <= variants().keys()
+
+
+def test_figures_of_another_measure_are_said_to_be_such() -> None:
+    ablation = json.loads(ABLATION.read_text("utf-8"))
+    assert "of another measure" not in tried(ablation | {"loss": MEASURE})
+    assert "compare with each other alone: by guess." in tried(ablation | {"loss": "by guess"})
 
 
 def test_a_new_row_takes_the_place_of_its_own_alone() -> None:

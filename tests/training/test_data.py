@@ -193,3 +193,15 @@ def test_a_full_disk_is_no_finished_tokenising(tmp_path: Path, tokenizer: Path) 
     with pytest.raises(WriteError, match=r"cannot write .*generated_talk\.tokens\.npy"):
         prepare(tmp_path, tiny(), tokenizer, folder, 1)
     assert not (folder / SIZES_FILE).exists()
+
+
+@pytest.mark.parametrize(("kind", "read"), [("personachat", 1), ("selfdialog", 1), ("dolly", 2)])
+def test_people_who_introduce_themselves_are_left_out(tmp_path: Path, kind: str, read: int) -> None:
+    """The assistant has a name of its own, and learned others from such talk."""
+    said = ("Do you like tea?", "I do."), ("Hi, what is your name?", "My name is Sarah.")
+    items = []
+    for question, answer in said:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        items.append({**CHAT, "kind": kind, "messages": turns})
+    small.shard(tmp_path / f"{CHAT_SHARDS[CHAT_SOURCES[kind]]}.jsonl.xz", items)
+    assert len(list(conversations(tmp_path))) == read

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from engine.model import GPT
 from tests.training.teaching import Row, shipped, small_config, small_tokenizer, taught
@@ -17,9 +18,9 @@ from training.evaluate.__main__ import main
 from training.evaluate.answering import Answer, Answerer, Sampling
 from training.evaluate.documents import CHAT, PROSE
 from training.evaluate.items import Choice
-from training.evaluate.loss import bits_per_byte, choose, marked_losses, served_loss
+from training.evaluate.loss import bits_per_byte, choose, marked_losses, served_loss, windows
 from training.evaluate.questions import Question
-from training.evaluate.report import asked_sets, fluency
+from training.evaluate.report import asked_sets, fluency, summary
 from training.template import render
 from training.tokenizer import Encoder
 
@@ -162,6 +163,76 @@ def test_losses_add_up_and_do_not_depend_on_company(knowing: Answerer, ignorant:
         assert sum(parts) == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("context", [1, 2, 3, 8, 9])
+def test_windows_count_every_token_once_and_let_it_see_half_a_context(context: int) -> None:
+    for length in range(5 * context + 3):
+        counted: list[int] = []
+        for start, end, first in windows(length, context):
+            assert 0 <= start < first < end <= length and end - start <= context + 1
+            for token in range(first, end):
+                seen = token - start
+                assert seen == token if start == 0 else seen >= max(1, context // 2)
+                counted.append(token)
+        assert counted == list(range(1, length))
+
+
+@pytest.fixture(scope="module")
+def short() -> GPT:
+    """Of a context of 32 tokens, but with every path alive."""
+    model = GPT(small_config("G5", context=32))
+    model.randomize(5)
+    return model.requires_grad_(False).eval()
+
+
+def random_row(rng: Random, length: int) -> Row:
+    ids = [rng.randrange(small_config().vocab_size) for _ in range(length)]
+    return ids, [int(rng.random() < 0.5) for _ in range(length)]
+
+
+def direct(model: GPT, row: Row) -> list[float]:
+    """The loss of each token but the first by one plain forward pass, 0 where it is not marked."""
+    ids = torch.tensor([row[0]])
+    losses = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:], reduction="none")
+    return (losses * torch.tensor(row[1][1:])).tolist()
+
+
+def test_within_the_context_a_rows_loss_is_that_of_the_forward_pass(short: GPT) -> None:
+    rng = Random(1)
+    rows = [random_row(rng, length) for length in (2, 3, 17, 31, 32, 33)]
+    found = marked_losses(short, rows)
+    assert found == pytest.approx([sum(direct(short, row)) for row in rows], rel=1e-4)
+
+
+@pytest.mark.parametrize("length", [34, 48, 49, 50, 51, 100, 333])
+def test_a_long_row_is_scored_whole(short: GPT, length: int) -> None:
+    """By the windows as they are described; its beginning is scored as without the rest."""
+    ids, marks = random_row(Random(length), length)
+    expected = sum(
+        sum(direct(short, (ids[start:end], marks[start:end]))[first - start - 1 :])
+        for start, end, first in windows(length, 32)
+    )
+    (found,) = marked_losses(short, [(ids, marks)])
+    assert found == pytest.approx(expected, rel=1e-4)
+    front = [int(at < 33 and mark) for at, mark in enumerate(marks)]
+    back = [int(at >= 33 and mark) for at, mark in enumerate(marks)]
+    first, second = marked_losses(short, [(ids, front), (ids, back)])
+    assert first == pytest.approx(marked_losses(short, [(ids[:33], marks[:33])])[0], rel=1e-4)
+    assert first + second == pytest.approx(found, rel=1e-4) and second > 0
+
+
+def test_rows_without_a_marked_token_have_no_loss(short: GPT) -> None:
+    assert marked_losses(short, [([7], [1]), ([], []), ([1] * 99, [0] * 99), ([1, 2], [1, 0])]) == [0.0] * 4
+
+
+def test_the_options_of_a_long_context_are_scored(knowing: Answerer, ignorant: GPT) -> None:
+    """They lie beyond the first window, where they once had no part in the choice."""
+    rng = Random(2)
+    context = "".join(rng.choices("abcdefghijkl ", k=3 * small_config().sequence_len))
+    options = ("x", "xyz" * 9, "xyz" * 19)
+    items = [Choice(context, options, 0, False, False), Choice(context, options[::-1], 2, False, False)]
+    assert choose(ignorant, knowing.encoder, {"long": items}) == {"long": [0, 2]}  # the shortest is likeliest
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     write(tmp_path / PROSE, ({"text": text, "source": f"GITenberg/{i % 2}"} for i, text in enumerate(STORY)))
@@ -183,11 +254,32 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(data: Path, encoder_at: tup
     expected = tokens * math.log2(model.config.vocab_size) / size
     assert found["prose"] == found["prose/children"] == pytest.approx(expected, abs=1e-3)
     assert set(bits_per_byte(model, encoder, data, every=3)) == set(found)
+    said = ["The answer is A) Zub.", "Otto Zubel."]  # as in the fixture; the token that ends them is none
+    expected = sum(len(encoder.encode(text)) for text in said) * math.log2(model.config.vocab_size)
+    assert found["chat"] == pytest.approx(expected / sum(map(len, said)), abs=1e-3)
+
+
+def test_bits_per_byte_of_long_items_count_all_their_tokens(
+    tmp_path: Path, encoder_at: tuple[Encoder, Path]
+) -> None:
+    """As many bits a byte as of the same text in a model that sees it at once."""
+    encoder, _ = encoder_at
+    text = "A cat sat on the mat, and 12 dogs came by. " * 40
+    write(tmp_path / PROSE, [{"text": text, "source": "wiki"}])
+    write(tmp_path / CHAT, [talk("trivia", "Who?", text.strip()), talk("trivia", "And who?", text.strip())])
+    expected = len(encoder.encode(text)) * math.log2(small_config().vocab_size) / len(text)
+    for context in (16, 2048):
+        model = GPT(small_config(context=context))
+        model.init_weights()  # the head begins at zero: every token costs the same
+        found = bits_per_byte(model, encoder, tmp_path)
+        assert found["prose"] == pytest.approx(expected, abs=1e-3)
+        assert found["chat"] == pytest.approx(expected, rel=2e-3)
 
 
 def test_the_engine_has_the_loss_of_the_forward_pass(knowing: Answerer, data: Path) -> None:
+    """Up to 0.001 nats, as the engine rounds otherwise than the forward pass."""
     found = served_loss(knowing, knowing.model, data)
-    assert found["tokens"] > 0 and found["engine"] == pytest.approx(found["reference"], rel=1e-3)
+    assert found["tokens"] > 0 and found["engine"] == pytest.approx(found["reference"], abs=1e-3)
 
 
 def test_fluency_counts_ends_and_loops() -> None:
@@ -201,7 +293,7 @@ def test_fluency_counts_ends_and_loops() -> None:
 
 
 def test_the_command_measures_a_folder_and_writes_its_card(
-    data: Path, encoder_at: tuple[Encoder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, encoder_at: tuple[Encoder, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a model that ends every turn at once, so that it takes a moment only."""
     encoder, tokenizer = encoder_at
@@ -212,6 +304,11 @@ def test_the_command_measures_a_folder_and_writes_its_card(
     (out / "report.json").write_text(json.dumps({"sources": {"wiki": 5_000_000}, "fixed_passed": "9/9"}))
     assert main(["--model", str(out), "--data", str(data), "--device", "cpu"]) == 0
     report = json.loads((out / "report.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == summary(report) and "measured in" in lines[-1]
+    right = report["required"]["sums up to 20"]["right"]
+    assert f"required, sums up to 20: {right}/190" in lines and "choices, quiz by letter" in "".join(lines)
+    assert f"bits per byte, prose: {report['bits_per_byte']['prose']:.4f}" in lines
     assert report["sources"] == {"wiki": 5_000_000} and report["fixed_passed"] != "9/9"
     assert report["required"]["sums up to 20"]["of"] == 190
     assert report["choices"]["quiz by letter"]["of"] == 2 and report["short_answers"]["quiz"]["of"] == 2

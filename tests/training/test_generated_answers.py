@@ -19,6 +19,7 @@ from training.conversations import (
     arithmetic,
     counting,
     dates,
+    differences,
     everyday,
     formats,
     geography,
@@ -41,7 +42,7 @@ MODEL = Path(__file__).parents[2] / "models"
 CALL = re.compile(r"<\|python_start\|>(.*?)<\|python_end\|><\|output_start\|>(.*?)<\|output_end\|>")
 CALLERS = (
     "calculations", "expressions", "percentages", "conversions", "money", "fractions", "large_problems",
-    "letter_counts", "series", "short_answers", "formed_by_system", "chat", "follow_ups",
+    "letter_counts", "differences", "series", "short_answers", "formed_by_system", "chat", "follow_ups",
 )  # fmt: skip
 SUMS: tuple[Maker, ...] = (arithmetic.sum_or_difference, arithmetic.calculation, problems.word_problem,
                            problems.large_problem)  # fmt: skip
@@ -216,14 +217,18 @@ def test_letters() -> None:
     for made in draws(spelling.spell, 500):
         first, *back = (letters.replace("-", "") for letters in re.findall(r"(?:\w-)+\w", made.answer))
         assert first in made.question.lower(), made
-        asked = made.question.lower().replace(first, "")
-        backwards = re.search(r"back|revers|around|flip|right to left|last|the end", asked)
+        asked = re.sub(rf"\b{first}\b", "", made.question.lower())
+        backwards = re.search(r"back|revers|around|flip|right to left|last|the end|opposite order", asked)
         assert bool(back) == bool(backwards), made
         if back:
             assert back == [first[::-1]] and made.answer.endswith(f": {first[::-1]}."), made
     for made in draws(spelling.count_letters, 500):
-        word = re.findall(r'"(\w+)"', made.answer)[-1]
+        word = re.findall(r'"(\w+)"(?!\))|[Tt]he word "?(\w+)', made.answer)[-1]
+        word = word[0] or word[1]
         assert word in made.question.lower()
+        # The call copies the word with what stands in front of it: its tokens are those of the question.
+        for text, _ in re.findall(r'python_start\|>"( ?\w+)"\.count\("(\w)"\)', made.answer):
+            assert text.strip() == word and text.startswith(" ") == (f" {word}" in made.question), made
         if said := re.search(r"There (?:is|are) (no|\d+) (\w)", made.answer):
             assert sum(c == said[2] for c in word) == int(said[1].replace("no", "0")), made
         elif re.search(r"\d vowel|no vowel", made.answer):
@@ -281,12 +286,12 @@ def test_days_and_months_are_counted_off() -> None:
 
 def test_capitals_and_lists_agree_with_the_tables() -> None:
     rows = {row[0].lower(): row for row in table("countries")}
-    rows |= {"the usa": rows["the united states"], "america": rows["the united states"]}
-    rows |= {"the us": rows["the united states"], "the uk": rows["the united kingdom"]}
-    rows |= {"britain": rows["the united kingdom"]}
+    for name, others in geography.ALSO_CALLED.items():
+        rows |= {other.lower(): rows[name.lower()] for other in others}
     for made in draws(geography.capital, 400):
         country, city = re.fullmatch(r"The capital of (.+) is (.+?)\.?", made.answer).groups()  # type: ignore[union-attr]
-        assert rows[country.lower()][1].rstrip(".") == city and country.lower() in made.question.lower()
+        assert rows[country.lower()][1].rstrip(".") == city
+        assert country.lower().removeprefix("the ") in made.question.lower()
     members = {many: items.split(", ") for many, _, items in table("lists")}
     for made in draws(lists.listing, 400):
         if made.items:
@@ -422,3 +427,46 @@ def test_a_scene_ends_with_the_result_of_its_operation(large: bool) -> None:
                 int(a), op, int(b)
             )
     assert min(signs[op] for op in "+-*") > 100
+
+
+# Words that say in which direction a wording goes; everything else in differences.txt compares two numbers.
+_UPWARDS = re.compile(
+    r"\b(?:count on|go \d+ up|go on by|move up|to the right|steps up|go up by|rises|up from|up by|"
+    r"over|comes \d+ after|number is \d+ (?:more|above)|more than \d+ is what|raise the number|move \d+ up)\b"
+)
+
+
+def test_a_difference_is_the_larger_number_less_the_smaller_one() -> None:
+    """Whatever is asked first, and of all four pairings of two and three digits."""
+    lengths, order = Counter[tuple[int, int]](), Counter[bool]()
+    for made in draws(differences.difference, 3000, 5):
+        a, op, b, result = re.match(r"(\d+) (.) (\d+) is (\d+)", spoken(made.answer)).groups()  # type: ignore[union-attr]
+        asked = re.findall(r"\d+", made.question)
+        assert Counter(asked) in (Counter((a, b)), Counter()), made  # in digits or in words
+        assert int(result) == (int(a) - int(b) if op == "-" else int(a) + int(b)) and int(result) > 1
+        assert re.findall(r"\d+", spoken(made.answer))[-1] == result, made
+        assert bool(CALL.findall(made.answer)) != arithmetic.easy(int(a), op, int(b)), made
+        if op == "-" and asked:
+            lengths[len(a), len(b)] += 1
+            order[asked[0] == a] += 1
+    assert min(lengths[pair] for pair in ((2, 2), (3, 2), (3, 3))) > 200
+    assert min(order.values()) > 0.35 * order.total()
+
+
+def test_each_wording_of_a_difference_compares_and_each_of_a_sum_goes_up() -> None:
+    """Numbers put into every wording: the words of the question alone give the operation."""
+    found = headings("differences")
+    for heading, up in (("up", True), ("plain", False), ("down", False)):
+        for line in found[heading]:
+            # "From one to the other" is a distance, whichever way it goes.
+            text = re.sub(r"from \d+ ?(?:up|down)? to \d+", "between", line.lower().format(a=52, b=40))
+            assert bool(_UPWARDS.search(text)) == up, text
+
+
+def test_words_to_spell_are_many_and_partly_unknown() -> None:
+    rng = Random(3)
+    asked = [re.search(r"(?:word|name) \"?(\w+)\"? is", spelling.spell(rng).answer) for _ in range(3000)]
+    drawn = {found[1].lower() for found in asked if found}
+    assert len(asked) == sum(map(bool, asked)) and len(drawn) > 1800
+    known = set(spelling.words())
+    assert len(known) > 9000 and 0.1 < sum(word not in known for word in drawn) / len(drawn) < 0.5

@@ -99,7 +99,7 @@ def work(a: int, op: str, b: int, sign: str | None = None) -> Worked:
 
 def _asked(rng: Random, a: int, op: str, b: int) -> Exchange:
     """A sum as a question, with its answer."""
-    heading = op if rng.random() < 0.3 or (op == "/" and rng.random() < 0.4) else "any"
+    heading = op if rng.random() < 0.5 else "any"
     signs = SIGNS[op]
     sign = signs[0] if rng.random() < 0.6 else rng.choice(signs)
     left, right = str(a), str(b)
@@ -132,7 +132,7 @@ def sum_or_difference(rng: Random) -> Exchange:
 
 def _number(rng: Random) -> int:
     """A number that is too large for sums by heart; two and three digits are the most common."""
-    digits = rng.choices((2, 3, 4, 5), (8, 6, 2, 1))[0]
+    digits = rng.choices((2, 3, 4, 5), (8, 8, 2, 1))[0]
     return rng.randint(10 ** (digits - 1), 10**digits - 1)
 
 
@@ -145,6 +145,8 @@ def calculation(rng: Random) -> Exchange:
             b = rng.randint(2, 12)
         if op in "+-" and rng.random() < 0.25:
             a, b = rng.sample((a, rng.randint(2, 19)), 2)
+        if op in "+-" and rng.random() < 0.12:  # just beyond what is known by heart
+            a, b = rng.randint(5, 32), rng.randint(5, 32)
         if op == "/" and rng.random() < 0.7:
             a *= b
         if op == "-" and a < b and rng.random() < 0.9:

@@ -4,7 +4,7 @@ from random import Random
 
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
-from training.conversations.phrasing import as_typed, capitalise, joined
+from training.conversations.phrasing import article, as_typed, capitalise, joined
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = [
@@ -109,7 +109,11 @@ def month(rng: Random) -> Exchange:
         question = _ask(rng, "season next", word=word, name=SEASONS[at])
         return Exchange(question, f"{capitalise(other)} comes {word} {SEASONS[at]}.", capitalise(other))
     parts, whole, count = rng.choice(_PARTS)
-    return Exchange(_ask(rng, "how many", parts=parts, whole=whole), f"A {whole} has {count} {parts}.", count)
+    return Exchange(
+        _ask(rng, "how many", parts=parts, whole=whole),
+        f"{capitalise(article(whole))} {whole} has {count} {parts}.",
+        count,
+    )
 
 
 def recite(rng: Random) -> Exchange:

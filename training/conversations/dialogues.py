@@ -56,7 +56,9 @@ def chat(rng: Random) -> list[Message]:
 
 
 def _capitals(rng: Random) -> list[Exchange]:
-    a, b = geography.country(rng), geography.country(rng)
+    a = b = geography.country(rng)
+    while b == a:
+        b = geography.country(rng)
     first = Exchange(say(rng, "geography", "capital", {"c": a[0]}), geography.capital_said(a[0], a[1]))
     ask = expand(
         rng,

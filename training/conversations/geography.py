@@ -50,10 +50,33 @@ LARGE = [
     "Cuba",
     "Ukraine",
 ]
-_SHORT_NAMES = {
+ALSO_CALLED = {
     "the United States": ("the USA", "America", "the US"),
     "the United Kingdom": ("the UK", "Britain"),
-}
+    "the Ivory Coast": ("Ivory Coast", "Cote d'Ivoire", "Côte d'Ivoire"),
+    "the Democratic Republic of the Congo": (
+        "the DR Congo", "DR Congo", "the DRC", "Congo-Kinshasa", "the Democratic Republic of Congo",
+    ),
+    "the Republic of the Congo": ("the Republic of Congo", "Congo-Brazzaville"),
+    "the Czech Republic": ("Czechia",),
+    "the Netherlands": ("Holland",),
+    "the United Arab Emirates": ("the UAE", "the Emirates"),
+    "the Gambia": ("Gambia",),
+    "Bosnia and Herzegovina": ("Bosnia",),
+    "Cape Verde": ("Cabo Verde",),
+    "East Timor": ("Timor-Leste",),
+    "Eswatini": ("Swaziland",),
+    "Myanmar": ("Burma",),
+    "North Macedonia": ("Macedonia",),
+    "Kosovo": ("the Republic of Kosovo",),
+    "Micronesia": ("the Federated States of Micronesia",),
+    "Saint Kitts and Nevis": ("St. Kitts and Nevis",),
+    "Saint Lucia": ("St. Lucia",),
+    "Saint Vincent and the Grenadines": ("St. Vincent and the Grenadines",),
+    "Sao Tome and Principe": ("São Tomé and Príncipe",),
+    "Turkey": ("Türkiye",),
+    "Vatican City": ("the Vatican",),
+}  # fmt: skip
 _PLURAL = frozenset(
     ("the Maldives", "the Bahamas", "the Philippines", "the Netherlands", "the United States")
 )
@@ -87,8 +110,10 @@ def _ask(rng: Random, heading: str, **slots: str) -> str:
 def capital(rng: Random) -> Exchange:
     """The capital of a country."""
     name, city, *_ = country(rng)
-    shown = rng.choice(_SHORT_NAMES[name]) if name in _SHORT_NAMES and rng.random() < 0.25 else name
-    return Exchange(_ask(rng, "capital", c=shown), capital_said(shown, city), city)
+    shown = rng.choice(ALSO_CALLED[name]) if name in ALSO_CALLED and rng.random() < 0.3 else name
+    # "Capital of Philippines?" is asked as well, and answered with the article.
+    typed = shown.removeprefix("the ") if rng.random() < 0.15 else shown
+    return Exchange(_ask(rng, "capital", c=typed), capital_said(shown, city), city)
 
 
 def capital_of(rng: Random) -> Exchange:
@@ -160,5 +185,6 @@ def about(rng: Random) -> Exchange:
     verb, its = ("are", "Their") if name in _PLURAL else ("is", "Its")
     one = "a country" if name not in ("the Bahamas", "the Maldives", "the Philippines") else "islands"
     verb, its = ("is", "Its") if one == "a country" else (verb, its)
-    told = f"{capitalise(name)} {verb} {one} in {part}. {its} capital is {city}. People there speak {spoken}."
+    told = f"{capitalise(name)} {verb} {one} in {part}. {its} capital is {city.rstrip('.')}."
+    told += f" People there speak {spoken}."
     return Exchange(_ask(rng, "fact", c=name), told)

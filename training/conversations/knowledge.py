@@ -44,7 +44,7 @@ def quality(rng: Random) -> Exchange:
     yes = rng.random() < 0.5
     claimed = rng.choice((is_ if yes else is_not).split(", "))
     question = _ask(rng, "true is" if rng.random() < 0.25 else "is", x=thing, p=claimed)
-    said = f"{thing} is {claimed}" if yes else f"{thing} is {rng.choice(is_.split(', '))}"
+    said = f"{thing} is {claimed}" if yes else f"{thing} is not {claimed}"
     word = _verdict(question, yes)
     return Exchange(question, f"{word}, {said}.", word)
 

@@ -47,7 +47,11 @@ def animal(rng: Random) -> Exchange:
     if kind < 4:
         young = baby if baby == "larva" else f"{article(baby)} {baby}"
         if baby not in _SHARED and rng.random() < 0.3:
-            return Exchange(_ask(rng, "grown", b=baby), f"A {baby} is a young {name}.", capitalise(name))
+            return Exchange(
+                _ask(rng, "grown", b=baby),
+                f"{capitalise(article(baby))} {baby} is a young {name}.",
+                capitalise(name),
+            )
         return Exchange(_ask(rng, "young", **slots), f"A baby {name} is called {young}.", capitalise(baby))
     if kind == 4:
         question = _ask(rng, "legs", **slots)

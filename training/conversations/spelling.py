@@ -12,6 +12,7 @@ from training.conversations.stories import cast
 from training.conversations.stories.plot import FOLDER as STORIES
 from training.conversations.tables import FOLDER as TABLES
 from training.conversations.tables import table
+from training.conversations.talk import unheard_word
 
 _WORD = re.compile(r"(?<![\w'{-])[a-z]{3,11}(?![\w'}-])")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -19,8 +20,12 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 @cache
 def words() -> tuple[str, ...]:
-    """All words in small letters that the tables and the plots are written with, some thousands."""
-    paths = [*sorted(TABLES.glob("*.tsv")), *sorted(STORIES.glob("*.txt"))]
+    """The most frequent words of the texts in the training data (tables/words.txt) and all words in small
+    letters that the tables and the plots are written with: some ten thousand.
+
+    A model reads pieces of words, so it must have seen the letters of every piece.
+    """
+    paths = [TABLES / "words.txt", *sorted(TABLES.glob("*.tsv")), *sorted(STORIES.glob("*.txt"))]
     return tuple(sorted({word for path in paths for word in _WORD.findall(path.read_text("utf-8"))}))
 
 
@@ -31,15 +36,31 @@ def _favourites() -> tuple[str, ...]:
     return tuple(sorted({*named, *(w for w in (*cast.ANIMALS, *cast.OBJECTS, *cast.COLOURS) if w.isalpha())}))
 
 
+@cache
+def _doubled() -> tuple[str, ...]:
+    """Words with a letter twice in a row, where letters get lost most easily."""
+    return tuple(word for word in words() if re.search(r"(.)\1", word))
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(name for row in table("names") for name in row[1].split(" | ") if name.isalpha())
+
+
 def _word(rng: Random) -> str:
+    """A word to spell or to count in. A sixth are invented: those can only be copied, not recalled."""
     roll = rng.random()
     if roll < 0.05:
-        return rng.choice((*cast.GIRLS, *cast.BOYS))
+        return rng.choice(_names())
+    if roll < 0.2:
+        return unheard_word(rng)
+    if roll < 0.32:
+        return rng.choice(_doubled())
     return rng.choice(_favourites() if roll < 0.5 else words())
 
 
 def _quoted(rng: Random, word: str) -> str:
-    return rng.choice((word, f'"{word}"', f'"{word}"', f"'{word}'"))
+    return rng.choice((word, word, word, f'"{word}"', f'"{word}"', f"'{word}'"))
 
 
 def _ask(rng: Random, heading: str, **slots: str) -> str:
@@ -50,17 +71,33 @@ def spell(rng: Random) -> Exchange:
     """A word letter by letter, forwards or backwards."""
     word = _word(rng)
     said, letters = _quoted(rng, word), "-".join(word.lower())
-    if rng.random() < 0.22:
+    # The word as it was asked, not capitalised: the same token can be copied. Between single quotes the
+    # tokenizer would cut it.
+    named = f"The {'name' if word[0].isupper() else 'word'} {said.replace(chr(39), chr(34))}"
+    if rng.random() < 0.4:
         back = letters[::-1]
         # Forwards first: then every letter that is said is one that stands there already.
-        answer = f"{word.lower()}: {letters}, backwards {back}: {word.lower()[::-1]}."
+        answer = f"{named} is spelled {letters}. Backwards it is {back}: {word.lower()[::-1]}."
         return Exchange(_ask(rng, "back", w=said), answer, word.lower()[::-1])
-    return Exchange(_ask(rng, "spell", w=said), f"{capitalise(word)} is spelled {letters}.", letters)
+    return Exchange(_ask(rng, "spell", w=said), f"{named} is spelled {letters}.", letters)
 
 
-def _counted(word: str, letter: str) -> str:
-    """The tool's call. In single quotes the tokenizer would cut 'strawberry' behind its s, as in it's."""
-    return tool_call(f'"{word}".count("{letter}")')
+def _as_asked(question: str, word: str) -> str:
+    """The word as the question has it, for an answer to copy: without quotes or in double ones.
+
+    In single quotes the tokenizer would cut 'strawberry' behind its s, as in it's.
+    """
+    return word if re.search(rf" {word}\b", question) else f'"{word}"'
+
+
+def _counted(asked: str, letter: str) -> str:
+    """The tool's call. A word that was asked without quotes keeps the blank in front of it.
+
+    Behind a blank an everyday word is one token, behind a quotation mark it is several: without the blank the
+    word could not be copied from the question.
+    """
+    text = asked if asked.startswith('"') else f'" {asked}"'
+    return tool_call(f'{text}.count("{letter}")')
 
 
 def count_letters(rng: Random) -> Exchange:
@@ -68,23 +105,28 @@ def count_letters(rng: Random) -> Exchange:
     word = _word(rng).lower()
     said, letters, kind = _quoted(rng, word), "-".join(word), rng.random()
     if kind < 0.3:
-        answer = f'{letters}: the word "{word}" has {len(word)} letters.'
-        return Exchange(_ask(rng, "count", w=said), answer, str(len(word)))
+        question = _ask(rng, "count", w=said)
+        answer = f"The word {_as_asked(question, word)} is spelled {letters}. It has {len(word)} letters."
+        return Exchange(question, answer, str(len(word)))
     if kind < 0.85:
         letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(_ALPHABET)
-        count, call = word.count(letter), _counted(word, letter)
+        shown = letter if rng.random() < 0.7 else letter.upper()
+        question = _ask(rng, "letter count", w=said, l=shown)
+        asked = _as_asked(question, word)
+        count, call = word.count(letter), _counted(asked, letter)
         there = {0: f"There is no {letter}", 1: f"There is 1 {letter}"}.get(
             count, f"There are {count} {letter}'s"
         )
-        shown = letter if rng.random() < 0.7 else letter.upper()
-        question = _ask(rng, "letter count", w=said, l=shown)
-        return Exchange(question, f'{call}{there} in "{word}".', call + str(count))
+        named = asked if asked.startswith('"') else f"the word {asked}"
+        return Exchange(question, f"{call}{there} in {named}.", call + str(count))
     vowels = [letter for letter in word if letter in "aeiou"]
     question = _ask(rng, "vowels", w=said)
+    asked = _as_asked(question, word)
     if not vowels:
-        return Exchange(question, f'There are no vowels in "{word}".')
+        return Exchange(question, f"There are no vowels in the word {asked}.")
     noun = "vowel" if len(vowels) == 1 else "vowels"
-    return Exchange(question, f'{letters}: the word "{word}" has {len(vowels)} {noun}, {joined(vowels)}.')
+    told = f"It has {len(vowels)} {noun}, {joined(vowels)}."
+    return Exchange(question, f"The word {asked} is spelled {letters}. {told}")
 
 
 def letter(rng: Random) -> Exchange:
@@ -96,9 +138,9 @@ def letter(rng: Random) -> Exchange:
         name = "last" if at < 0 else ORDINALS[at]
         heading = "nth" if at > 0 or rng.random() < 0.6 else "ends" if at < 0 else "starts"
         shown = word[at].upper()
-        return Exchange(
-            _ask(rng, heading, n=name, w=said), f"{letters}: the {name} letter is {shown}.", shown
-        )
+        question = _ask(rng, heading, n=name, w=said)
+        answer = f"The word {_as_asked(question, word)} is spelled {letters}. The {name} letter is {shown}."
+        return Exchange(question, answer, shown)
     if kind < 0.65:
         wanted = rng.choice(word) if rng.random() < 0.5 else rng.choice(_ALPHABET)
         question = _ask(rng, "contains", w=said, l=wanted if rng.random() < 0.6 else wanted.upper())
@@ -175,5 +217,5 @@ def rhyme(rng: Random) -> Exchange:
 
 def repeat(rng: Random) -> Exchange:
     """Say something back."""
-    text = " ".join(rng.choice(words()) for _ in range(rng.randint(1, 4)))
+    text = " ".join(rng.sample(words(), rng.randint(1, 4)))
     return Exchange(say(rng, "spelling", "repeat", {"w": text}), capitalise(text) + ".")

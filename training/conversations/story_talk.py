@@ -6,7 +6,7 @@ from random import Random
 
 from training.conversations.exchange import Exchange, Message, messages
 from training.conversations.phrases import say
-from training.conversations.phrasing import article, as_typed
+from training.conversations.phrasing import article, as_typed, expand
 from training.conversations.stories.cast import PET_NAMES
 from training.conversations.stories.telling import Story, summarise, tell
 from training.conversations.tales import request
@@ -82,14 +82,34 @@ def _rename(rng: Random, story: Story) -> Exchange:
     return Exchange(as_typed(rng, question), re.sub(rf"\b{story.slots['name']}\b", new, story.text))
 
 
+def _hero(rng: Random, story: Story) -> Exchange:
+    return Exchange(_ask(rng, "hero", story), say(rng, "stories", "hero told", story.slots))
+
+
+def _fate(rng: Random, story: Story) -> Exchange | None:
+    """What became of the thing or the character that the story is about."""
+    if not story.plot.fate:
+        return None
+    told = expand(rng, story.plot.fate, story.slots)
+    return Exchange(_ask(rng, f"fate {story.plot.subject}", story), told)
+
+
+def _other_end(rng: Random, story: Story) -> Exchange:
+    subject = story.plot.subject
+    heading = f"told end {subject}" if subject in ("object", "fkind") and rng.random() < 0.7 else "told end"
+    asked = rng.choice(("another end", "happy ending"))
+    return Exchange(_ask(rng, asked, story), say(rng, "stories", heading, story.slots))
+
+
 _NEXT: tuple[tuple[_Next, float], ...] = (
     (_shorter, 3), (_who, 2), (_moral, 2.5), (_another, 1), (_like, 1.5), (_title, 2), (_name, 1.5),
     (_what_is, 1.5), (_friend, 1.5), (_where, 1.5), (_continue, 1.5), (_rename, 1),
+    (_hero, 1.5), (_fate, 2.5), (_other_end, 1.5),
 )  # fmt: skip
 
 
 def story_talk(rng: Random) -> list[Message]:
-    """A story and one to three turns about it; after another story the talk ends."""
+    """A story and one to three turns about it; after another story or another end the talk is over."""
     first, story = request(rng)
     turns, used = [first], set[_Next]()
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -98,7 +118,7 @@ def story_talk(rng: Random) -> list[Message]:
         used.add(make)
         if following is not None:
             turns.append(following)
-        if make in (_another, _rename):
+        if make in (_another, _rename, _other_end):
             break
     return messages(*turns)
 

@@ -1,19 +1,46 @@
 """Requests for stories that say what must occur, how long it is, how it begins or ends."""
 
-import re
 from collections.abc import Callable
+from functools import cache
 from random import Random
 
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, expand
-from training.conversations.stories.cast import ANIMALS, BOYS, GIRLS, OBJECTS, PLACES, PRONOUN_OF, WONDERS
-from training.conversations.stories.plot import all_plots
+from training.conversations.stories.cast import (
+    ANIMALS,
+    BOYS,
+    BUILDINGS,
+    COLOURS,
+    DRINKS,
+    ELDERS,
+    FOODS,
+    GIRLS,
+    OBJECTS,
+    PLACES,
+    PRONOUN_OF,
+    SCENES,
+    SIZES,
+    TRAITS,
+    WEATHERS,
+    WONDERS,
+    WORKERS,
+    heroes,
+)
+from training.conversations.stories.plot import Plot, all_plots, plots_about, plots_naming
 from training.conversations.stories.telling import Story, introduce, sentences, summarise, tell
 from training.conversations.talk import invented_word
+from training.prompts import FIXED, normalised
 
 Request = tuple[str, Story]
-_USED = ("kind", "object", "fkind", "food", "colour", "weather", "elder", "place", "drink")
+_WORDS = {"kind": (*ANIMALS, *WONDERS, "girl", "boy"), "fkind": ANIMALS, "object": OBJECTS,
+          "object2": OBJECTS, "place": PLACES, "scene": SCENES, "food": FOODS, "drink": DRINKS,
+          "colour": COLOURS, "elder": ELDERS, "weather": WEATHERS}  # fmt: skip
+_ASKED_FOR = ("kind", "kind", "kind", "object", "object", "object", "place", "place", "scene", "scene",
+              "fkind", "food", "colour", "object2", "drink", "elder", "weather")  # fmt: skip
+_NEAR = 8  # words in a row that a request may not share with a prompt of the evaluation
+_SUBJECTS = ("object",) * 8 + ("building", "building", "fear", "skill", "skill", "wish", "fkind", "fkind",
+                               "fkind", "place")  # fmt: skip
 
 
 def _verb(rng: Random) -> str:
@@ -23,21 +50,80 @@ def _verb(rng: Random) -> str:
 
 
 def _hero(rng: Random) -> str:
-    return rng.choice((*ANIMALS, *WONDERS, "girl", "boy"))
+    return rng.choice(_WORDS["kind"])
 
 
 def _one(word: str) -> str:
     return f"{article(word)} {word}"
 
 
-def _with(rng: Random, fixed: dict[str, str], word: str) -> Story:
-    """A story in which `word` occurs; plots without room for it are drawn again."""
-    story = tell(rng, fixed)
-    for _ in range(20):
-        if re.search(rf"\b{word}\b", story.text):
-            break
-        story = tell(rng, fixed)
-    return story
+@cache
+def _prompts() -> tuple[frozenset[tuple[str, ...]], tuple[frozenset[str], ...]]:
+    """Of the prompts: every run of _NEAR words, and which characters and things each puts together."""
+    turns = [tuple(normalised(turn).split()) for prompt in FIXED for turn in prompt.turns]
+    runs = {turn[at : at + _NEAR] for turn in turns for at in range(len(turn) - _NEAR + 1)}
+    known = {*ANIMALS, *WONDERS, *OBJECTS, *SCENES}
+    return frozenset(runs), tuple(s for turn in turns if len(s := known.intersection(turn)) > 1)
+
+
+def near_prompt(question: str) -> bool:
+    """Whether a request is too like a prompt: a run of words in common, or all its characters and things."""
+    runs, sets = _prompts()
+    words = tuple(normalised(question).split())
+    if any(words[at : at + _NEAR] in runs for at in range(len(words) - _NEAR + 1)):
+        return True
+    present = set(words)
+    return any(together <= present for together in sets)
+
+
+def _of_thing(rng: Random) -> dict[str, str]:
+    """An object, sometimes of a given colour or size."""
+    fixed = {"object": rng.choice(OBJECTS)}
+    roll = rng.random()
+    if roll < 0.15:
+        fixed["colour"] = fixed["adj"] = rng.choice(COLOURS)
+    elif roll < 0.25:
+        fixed["adj"] = rng.choice(SIZES)
+    return fixed | {"thing": f"{fixed['adj']} {fixed['object']}" if "adj" in fixed else fixed["object"]}
+
+
+def _other(rng: Random, hero: str) -> str:
+    """A second character: half of the time a typical friend."""
+    if rng.random() < 0.3:
+        return rng.choice(heroes()[hero].friends)
+    pool = ANIMALS if rng.random() < 0.75 else (*WONDERS, *WORKERS)
+    return rng.choice([kind for kind in pool if kind != hero])
+
+
+def _asked(rng: Random, subject: str, hero: str) -> dict[str, str]:
+    """The hero and the value of a plot's subject, as a request names them."""
+    fixed = {"kind": hero}
+    if subject == "object":
+        return fixed | _of_thing(rng)
+    if subject == "fkind":
+        return fixed | {"fkind": _other(rng, hero)}
+    if subject == "place":
+        return fixed | {"place": rng.choice(PLACES)}
+    return fixed | ({"building": rng.choice(BUILDINGS)} if subject == "building" else {})
+
+
+def _deed(rng: Random) -> tuple[str, Story]:
+    """`a hedgehog who loses a kite` or `a fox called Rusty who ...`, and its story."""
+    hero = _hero(rng)
+    if rng.random() < 0.85:
+        subject = rng.choice(_SUBJECTS)
+        plot = rng.choice(plots_about(subject))
+        fixed, marks = _asked(rng, subject, hero), [subject]
+    else:
+        plot, fixed, marks = rng.choice(all_plots()), {"kind": hero}, []
+    roll, who = rng.random(), _one(hero)
+    if roll < 0.12:
+        fixed["trait"] = rng.choice(TRAITS)
+        marks, who = [*marks, "trait"], _one(f"{fixed['trait']} {hero}")
+    story = tell(rng, fixed, plot, marks)
+    if roll > 0.92:
+        who = f"{who} [named|called] {story.slots['name']}"
+    return expand(rng, f"{who} who {plot.hook}", story.slots), story
 
 
 def _plain(rng: Random) -> Request:
@@ -52,13 +138,12 @@ def _about_hero(rng: Random) -> Request:
 def _about_two(rng: Random) -> Request:
     """A hero and an object or a second character."""
     hero = _hero(rng)
-    if rng.random() < 0.5:
-        other = rng.choice(OBJECTS)
-        story = _with(rng, {"kind": hero, "object": other}, other)
-    else:
-        other = rng.choice([animal for animal in ANIMALS if animal != hero])
-        story = _with(rng, {"kind": hero, "fkind": other}, other)
-    return f"{_verb(rng)} about {_one(hero)} and {_one(other)}.", story
+    subject = "object" if rng.random() < 0.6 else "fkind"
+    fixed = _asked(rng, subject, hero)
+    plots = plots_about(subject) if rng.random() < 0.75 else plots_naming(subject)
+    story = tell(rng, fixed, rng.choice(plots), [subject])
+    other = _one(story.slots["thing" if subject == "object" else "fkind"])
+    return f"{_verb(rng)} about {_one(hero)} and {other}.", story
 
 
 def _about_named(rng: Random) -> Request:
@@ -74,34 +159,44 @@ def _about_named(rng: Random) -> Request:
 
 
 def _about_theme(rng: Random) -> Request:
-    plot = rng.choice(all_plots())
-    return f"{_verb(rng)} about {plot.theme}.", tell(rng, plot=plot)
+    story = tell(rng)
+    return f"{_verb(rng)} about {expand(rng, story.plot.theme, story.slots)}.", story
 
 
-def _about_hook(rng: Random) -> Request:
-    hero = _hero(rng)
-    story = tell(rng, {"kind": hero})
-    hook = expand(rng, story.plot.hook, story.slots)
-    return f"{_verb(rng)} about {_one(hero)} who {hook}.", story
+def _about_deed(rng: Random) -> Request:
+    who, story = _deed(rng)
+    return f"{_verb(rng)} about {who}.", story
 
 
 def _about_place(rng: Random) -> Request:
-    hero, place = _hero(rng), rng.choice(PLACES)
-    return f"{_verb(rng)} about {_one(hero)} at {place}.", _with(rng, {"kind": hero, "place": place}, place)
+    fixed = _asked(rng, "place", _hero(rng))
+    plots = plots_about("place") if rng.random() < 0.3 else plots_naming("place")
+    story = tell(rng, fixed, rng.choice(plots), ["place"])
+    return f"{_verb(rng)} about {_one(fixed['kind'])} at {fixed['place']}.", story
 
 
 def _with_words(rng: Random) -> Request:
-    """Two or three words that must occur."""
-    story = tell(rng, {"kind": _hero(rng)})
-    used = [story.slots[key].removeprefix("the ") for key in _USED]
-    used = [word for word in dict.fromkeys(used) if re.search(rf"\b{word}\b", story.text)]
-    chosen = rng.sample(used, min(len(used), rng.choice((2, 3, 3))))
-    if len(chosen) < 2:
-        return f"{_verb(rng)} about {_one(story.slots['kind'])}.", story
-    quoted = [rng.choice(('"{}"', "{}")).format(word) for word in chosen]
+    """Two to four words that must occur; all of them are named in the first sentences."""
+    keys = list(dict.fromkeys(rng.sample(_ASKED_FOR, 9)))[: rng.choice((2, 3, 3, 3, 3, 4))]
+    fixed: dict[str, str] = {}
+    for key in keys:
+        pool = _WORDS[key]
+        while key not in fixed or list(fixed.values()).count(fixed[key]) > 1:
+            fixed[key] = rng.choice(pool)
+    plots: tuple[Plot, ...] = all_plots()
+    for key in ("object", "fkind", "place"):
+        if key in fixed:
+            plots = plots_about(key) if key != "place" and rng.random() < 0.75 else plots_naming(key)
+            break
+    if "object" in fixed:
+        fixed["thing"] = fixed["object"]
+    story = tell(rng, fixed, rng.choice(plots), keys)
+    words = [fixed[key].removeprefix("the ") for key in keys]
+    rng.shuffle(words)
     if rng.random() < 0.6:
-        quoted = [f'"{word}"' for word in chosen]
-    listed = ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
+        words = [f'"{word}"' for word in words]
+    comma = "," if len(words) > 2 and rng.random() < 0.3 else ""
+    listed = ", ".join(words[:-1]) + f"{comma} and {words[-1]}"
     return say(rng, "stories", "words", {"verb": _verb(rng), "l": listed}), story
 
 
@@ -128,13 +223,20 @@ def _with_frame(rng: Random) -> Request:
 
 
 _REQUESTS: tuple[tuple[Callable[[Random], Request], float], ...] = (
-    (_plain, 1), (_about_hero, 1.5), (_about_two, 3), (_about_named, 1.7), (_about_theme, 1.2),
-    (_about_hook, 1.5), (_about_place, 0.8), (_with_words, 2.5), (_of_mood, 1.5), (_with_frame, 1.2),
+    (_plain, 1), (_about_hero, 1.5), (_about_two, 3.2), (_about_named, 1.3), (_about_theme, 1.2),
+    (_about_deed, 5), (_about_place, 0.7), (_with_words, 2.8), (_of_mood, 1.2), (_with_frame, 1),
 )  # fmt: skip
 
 
 def request(rng: Random) -> tuple[Exchange, Story]:
-    """A request for a story and the story as its answer."""
+    """A request for a story and the story as its answer, drawn again if it is too like a prompt."""
+    exchange, story = _draw_request(rng)
+    while near_prompt(exchange.question):
+        exchange, story = _draw_request(rng)
+    return exchange, story
+
+
+def _draw_request(rng: Random) -> tuple[Exchange, Story]:
     make = rng.choices([make for make, _ in _REQUESTS], [weight for _, weight in _REQUESTS])[0]
     ask, story = make(rng)
     text = story.text
@@ -162,8 +264,9 @@ def short_tale(rng: Random) -> Exchange:
     """A story of a few sentences, or of exactly as many as were asked for."""
     hero = _hero(rng)
     if rng.random() < 0.35:
-        question = say(rng, "stories", "very short", {"h": hero})
-        return Exchange(as_typed(rng, question), summarise(rng, tell(rng, {"kind": hero})))
+        who, story = _deed(rng) if rng.random() < 0.5 else (_one(hero), tell(rng, {"kind": hero}))
+        question = as_typed(rng, say(rng, "stories", "very short", {"h": who.split(" ", 1)[1]}))
+        return short_tale(rng) if near_prompt(question) else Exchange(question, summarise(rng, story))
     count = rng.choice((2, 3, 3, 4, 5, 5))
     number = ("two", "three", "four", "five")[count - 2] if rng.random() < 0.7 else str(count)
     question = say(rng, "stories", "sentences", {"h": hero, "n": number})

@@ -14,7 +14,7 @@ import torch
 from engine.checkpoint import CheckpointError
 from training import card
 from training.devices import device_name
-from training.evaluate.report import measure
+from training.evaluate.report import measure, summary
 from training.files import ReadError, WriteError, read_table, write_text
 from training.shards import DataError
 
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     except (CheckpointError, DataError, ReadError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print("\n".join(summary(measured)))
     print(f"{target}: measured in {measured['measured_in_seconds']} s")
     return 0
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import torch
+
 from engine.async_engine import AsyncEngine
 from engine.llama import Llama
 from engine.loader import load_model
@@ -17,6 +19,7 @@ from training.tokenizer import load
 
 ROWS = {"cuda": 256, "cpu": 32}
 POOL_BYTES = 8 * 2**30
+POOL_SHARE = 0.25  # of what is free on a GPU, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,12 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+
+
+def _pool_bytes(device: torch.device) -> int:
+    """For keys and values on a GPU. The same device computes losses, so they do not get all of its memory."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(POOL_BYTES, int(free * POOL_SHARE))
 
 
 class Answerer:
@@ -57,8 +66,7 @@ class Answerer:
             device=kind,
             dtype=dtype,
             max_rows=ROWS.get(kind, ROWS["cpu"]),
-            # The same device computes losses, so the pool does not take all of its memory.
-            kv_bytes=POOL_BYTES if kind == "cuda" else None,
+            kv_bytes=_pool_bytes(next(model.parameters()).device) if kind == "cuda" else None,
         )
         self._engine = AsyncEngine(model, tokenizer, config, meta)
         self._loop = asyncio.Runner()

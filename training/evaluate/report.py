@@ -43,7 +43,9 @@ def measure(
         report: Report = {}
         if data is not None and (data / PROSE).exists() and (data / CHAT).exists():
             if every:
-                report["bits_per_byte"] = bits_per_byte(answerer.model, answerer.encoder, data, every)
+                report["bits_per_byte"] = bits_per_byte(
+                    answerer.model, answerer.encoder, data, every, autocast=False
+                )
                 report["bits_per_byte_of_every"] = every
             report["served_loss"] = {device: _served(answerer, folder, device, data)}
             report["choices"] = _choices(answerer, data, most)
@@ -61,6 +63,18 @@ def measure(
     report["measured_in_seconds"] = round(time.monotonic() - began, 1)
     report["measured_on"] = device
     return report
+
+
+def summary(report: Mapping[str, object]) -> list[str]:
+    """A line for each set of a report: what was measured, so that logs of several models can be compared."""
+    bits = cast(Mapping[str, float], report.get("bits_per_byte", {}))
+    lines = [f"bits per byte, {name}: {bits[name]:.4f}" for name in ("prose", "chat") if name in bits]
+    for part in ("choices", "short_answers", "required", "calculator", "spelling"):
+        for name, found in cast(Mapping[str, Report], report.get(part, {})).items():
+            lines.append(f"{part.replace('_', ' ')}, {name}: {found['right']}/{found['of']}")
+    if "fixed_passed" in report:
+        lines.append(f"fixed prompts: {report['fixed_passed']}")
+    return lines
 
 
 def _served(answerer: Answerer, folder: Path, device: str, data: Path) -> dict[str, float]:
@@ -92,7 +106,7 @@ def _ask(answerer: Answerer, questions: Sequence[str]) -> list[Answer]:
 
 def _choices(answerer: Answerer, data: Path, most: int) -> dict[str, Report]:
     tasks = multiple_choice(data, most)
-    chosen = choose(answerer.model, answerer.encoder, tasks)
+    chosen = choose(answerer.model, answerer.encoder, tasks, autocast=False)
     return {
         name: {
             "right": sum(at == item.answer for at, item in zip(chosen[name], items, strict=True)),

@@ -1,4 +1,6 @@
-"""Whether an answer is right. Answers come as the server sends them, the calculator's blocks in the text."""
+"""Whether an answer is right. Answers come with the calculator's blocks in the text, as the server sends them
+with `skip_special_tokens` false.
+"""
 
 import re
 from collections import Counter

@@ -9,7 +9,11 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One plot. Every string is a template (`phrasing.expand`) over the slots of `cast.draw`."""
+    """One plot. Every string is a template (`phrasing.expand`) over the slots of `cast.draw`.
+
+    A plot with a `subject` can be asked for with any value of that slot. Its first beat is the story's
+    opening, in which the subject is named; `fate` says what became of it.
+    """
 
     theme: str
     hook: str
@@ -18,6 +22,15 @@ class Plot:
     title: str
     beats: tuple[tuple[str, ...], ...]
     mood: str = "happy"
+    subject: str = ""
+    fate: str = ""
+
+    def names_early(self, slot: str) -> bool:
+        """Whether `slot` is named in the first or the second beat, whatever their wordings."""
+        named = (f"{{{slot}}}", f"{{a {slot}}}", f"{{A {slot}}}")
+        if slot == "object":
+            named += ("{thing}", "{a thing}", "{A thing}")
+        return any(all(any(n in wording for n in named) for wording in beat) for beat in self.beats[:2])
 
 
 @cache
@@ -44,3 +57,15 @@ def parse(text: str) -> list[Plot]:
             raise ValueError(f"a beat of plot {head.get('theme')!r} has no wording")
         plots.append(Plot(**head, beats=tuple(map(tuple, beats))))
     return plots
+
+
+@cache
+def plots_about(subject: str) -> tuple[Plot, ...]:
+    """The plots that can be asked for with any value of the slot `subject`."""
+    return tuple(plot for plot in all_plots() if plot.subject == subject)
+
+
+@cache
+def plots_naming(slot: str) -> tuple[Plot, ...]:
+    """The plots that name `slot` early, those about it among them."""
+    return tuple(plot for plot in all_plots() if plot.subject == slot or plot.names_early(slot))

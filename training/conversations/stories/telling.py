@@ -1,11 +1,14 @@
 """Telling a story: a cast and a plot become paragraphs."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
+from training.conversations.phrases import say
 from training.conversations.phrasing import expand
-from training.conversations.stories.cast import draw
+from training.conversations.stories.cast import draw, favoured
 from training.conversations.stories.plot import Plot, all_plots
 
 OPENINGS = (
@@ -32,6 +35,8 @@ ENDINGS = (
     "The end.",
     "That night {name} slept very well.",
 )
+# What a request may ask for that no plot is about: it comes back in the last paragraph.
+_CLOSED = frozenset(("scene", "object2", "food", "object"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +49,55 @@ class Story:
     slots: dict[str, str]
 
 
-def tell(rng: Random, fixed: dict[str, str] | None = None, plot: Plot | None = None) -> Story:
-    """One story, 110 to 280 words; `fixed` slots come from the request."""
+def tell(
+    rng: Random,
+    fixed: dict[str, str] | None = None,
+    plot: Plot | None = None,
+    marks: Sequence[str] = (),
+) -> Story:
+    """One story, 110 to 280 words; `fixed` slots come from the request; those of `marks` are named early."""
     plot = plot or rng.choice(all_plots())
-    slots = draw(rng, fixed)
-    parts = [expand(rng, rng.choice(OPENINGS), slots)]
-    parts += [expand(rng, rng.choice(beat), slots) for beat in plot.beats]
-    if rng.random() < 0.4 and plot.mood != "sad":
+    slots = draw(rng, fixed, plot.subject)
+    parts = [expand(rng, rng.choice(beat), slots) for beat in plot.beats]
+    if not plot.subject:
+        parts.insert(0, expand(rng, favoured(rng, OPENINGS, slots["kind"]), slots))
+    missing = [key for key in marks if not mentions(" ".join(parts[:2]), slots[key])]
+    parts[0] = " ".join((parts[0], *(say(rng, "stories", f"mark {key}", slots) for key in missing)))
+    for key in missing:
+        if key in _CLOSED and not mentions(" ".join(parts[1:]), slots[key]):
+            parts[-1] += " " + say(rng, "stories", f"end {key}", slots)
+    if rng.random() < 0.4 and plot.mood != "sad" and not missing:
         parts[-1] += " " + expand(rng, rng.choice(ENDINGS), slots)
     if rng.random() < 0.12:
         parts[-1] += " " + plot.moral
-    parts[:2] = [" ".join(parts[:2])]
+    if not plot.subject:
+        parts[:2] = [" ".join(parts[:2])]
     text = introduce("\n\n".join(parts) if rng.random() < 0.75 else " ".join(parts), slots)
     return Story(text, expand(rng, plot.title, slots), plot, slots)
+
+
+def mentions(text: str, word: str) -> bool:
+    """Whether `word` occurs in `text` as a word, in any case."""
+    text, word = text.lower(), word.removeprefix("the ").lower()
+    at = text.find(word)
+    while at >= 0:
+        end = at + len(word)
+        if not text[max(0, at - 1) : at].isalnum() and not text[end : end + 1].isalnum():
+            return True
+        at = text.find(word, end)
+    return False
+
+
+@cache
+def _as_subject(name: str) -> re.Pattern[str]:
+    # Kept here, for the names are more than what the module `re` remembers.
+    return re.compile(rf"\b{name}\b(?!'s)")
 
 
 def introduce(text: str, slots: dict[str, str]) -> str:
     """Say what the friend is where the name comes first, if the wording did not."""
     friend, kind = slots["friend"], slots["fkind"]
-    first = re.search(rf"\b{friend}\b(?!'s)", text)
+    first = _as_subject(friend).search(text)
     if first is None or kind in text[max(0, first.start() - 60) : first.end() + 40]:
         return text
     return f"{text[: first.end()]} the {kind}{text[first.end() :]}"

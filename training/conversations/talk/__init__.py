@@ -72,6 +72,27 @@ def invented_word(rng: Random) -> str:
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
 
 
+# Parts of an unheard word; what stands there twice is drawn as often.
+_PARTS = tuple(
+    tuple(pool.split("|"))
+    for pool in (
+        "b|bl|br|c|ch|cl|cr|d|dr|f|fl|fr|g|gl|gr|h|j|k|kl|kn|l|m|n|p|ph|pl|pr|qu|r|s|sc|sh|sk|sl|sm|sn|sp|st|"
+        "str|sw|t|th|tr|tw|v|w|wh|y|z|",
+        "a|a|a|e|e|e|i|i|i|o|o|o|u|u|ai|ea|ee|ei|ia|ie|io|oa|oo|ou|y",
+        "||||b|ck|d|ff|g|ll|lt|m|mm|mp|n|n|nd|ng|nk|nn|nt|p|pp|r|r|rd|rk|rt|s|sh|ss|st|t|tt|x|zz",
+    )
+)
+
+
+def unheard_word(rng: Random) -> str:
+    """A word of four to ten letters that hardly ever exists, out of more parts than `invented_word` has."""
+    while True:
+        syllables = rng.choice((1, 2, 2, 2, 3))
+        word = "".join(rng.choice(pool) for _ in range(syllables) for pool in _PARTS)
+        if 4 <= len(word) <= 10:
+            return word + rng.choice(("", "", "", "a", "o")) if word[-1] not in "aeiouy" else word
+
+
 def _invented(rng: Random) -> dict[str, str]:
     """Names of people, things and places that do not exist."""
 
