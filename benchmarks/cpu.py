@@ -21,15 +21,20 @@ import torch
 
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.models import ByteTokenizer, random_model
-from benchmarks.modes import run_streams
+from benchmarks.modes import GREEDY, run_streams
 from benchmarks.report import table
 from engine.async_engine import AsyncEngine
-from engine.messages import EngineConfig
+from engine.messages import EngineConfig, SamplingParams
 from engine.model import GPT
 from engine.worker import new_event_loop
 
 # Ours -> llama.cpp's name for the same.
 FORMATS = {"int8": "Q8_0", "bf16": "BF16", "float32": "F32"}
+# chat: as the embedded model's card recommends.
+SAMPLING = {
+    "greedy": GREEDY,
+    "chat": SamplingParams(max_tokens=1, temperature=0.7, top_k=40, repetition_penalty=1.1, seed=1),
+}
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class Row:
     system: str
     weights: str
     streams: int
+    sampling: str = "greedy"
     tok_s: float = 0.0
     spread: float = 0.0
     step_ms: float = 0.0
@@ -64,29 +70,36 @@ class Rounds:
 
 async def measure(model: GPT, prompts: list[list[int]], args: argparse.Namespace) -> list[Row]:
     engines = {weights: _engine(model, weights, args) for weights in args.weights}
-    cases = [(weights, streams) for weights in args.weights for streams in args.streams]
+    cases = [
+        (weights, streams, how) for weights in args.weights for streams in args.streams for how in SAMPLING
+    ]
     ours = {case: Rounds() for case in cases}
-    theirs = {case: Rounds() for case in cases}
+    theirs = {case[:2]: Rounds() for case in cases}
     about = ""
     for engine in engines.values():
         await engine.start()
-    for weights, streams in cases:
-        await run_streams(engines[weights], prompts[:streams], min(16, args.new))
+    for weights, streams, how in cases:
+        await run_streams(engines[weights], prompts[:streams], min(16, args.new), SAMPLING[how])
     for _ in range(args.runs):
-        for weights, streams in cases:
-            await _round(engines[weights], prompts[:streams], args.new, ours[weights, streams])
+        for weights, streams, how in cases:
+            rounds = ours[weights, streams, how]
+            await _round(engines[weights], prompts[:streams], args.new, SAMPLING[how], rounds)
         for weights in args.weights if args.llama_cpp else ():
             about, seconds = llama_cpp(model, weights, prompts, args)
             for streams, took in seconds.items():
                 theirs[weights, streams].seconds.append(took)
     bandwidth = args.bandwidth_gb_s * 1e9
     rows: list[Row] = []
-    for weights, streams in cases:
+    for weights, streams, how in cases:
         kv = 4 if weights == "float32" else 2
         read = _step_bytes(engines[weights], model, weights) + _kv_bytes(model, kv, streams, args)
-        row = _row("fastpath", weights, streams, ours[weights, streams], args.new)
+        row = _row("fastpath", weights, streams, ours[weights, streams, how], args.new)
+        row.sampling = how
         row.step_bytes = read
         row.bandwidth = read / (row.step_ms / 1e3) / bandwidth
+        rows.append(row)
+        if how != "greedy":
+            continue
         peer = Row(
             "llama.cpp", FORMATS[weights], streams, note="not installed" if not args.llama_cpp else about
         )
@@ -94,7 +107,7 @@ async def measure(model: GPT, prompts: list[list[int]], args: argparse.Namespace
             peer = _row("llama.cpp", FORMATS[weights], streams, theirs[weights, streams], args.new)
             peer.note = about
             row.ratio = row.tok_s / peer.tok_s
-        rows += [row, peer]
+        rows.append(peer)
     for weights, engine in engines.items():
         used = {name: used for name, _, used, _ in engine.info.features}
         print(f"{weights}: {used['linear']}, attention {used['attention']}, {used['cpu threads']} threads")
@@ -113,10 +126,12 @@ def _engine(model: GPT, weights: str, args: argparse.Namespace) -> AsyncEngine:
     return AsyncEngine(model, ByteTokenizer(model.config.vocab_size), config)
 
 
-async def _round(engine: AsyncEngine, prompts: list[list[int]], new: int, rounds: Rounds) -> None:
+async def _round(
+    engine: AsyncEngine, prompts: list[list[int]], new: int, sampling: SamplingParams, rounds: Rounds
+) -> None:
     overhead = engine.core.overhead
     steps, forward = engine.stats().steps, overhead.forward
-    seconds, _ = await run_streams(engine, prompts, new)
+    seconds, _ = await run_streams(engine, prompts, new, sampling)
     rounds.seconds.append(seconds)
     rounds.steps += engine.stats().steps - steps
     rounds.forward += overhead.forward - forward
@@ -124,7 +139,7 @@ async def _round(engine: AsyncEngine, prompts: list[list[int]], new: int, rounds
 
 def _row(system: str, weights: str, streams: int, rounds: Rounds, new: int) -> Row:
     median = statistics.median(rounds.seconds)
-    row = Row(system, weights, streams, streams * new / median)
+    row = Row(system, weights, streams, tok_s=streams * new / median)
     row.spread = (max(rounds.seconds) - min(rounds.seconds)) / median
     row.step_ms = 1e3 * median / new
     if rounds.steps:
@@ -196,13 +211,13 @@ def show(rows: list[Row], args: argparse.Namespace) -> None:
     print(f"{args.new} new tokens, median of {args.runs} rounds; ", end="")
     print(f"memory reads {args.bandwidth_gb_s:.1f} GB/s with as many threads")
     header = [
-        "system", "weights", "streams", "tok/s", "spread", "step ms", "forward", "overhead", "MB/step",
-        "bandwidth", "x llama.cpp",
+        "system", "weights", "streams", "sampling", "tok/s", "spread", "step ms", "forward", "overhead",
+        "MB/step", "bandwidth", "x llama.cpp",
     ]  # fmt: skip
     cells = []
     for row in rows:
         if not row.tok_s:
-            cells.append([row.system, row.weights, row.streams, row.note, *[""] * 7])
+            cells.append([row.system, row.weights, row.streams, row.sampling, row.note, *[""] * 7])
             continue
         megabytes = None if row.step_bytes is None else row.step_bytes / 1e6
         share = None if row.bandwidth is None else f"{row.bandwidth:.0%}"
@@ -216,7 +231,9 @@ def show(rows: list[Row], args: argparse.Namespace) -> None:
             share,
             row.ratio,
         )
-        cells.append([row.system, row.weights, row.streams, *("" if v is None else v for v in values)])
+        cells.append(
+            [row.system, row.weights, row.streams, row.sampling, *("" if v is None else v for v in values)]
+        )
     print(table(header, cells))
 
 

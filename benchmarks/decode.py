@@ -1,7 +1,8 @@
 """Decoding speed of the engine alone: `python -m benchmarks.decode --workload NAME[,NAME...]`.
 
-cpu: what a CPU has for weights (int8, bf16, torch's float32) for 1 and 8 streams, beside llama.cpp where
---llama-cpp names an interpreter that has it, with where a step's time goes (the default on a CPU).
+cpu: what a CPU has for weights (int8, bf16, torch's float32) for 1 and 8 streams, greedy and with the
+sampling that the embedded model's card recommends (chat), beside llama.cpp (greedy) where --llama-cpp names
+an interpreter that has it, with where a step's time goes (the default on a CPU).
 modes: the three batching modes beside transformers' `generate`, for 1 and 8 streams.
 seed8, one, streams, c256, qwen: the offline workloads of benchmarks/workloads.py, with what vLLM reaches on
 the same work, times to the first token and between tokens, and the share of the memory bandwidth (the default

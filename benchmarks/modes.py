@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from benchmarks.models import ByteTokenizer, random_model, write_transformers_folder
@@ -25,6 +26,7 @@ from engine.messages import BatchingMode, EngineConfig, Request, SamplingParams
 from engine.model import GPT
 
 MODES: tuple[BatchingMode, ...] = ("continuous", "static", "single")
+GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 
 
 @dataclass(slots=True)
@@ -48,13 +50,13 @@ class Row:
 
 
 async def run_streams(
-    engine: AsyncEngine, prompts: list[list[int]], new: int
+    engine: AsyncEngine, prompts: list[list[int]], new: int, sampling: SamplingParams = GREEDY
 ) -> tuple[float, list[list[int]]]:
-    """Seconds until all prompts have their `new` greedy tokens, and the tokens."""
+    """Seconds until all prompts have their `new` tokens, and the tokens."""
+    params = msgspec.structs.replace(sampling, max_tokens=new, ignore_eos=True)
 
     async def one(prompt: list[int]) -> list[int]:
         tokens: list[int] = []
-        params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
         async for delta in engine.generate(Request(id=engine.next_id(1), prompt=prompt, params=params)):
             tokens += delta.tokens
         return tokens

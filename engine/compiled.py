@@ -28,6 +28,7 @@ LEAST_SHARE = 4 << 20  # bytes of weights that make a thread worth its barriers
 CACHE_DTYPE = torch.bfloat16
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,14 @@ class Tokens:
     previous: Ints
     positions: Ints
     rows: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the tokens of a step are sampled: [samples, len(Draw)] and [samples, len(DrawNumber)]."""
+
+    whole: Ints
+    numbers: Numbers
 
 
 def useful_threads(model: GPT, kind: CompiledKind, cores: int) -> int:
@@ -107,17 +116,24 @@ class CompiledModel:
     def close(self) -> None:
         self._team.close()
 
-    def step(self, tokens: Tokens, tables: Ints, sampled: Sequence[int]) -> tuple[torch.Tensor, Ints]:
+    def step(
+        self, tokens: Tokens, tables: Ints, sampled: Sequence[int], draws: Draws | None = None
+    ) -> tuple[torch.Tensor, Ints]:
         """The whole network over these tokens, their keys and values written to the cache.
 
         tables: [sequences, blocks] int64, each sequence's blocks. sampled: indices of the tokens whose logits
         are wanted, ascending, at most max_rows. Returns capped logits [sampled, vocab_size] float32 and the
-        best ids [sampled], -1 where a logit is not a number; both are overwritten by the next step.
+        best ids [sampled], or those that `draws` leads to, -1 where a logit is not a number; both are
+        overwritten by the next step.
         """
         count, done, first = len(tokens.ids), 0, 0
+        self._program[Field.DRAWS] = 0
         while first < count:
             last = min(count, first + TOKENS)
             wanted = [index - first for index in sampled[done:] if index < last]
+            if draws is not None:
+                for field, array in ((Field.DRAWS, draws.whole), (Field.DRAW_NUMBERS, draws.numbers)):
+                    self._program[field] = array.ctypes.data + array.strides[0] * done
             self._some(tokens, first, last, tables, wanted, done)
             done += len(wanted)
             first = last
@@ -243,7 +259,8 @@ class CompiledModel:
             (Field.PRIVATE_STATS, FEW * max(4 * width, inner)),
             (Field.PRIVATE_MIX, 16 * FEW),
             (Field.PRIVATE_WEIGHTS, 4 * width),
-            (Field.PRIVATE_BYTES, 4 * max_model_len),
+            (Field.PRIVATE_DRAW, 4 * max_model_len),
+            (Field.PRIVATE_BYTES, 24 * config.vocab_size),
         )
         offset = 0
         for field, size in parts:  # the size of what is in front of each

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from engine.blocks import BlockId
-from engine.compiled import CompiledModel, Ints, Tokens
+from engine.compiled import CompiledModel, Draws, Ints, Tokens
 from engine.plan import Chunk, Plan
 from engine.runner import ModelRunner, RowReset, row_resets
-from engine.sampler import SamplingRow, is_plain, sampling_row
+from engine.sampler import SamplingRow, is_drawn, is_plain, sampling_row
+from engine.state import RowState
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
+from kernels.cpu.program import DrawNumber
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class CompiledStep:
     sampling: list[SamplingRow] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)  # last token of each sampling chunk
     plain: bool = True  # every row wants its best id and nothing else
+    drawn: bool = True  # the compiled step samples every row
 
 
 class CompiledRunner(ModelRunner):
@@ -83,6 +86,7 @@ class CompiledRunner(ModelRunner):
             step.sampling.append(row)
             step.sampled.append(len(step.ids) - 1)
             step.plain = step.plain and is_plain(row)
+            step.drawn = step.drawn and is_drawn(row)
 
     # -- on the step thread
     # -------------------------------------------------------------------------------------
@@ -107,14 +111,34 @@ class CompiledRunner(ModelRunner):
             if self._in_tables[place] != table:
                 self._in_tables[place] = table
                 self._tables[place, : len(table)] = table
+        draws = draws_of(step.sampling, self.state) if step.drawn and not step.plain else None
         begun = time.perf_counter()
-        logits, best = self.compiled.step(tokens, self._tables, step.sampled)
+        logits, chosen = self.compiled.step(tokens, self._tables, step.sampled, draws)
         forward = time.perf_counter() - begun
         sampled: list[SampledToken] = []
         if step.sampling:
-            sampled = self._best(step.sampling, best) if step.plain else self._sample(step.sampling, logits)
+            rows = step.sampling
+            sampled = self._taken(rows, chosen) if step.drawn else self._sample(rows, logits)
         return StepResult(sampled, time.perf_counter() - started, forward)
 
-    def _best(self, rows: list[SamplingRow], best: Ints) -> list[SampledToken]:
-        self._last_token[[row.row for row in rows]] = np.maximum(best, 0)
-        return [SampledToken(token) if token >= 0 else SampledToken(0, NOT_FINITE) for token in best.tolist()]
+    def _taken(self, rows: list[SamplingRow], ids: Ints) -> list[SampledToken]:
+        self._last_token[[row.row for row in rows]] = np.maximum(ids, 0)
+        return [SampledToken(token) if token >= 0 else SampledToken(0, NOT_FINITE) for token in ids.tolist()]
+
+
+def draws_of(rows: list[SamplingRow], state: RowState) -> Draws:
+    """What the compiled step has to know to sample these rows. It counts their tokens itself."""
+    whole: list[tuple[int, ...]] = []
+    numbers: list[tuple[float, ...]] = []
+    for row in rows:
+        params = row.params
+        counts = state.addresses(row.row) if row.penalised else (0, 0)
+        # In the order of Draw and DrawNumber.
+        whole.append((params.top_k, params.seed, row.choice, row.position, *counts))
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        numbers.append((params.temperature, params.top_p, params.min_p, *penalties))
+    single = np.array(numbers, dtype=np.float32)  # as the reference has them
+    double = single.astype(np.float64)
+    with np.errstate(divide="ignore"):  # without min_p, minus infinity
+        double[:, DrawNumber.LOG_MIN_P] = np.log(double[:, DrawNumber.LOG_MIN_P])
+    return Draws(np.array(whole, dtype=np.int64), double)

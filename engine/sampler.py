@@ -55,16 +55,14 @@ def has_penalty(params: SamplingParams) -> bool:
     return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
+def is_drawn(row: SamplingRow) -> bool:
+    """Whether a row needs nothing of its logits but a token, by temperature, filters and penalties alone."""
+    return row.params.logprobs is None and not row.banned and not row.params.logit_bias
+
+
 def is_plain(row: SamplingRow) -> bool:
     """Whether a row takes the best id of its logits as they are, and nothing else is asked of them."""
-    params = row.params
-    return (
-        params.temperature == 0
-        and params.logprobs is None
-        and not row.banned
-        and not params.logit_bias
-        and not has_penalty(params)
-    )
+    return row.params.temperature == 0 and is_drawn(row) and not row.penalised
 
 
 def stop_ids(params: SamplingParams, terminal_ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,6 +27,15 @@ class RowState:
         ids = torch.tensor(output, dtype=torch.int64, device=device)
         counts[row] = torch.bincount(ids, minlength=self._shape[1]).to(counts.dtype)
 
+    def addresses(self, row: int) -> tuple[int, int]:
+        """Where a row's prompt_seen and output_counts lie in memory."""
+        seen, counts = self._counts()
+        width = self._shape[1]
+        return (
+            seen.data_ptr() + row * width * seen.element_size(),
+            counts.data_ptr() + row * width * counts.element_size(),
+        )
+
     def counts(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """prompt_seen [n, vocab] bool and output_counts [n, vocab] int32 of the given rows."""
         seen, counts = self._counts()

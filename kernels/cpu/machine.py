@@ -11,7 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_F32 = ir.FloatType()
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
+_SIZES = {_I8: 1, _I16: 2, _I32: 4, _I64: 8, _F32: 4, _F64: 8}
 CACHE_LINE = 64
 
 
@@ -23,9 +24,7 @@ def _loader(kind, result, widen=None):
     @intrinsic
     def load(context, address, index):
         def codegen(context, builder, signature, args):
-            value = builder.load(
-                _place(builder, kind, *args), align=kind.width // 8 if kind is not _F32 else 4
-            )
+            value = builder.load(_place(builder, kind, *args), align=_SIZES[kind])
             return value if widen is None else widen(builder, value)
 
         return result(types.int64, types.int64), codegen
@@ -40,8 +39,7 @@ def _storer(kind, taken, narrow=None):
             address, index, value = args
             if narrow is not None:
                 value = narrow(builder, value)
-            align = kind.width // 8 if kind is not _F32 else 4
-            builder.store(value, _place(builder, kind, address, index), align=align)
+            builder.store(value, _place(builder, kind, address, index), align=_SIZES[kind])
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, taken), codegen
@@ -70,9 +68,12 @@ def _f32_to_i8(builder, value):
 
 load_f32 = _loader(_F32, types.float32)
 load_bf16 = _loader(_I16, types.float32, _bf16_to_f32)
+load_f64 = _loader(_F64, types.float64)
+load_u8 = _loader(_I8, types.uint8)
 load_i32 = _loader(_I32, types.int32)
 load_i64 = _loader(_I64, types.int64)
 store_f32 = _storer(_F32, types.float32)
+store_f64 = _storer(_F64, types.float64)
 store_bf16 = _storer(_I16, types.float32, _f32_to_bf16)
 store_i8 = _storer(_I8, types.float32, _f32_to_i8)  # a whole number within -128..127
 store_i32 = _storer(_I32, types.int32)

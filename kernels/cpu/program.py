@@ -60,6 +60,7 @@ class Field(_From0):
     PRIVATE_STATS = auto()  # offsets into it
     PRIVATE_MIX = auto()
     PRIVATE_WEIGHTS = auto()
+    PRIVATE_DRAW = auto()  # three float64 for each id
     # the team
     SYNC = auto()
     THREADS = auto()
@@ -71,7 +72,31 @@ class Field(_From0):
     POSITIONS = auto()
     TABLES = auto()  # [tokens] addresses of int64 block tables
     SAMPLED = auto()  # [samples] which tokens
-    CHOSEN = auto()  # [samples] best ids
+    CHOSEN = auto()  # [samples] best ids, or those that were drawn
+    DRAWS = auto()  # [samples, len(Draw)] int64; 0: the best ids are wanted
+    DRAW_NUMBERS = auto()  # [samples, len(DrawNumber)] float64
+
+
+class Draw(_From0):
+    """How a token is sampled: whole numbers and addresses."""
+
+    TOP_K = auto()  # 0: off
+    SEED = auto()
+    CHOICE = auto()
+    POSITION = auto()
+    SEEN = auto()  # [vocabulary] bytes, not 0: in the prompt
+    COUNTS = auto()  # [vocabulary] int32, of the output; 0: no penalties
+
+
+class DrawNumber(_From0):
+    """And the others, as float64."""
+
+    TEMPERATURE = auto()  # 0: the best
+    TOP_P = auto()
+    LOG_MIN_P = auto()
+    REPETITION = auto()
+    PRESENCE = auto()
+    FREQUENCY = auto()
 
 
 class Layer(_From0):

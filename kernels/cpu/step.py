@@ -7,6 +7,7 @@ that costs less than a barrier.
 
 import numpy as np
 
+from kernels.cpu.draw import draw
 from kernels.cpu.layers import (
     ONE,
     ZERO,
@@ -40,6 +41,8 @@ from kernels.cpu.program import (
     GENERATION,
     TICKET,
     Constant,
+    Draw,
+    DrawNumber,
     Field,
     Layer,
 )
@@ -49,6 +52,7 @@ PATIENCE = 2000  # looks at a barrier before the core is offered to others
 LAYER_FIELDS = len(Layer)
 HEADER = len(Field)
 CONSTANTS = len(Constant)
+DRAW_BYTES, NUMBER_BYTES = 8 * len(Draw), 8 * len(DrawNumber)
 
 
 @compiled
@@ -302,7 +306,7 @@ def _layer(p, thread, layer):
 
 @compiled
 def _logits(p, thread):
-    """Of the tokens that are sampled, capped, and the best of each."""
+    """Of the tokens that are sampled, capped, and the best of each, or one that is drawn."""
     width, vocabulary, samples = (
         load_i64(p, Field.WIDTH), load_i64(p, Field.VOCABULARY), load_i64(p, Field.SAMPLES),
     )  # fmt: skip
@@ -331,11 +335,17 @@ def _logits(p, thread):
         p, thread, load_i64(p, Field.HEAD_WEIGHTS), load_i64(p, Field.HEAD_SCALES), width, vocabulary,
         rows, samples, STORE, ONE, ZERO, 0, logits, stride,
     )  # fmt: skip
+    draws, numbers = load_i64(p, Field.DRAWS), load_i64(p, Field.DRAW_NUMBERS)
+    scratch = (
+        load_i64(p, Field.PRIVATE)
+        + thread * load_i64(p, Field.PRIVATE_BYTES)
+        + load_i64(p, Field.PRIVATE_DRAW)
+    )
     for index in range(thread, samples, threads):
-        cap_and_choose(
-            logits + 4 * stride * index, vocabulary, load_f32(constants, Constant.CAP),
-            load_i64(p, Field.CHOSEN) + 8 * index,
-        )  # fmt: skip
+        row, chosen = logits + 4 * stride * index, load_i64(p, Field.CHOSEN) + 8 * index
+        cap_and_choose(row, vocabulary, load_f32(constants, Constant.CAP), chosen)
+        if draws != 0:
+            draw(row, vocabulary, draws + DRAW_BYTES * index, numbers + NUMBER_BYTES * index, scratch, chosen)
 
 
 @compiled

@@ -35,6 +35,9 @@ if find_spec("numba") is None:
     missing("there is no numba")
 
 from engine.compiled import TOKENS, CompiledModel, Ints, Tokens
+from engine.compiled_runner import draws_of
+from engine.sampler import SamplingRow
+from engine.state import RowState
 from kernels.cpu import team
 
 VOCAB = 512
@@ -375,6 +378,27 @@ async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on() -> 
     assert found[0] == found[1]
 
 
+async def test_sampling_in_the_step_and_by_torch_give_the_same_tokens() -> None:
+    """A row that wants logprobs has its whole step sampled by torch."""
+    model, tokenizer = model_of("G5"), load_tokenizer(G1 / "tokenizer")
+    common = {"max_tokens": 30, "ignore_eos": True}
+    sampled = [
+        Ask(random_ids(20, 1), SamplingParams(temperature=0.8, top_k=40, seed=5, **common), n=3),
+        Ask(random_ids(7, 2), SamplingParams(temperature=1.2, top_p=0.9, repetition_penalty=1.3, **common)),
+        Ask(random_ids(9, 3), SamplingParams(temperature=0.6, min_p=0.02, frequency_penalty=0.5, **common)),
+        Ask(random_ids(4, 4), SamplingParams(temperature=0, presence_penalty=0.7, **common)),
+    ]
+    watching = Ask(random_ids(5), SamplingParams(temperature=0, logprobs=1, max_tokens=40, ignore_eos=True))
+    engine = await started(model, tokenizer, weight_dtype="int8")
+    alone = [choices for ask in sampled for choices in await answers(engine, [ask], together=True)]
+    together = await answers(engine, sampled, together=True)
+    watched = await answers(engine, [watching, *sampled], together=True)
+    await engine.close()
+    assert [[c.content for c in choices] for choices in together] == [[c.content for c in a] for a in alone]
+    assert [[c.tokens for c in choices] for choices in watched[1:]] == [[c.tokens for c in a] for a in alone]
+    assert all(choice.finish and choice.finish.reason == "length" for a in alone for choice in a)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_steady_step_allocates_no_working_memory(kind: CompiledKind) -> None:
     """Beside a few numbers a token, which are kilobytes at most; a layer's activations would be many more."""
@@ -385,12 +409,15 @@ def test_a_steady_step_allocates_no_working_memory(kind: CompiledKind) -> None:
         served.step([(row, everything, 0, past)])
     for first in (past, past + 1):  # what the first steps set up
         served.step([(row, everything, first, first + 1) for row in range(rows)])
+    asked = SamplingParams(max_tokens=1, temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.2)
+    state = RowState(rows, VOCAB, torch.device("cpu"))
+    draws = draws_of([SamplingRow(row, asked, 0, past, ()) for row in range(rows)], state)
     ids = np.array(everything[past + 2 : past + 3] * rows)
     at = Tokens(ids, ids, np.full(rows, past + 2), np.arange(rows))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        served.model.step(at, served.tables, range(rows))
+        served.model.step(at, served.tables, range(rows), draws)
         peak = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
     assert peak < 16_384

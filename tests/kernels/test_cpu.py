@@ -3,12 +3,19 @@
 import ctypes
 import math
 import mmap
+import random
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
+from engine.messages import SamplingParams
+from engine.sampler import SamplingRow, sampling_batch
+from engine.state import RowState
 from kernels.quantize import dequantize, quantize
 from kernels.rope import rope_table, rotate_and_norm
+from kernels.sampling import sample
 from kernels.spec import CompiledKind
 from tests.optional import missing
 
@@ -26,6 +33,9 @@ try:
 except NoVectors as error:
     missing(str(error))
 
+from engine.compiled import Draws
+from engine.compiled_runner import draws_of
+from kernels.cpu import draw as drawing
 from kernels.cpu import layers
 from kernels.cpu.tiles import ADD, SQUARE, STORE, tile
 
@@ -323,6 +333,82 @@ def test_caps_and_choice() -> None:
         other[5] = odd
         call(other.data_ptr(), 503, 15.0, place)
         assert (chosen.value >= 0) == valid
+
+
+@pytest.fixture(scope="module")
+def draw() -> Callable[[torch.Tensor, Draws], list[int]]:
+    """Samples each row of [rows, vocabulary] float32 logits, whose best ids it looks up first."""
+    call = _called(drawing.draw, 6)
+
+    def run(logits: torch.Tensor, draws: Draws) -> list[int]:
+        rows, vocabulary = logits.shape
+        scratch = np.empty(3 * vocabulary)
+        chosen = np.where(logits.isnan().any(dim=1), -1, logits.nan_to_num().argmax(dim=1))
+        for row in range(rows):
+            place = row * chosen.itemsize + chosen.ctypes.data
+            whole, numbers = draws.whole[row].ctypes.data, draws.numbers[row].ctypes.data
+            call(logits[row].data_ptr(), vocabulary, whole, numbers, scratch.ctypes.data, place)
+        return chosen.tolist()
+
+    return run
+
+
+def _either(rng: random.Random, off: float, *others: float) -> float:
+    return off if rng.random() < 0.4 else rng.choice(others)
+
+
+def _asked(rng: random.Random) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=1,
+        temperature=_either(rng, 0.7, 0.0, 1e-9, 0.3, 1.0, 40.0),
+        top_k=int(_either(rng, 0, 1, 2, 40, 200, 502, 503, 5000)),
+        top_p=_either(rng, 1.0, 1e-6, 0.3, 0.95, 0.999999),
+        min_p=_either(rng, 0.0, 0.001, 0.3, 1.0),
+        repetition_penalty=_either(rng, 1.0, 0.5, 1.3),
+        presence_penalty=_either(rng, 0.0, -1.0, 1.5),
+        frequency_penalty=_either(rng, 0.0, -0.4, 0.3),
+        seed=rng.getrandbits(64) - 2**63,
+    )
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_are_those_of_the_reference(
+    draw: Callable[[torch.Tensor, Draws], list[int]], spread: float, ties: bool
+) -> None:
+    rng, generator = random.Random(5), torch.Generator().manual_seed(7)
+    vocabulary, rows = 503, 400
+    state = RowState(rows, vocabulary, torch.device("cpu"))
+    asked = [SamplingRow(row, _asked(rng), rng.randrange(3), rng.randrange(5000), ()) for row in range(rows)]
+    for row in asked:
+        words = [[rng.randrange(vocabulary) for _ in range(40)] for _ in range(2)]
+        state.reset_counts(row.row, *words)
+    logits = spread * torch.randn(rows, vocabulary, generator=generator)
+    if ties:
+        logits = (logits / spread).round() * spread
+    logits[3, 100] = math.nan
+    wanted = sample(logits.clone(), sampling_batch(asked, state, torch.device("cpu")))
+    every = torch.arange(rows)
+    before = state.counts(every)[1].clone()
+    found = draw(logits, draws_of(asked, state))
+    tokens = torch.where(wanted.valid, wanted.tokens, -1)
+    assert found == tokens.tolist()
+    for row, token in zip(asked, found, strict=True):
+        if row.penalised and token >= 0:
+            before[row.row, token] += 1
+    assert torch.equal(state.counts(every)[1], before)
+
+
+def test_draws_follow_the_weights(draw: Callable[[torch.Tensor, Draws], list[int]]) -> None:
+    """Of many positions each id gets its share, and filtered ones get none."""
+    logits, count = torch.tensor([0.0, 1.0, 2.0, -1.0]), 20_000
+    params = SamplingParams(max_tokens=1, temperature=1.0, top_k=3, seed=11)
+    rows = [SamplingRow(0, params, 0, position, ()) for position in range(count)]
+    state = RowState(1, 4, torch.device("cpu"))
+    found = torch.bincount(torch.tensor(draw(logits.repeat(count, 1), draws_of(rows, state))), minlength=4)
+    shares = torch.softmax(torch.tensor([0.0, 1.0, 2.0, -math.inf]), dim=0)
+    assert found[3] == 0
+    torch.testing.assert_close(found / count, shares, rtol=0, atol=0.015)
 
 
 def test_which_instructions_are_taken() -> None:
