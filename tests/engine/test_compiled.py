@@ -24,6 +24,7 @@ from engine.model import GPT
 from engine.text import load_tokenizer
 from kernels.attention import KVCache
 from kernels.quantize import rounded
+from kernels.sampling import sample
 from kernels.spec import CompiledKind
 from tests.engine.checkpoints import GENERATIONS, make_model
 from tests.engine.golden import G1
@@ -36,11 +37,11 @@ if find_spec("numba") is None:
 
 from engine.compiled import TOKENS, CompiledModel, Ints, Tokens
 from engine.compiled_runner import draws_of
-from engine.sampler import SamplingRow
+from engine.sampler import SamplingRow, sampling_batch
 from engine.state import RowState
 from kernels.cpu import team
 
-VOCAB = 512
+VOCAB, CPU = 512, torch.device("cpu")
 HEADS = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}
 KINDS: tuple[CompiledKind, ...] = ("int8", "bf16")
 
@@ -397,6 +398,41 @@ async def test_sampling_in_the_step_and_by_torch_give_the_same_tokens() -> None:
     assert [[c.content for c in choices] for choices in together] == [[c.content for c in a] for a in alone]
     assert [[c.tokens for c in choices] for choices in watched[1:]] == [[c.tokens for c in a] for a in alone]
     assert all(choice.finish and choice.finish.reason == "length" for a in alone for choice in a)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_part_of_a_long_step_draws_for_its_own_rows(threads: int) -> None:
+    """Sequences that end in different parts of a step, one penalised, one greedy, drawn as the reference does
+    from the same logits."""
+    ends, rows = (TOKENS - 30, 200, 90, 210, 60), 5
+    common = {"max_tokens": 1, "temperature": 1.5, "top_k": 100}
+    asked = [SamplingParams(seed=seed, **common) for seed in range(rows)]
+    asked[1] = SamplingParams(max_tokens=1, temperature=0)
+    asked[3] = SamplingParams(seed=9, repetition_penalty=1.4, frequency_penalty=0.2, **common)
+    drawing = [SamplingRow(row, asked[row], row, ends[row], ()) for row in range(rows)]
+    served, state = Served(model_of("G5"), "int8", rows=rows, threads=threads), RowState(rows, VOCAB, CPU)
+    sequences = [random_ids(end, end) for end in ends]
+    state.reset_counts(3, sequences[3], random_ids(50))
+    before = state.counts(torch.arange(rows))[1].clone()
+    batch = sampling_batch(drawing, state, CPU)
+    columns = [
+        [id for ids in sequences for id in ids],
+        [id for ids in sequences for id in (0, *ids[:-1])],
+        [position for end in ends for position in range(end)],
+        [row for row, end in enumerate(ends) for _ in range(end)],
+    ]
+    tokens = Tokens(*(np.array(column) for column in columns))
+    last = [sum(ends[: row + 1]) - 1 for row in range(rows)]
+    logits, chosen = served.model.step(tokens, served.tables, last, draws_of(drawing, state))
+    wanted = sample(logits.clone(), batch).tokens
+    assert chosen.tolist() == wanted.tolist()
+    assert wanted.tolist() != logits.argmax(dim=-1).tolist()
+    before[3, wanted[3]] += 1
+    assert torch.equal(state.counts(torch.arange(rows))[1], before)
+    # What was drawn once has no part in the next step, which wants the best ids.
+    logits, chosen = served.model.step(tokens, served.tables, last)
+    assert chosen.tolist() == logits.argmax(dim=-1).tolist()
+    served.model.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
