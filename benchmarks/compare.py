@@ -27,6 +27,8 @@ IDENTITY = (
     "shape",
     "backend",
     "dtype",
+    "weights",
+    "sampling",
     "streams",
     "clients",
     "rows",
@@ -34,6 +36,8 @@ IDENTITY = (
     "context",
     "number",
 )
+# What results from before there was a choice leave out.
+UNSAID = {("sampling", "greedy")}
 # By the end of a figure's name: better when larger, or when smaller. Anything else only differs.
 LARGER = ("tok_s", "mbu", "gb_s", "tb_s", "tflops", "share")
 SMALLER = ("_ms", "_s", "_us", "ms_step", "us_step", "errors", "ratio", "overhead", "seconds")
@@ -67,7 +71,8 @@ class Change:
 
 
 def identity(row: Row) -> Key:
-    return tuple((name, row[name]) for name in IDENTITY if isinstance(row.get(name), str | int))
+    said = ((name, row[name]) for name in IDENTITY if isinstance(row.get(name), str | int))
+    return tuple(pair for pair in said if pair not in UNSAID)
 
 
 def label(key: Key) -> str:

@@ -56,6 +56,22 @@ def test_rows_are_matched_by_what_they_are_about() -> None:
     assert identity(rows[1]) == (("system", "fastpath"), ("workload", "one"), ("streams", 8))
 
 
+def test_weights_and_sampling_tell_rows_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results from before sampling was measured have greedy rows that do not say so."""
+    kinds = ("int8", "bf16")
+    before = result(tmp_path, "before", *(row(weights=kind, tok_s=700.0) for kind in kinds))
+    both = [row(weights=kind, sampling=how) for kind in kinds for how in ("greedy", "chat")]
+    after = result(
+        tmp_path, "after", *(one | {"tok_s": 700.0} for one in both if one["sampling"] == "greedy")
+    )
+    assert main([before, after]) == 0
+    assert "2 rows in both, 0 figures differ" in capsys.readouterr().out
+    assert main([before, result(tmp_path, "slower", *both)]) == 0
+    told = capsys.readouterr().out
+    assert "2 rows in both, 2 figures differ" in told
+    assert "only after: fastpath one int8 chat 1" in told and "only after: fastpath one bf16 chat 1" in told
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = result(tmp_path, "before", row(), row(streams=8, tok_s=700.0))
     same = result(tmp_path, "same", row(streams=8, tok_s=710.0), row(tok_s=101.0))
