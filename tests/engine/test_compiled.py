@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec import convert
 from torch.profiler import ProfilerActivity, profile
 
 from engine import cpu
@@ -364,10 +365,20 @@ def test_compiling_ahead() -> None:
         assert done.returncode == 0 and said in done.stdout, done.stderr
 
 
-async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on() -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.9, "top_k": 50, "repetition_penalty": 1.3, "presence_penalty": 0.4},
+    ],
+    ids=["greedy", "drawn"],
+)
+async def test_a_context_that_grows_past_the_pool_is_preempted_and_goes_on(
+    sampling: dict[str, float],
+) -> None:
     """Blocks of 1 in a pool for little more than one sequence: tables change with every step."""
     model, tokenizer = model_of("G4"), load_tokenizer(G1 / "tokenizer")
-    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    params = convert({"max_tokens": 40, "ignore_eos": True, **sampling}, SamplingParams)
     asks = [Ask(random_ids(count, count), params) for count in (30, 20, 10)]
     found = []
     for settings in ({}, {"block_size": 1, "num_blocks": 80, "enable_prefix_caching": False}):
