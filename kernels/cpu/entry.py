@@ -173,7 +173,7 @@ def prepared():
     with suppress(_MissingError, RuntimeError):
         return _loaded(), time.perf_counter() - started
     # A warning, for that is what shows where nobody has set up logging.
-    _log.warning("compiling the kernels for this processor, about 10 s, once")
+    _log.warning("compiling the kernels for this processor, about 12 s, once")
     try:
         _compile(os.environ)
         return _loaded(), time.perf_counter() - started
