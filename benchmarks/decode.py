@@ -73,6 +73,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
     args = parser.parse_args(argv)
+    _complete(parser, args)
+    return args
+
+
+def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Defaults that depend on other settings, and errors for those that do not go together."""
     cuda = args.device.startswith("cuda")
     args.workload = args.workload or ("seed8,one,streams,c256" if cuda else "cpu")
     args.size = args.size or ("d32" if cuda else models.EMBEDDED if args.workload == "cpu" else "tiny")
@@ -96,7 +102,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--workload cpu measures {', '.join(cpu.FORMATS)} of a nanochat model on a CPU")
     if args.workload == "modes" and args.size not in models.SIZES:
         parser.error(f"--size {args.size}: modes knows {', '.join(models.SIZES)}")
-    return args
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -115,9 +115,8 @@ class CompiledRunner(ModelRunner):
         begun = time.perf_counter()
         logits, chosen = self.compiled.step(tokens, self._tables, step.sampled, draws)
         forward = time.perf_counter() - begun
-        sampled: list[SampledToken] = []
-        if step.sampling:
-            rows = step.sampling
+        rows, sampled = step.sampling, []
+        if rows:
             sampled = self._taken(rows, chosen) if step.drawn else self._sample(rows, logits)
         return StepResult(sampled, time.perf_counter() - started, forward)
 

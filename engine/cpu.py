@@ -106,9 +106,7 @@ def build(
             spread=-(-max_model_len // block_size),
             features=[
                 *rows,
-                ("weight dtype", config.weight_dtype, way.compiled, way.why)
-                if way.compiled is not None
-                else weight_row(config.weight_dtype, dtype, way.why, way.own),
+                _weight_row(way, config, dtype),
                 *flag_rows(flags, device.type, block_size, hooks.used),
             ],
             weights_bytes=weights_bytes,
@@ -117,6 +115,12 @@ def build(
     except BaseException:
         runner.close()
         raise
+
+
+def _weight_row(way: Way, config: EngineConfig, dtype: torch.dtype) -> Feature:
+    if way.compiled is None:
+        return weight_row(config.weight_dtype, dtype, way.why, way.own)
+    return "weight dtype", config.weight_dtype, way.compiled, way.why
 
 
 def _way(model: Decoder, config: EngineConfig, stored: str, hooked: bool) -> Way:

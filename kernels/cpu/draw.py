@@ -113,10 +113,10 @@ def _drawn(vocabulary, record, numbers, most, scaled):
     target = total * uniform(
         load_i64(record, Draw.SEED), load_i64(record, Draw.CHOICE), load_i64(record, Draw.POSITION)
     )
-    sum = 0.0
+    reached = 0.0
     for i in range(vocabulary):
-        sum += load_f64(weights, i)
-        if sum > target:
+        reached += load_f64(weights, i)
+        if reached > target:
             return np.int64(i)
     return np.int64(vocabulary - 1)
 

@@ -5,45 +5,35 @@ from kernels.cpu.layers import compiled
 from kernels.cpu.machine import fetch_add
 from kernels.cpu.program import TICKET, TILE_ROWS
 from kernels.cpu.tiles import STEP_BYTES, tile
+from kernels.spec import CompiledKind
 
 PORTIONS = 4  # of each thread: enough that one who is late holds up little
 _HOST = host()
 _MOST = _HOST.rows
-_int8_1, _int8_2 = tile("int8", 1, _HOST), tile("int8", 2, _HOST)
-_bf16_1, _bf16_2 = tile("bf16", 1, _HOST), tile("bf16", 2, _HOST)
-_int8_4, _int8_8 = tile("int8", min(4, _MOST), _HOST), tile("int8", _MOST, _HOST)
-_bf16_4, _bf16_8 = tile("bf16", min(4, _MOST), _HOST), tile("bf16", _MOST, _HOST)
 
 
-@compiled
-def _int8(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride, count):
-    """Rows done, at most `count`."""
-    if count >= 8 and _MOST >= 8:
-        _int8_8(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 8
-    if count >= 4 and _MOST >= 4:
-        _int8_4(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 4
-    if count >= 2:
-        _int8_2(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 2
-    _int8_1(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-    return 1
+def _rows(kind: CompiledKind):
+    """A function that multiplies as many rows as a tile takes, at most `count`, and returns how many."""
+    one, two, four, eight = (tile(kind, min(rows, _MOST), _HOST) for rows in (1, 2, 4, 8))
+
+    @compiled
+    def multiply_rows(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride, count):
+        if count >= 8 and _MOST >= 8:
+            eight(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
+            return 8
+        if count >= 4 and _MOST >= 4:
+            four(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
+            return 4
+        if count >= 2:
+            two(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
+            return 2
+        one(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
+        return 1
+
+    return multiply_rows
 
 
-@compiled
-def _bf16(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride, count):
-    if count >= 8 and _MOST >= 8:
-        _bf16_8(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 8
-    if count >= 4 and _MOST >= 4:
-        _bf16_4(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 4
-    if count >= 2:
-        _bf16_2(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-        return 2
-    _bf16_1(weights, scales, rows, stride, steps, stats, mode, a, b, x0, out, out_stride)
-    return 1
+_int8, _bf16 = _rows("int8"), _rows("bf16")
 
 
 @compiled
