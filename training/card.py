@@ -104,7 +104,10 @@ two figures say little.
 """
 _REQUIRED = """
 ## What it must get right
-Greedy, each asked in several ways of which training has none; all must be right.
+Greedy, each asked in several ways of which training has none; all must be right. Ways that an earlier run
+got wrong led to more forms of their kind in the data: "How must I address you?" because of "How should I
+address you?", "Which day is Monday followed by?" because of "What is the name of the day that Monday is
+followed by?".
 
 | | right | |
 | --- | --- | --- |
