@@ -54,7 +54,9 @@ async def test_a_rendered_prompt_is_the_one_that_is_answered() -> None:
             if "truncate_prompt_tokens" not in extra:
                 body = {"messages": talk, **extra}
                 assert (await s.http.post("/tokenize", json=body)).json()["tokens"] == rendered["tokens"]
-        await refused(s, f"{CHAT}/render", {"messages": USER, "temperature": 9}, "temperature", "out_of_range")
+        await refused(
+            s, f"{CHAT}/render", {"messages": USER, "temperature": 9}, "temperature", "out_of_range"
+        )
 
 
 async def test_a_prompt_is_cut_from_its_beginning() -> None:
@@ -86,7 +88,9 @@ async def test_bad_words_weigh_more_than_any_bias() -> None:
         found = s.engine.requests[-1].params.logit_bias
         assert found[121] == 5 and set(found) == {120, 121, 122}
         assert found[120] == found[122] < -1e20
-        await refused(s, TEXT, {"prompt": "a", "bad_words": ["x", "no"]}, "bad_words[1]", "unsupported_parameter")
+        await refused(
+            s, TEXT, {"prompt": "a", "bad_words": ["x", "no"]}, "bad_words[1]", "unsupported_parameter"
+        )
         await refused(s, TEXT, {"prompt": "a", "bad_words": [""]}, "bad_words[0]", "out_of_range")
         await refused(s, TEXT, {"prompt": "a", "bad_words": [1]}, "bad_words[0]", "invalid_type")
         await refused(s, TEXT, {"prompt": "a", "bad_words": ["x"] * 129}, "bad_words", "out_of_range")

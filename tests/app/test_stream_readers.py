@@ -60,7 +60,10 @@ async def test_order_and_framing(direct: bool) -> None:
     draw = random.Random(5)
     engine = ScriptedEngine(says(AWKWARD))
     async with served(engine, direct=direct) as s:
-        for path, prompt in ((CHAT, {"messages": [{"role": "user", "content": "x"}]}), (TEXT, {"prompt": "x"})):
+        for path, prompt in (
+            (CHAT, {"messages": [{"role": "user", "content": "x"}]}),
+            (TEXT, {"prompt": "x"}),
+        ):
             for _ in range(12):
                 body = {**prompt, **bodies(draw)}
                 reply = await s.http.post(path, json=body)
@@ -135,7 +138,7 @@ async def test_openais_helper_takes_every_choice_in_order() -> None:
 
 
 def random_text(draw: random.Random) -> str:
-    alphabet = "ab \n\"\\é空漢字مرحبا🌤️👩‍👩‍👧\u2028\ufffd\u0000"
+    alphabet = 'ab \n"\\é空漢字مرحبا🌤️👩‍👩‍👧\u2028\ufffd\u0000'
     return "".join(draw.choices(alphabet, k=draw.randint(0, 24)))
 
 
@@ -147,7 +150,9 @@ async def test_streams_say_what_bodies_say_and_both_what_the_tokens_are() -> Non
     async with served(engine) as s:
         for _ in range(250):
             text = random_text(draw)
-            stops = [text[k : k + 2] for k in draw.sample(range(len(text)), min(len(text), draw.randint(0, 2)))]
+            stops = [
+                text[k : k + 2] for k in draw.sample(range(len(text)), min(len(text), draw.randint(0, 2)))
+            ]
             limit = draw.choice((None, draw.randint(1, 40)))
             body = {"prompt": text, "stop": stops, "max_tokens": limit, "seed": 3, "logprobs": 1}
             plain = (await s.complete(**body)).json()
@@ -188,5 +193,3 @@ async def test_every_refusal_has_the_one_shape() -> None:
             assert set(error) == {"message", "type", "param", "code"}
             assert all(isinstance(error[name], str) and error[name] for name in ("message", "type", "code"))
         assert refusals[-1][1].headers["retry-after"]
-
-
