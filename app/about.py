@@ -40,7 +40,7 @@ class About:
     async def cancel(self, request: HttpRequest) -> Response:
         """Ends an open answer of the same client. Raises ApiError (404)."""
         id = str(request.path_params["id"])
-        if not self.context.lifecycle.cancel(id, key_id(request.scope)):
+        if not await self.context.cancel(id, key_id(request.scope)):
             message = f"There is no open answer '{shown(id)}'."
             raise ApiError(404, "request_not_found", message, type="not_found_error", param="id")
         return _json({"id": id, "cancelled": True})
