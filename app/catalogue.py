@@ -21,6 +21,7 @@ from app.sampling import (
     MAX_STOPS,
     MAX_TOKENS,
     NEUTRAL,
+    REFUSED_BECAUSE,
 )
 from app.settings import HttpSettings
 
@@ -87,20 +88,6 @@ LOGIT_BIAS: Schema = {
 MESSAGE: Schema = {"$ref": "#/components/schemas/Message"}
 
 MODEL = Field("model", STRING, "a name of the served model; another one is a 404", "the served model")
-
-# What the fields in `NEUTRAL` are, which are refused unless their value changes nothing.
-_REFUSED: dict[str, str] = {
-    "functions": "replaced by `tools`",
-    "function_call": "replaced by `tool_choice`",
-    "modalities": "answers are text",
-    "audio": "answers are text",
-    "chat_template": "a template is code; the model's own is used",
-    "logits_processors": "code from the wire is never run",
-    "custom_logit_processor": "code from the wire is never run",
-    "use_beam_search": "there is no beam search",
-    "length_penalty": "of beam search",
-    "early_stopping": "of beam search",
-}
 
 IGNORED = (
     "user",
@@ -186,7 +173,7 @@ def _others() -> list[Field]:
         Field(
             name,
             {"enum": list(values)} if values else {"type": "null"},
-            _REFUSED.get(name, "not supported"),
+            REFUSED_BECAUSE.get(name, "not supported"),
             effect="refused",
         )
         for name, values in NEUTRAL.items()

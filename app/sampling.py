@@ -52,6 +52,18 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
 }
+REFUSED_BECAUSE: dict[str, str] = {
+    "functions": "replaced by 'tools'",
+    "function_call": "replaced by 'tool_choice'",
+    "modalities": "answers are text",
+    "audio": "answers are text",
+    "chat_template": "a template is code; the model's own is used",
+    "logits_processors": "code from the wire is never run",
+    "custom_logit_processor": "code from the wire is never run",
+    "use_beam_search": "there is no beam search",
+    "length_penalty": "of beam search",
+    "early_stopping": "of beam search",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +143,8 @@ def refuse_unsupported(fields: Fields) -> None:
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
         if value is not None and not any(_same(value, harmless) for harmless in neutral):
-            raise Unsupported(name)
+            why = REFUSED_BECAUSE.get(name)
+            raise Unsupported(name, f"{why}." if why else "")
 
 
 def parse_sampling(

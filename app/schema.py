@@ -122,7 +122,8 @@ def check_names(fields: Fields, known: frozenset[str], settings: HttpSettings) -
     name = shown(min(unknown))
     if settings.strict_fields:
         raise RequestError("unknown_field", f"There is no field '{name}'.", name)
-    log.debug("unknown fields in a request: %s", ", ".join(map(shown, sorted(unknown)[:10])))
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("unknown fields in a request: %s", ", ".join(map(shown, sorted(unknown)[:10])))
 
 
 def check_model(fields: Fields, info: ModelInfo, settings: HttpSettings) -> str:
