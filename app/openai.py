@@ -19,7 +19,7 @@ from app.fields import shown
 from app.generation import Generation
 from app.interval import IntervalStream
 from app.sampling import Sampling
-from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
+from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
 from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
@@ -72,16 +72,24 @@ class Endpoint:
 
 
 class ChatCompletions(Endpoint):
-    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
-        chat = parse_chat(body, info, context.settings)
+        chat = self.parse(body, info)
         sampling = await forbid(chat.sampling, context.text)
-        prompt = sampling.cut(await context.render(chat.messages, continue_final=chat.continue_final), info)
+        prompt = await self.prompt(chat, info)
         params = sampling.params(len(prompt), info, "messages")
         format = self.format(ChatFormat, info, sampling, chat.delivery)
         tools = context.settings.tools
         choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
         return self.answer(choices, format, started)
+
+    def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
+        return parse_chat(body, info, self.context.settings)
+
+    async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
+        """What the model is given."""
+        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final)
+        return chat.sampling.cut(rendered, info)
 
 
 class Completions(Endpoint):

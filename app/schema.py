@@ -259,13 +259,17 @@ def _token_ids(value: object, name: str, info: ModelInfo, whole: bool) -> list[i
             "and at least one is needed for the answer."
         )
         raise ContextLengthExceeded(message, name)
-    return token_ids(value, name, info)
+    # What truncation drops in any case need not be looked at: it may be much.
+    first = max(len(value) - info.max_model_len, 0)
+    return token_ids(value[first:], name, info, first)
 
 
-def token_ids(value: list[object], name: str, info: ModelInfo) -> list[int]:
-    """Raises RequestError that names the first item that is no id of the vocabulary."""
+def token_ids(value: list[object], name: str, info: ModelInfo, first: int = 0) -> list[int]:
+    """Raises RequestError that names the first item that is no id of the vocabulary; items count from
+    `first`.
+    """
     top = info.vocab_size
-    for k, item in enumerate(value):
+    for k, item in enumerate(value, first):
         if type(item) is not int:
             raise RequestError("invalid_type", f"'{name}[{k}]' must be a token id, got {kind(item)}.", name)
         if not 0 <= item < top:

@@ -9,8 +9,8 @@ from starlette.types import ASGIApp
 from app.catalogue import DETOKENIZE_NAMES, TOKENIZE_NAMES
 from app.errors import RequestError
 from app.fields import Fields, missing
-from app.openai import Endpoint
-from app.schema import check_model, check_names, parse_chat, parse_continue, parse_messages, token_ids
+from app.openai import ChatCompletions, Endpoint
+from app.schema import check_model, check_names, parse_continue, parse_messages, token_ids
 from engine.messages import ModelInfo
 
 ASIDE_ABOVE = 10_000  # tokens; reading more of them would hold up the streams of others
@@ -70,15 +70,13 @@ class Detokenize(Endpoint):
         return _json({"prompt": text, "content": text})
 
 
-class Render(Endpoint):
+class Render(ChatCompletions):
     """POST /v1/chat/completions/render: what the model would be given for the same body."""
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
-        context = self.context
-        chat = parse_chat(body, info, context.settings)
-        rendered = await context.render(chat.messages, continue_final=chat.continue_final)
-        prompt = chat.sampling.cut(rendered, info)
-        return _json({"prompt": context.text.decode(prompt), "tokens": prompt, "count": len(prompt)})
+        prompt = await self.prompt(self.parse(body, info), info)
+        text = self.context.text.decode(prompt)
+        return _json({"prompt": text, "tokens": prompt, "count": len(prompt)})
 
 
 def _json(value: object) -> Response:

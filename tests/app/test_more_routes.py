@@ -79,6 +79,8 @@ async def test_a_prompt_is_cut_from_its_beginning() -> None:
             body = {"prompt": "x", "truncate_prompt_tokens": keep}
             await refused(s, TEXT, body, "truncate_prompt_tokens", "out_of_range")
         await refused(s, TEXT, {"prompt": long}, "prompt", "context_length_exceeded")
+        wrong = {"prompt": [*long, VOCAB, 1], "truncate_prompt_tokens": 1}
+        await refused(s, TEXT, wrong, "prompt[400]", "out_of_range")
 
 
 async def test_bad_words_weigh_more_than_any_bias() -> None:
