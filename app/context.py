@@ -73,15 +73,17 @@ class Context:
                 "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
             )
 
-    async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
-        """The conversation as the model's template writes it. Raises RequestError when the template
-        refuses.
+    async def render(
+        self, messages: list[ChatMessage], *, continue_final: bool = False, field: str = "messages"
+    ) -> list[int]:
+        """The conversation as the model's template writes it. Raises RequestError, which names `field`, when
+        the template refuses.
         """
         try:
             return await self.text.render(messages, continue_final=continue_final)
         except ValueError as error:
-            message = f"'messages' do not fit the chat template: {shown(error, 200)}"
-            raise RequestError("invalid_value", message, "messages") from None
+            message = f"'{field}' does not fit the chat template: {shown(error, 200)}"
+            raise RequestError("invalid_value", message, field) from None
 
     def submit(self, request: Request) -> list[TokenStream]:
         """Raises EngineGone (503), or RequestError for what the engine can never serve."""

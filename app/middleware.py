@@ -7,7 +7,8 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, error_response
+from app.dialects import ANTHROPIC_PATHS, error_answer
+from app.errors import InternalError
 
 log = logging.getLogger("fastpath.http")
 
@@ -40,11 +41,13 @@ class RequestIds:
         if not _SANE_ID.fullmatch(value):
             value = b"req_" + secrets.token_hex(12).encode()
         scope["request_id"] = value.decode()
+        names = [b"x-request-id", b"request-id"][: 1 + (scope["path"] in ANTHROPIC_PATHS)]
+        own = [(name, value) for name in names]
 
         # Not a coroutine function: body messages pass without a frame of their own.
         def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", value)]
+                message["headers"] = [*message.get("headers", []), *own]
             return send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -73,8 +76,7 @@ class Faults:
             log.exception("request %s failed", request_id(scope))
             if started:
                 raise  # too late for a status: the server closes the connection
-            detail = scope["path"] == "/chat/completions"
-            await error_response(InternalError(), detail=detail)(scope, receive, send)
+            await error_answer(InternalError(), scope)(scope, receive, send)
 
 
 class WithHeaders:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admission import Prompt, submit
-from app.answers import ChatFormat, CompletionFormat, Format
+from app.answers import ChatFormat, CompletionFormat, Format, Writer
 from app.body import read_object
 from app.choices import Choice
 from app.context import Context
@@ -25,6 +25,7 @@ from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
 
 F = TypeVar("F", bound=Format)
+R = TypeVar("R", bound=ChatRequest)
 
 INTEGER_DEFAULTS = ("top_k", "max_tokens", "seed")
 
@@ -62,7 +63,7 @@ class Endpoint:
             wants_logprobs=sampling.logprobs is not None,
         )
 
-    def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
+    def answer(self, choices: list[Choice], format: Writer, started: float) -> Answer:
         context = self.context
         generation = Generation(context.client, choices, context.metrics, started)
         kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
@@ -71,25 +72,43 @@ class Endpoint:
         return kind(generation, format, context.settings, context.lifecycle, context.metrics)
 
 
-class ChatCompletions(Endpoint):
+class Conversation(Endpoint, Generic[R]):
+    """A route that answers a conversation. `field` is where a body of the route has it."""
+
+    field = "messages"
+
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
         chat = self.parse(body, info)
         sampling = await forbid(chat.sampling, context.text)
         prompt = await self.prompt(chat, info)
-        params = sampling.params(len(prompt), info, "messages")
-        format = self.format(ChatFormat, info, sampling, chat.delivery)
+        params = sampling.params(len(prompt), info, self.field)
+        writer = self.writer(chat, info, sampling)
         tools = context.settings.tools
         choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
-        return self.answer(choices, format, started)
+        return self.answer(choices, writer, started)
 
+    def parse(self, body: dict[str, object], info: ModelInfo) -> R:
+        raise NotImplementedError
+
+    def writer(self, chat: R, info: ModelInfo, sampling: Sampling) -> Writer:
+        """Of the answer."""
+        raise NotImplementedError
+
+    async def prompt(self, chat: R, info: ModelInfo) -> list[int]:
+        """What the model is given."""
+        rendered = await self.context.render(
+            chat.messages, continue_final=chat.continue_final, field=self.field
+        )
+        return chat.sampling.cut(rendered, info)
+
+
+class ChatCompletions(Conversation[ChatRequest]):
     def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
         return parse_chat(body, info, self.context.settings)
 
-    async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
-        """What the model is given."""
-        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final)
-        return chat.sampling.cut(rendered, info)
+    def writer(self, chat: ChatRequest, info: ModelInfo, sampling: Sampling) -> Writer:
+        return self.format(ChatFormat, info, sampling, chat.delivery)
 
 
 class Completions(Endpoint):

@@ -20,6 +20,7 @@ from app.catalogue import (
     items,
     tokenize_fields,
 )
+from app.dialect_fields import count_fields, message_fields, response_fields
 from app.settings import HttpSettings
 from app.shapes import ref, schemas
 
@@ -57,8 +58,9 @@ def document(settings: HttpSettings) -> dict[str, object]:
         "info": {
             "title": "Fastpath",
             "version": settings.version,
-            "description": "OpenAI's API for the model that this server holds. null counts as absent, and a "
-            "field that is not listed is " + ("an error." if settings.strict_fields else "ignored."),
+            "description": "OpenAI's and Anthropic's API for the model that this server holds. "
+            "null counts as absent, and a field that is not listed is "
+            + ("an error." if settings.strict_fields else "ignored."),
         },
         "paths": {path: dict(methods) for path, methods in operations(settings).items()},
         "components": {
@@ -88,6 +90,31 @@ def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
             {"prompt": "Once upon a time", "max_tokens": 32},
             stream=True,
             extra=(404, 499, 504),
+        ),
+        "/v1/responses": _post(
+            "Answers a conversation, without a memory of earlier answers",
+            response_fields(settings),
+            "Response",
+            {"input": "Hello!", "max_output_tokens": 32},
+            stream=True,
+            extra=(404, 499, 504),
+        ),
+        "/v1/messages": _post(
+            "Answers a conversation, in Anthropic's words",
+            message_fields(settings),
+            "AnthropicMessage",
+            {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+            stream=True,
+            extra=(404, 499, 504),
+            error="AnthropicError",
+        ),
+        "/v1/messages/count_tokens": _post(
+            "Counts the tokens of a conversation",
+            count_fields(settings),
+            "TokenCount",
+            {"messages": [{"role": "user", "content": "Hello!"}]},
+            extra=(404,),
+            error="AnthropicError",
         ),
         "/v1/models": _bare("Lists the names of the served model", "Models"),
         "/v1/models/{id}": _bare("Describes the served model", "Model", (404,), [model_id]),
@@ -172,13 +199,14 @@ def _post(
     *,
     stream: bool = False,
     extra: Sequence[int] = (),
+    error: str = "Error",
 ) -> dict[str, object]:
     body = {JSON: {"schema": request_schema(fields), "example": example}}
     return {
         "post": {
             "summary": summary,
             "requestBody": {"required": True, "content": body},
-            "responses": {**_ok(answer, stream), **_errors((*WITH_BODY, *extra))},
+            "responses": {**_ok(answer, stream), **_errors((*WITH_BODY, *extra), error)},
         }
     }
 
@@ -241,8 +269,8 @@ def _answer(description: str, name: str) -> dict[str, object]:
     return {"description": description, "content": {JSON: {"schema": ref(name)}}}
 
 
-def _errors(statuses: Sequence[int]) -> dict[str, object]:
-    return {str(status): _answer(ERRORS[status], "Error") for status in sorted({*statuses, *ALWAYS})}
+def _errors(statuses: Sequence[int], shape: str = "Error") -> dict[str, object]:
+    return {str(status): _answer(ERRORS[status], shape) for status in sorted({*statuses, *ALWAYS})}
 
 
 class Description:

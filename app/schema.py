@@ -5,6 +5,7 @@ Fields that nobody knows are ignored, known fields that this server does not act
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
@@ -182,10 +183,11 @@ def _parse_message(fields: Fields) -> ChatMessage:
     content = fields.get("content")
     if content is None:
         raise missing(fields.name("content"))
-    return ChatMessage(role, _parse_content(content, fields.name("content")))
+    return ChatMessage(role, parse_content(content, fields.name("content")))
 
 
-def _parse_content(content: object, name: str) -> str:
+def parse_content(content: object, name: str, types: Collection[str] = ("text",)) -> str:
+    """The joined text of a string or of parts, each of one of `types`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -196,7 +198,7 @@ def _parse_content(content: object, name: str) -> str:
         type = part.string("type")
         if type is None:
             raise missing(part.name("type"))
-        if type != "text":
+        if type not in types:
             message = f"'{part.name('type')}' is '{shown(type)}'; only text parts are supported."
             raise RequestError("unsupported_content_type", message, part.name("type"))
         text = part.string("text")

@@ -19,21 +19,22 @@ from starlette.routing import BaseRoute, Route
 
 from app.about import About
 from app.context import Context
-from app.errors import ApiError, Unavailable, error_response
+from app.dialects import error_answer
+from app.errors import ApiError, Unavailable
 from app.fields import shown
+from app.messages_api import CountTokens, Messages
 from app.middleware import Faults, RequestIds
 from app.nanochat import NanochatCompletions
 from app.openai import ChatCompletions, Completions, Models, embeddings
 from app.openapi import Description
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
+from app.responses_api import Responses
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
 from app.tokens import Detokenize, Render, Tokenize
 from engine.messages import EngineClient
-
-DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
 
 def create_app(client: EngineClient, text: TextService, settings: HttpSettings | None = None) -> Starlette:
@@ -45,7 +46,7 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
             raise error
         if isinstance(error, Unavailable):
             context.metrics.rejected(error.code)
-        return error_response(error, detail=request.url.path in DETAIL_PATHS)
+        return error_answer(error, request.scope)
 
     app = Starlette(
         routes=_routes(context),
@@ -66,6 +67,9 @@ def _routes(context: Context) -> list[BaseRoute]:
         Route("/v1/chat/completions", ChatCompletions(context), methods=["POST"]),
         Route("/v1/completions", Completions(context), methods=["POST"]),
         Route("/v1/chat/completions/render", Render(context), methods=["POST"]),
+        Route("/v1/responses", Responses(context), methods=["POST"]),
+        Route("/v1/messages", Messages(context), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(context), methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/requests/{id}/cancel", about.cancel, methods=["POST"]),
         Route("/tokenize", Tokenize(context), methods=["POST"]),
@@ -111,4 +115,4 @@ async def _on_http_error(request: HttpRequest, error: Exception) -> Response:
         answer = ApiError(405, "method_not_allowed", message, headers=error.headers)
     else:
         answer = ApiError(error.status_code, "http_error", str(error.detail), headers=error.headers)
-    return error_response(answer, detail=request.url.path in DETAIL_PATHS)
+    return error_answer(answer, request.scope)

@@ -69,6 +69,8 @@ def schemas() -> dict[str, object]:
             choices=items(shape({**more, "prompt_token_ids": items(TOKEN)}, text=STRING, **choice), least=1),
             **answer,
         ),
+        **_response_shapes(),
+        **_message_shapes(),
         "Rendered": shape(prompt=STRING, tokens=items(TOKEN), count=INTEGER),
         "Tokenized": shape(
             count=INTEGER,
@@ -116,5 +118,72 @@ def schemas() -> dict[str, object]:
             tokens_per_second=NUMBER,
             ttft_p50_seconds=ANY,
             ttft_p95_seconds=ANY,
+        ),
+    }
+
+
+def _response_shapes() -> dict[str, object]:
+    """Of /v1/responses."""
+    parts = {
+        "type": "object",
+        "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": STRING},
+        "required": ["type", "text"],
+    }
+    null_object: Schema = {"type": ["object", "null"]}
+    return {
+        "InputItem": shape(
+            {"type": {"enum": ["message", None]}},
+            role={"enum": list(ROLES)},
+            content={"anyOf": [STRING, items(parts)]},
+        ),
+        "Response": shape(
+            id=STRING,
+            object={"const": "response"},
+            created_at=INTEGER,
+            status={"enum": ["completed", "incomplete"]},
+            error=null_object,
+            incomplete_details=null_object,
+            model=STRING,
+            output=items(shape(type={"enum": ["message", "function_call"]}, id=STRING, status=STRING)),
+            store={"const": False},
+            usage=shape(
+                input_tokens=INTEGER,
+                input_tokens_details=shape(cached_tokens=INTEGER),
+                output_tokens=INTEGER,
+                output_tokens_details=shape(reasoning_tokens=INTEGER),
+                total_tokens=INTEGER,
+            ),
+            system_fingerprint=STRING,
+            seed={"type": "integer"},
+        ),
+    }
+
+
+def _message_shapes() -> dict[str, object]:
+    """Of /v1/messages."""
+    null_integer: Schema = {"type": ["integer", "null"]}
+    block = shape(type={"const": "text"}, text=STRING)
+    return {
+        "TextBlock": block,
+        "Turn": shape(role={"enum": ["user", "assistant"]}, content={"anyOf": [STRING, items(block)]}),
+        "AnthropicMessage": shape(
+            id=STRING,
+            type={"const": "message"},
+            role={"const": "assistant"},
+            model=STRING,
+            content=items(shape(type={"enum": ["text", "tool_use"]})),
+            stop_reason={"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+            stop_sequence={"type": ["string", "null"]},
+            usage=shape(
+                input_tokens=INTEGER,
+                output_tokens=INTEGER,
+                cache_read_input_tokens=null_integer,
+                cache_creation_input_tokens=null_integer,
+            ),
+            seed={"type": "integer"},
+        ),
+        "TokenCount": shape(input_tokens=INTEGER),
+        "AnthropicError": shape(
+            type={"const": "error"}, error=shape(type=STRING, message=STRING), request_id=STRING
         ),
     }
