@@ -36,9 +36,7 @@ def scored_span(chunk: Chunk, token: int) -> ScoredSpan:
     first = max(chunk.start + 1, sequence.unscored)
     end = min(chunk.start + chunk.length + 1, sequence.prompt_length)
     count = sequence.request.params.prompt_logprobs or 0
-    return ScoredSpan(
-        sequence.id, token + first - 1 - chunk.start, first, sequence.tokens[first:end], count
-    )
+    return ScoredSpan(sequence.id, token + first - 1 - chunk.start, first, sequence.tokens[first:end], count)
 
 
 def positions_at_once(vocab_size: int) -> int:

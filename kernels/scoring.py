@@ -25,5 +25,5 @@ def score(logits: torch.Tensor, targets: torch.Tensor, count: int) -> Scored:
     values = torch.log_softmax(logits, dim=-1)
     chosen = values.gather(1, targets.unsqueeze(1))
     ranks = (values > chosen).sum(dim=-1) + 1
-    top_logprobs, top_ids = values.topk(count, dim=-1)
-    return Scored(chosen.squeeze(1), ranks, top_ids, top_logprobs)
+    top_logprobs, top_ids = values.topk(max(count, 1), dim=-1)
+    return Scored(chosen.squeeze(1), ranks, top_ids[:, :count], top_logprobs[:, :count])

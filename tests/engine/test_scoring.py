@@ -51,7 +51,9 @@ async def test_scores_are_those_of_the_whole_text(name: str) -> None:
         for place, (logprob, rank, ids, values) in enumerate(answer.prompt):
             line, target = wanted[place], text[place + 1]
             assert logprob == pytest.approx(float(line[target]), abs=1e-5)
-            assert abs(rank - 1 - int((line > line[target]).sum())) <= int((line - line[target]).abs().lt(1e-5).sum())
+            assert abs(rank - 1 - int((line > line[target]).sum())) <= int(
+                (line - line[target]).abs().lt(1e-5).sum()
+            )
             assert list(values) == pytest.approx(line.topk(3).values.tolist(), abs=1e-5)
             assert list(values) == pytest.approx(line[list(ids)].tolist(), abs=1e-5)
             assert (rank == 1) == (ids[0] == target)
