@@ -85,11 +85,13 @@ class Completions(Endpoint):
         wanted = parse_completion(body, info, context.settings)
         prompts = await self._encode(wanted)
         params = []
-        if not wanted.score_only:
+        if not wanted.score_only or wanted.sampling.prompt_logprobs is not None:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
                 params.append(wanted.sampling.params(len(prompt), info, name))
         format = self.format(CompletionFormat, info, wanted.sampling, wanted.delivery)
+        format.keep, format.wants_logprobs = wanted.keep, wanted.logprobs is not None
+        format.echoed_logprobs = wanted.logprobs if wanted.echo else None
         choices = submit(context, info, prompts, params, wanted.sampling)
         return self.answer(choices, format, started)
 

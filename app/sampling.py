@@ -45,7 +45,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "chat_template_kwargs": ({},),
     "documents": ([],),
     "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
@@ -81,6 +80,7 @@ class Sampling:
     logprobs: int | None
     skip_special: bool
     cache_salt: bytes
+    prompt_logprobs: int | None = None  # alternatives for each token of the prompt; None: it is not scored
 
     def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
         """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
@@ -102,7 +102,7 @@ class Sampling:
             message = f"'min_tokens' is {self.min_tokens}, but at most {limit} tokens can be generated."
             raise RequestError("out_of_range", message, "min_tokens")
         return SamplingParams(
-            max_tokens=limit,
+            max_tokens=max(limit, 1),  # 0: the prompt is scored, and the engine's one token dropped
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -116,6 +116,7 @@ class Sampling:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -133,13 +134,13 @@ def parse_sampling(
     *,
     max_n: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     least_tokens: int = 1,
 ) -> Sampling:
     """Reads every shared field. Ranges are those of the documented API; RequestError names the first bad
     field.
     """
     n = fields.integer("n", 1, max_n) or 1
-    _check_best_of(fields, n)
     old_limit = fields.integer("max_tokens", least_tokens, MAX_TOKENS)
     limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
@@ -169,6 +170,7 @@ def parse_sampling(
         logprobs=logprobs,
         skip_special=fields.boolean("skip_special_tokens", True),
         cache_salt=salt,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -179,12 +181,6 @@ def _same(value: object, harmless: object) -> bool:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def _check_best_of(fields: Fields, n: int) -> None:
-    best_of = fields.integer("best_of", 1, MAX_TOKENS)
-    if best_of is not None and best_of != n:
-        raise Unsupported("best_of", f"it must equal 'n', which is {n}.")
 
 
 def _parse_stop(fields: Fields) -> tuple[str, ...]:

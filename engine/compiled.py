@@ -141,8 +141,8 @@ class CompiledModel:
         return self.logits[:done], self._chosen[:done]
 
     def logits_of_all(self, tokens: Tokens, tables: Ints) -> Iterator[tuple[int, torch.Tensor]]:
-        """`step` with the logits of every token: some tokens at a time, yields the index of their first one and
-        their logits [tokens, vocab_size], which the next ones overwrite. It is over when the iterator is.
+        """`step` with the logits of every token: some tokens at a time, yields the index of their first one
+        and their logits [tokens, vocab_size], which the next ones overwrite. It is over when the iterator is.
         """
         self._program[Field.DRAWS] = 0
         most = min(TOKENS, len(self._logits))
@@ -153,7 +153,7 @@ class CompiledModel:
 
     @property
     def logits(self) -> torch.Tensor:
-        """The last step's, one row behind the other; [rows, vocab_size] with as many rows as there is room."""
+        """The last step's, one row behind the other; [rows, vocab_size], as many as there is room."""
         return self._logits[:, : self.config.vocab_size]
 
     def _some(

@@ -146,8 +146,8 @@ class Scheduler:
         return True
 
     def scored(self, chunk: Chunk, end: int) -> int | None:
-        """Notes that the prompt tokens behind a chunk's positions have logprobs, up to index `end`. Returns the
-        first that had none before; None where all had, or the chunk is late.
+        """Notes that the prompt tokens behind a chunk's positions have logprobs, up to index `end`. Returns
+        the first that had none before; None where all had, or the chunk is late.
         """
         sequence = chunk.sequence
         first = sequence.unscored

@@ -20,14 +20,14 @@ class ScoredSpan(NamedTuple):
     """The prompt tokens that one chunk scores.
 
     token: which of the step's tokens gives the logits of the first; those of the others follow it. first: the
-    first's index in the prompt. targets: their ids. count: alternatives to report.
+    first's index in the prompt. targets: their ids. alternatives: how many to report.
     """
 
     stream: int
     token: int
     first: int
     targets: list[int]
-    count: int
+    alternatives: int
 
 
 def scored_span(chunk: Chunk, token: int) -> ScoredSpan:
@@ -63,7 +63,7 @@ class ScoreSheet:
             return
         ids = self.span.targets[self._done : self._done + end - begin]
         targets = torch.tensor(ids, dtype=torch.int64, device=logits.device)
-        self.add(score(logits[begin:end], targets, self.span.count))
+        self.add(score(logits[begin:end], targets, self.span.alternatives))
 
     def add(self, scored: Scored) -> None:
         """Appends the next results."""

@@ -80,7 +80,7 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether logprobs of the prompt are reported with this choice: once for all of them, with choice 0."""
+        """Whether the prompt's logprobs are reported with this choice: once, with choice 0."""
         return self.choice == 0 and self.request.params.prompt_logprobs is not None
 
     @property

@@ -292,9 +292,9 @@ class Network:
             )
 
     def logits_of(self, index: torch.Tensor) -> torch.Tensor:
-        """Queues the head for tokens of the step that was queued last, whose sampling must be over: its buffers
-        are used. index: [entries of the largest step] int32, -1 for none. Returns logits [entries, vocab_size]
-        as the head gives them, not capped; the next call overwrites them.
+        """Queues the head for tokens of the step that was queued last, whose sampling must be in the queue,
+        too: its buffers are used. index: [entries of the largest step] int32, -1 for none. Returns logits
+        [entries, vocab_size] as the head gives them, not capped; the next call overwrites them.
         """
         tokens = self.scratch.x.size(0)
         return self._logits(tokens, index)[:, : self.weights.vocab_size]

@@ -1,8 +1,8 @@
 """Logprobs of prompt tokens on a GPU, queued behind the step that computed their positions.
 
-Nothing of this is in a captured graph: a step without such a request does not know of it. The residual stream
-of a step stays in its buffers until the next one, so the head can be applied to more of its positions, as many
-at a time as a step has sampling entries, into the buffers that its sampling no longer needs.
+Nothing of this is in a captured graph: a step without such a request does not know of it. The residual
+stream of a step stays in its buffers until the next one, so the head can be applied to more of its positions,
+as many at a time as a step has sampling entries, into the buffers that its sampling no longer needs.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class PromptScores:
         results: list[PromptLogprobs] = []
         begin = 0
         for span in self.spans:
-            end, columns = begin + len(span.targets), slice(1, 1 + span.count)
+            end, columns = begin + len(span.targets), slice(1, 1 + span.alternatives)
             numbers, whole = self.numbers[begin:end], self.whole[begin:end]
             results.append(
                 PromptLogprobs(
@@ -66,7 +66,7 @@ def queue_scores(network: Network, plan: Plan) -> PromptScores:
     spans = scored_spans(plan)
     tokens = [token for span in spans for token in range(span.token, span.token + len(span.targets))]
     targets = _uploaded([id for span in spans for id in span.targets], torch.int64, network)
-    most, count = network.scratch.last.size(0), max(span.count for span in spans)
+    most, count = network.scratch.last.size(0), max(span.alternatives for span in spans)
     parts: list[Scored] = []
     for first in range(0, len(tokens), most):
         some = tokens[first : first + most]
