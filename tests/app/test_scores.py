@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from app.scores import offsets
 from app.text import TextService
 from engine.messages import Finish, PromptLogprobs, Request
-from tests.app.scripted_engine import BOS, PYTHON_START, VOCAB, ScriptedEngine, byte_template, byte_tokenizer, says
+from tests.app.scripted_engine import (
+    BOS,
+    PYTHON_START,
+    VOCAB,
+    ScriptedEngine,
+    byte_template,
+    byte_tokenizer,
+    says,
+)
 from tests.app.serving import events, served
 
 TEXT = TextService(byte_tokenizer(), byte_template())
@@ -34,7 +42,11 @@ async def test_echo_with_logprobs() -> None:
     assert lists["token_logprobs"] == [None, -1 / 8, -2 / 8, -3 / 8, -0.5, -0.5]
     # A part of a character has the place of the text that comes next; BOS was put in front and is not shown.
     assert lists["text_offset"] == [0, 0, 1, 1, 2, 3]
-    assert lists["top_logprobs"][:3] == [None, {"i": -1 / 16, "h": -1 / 8}, {"bytes:\\xc4": -2 / 16, "bytes:\\xc3": -2 / 8}]
+    assert lists["top_logprobs"][:3] == [
+        None,
+        {"i": -1 / 16, "h": -1 / 8},
+        {"bytes:\\xc4": -2 / 16, "bytes:\\xc3": -2 / 8},
+    ]
     (request,) = s.engine.requests
     assert (request.params.prompt_logprobs, request.params.logprobs) == (1, 1)
 
@@ -163,9 +175,7 @@ async def test_the_likeliest_are_returned(prompt: object) -> None:
     prompts = 2 if isinstance(prompt, list) else 1
     async with served(engine) as s:
         body = (await s.complete(prompt=prompt, n=2, best_of=4, stop=["."], max_tokens=9)).json()
-        assert [(c["index"], c["text"]) for c in body["choices"]] == list(
-            enumerate(["ccc", "bb"] * prompts)
-        )
+        assert [(c["index"], c["text"]) for c in body["choices"]] == list(enumerate(["ccc", "bb"] * prompts))
         assert all(c["logprobs"] is None and c["finish_reason"] == "stop" for c in body["choices"])
         assert body["usage"]["completion_tokens"] == prompts * (1 + 2 + 3 + 4 + 4)
         assert [(r.n, r.params.logprobs) for r in s.engine.requests] == [(4, 0)] * prompts
@@ -195,7 +205,7 @@ async def test_best_of_with_echo_and_alone_in_a_stream() -> None:
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, VOCAB - 1), max_size=24))
 def test_offsets_are_where_texts_begin(prompt: list[int]) -> None:
-    """Of any ids, broken characters included: the text between two offsets is what the tokens there decode to."""
+    """Of any ids, broken characters included: a token's text stands where its offset says."""
     shown = TEXT.decode(prompt)
     places = offsets(TEXT, prompt, shown)
     assert places == sorted(places) and all(0 <= place <= len(shown) for place in places)

@@ -91,7 +91,9 @@ def concluded(body: dict[str, Any], contexts: Sequence[int]) -> list[tuple[float
     for choice, length in zip(sorted(body["choices"], key=itemgetter("index")), contexts, strict=True):
         values = choice["logprobs"]["token_logprobs"][length:-1]
         tops = choice["logprobs"]["top_logprobs"][length:-1]
-        results.append((sum(values), all(v == max(top.values()) for v, top in zip(values, tops, strict=True))))
+        results.append(
+            (sum(values), all(v == max(top.values()) for v, top in zip(values, tops, strict=True)))
+        )
     return results
 
 
@@ -141,7 +143,9 @@ async def test_texts_and_streams_say_the_same(api: Api, oracle: Oracle) -> None:
     scored = (await api.http.post(COMPLETIONS, json=payload(ids) | {"max_tokens": 0})).json()
     assert scored["usage"]["completion_tokens"] == 0 and scored["choices"][0]["finish_reason"] == "length"
     assert scored["choices"][0]["logprobs"]["token_logprobs"] == lists["token_logprobs"][:-1]
-    vllm = (await api.http.post(COMPLETIONS, json={"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0})).json()
+    vllm = (
+        await api.http.post(COMPLETIONS, json={"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0})
+    ).json()
     told = [next(iter(entry.values())) for entry in vllm["choices"][0]["prompt_logprobs"][1:]]
     assert [entry["logprob"] for entry in told] == lists["token_logprobs"][1:-1]
     for place, entry in enumerate(told):
@@ -157,7 +161,14 @@ async def test_texts_and_streams_say_the_same(api: Api, oracle: Oracle) -> None:
 
 
 async def test_best_of_is_the_likeliest_of_its_seed(api: Api) -> None:
-    ask = {"prompt": [5, 6, 7], "max_tokens": 8, "seed": 11, "logprobs": 0, "temperature": 1.5, "ignore_eos": True}
+    ask = {
+        "prompt": [5, 6, 7],
+        "max_tokens": 8,
+        "seed": 11,
+        "logprobs": 0,
+        "temperature": 1.5,
+        "ignore_eos": True,
+    }
     every = (await api.http.post(COMPLETIONS, json=ask | {"n": 6})).json()["choices"]
     means = [sum(choice["logprobs"]["token_logprobs"]) / 8 for choice in every]
     order = sorted(range(6), key=lambda k: -means[k])

@@ -23,7 +23,7 @@ AXES: dict[str, dict[str, object]] = {
     "no lookahead": {"lookahead": False},
     "chunks of 7, blocks of 1": {"max_chunk": 7, "block_size": 1, "num_blocks": 8192},
     "chunks of 1": {"max_chunk": 1},
-    "preemption": {"num_blocks": 16, "enable_prefix_caching": False},
+    "preemption": {"num_blocks": 12, "enable_prefix_caching": False},
     "two rows": {"max_rows": 2},
 }
 
@@ -35,7 +35,7 @@ def asks() -> list[Ask]:
         return [rng.randrange(503) for _ in range(length)]
 
     def ask(prompt: list[int], scores: int | None, n: int = 1, **params: object) -> Ask:
-        values = {"max_tokens": 20, "temperature": 0, "ignore_eos": True, "prompt_logprobs": scores} | params
+        values = {"max_tokens": 40, "temperature": 0, "ignore_eos": True, "prompt_logprobs": scores} | params
         return Ask(prompt, SamplingParams(**values), n)  # type: ignore[arg-type]
 
     shared = prompt(48)
@@ -46,6 +46,8 @@ def asks() -> list[Ask]:
         ask(prompt(1), 2),
         ask(prompt(2), 20, logprobs=2),
         ask(prompt(90), None, logprobs=3),
+        # Short prompts that grow: what a small pool runs out of blocks with.
+        *(ask(prompt(5), 1, max_tokens=80) for _ in range(4)),
     ]
 
 
