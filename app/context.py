@@ -8,6 +8,7 @@ from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.record import Spans
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
@@ -18,6 +19,7 @@ from engine.text import ChatMessage, TokenizerError
 class Context:
     """The parts of one server.
 
+    `spans` is where a span of each request goes, if anywhere.
     `gather` turns what this process counted into what all front-end processes counted, if there are several.
     """
 
@@ -26,6 +28,7 @@ class Context:
     settings: HttpSettings
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans | None = None
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
 
     @property

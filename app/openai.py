@@ -17,6 +17,7 @@ from app.context import Context
 from app.errors import ApiError, ClientGone
 from app.fields import shown
 from app.generation import Generation
+from app.record import record_of
 from app.sampling import Sampling
 from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
@@ -41,10 +42,11 @@ class Endpoint:
         try:
             body = await read_object(scope, receive, self.context.settings)
         except ClientGone:
-            self.context.metrics.disconnects += 1
+            self.context.metrics.disconnected("body")
             return
         info = await self.context.model()
         answer = await self.prepare(body, info, started)
+        record_of(scope).answers(answer.generation, body, info.name, answer.format.id)
         await answer(scope, receive, send)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:

@@ -41,6 +41,8 @@ class HttpSettings:
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    access_log: a log line for each request; log_content: with what the client wrote.
+    otlp_endpoint: the collector that gets a span of each request.
     """
 
     served_names: tuple[str, ...] = ()
@@ -59,3 +61,6 @@ class HttpSettings:
     max_queue: int = 512
     tools: bool = True
     ui: bool = True
+    access_log: bool = False
+    log_content: bool = False
+    otlp_endpoint: str | None = None

@@ -19,6 +19,7 @@ from engine.messages.wire import (
     Request,
     SamplingParams,
     Shutdown,
+    Started,
     Submit,
     TokenLogprobs,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Shutdown",
+    "Started",
     "StreamRouter",
     "Submit",
     "TokenLogprobs",
