@@ -26,6 +26,7 @@ from app.options import UsageError
 from app.prometheus import Exporter, heartbeat_age
 from app.scrape import MetricsPort
 from app.server import create_app
+from app.stdio import hold_standard_files
 from app.stopping import Stopping
 from app.supervisor import EngineFailed, ManagedEngine, ProcessEngine
 from app.text import TextService
@@ -51,6 +52,7 @@ def make_engine(config: Config) -> ManagedEngine:
 
 def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
     """Serves until told to stop; returns the exit code. Raises UsageError for an address not to be had."""
+    hold_standard_files()
     try:
         listener = listen(config.server.host, config.server.port)
     except PortInUse:
