@@ -19,7 +19,7 @@ from engine.plan import Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, State
-from engine.steps import Runner, SampledToken, StepHandle, StepResult
+from engine.steps import NOT_FINITE, Runner, SampledToken, StepHandle, StepResult
 from engine.tools import ToolMachine, ToolTokenizer
 from engine.trace import Tracer
 from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
@@ -202,7 +202,7 @@ class EngineCore:
                 if not token(chunk, id):
                     continue
                 if got.error is not None:
-                    self._nonfinite += 1
+                    self._nonfinite += got.error == NOT_FINITE
                     self._finish(sequence, "error", message=got.error, poisoned=True)
                     continue
                 if got.logprob is not None:

@@ -1,4 +1,4 @@
-"""What /metrics says, in a real scrape, and that the catalogue, the dashboard and the alerts speak of nothing else."""
+"""What /metrics says, in a real scrape; the catalogue, the dashboard and the alerts speak of nothing else."""
 
 import asyncio
 import contextlib
@@ -101,7 +101,7 @@ async def test_times_and_sizes_of_a_request_are_the_engines() -> None:
 
 
 async def test_a_stop_string_leaves_nothing_unmeasured() -> None:
-    """The engine never tells the end of such a choice: what follows the queue is measured by the front end."""
+    """The engine never tells the end of such a choice: what follows the queue is measured here."""
     engine = ScriptedEngine()
     async with served(engine) as s:
         task = asyncio.ensure_future(s.complete(prompt="x", stop="!", stream=True))
@@ -121,8 +121,8 @@ async def test_a_stop_string_leaves_nothing_unmeasured() -> None:
 async def connected(s: Served, body: bytes, length: int) -> AsyncIterator[asyncio.StreamReader]:
     """A raw client that has sent a request, or a part of it; it leaves at the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}"
-    writer.write(head.encode() + b"\r\n\r\n" + body)
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+    writer.write(f"{head}\r\ncontent-length: {length}\r\n\r\n".encode() + body)
     await writer.drain()
     try:
         yield reader

@@ -1,4 +1,4 @@
-"""The line of each request: what it says, what it never says, and that nothing can stop the service with it."""
+"""The line of each request: what it says, what it never says, and that it can stop nothing."""
 
 import asyncio
 import json
