@@ -10,7 +10,8 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import Protocol
 
 from starlette.types import Scope
@@ -23,6 +24,8 @@ from app.trace_context import TraceContext
 CLIENT_LEFT = 499  # nginx's status for an answer that nobody waited for
 
 Header = tuple[bytes, bytes]
+
+_when = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,20 +229,26 @@ def timing_headers(generation: Generation) -> list[Header]:
 
 
 def gap_quantiles(choice: Choice) -> tuple[float | None, float | None]:
-    """Median and 95th percentile of the seconds between the steps that brought the choice's tokens; of the
-    latest 4,095 steps where it took more.
+    """Median and 95th percentile of the seconds between the steps that brought the choice's tokens; of what
+    the latest 4,096 frames brought where it took more. Steps that came together share their time.
     """
     stream = choice.stream
     if stream is None or choice.completion_tokens < 2:
         return None, None
-    times = list(stream.arrivals)
+    arrivals = list(stream.arrivals)
     # The first token's time was taken a moment after its frame had come.
-    begin = max(bisect_right(times, choice.first_token_at) - 1, 0)
-    times = times[begin : bisect_right(times, choice.last_token_at)]
-    gaps = sorted(b - a for a, b in pairwise(times))
+    begin = max(bisect_right(arrivals, choice.first_token_at, key=_when) - 1, 0)
+    arrivals = arrivals[begin : bisect_right(arrivals, choice.last_token_at, key=_when)]
+    gaps: list[tuple[float, int]] = []
+    for (earlier, steps_then), (later, steps) in pairwise(arrivals):
+        count = max(steps - steps_then, 1)
+        gaps.append(((later - earlier) / count, count))
     if not gaps:
         return None, None
-    return gaps[len(gaps) // 2], gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))]
+    gaps.sort()
+    ends = list(accumulate(count for _, count in gaps))
+    p50, p95 = (gaps[bisect_right(ends, share * (ends[-1] - 1))][0] for share in (0.5, 0.95))
+    return p50, p95
 
 
 def _by_prompt(generation: Generation) -> Iterator[list[Choice]]:

@@ -67,7 +67,8 @@ class TokenStream:
     consumer takes it away before it does anything that would have to come before the next token.
 
     What nobody needs for the tokens themselves: `params`, as the engine was asked; `started`, once the choice
-    has got a row; `arrivals`, when frames with tokens came (perf_counter), for all streams of a router.
+    has got a row; `arrivals`, for all streams of a router: when frames with tokens came (perf_counter), and
+    how many steps the engine had made by then.
     """
 
     __slots__ = (
@@ -88,7 +89,7 @@ class TokenStream:
         id: int,
         wants_logprobs: bool = False,
         params: SamplingParams | None = None,
-        arrivals: Sequence[float] = (),
+        arrivals: Sequence[tuple[float, int]] = (),
     ) -> None:
         self.id = id
         self.params = params
@@ -140,7 +141,7 @@ class StreamRouter:
     __slots__ = ("_arrivals", "_streams", "orphan_tokens", "stats")
 
     def __init__(self) -> None:
-        self._arrivals: deque[float] = deque(maxlen=ARRIVALS)
+        self._arrivals: deque[tuple[float, int]] = deque(maxlen=ARRIVALS)
         self._streams: dict[int, TokenStream] = {}
         self.stats = EngineStats()
         self.orphan_tokens = 0  # tokens for streams that had been closed before they arrived
@@ -175,7 +176,7 @@ class StreamRouter:
         self.stats = frame.stats
         now = perf_counter()
         if frame.tokens:
-            self._arrivals.append(now)
+            self._arrivals.append((now, frame.stats.steps))
         for started in frame.started:
             stream = self._streams.get(started.stream)
             if stream is not None:

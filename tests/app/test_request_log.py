@@ -14,14 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.choices import Choice
+from app.fields import Fields
 from app.logs import HELD_BYTES, JsonFormatter, PatientHandler, RequestLine, TextFormatter
+from app.nanochat import parse
+from app.record import gap_quantiles
 from app.settings import HttpSettings
-from engine.messages import Finish, Frame, Started
-from tests.app.scripted_engine import ScriptedEngine, says
+from app.text import TextService
+from engine.messages import Finish, Frame, Request, SamplingParams, Started, StreamRouter
+from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer, says
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, Server, environment, until
 from tests.app.serving import served
 
 LOGGED = HttpSettings(access_log=True)
+_info = ScriptedEngine().info
+SAMPLING = parse(Fields({"messages": [{"role": "user", "content": "x"}]}), _info, HttpSettings())[1]
 SECRET = "the quick brown secret"
 
 
@@ -258,3 +265,25 @@ def test_the_service_goes_on_without_its_log(fault: str, tmp_path: Path) -> None
         process.wait()
         for fd in {read_end, write_end, full} - ({read_end} if fault == "reader gone" else set()):
             os.close(fd)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=1, max_size=30))
+@settings(max_examples=50, derandomize=True)
+def test_percentiles_are_those_of_the_gaps_between_steps(frames: list[tuple[int, int]]) -> None:
+    """Frames of one to four steps each, so many seconds apart; before and after them come those of others."""
+    (stream,) = (router := StreamRouter()).open(
+        Request(id=1, prompt=[1], params=SamplingParams(max_tokens=1))
+    )
+    choice = Choice(0, stream, [1], SAMPLING, TextService(byte_tokenizer(), byte_template()))
+    arrivals, now, steps = [(0.0, 5), (100.0, 6)], 100.0, 6
+    expected: list[float] = []
+    for count, seconds in frames:
+        now, steps = now + seconds, steps + count
+        arrivals.append((now, steps))
+        expected += [seconds / count] * count
+    router._arrivals.extend([*arrivals, (now + 7, steps + 1)])
+    choice.first_token_at, choice.last_token_at, choice.completion_tokens = 100.5, now, len(expected) + 1
+    expected.sort()
+    p50, p95 = gap_quantiles(choice)
+    assert p50 == pytest.approx(expected[int(0.5 * (len(expected) - 1))])
+    assert p95 == pytest.approx(expected[int(0.95 * (len(expected) - 1))])
