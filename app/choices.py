@@ -42,6 +42,8 @@ class Choice:
 
     `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
     ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
+    `first_token_at` and `last_token_at` are perf_counter's, 0 before there is one; `ended` is what the engine
+    said about the choice's end, `reason` what the client is told.
     """
 
     __slots__ = (
@@ -59,11 +61,14 @@ class Choice:
         "cached_tokens",
         "completion_tokens",
         "done",
+        "ended",
         "fault",
+        "first_token_at",
         "index",
         "last_token_at",
         "prompt",
         "prompt_text",
+        "reason",
         "scores",
         "stream",
     )
@@ -87,7 +92,10 @@ class Choice:
         self.cached_tokens: int | None = None if stream is not None else 0
         self.done = False
         self.fault: str | None = None
+        self.first_token_at = 0.0
         self.last_token_at = 0.0
+        self.ended: Finish | None = None
+        self.reason = ""
         self._sampling = sampling
         self._special = text.is_special
         self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
@@ -119,6 +127,7 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
+        self.ended = finish
         if finish is not None and finish.reason in ("stop", "length"):
             self.cached_tokens = finish.cached_tokens
         last = len(delta.tokens) - 1

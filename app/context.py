@@ -8,6 +8,7 @@ from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.record import Spans
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
@@ -20,6 +21,7 @@ class Context:
 
     With several front-end processes, `gather` turns what this one counted into what all have counted, and
     `cancel_elsewhere` ends an answer (id, owner) that another one has open, and says whether there was one.
+    `spans` is where a span of each request goes, if anywhere.
     """
 
     client: EngineClient
@@ -27,6 +29,7 @@ class Context:
     settings: HttpSettings
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans | None = None
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
     cancel_elsewhere: Callable[[str, str], Awaitable[bool]] | None = None
 

@@ -18,6 +18,7 @@ from app.errors import ApiError, ClientGone, NotImplementedHere
 from app.fields import shown
 from app.generation import Generation
 from app.interval import IntervalStream
+from app.record import record_of
 from app.sampling import Sampling
 from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
@@ -43,10 +44,12 @@ class Endpoint:
         try:
             body = await read_object(scope, receive, self.context.settings)
         except ClientGone:
-            self.context.metrics.disconnects += 1
+            self.context.metrics.disconnected("body")
             return
         info = await self.context.model()
         answer = await self.prepare(body, info, started)
+        if isinstance(answer, Answer):
+            record_of(scope).answers(answer.generation, body, info.name, answer.format.id)
         await answer(scope, receive, send)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:

@@ -43,6 +43,8 @@ class HttpSettings:
     strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
     urgent they are. docs: whether /openapi.json and /docs are served.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    access_log: a log line for each request; log_content: with what the client wrote.
+    otlp_endpoint: the collector that gets a span of each request.
     """
 
     served_names: tuple[str, ...] = ()
@@ -64,3 +66,6 @@ class HttpSettings:
     strict_fields: bool = False
     allow_priority: bool = False
     docs: bool = True
+    access_log: bool = False
+    log_content: bool = False
+    otlp_endpoint: str | None = None

@@ -217,6 +217,8 @@ class AsyncEngine:
                 # Nothing may be in flight when the pool moves, so nothing is launched ahead of that.
                 ahead = self.config.lookahead and not self.core.wants_blocks
                 launched = self.core.launch() if ahead or in_flight is None else None
+                if launched is not None and launched.plan.admitted:
+                    self._emit_soon()  # who got a row is told while the step runs
                 if in_flight is not None:
                     await self._collect(in_flight)
                 elif launched is None and not self.core.wants_blocks:

@@ -14,8 +14,16 @@ from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
 from engine.memory import grown_pool
-from engine.messages import EngineStats, Finish, Frame, PromptLogprobs, Request, TokenLogprobs
-from engine.messages.wire import FinishReason
+from engine.messages import (
+    EngineStats,
+    Finish,
+    Frame,
+    PromptLogprobs,
+    Request,
+    Started,
+    TokenLogprobs,
+)
+from engine.messages.wire import FinishReason, StepHistograms
 from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
@@ -69,6 +77,10 @@ class EngineCore:
         self._page = page
         self._last_plan: Plan | None = None
         self._last_seconds = 0.0
+        self._rows = self._nonfinite = 0
+        self._histograms = StepHistograms()
+        self._young: list[Sequence] = []  # have a row and no token yet
+        self.resident_bytes = 0  # of this process; whoever owns it measures
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -143,6 +155,8 @@ class EngineCore:
                 self._launch_failed(plan, error, attempt)
                 continue
             self.scheduler.launched(plan)
+            if plan.admitted:
+                self._report_start(plan.admitted)
             ended = time.perf_counter()
             self.overhead.plan += ended - started
             if self.tracer is not None:
@@ -178,6 +192,8 @@ class EngineCore:
         self._steps += 1
         self._failures = 0
         self._last_plan, self._last_seconds = plan, result.seconds
+        self._rows += len(plan.chunks)
+        self._histograms.observe(plan.num_tokens, result.seconds)
         self._changed = True
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
@@ -197,6 +213,7 @@ class EngineCore:
                 if not token(chunk, id):
                     continue
                 if got.error is not None:
+                    self._nonfinite += got.error == NOT_FINITE
                     self._finish(sequence, "error", message=got.error, poisoned=True)
                     continue
                 if got.logprob is not None:
@@ -210,6 +227,8 @@ class EngineCore:
                 message = f"the token could not be used: {type(error).__name__}: {error}"
                 self._finish(sequence, "error", message=message, poisoned=True)
         self._generated += len(tokens) - before
+        if self._young:
+            self._note_first_tokens()
         self.overhead.step += result.seconds
         self.overhead.forward += result.forward_seconds
         ended = time.perf_counter()
@@ -301,6 +320,44 @@ class EngineCore:
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
 
+    # -- what is measured, once per request
+    # ------------------------------------------------------------------------------------------------------
+
+    def _report_start(self, admitted: Iterable[Sequence]) -> None:
+        for sequence in admitted:
+            if sequence.first_token or sequence in self._young:
+                continue  # it was preempted and is back
+            self._young.append(sequence)
+            sequence.steps_before, sequence.rows_before = self._steps, self._rows
+            waited = sequence.admitted - sequence.arrival
+            self._frame.started.append(Started(sequence.id, waited, sequence.cached_tokens))
+            self._changed = True
+
+    def _note_first_tokens(self) -> None:
+        now = time.monotonic()
+        still: list[Sequence] = []
+        for sequence in self._young:
+            if len(sequence.tokens) > sequence.prompt_length:
+                sequence.first_token = sequence.first_token or now
+            elif sequence.state is not State.FINISHED:
+                still.append(sequence)
+        self._young = still
+
+    def _ended(
+        self, sequence: Sequence, reason: FinishReason, stop: int | None, message: str | None
+    ) -> Finish:
+        """Its end, with what was measured."""
+        prefill = decode = rows = None
+        if sequence.admitted and len(sequence.tokens) > sequence.prompt_length:
+            now = time.monotonic()
+            first = sequence.first_token = sequence.first_token or now
+            prefill, decode = first - sequence.admitted, now - first
+        steps = self._steps - sequence.steps_before
+        if sequence.admitted and steps:
+            rows = (self._rows - sequence.rows_before) / steps
+        measured = prefill, decode, sequence.preemptions, rows
+        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured)
+
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
 
@@ -345,7 +402,7 @@ class EngineCore:
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)
-        self._frame.finished.append(Finish(sequence.id, reason, stop_token, sequence.cached_tokens, message))
+        self._frame.finished.append(self._ended(sequence, reason, stop_token, message))
         self._changed = True
 
     def take_frame(self, *, always: bool = False) -> Frame | None:
@@ -356,11 +413,12 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        lists = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
-        return Frame(*lists, self.stats(), frame.prompts)
+        told = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
+        return Frame(*told, self.stats(), frame.prompts, frame.started)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
+        oldest = stats.oldest_arrival
         return EngineStats(
             running=stats.running,
             waiting=stats.waiting,
@@ -379,4 +437,9 @@ class EngineCore:
             late_tokens=stats.late_tokens,
             kv_growths=self._growths,
             graph_recaptures=self.runner.graph_recaptures,
+            deferred=stats.deferred,
+            oldest_wait_seconds=time.monotonic() - oldest if oldest is not None else 0.0,
+            nonfinite=self._nonfinite,
+            resident_bytes=self.resident_bytes,
+            step_histograms=self._histograms,
         )

@@ -237,9 +237,12 @@ class Scheduler:
         return list(self._unfinished.values())
 
     def stats(self) -> SchedulerStats:
+        waiting = self._waiting
         return SchedulerStats(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(waiting),
+            deferred=len(waiting) if waiting.wake_at is not None else 0,
+            oldest_arrival=waiting.oldest,
             blocks_used=self.pool.used,
             blocks_cached=self.pool.free_cached,
             blocks_free=self.pool.free - self.pool.free_cached,
@@ -365,6 +368,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             sequence.state, sequence.extended = State.RUNNING, False
+            sequence.admitted = sequence.admitted or now
             sequence.row = heappop(self._free_rows)
             self._running[sequence.row] = sequence
             admitted.append(sequence)

@@ -61,6 +61,7 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         "te_weight_dtype": "mxfp8",
         "clustered_attention_impl": "a.module:f",
         "persistent_decode_impl": "a.module:f",
+        "otlp_endpoint": "http://collector:4318",
     }
     for entry in table(Config()):
         if entry.flag.is_switch:
