@@ -73,7 +73,7 @@ class Forms:
         """Those whose next mask will never come, and why."""
         for sequence in list(self._working.values()):
             state = sequence.grammar
-            if state is not None and state.ready:
+            if state is not None and state.mask.done():
                 del self._working[sequence.id]
                 error = state.mask.exception()
                 if error is not None:

@@ -52,8 +52,8 @@ class GrammarState:
 
     @property
     def ready(self) -> bool:
-        """Whether the mask, or what became of it, is there."""
-        return self.mask.done()
+        """Whether the mask is there."""
+        return self.mask.done() and self.mask.exception() is None
 
     def accept(self, token: int) -> None:
         """The sequence has emitted this token, and goes on."""
