@@ -56,7 +56,7 @@ AXES: dict[str, dict[str, object]] = {
 
 
 def asks(seed: int) -> list[Ask]:
-    """Requests that differ in everything: lengths, sharing, sampling, penalties, ends, choices, tools, forms."""
+    """Requests that differ in everything: length, sharing, sampling, penalties, ends, choices, tools."""
     rng = random.Random(seed)
 
     def prompt(length: int) -> list[int]:
