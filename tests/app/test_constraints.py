@@ -244,6 +244,15 @@ def test_annotations_change_nothing() -> None:
     assert accepts(grammar, '{"x": 5}') and not accepts(grammar, "{}")
 
 
+def test_no_other_spelling_of_a_key_gets_around_its_schema() -> None:
+    for key, other in (('a"b', r"a\u0022b"), ("é", r"\u00e9"), ("\t", r"\u0009"), ("a/b", r"a\/b")):
+        schema = {"type": "object", "properties": {key: {"type": "string"}}, "additionalProperties": True}
+        grammar = grammar_text(Constraint("f", "json_schema", schema))
+        assert accepts(grammar, json.dumps({key: "x"}, ensure_ascii=False))
+        assert not accepts(grammar, f'{{"{other}": 1}}')
+        assert accepts(grammar, '{"else": 1}')
+
+
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5))
 def test_choices_are_taken_literally(texts: list[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher
 
+from app.constraints import Constraint, grammar_text
 from engine.async_engine import AsyncEngine
 from engine.checkpoint import embedded_folder
 from engine.grammar import GrammarError, Grammars, allowed_ids
@@ -103,8 +104,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, object]:
 
 
 def grammar_of(schema: dict[str, object]) -> str:
-    spacing = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spacing)  # type: ignore[arg-type]
+    return grammar_text(Constraint("schema", "json_schema", schema))
 
 
 async def test_all_that_ends_by_itself_is_valid(engine: AsyncEngine) -> None:
