@@ -80,9 +80,10 @@ class ChatCompletions(Endpoint):
         chat = self.parse(body, info)
         sampling = await forbid(chat.sampling, context.text)
         prompt = await self.prompt(chat, info)
-        params = sampling.params(len(prompt), info, "messages")
+        grammar = await context.grammar(sampling.constraint)
+        params = sampling.params(len(prompt), info, "messages", grammar)
         format = self.format(ChatFormat, info, sampling, chat.delivery)
-        tools = context.settings.tools
+        tools = context.settings.tools and grammar is None
         choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
         return self.answer(choices, format, started)
 
@@ -101,11 +102,12 @@ class Completions(Endpoint):
         wanted = parse_completion(body, info, context.settings)
         sampling = await forbid(wanted.sampling, context.text)
         prompts = [self._cut(prompt, wanted, info) for prompt in await self._encode(wanted)]
+        grammar = await context.grammar(sampling.constraint)
         params = []
         if not wanted.score_only or wanted.sampling.prompt_logprobs is not None:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
-                params.append(sampling.params(len(prompt), info, name))
+                params.append(sampling.params(len(prompt), info, name, grammar))
         format = self.format(CompletionFormat, info, sampling, wanted.delivery)
         format.keep, format.wants_logprobs = wanted.keep, wanted.logprobs is not None
         format.echoed_logprobs = wanted.logprobs if wanted.echo else None

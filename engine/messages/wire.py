@@ -31,8 +31,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
     `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they
-    are the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    are the log-softmax of the model's logits before penalties, bias, temperature, filters and grammar.
     `prompt_logprobs`, likewise, asks for those of the prompt's tokens, each given the ones before it.
+    `grammar` is text of llguidance's (its Lark, or its JSON): the output is a text that it generates, ended
+    by one of the model's terminals where it may end.
     """
 
     max_tokens: int
@@ -50,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
