@@ -4,6 +4,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from app.constraints import Constraint, GrammarCompiler
 from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
@@ -27,6 +28,7 @@ class Context:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
+    grammars: GrammarCompiler = field(default_factory=GrammarCompiler)
 
     @property
     def ready(self) -> bool:
@@ -64,6 +66,10 @@ class Context:
             raise Unavailable(
                 "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
             )
+
+    async def grammar(self, wanted: Constraint | None) -> str | None:
+        """What the engine is told of a constraint. Raises RequestError for one that does not compile."""
+        return None if wanted is None else await self.grammars.compile(wanted)
 
     async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
         """The conversation as the model's template writes it. Raises RequestError when the template

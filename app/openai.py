@@ -72,9 +72,10 @@ class ChatCompletions(Endpoint):
         context = self.context
         chat = parse_chat(body, info, context.settings)
         prompt = await context.render(chat.messages, continue_final=chat.continue_final)
-        params = chat.sampling.params(len(prompt), info, "messages")
+        grammar = await context.grammar(chat.sampling.constraint)
+        params = chat.sampling.params(len(prompt), info, "messages", grammar)
         format = self.format(ChatFormat, info, chat.sampling, chat.delivery)
-        tools = context.settings.tools
+        tools = context.settings.tools and grammar is None
         choices = submit(context, info, [(prompt, "")], [params], chat.sampling, tools=tools)
         return self.answer(choices, format, started)
 
@@ -84,11 +85,12 @@ class Completions(Endpoint):
         context = self.context
         wanted = parse_completion(body, info, context.settings)
         prompts = await self._encode(wanted)
+        grammar = await context.grammar(wanted.sampling.constraint)
         params = []
         if not wanted.score_only:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
-                params.append(wanted.sampling.params(len(prompt), info, name))
+                params.append(wanted.sampling.params(len(prompt), info, name, grammar))
         format = self.format(CompletionFormat, info, wanted.sampling, wanted.delivery)
         choices = submit(context, info, prompts, params, wanted.sampling)
         return self.answer(choices, format, started)

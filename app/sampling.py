@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.constraints import Constraint, parse_constraint
 from app.errors import ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_number, shown, wrong_type
 from app.settings import SamplingDefaults
@@ -25,15 +26,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": ([],),
-    "guided_grammar": (),
-    "regex": (),
+    "guided_whitespace_pattern": (),
     "ebnf": (),
-    "json_schema": (),
     "grammar": (),
     "bad_words": ([],),
     "allowed_token_ids": (),
@@ -81,9 +75,14 @@ class Sampling:
     logprobs: int | None
     skip_special: bool
     cache_salt: bytes
+    constraint: Constraint | None = None
 
-    def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
-        """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
+    def params(
+        self, prompt_tokens: int, info: ModelInfo, prompt_field: str, grammar: str | None = None
+    ) -> SamplingParams:
+        """For a prompt of this length. grammar: what `constraint` was compiled to. Raises
+        ContextLengthExceeded with both numbers.
+        """
         room = info.max_model_len - prompt_tokens
         if room <= 0:
             raise ContextLengthExceeded(
@@ -116,6 +115,7 @@ class Sampling:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            grammar=grammar,
         )
 
 
@@ -144,6 +144,12 @@ def parse_sampling(
     limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
     top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    constraint = parse_constraint(fields)
+    if constraint is not None and fields.boolean("ignore_eos"):
+        message = (
+            f"'ignore_eos' cannot be had with '{constraint.field}': that answer ends when it is complete."
+        )
+        raise RequestError("invalid_value", message, "ignore_eos")
     salt = (fields.string("cache_salt") or "").encode()
     if len(salt) > MAX_SALT:
         raise RequestError("out_of_range", f"'cache_salt' is longer than {MAX_SALT} bytes.", "cache_salt")
@@ -169,6 +175,7 @@ def parse_sampling(
         logprobs=logprobs,
         skip_special=fields.boolean("skip_special_tokens", True),
         cache_salt=salt,
+        constraint=constraint,
     )
 
 

@@ -23,7 +23,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
     `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they
-    are the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    are the log-softmax of the model's logits before penalties, bias, temperature, filters and grammar.
+    `grammar` is text of llguidance's (its Lark, or its JSON): the output is a text that it generates, ended
+    by one of the model's terminals where it may end.
     """
 
     max_tokens: int
@@ -40,6 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
