@@ -12,7 +12,7 @@ from typing import Literal
 
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
-from app.settings import HttpSettings, SamplingDefaults
+from app.settings import CallFormatName, HttpSettings, SamplingDefaults
 from engine.flags import (
     OVERRIDES,
     OverrideKind,
@@ -240,6 +240,12 @@ class Requests:
         512, whole(0), "choices that may wait for a row before new requests get 503", metavar="CHOICES"
     )
     max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
+    tool_call_parser: CallFormatName = option(
+        "auto",
+        choice("auto", "hermes", "llama3", "mistral"),
+        "how the model writes function calls: auto (as its chat template shows), hermes, llama3 or mistral",
+        metavar="NAME",
+    )
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
@@ -379,5 +385,6 @@ class Config:
             max_body_bytes=requests.max_body_bytes,
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
+            tool_call_parser=requests.tool_call_parser,
             ui=self.server.ui,
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -12,14 +13,16 @@ from starlette.types import Receive, Scope, Send
 from app.admission import Prompt, submit
 from app.answers import ChatFormat, CompletionFormat, Format
 from app.body import read_object
+from app.calling import CallingChoice, CallingFormat
 from app.choices import Choice
 from app.context import Context
 from app.errors import ApiError, ClientGone
 from app.fields import shown
 from app.generation import Generation
 from app.sampling import Sampling
-from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
+from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
+from app.tool_grammar import tool_constraint, with_token_ids
 from engine.messages import EngineUnavailable, ModelInfo
 
 F = TypeVar("F", bound=Format)
@@ -70,14 +73,26 @@ class Endpoint:
 class ChatCompletions(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
         context = self.context
-        chat = parse_chat(body, info, context.settings)
-        prompt = await context.render(chat.messages, continue_final=chat.continue_final)
-        grammar = await context.grammar(chat.sampling.constraint)
+        chat = parse_chat(body, info, context.settings, context.text.template.tool_source)
+        use = chat.tools
+        shown = [function.shown() for function in use.functions] if use is not None else []
+        prompt = await context.render(chat.messages, continue_final=chat.continue_final, tools=shown)
+        grammar = await self._grammar(chat)
         params = chat.sampling.params(len(prompt), info, "messages", grammar)
-        format = self.format(ChatFormat, info, chat.sampling, chat.delivery)
+        make = Choice if use is None else partial(CallingChoice, use=use)
+        format = self.format(ChatFormat if use is None else CallingFormat, info, chat.sampling, chat.delivery)
         tools = context.settings.tools and grammar is None
-        choices = submit(context, info, [(prompt, "")], [params], chat.sampling, tools=tools)
+        choices = submit(context, info, [(prompt, "")], [params], chat.sampling, tools=tools, make=make)
         return self.answer(choices, format, started)
+
+    async def _grammar(self, chat: ChatRequest) -> str | None:
+        """Raises RequestError."""
+        context, use, wanted = self.context, chat.tools, chat.sampling.constraint
+        if use is None:
+            return await context.grammar(wanted)
+        grammar = await context.grammar(tool_constraint(use, wanted))
+        ids = context.text.ids_of(use.format.marks)
+        return with_token_ids(use, wanted, ids) if grammar is not None and ids else grammar
 
 
 class Completions(Endpoint):

@@ -1,5 +1,6 @@
 """The sampling fields that all text routes share, and the fields that are refused by name."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.constraints import Constraint, parse_constraint
@@ -119,10 +120,15 @@ class Sampling:
         )
 
 
-def refuse_unsupported(fields: Fields) -> None:
+def refuse_unsupported(fields: Fields, *, known: Collection[str] = ()) -> None:
+    """`known`: fields that the route acts on."""
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
-        if value is not None and not any(_same(value, harmless) for harmless in neutral):
+        if (
+            value is not None
+            and name not in known
+            and not any(_same(value, harmless) for harmless in neutral)
+        ):
             raise Unsupported(name)
 
 

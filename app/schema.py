@@ -4,14 +4,17 @@ Nothing here touches the engine: what comes out is valid, what is not raises an 
 Fields that nobody knows are ignored, known fields that this server does not act on are refused.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_object, kind, missing, shown, wrong_type
 from app.sampling import MAX_LOGPROBS, Sampling, parse_sampling, refuse_unsupported
 from app.settings import HttpSettings
+from app.tools import FIELDS as TOOL_FIELDS
+from app.tools import NO_TOOLS, ToolUse, parse_tool_calls, parse_tools, tool_call_id
 from engine.messages import ModelInfo
-from engine.text import ChatMessage
+from engine.text import ChatMessage, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant")
 MAX_MESSAGES = 500
@@ -34,6 +37,7 @@ class ChatRequest:
     continue_final: bool
     sampling: Sampling
     delivery: Delivery
+    tools: ToolUse | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,18 @@ def served_names(info: ModelInfo, settings: HttpSettings) -> tuple[str, ...]:
     return settings.served_names or (info.name,)
 
 
-def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> ChatRequest:
-    """Raises ApiError (400, 404)."""
+def parse_chat(
+    body: dict[str, object], info: ModelInfo, settings: HttpSettings, tool_source: str | None = None
+) -> ChatRequest:
+    """tool_source: the text of the model's chat template, if it knows tools. Raises ApiError (400, 404)."""
     fields = Fields(body)
-    refuse_unsupported(fields)
+    tools = parse_tools(fields, tool_source, settings.tool_call_parser)
+    refuse_unsupported(fields, known=TOOL_FIELDS)
     for name in ("echo", "add_special_tokens"):
         if fields.boolean(name):
             raise Unsupported(name, "chat prompts are built by the model's template.")
     delivery = _parse_delivery(fields, info, settings)
-    messages = _parse_messages(fields)
+    messages = _parse_messages(fields, tool_source is not None)
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
@@ -72,7 +79,7 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
     )
-    return ChatRequest(messages, _parse_continue(fields, messages), sampling, delivery)
+    return ChatRequest(messages, _parse_continue(fields, messages), sampling, delivery, tools)
 
 
 def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> CompletionRequest:
@@ -126,7 +133,7 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     )
 
 
-def _parse_messages(fields: Fields) -> list[ChatMessage]:
+def _parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
     items = fields.items("messages")
     if items is None:
         raise missing("messages")
@@ -134,25 +141,44 @@ def _parse_messages(fields: Fields) -> list[ChatMessage]:
         raise RequestError("invalid_value", "'messages' must not be empty.", "messages")
     if len(items) > MAX_MESSAGES:
         raise RequestError("out_of_range", f"'messages' holds more than {MAX_MESSAGES} messages.", "messages")
-    return [_parse_message(as_object(item, f"messages[{k}]")) for k, item in enumerate(items)]
+    messages: list[ChatMessage] = []
+    called: dict[str, str] = {}  # the function of each call so far, by the call's id
+    for k, item in enumerate(items):
+        message = _parse_message(as_object(item, f"messages[{k}]"), knows_tools, called)
+        called.update((call.id, call.name) for call in message.tool_calls)
+        messages.append(message)
+    return messages
 
 
-def _parse_message(fields: Fields) -> ChatMessage:
+def _parse_message(fields: Fields, knows_tools: bool, called: Mapping[str, str]) -> ChatMessage:
     role = fields.string("role")
     if role is None:
         raise missing(fields.name("role"))
-    if role in ("tool", "function"):
-        raise Unsupported(fields.name("role"), "this server has no function calling.")
-    if role not in ROLES:
-        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, got '{shown(role)}'."
+    if role == "function":
+        raise Unsupported(fields.name("role"), "use the role 'tool' instead.")
+    if role == "tool" and not knows_tools:
+        raise Unsupported(fields.name("role"), NO_TOOLS)
+    if role not in (*ROLES, "tool"):
+        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, tool, got '{shown(role)}'."
         raise RequestError("invalid_value", message, fields.name("role"))
-    for name in ("tool_calls", "function_call"):
-        if fields.get(name) not in (None, []):
-            raise Unsupported(fields.name(name))
+    if fields.get("function_call") is not None:
+        raise Unsupported(fields.name("function_call"), "use 'tool_calls' instead.")
+    calls: tuple[ToolCall, ...] = ()
+    if fields.get("tool_calls") not in (None, []):
+        if not knows_tools:
+            raise Unsupported(fields.name("tool_calls"), NO_TOOLS)
+        if role != "assistant":
+            message = f"'{fields.name('tool_calls')}' belong to the role 'assistant'."
+            raise RequestError("invalid_value", message, fields.name("tool_calls"))
+        calls = parse_tool_calls(fields)
     content = fields.get("content")
-    if content is None:
+    if content is None and not calls:
         raise missing(fields.name("content"))
-    return ChatMessage(role, _parse_content(content, fields.name("content")))
+    text = "" if content is None else _parse_content(content, fields.name("content"))
+    if role == "tool":
+        id = tool_call_id(fields, "tool_call_id")
+        return ChatMessage(role, text, tool_call_id=id, name=fields.string("name") or called.get(id))
+    return ChatMessage(role, text, calls)
 
 
 def _parse_content(content: object, name: str) -> str:

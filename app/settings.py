@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+CallFormatName = Literal["auto", "hermes", "llama3", "mistral"]
 
 
 def package_version() -> str:
@@ -41,6 +44,7 @@ class HttpSettings:
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    tool_call_parser: how the model writes function calls; auto: as its chat template shows.
     """
 
     served_names: tuple[str, ...] = ()
@@ -58,4 +62,5 @@ class HttpSettings:
     max_choices: int = 256
     max_queue: int = 512
     tools: bool = True
+    tool_call_parser: CallFormatName = "auto"
     ui: bool = True
