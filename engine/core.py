@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
+from engine.forms import Forms
 from engine.memory import grown_pool
 from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
 from engine.messages.wire import FinishReason
@@ -59,6 +60,7 @@ class EngineCore:
         self.tracer = tracer
         self._tokenizer = tokenizer
         self._tools: dict[int, ToolMachine] = {}
+        self.forms = Forms(tokenizer, runner.vocab_size, terminal_ids, runner.early_masks)
         self._terminals = frozenset(terminal_ids)
         self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
         self._failures = 0  # in a row
@@ -89,6 +91,8 @@ class EngineCore:
             stops = frozenset(stop_ids(request.params, self.terminal_ids))
         for sequence in sequences:
             self._stops[sequence.id] = stops
+            if request.params.grammar is not None:
+                self.forms.open(sequence, request.params.grammar)
             if request.tools:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
             if self.tracer is not None:
@@ -120,6 +124,7 @@ class EngineCore:
             raise ValueError(f"logit_bias has more than {MAX_BIASES} entries")
         if request.n < 1:
             raise ValueError(f"n is {request.n}")
+        self.forms.check(request)
 
     # -- steps
     # -------------------------------------------------------------------------------------------------
@@ -131,6 +136,9 @@ class EngineCore:
         started again: the device is lost, or it fails time and again.
         """
         started = time.perf_counter()
+        if self.forms:
+            for sequence, error in self.forms.failed():
+                self._finish(sequence, "error", message=f"the grammar failed: {error}")
         for attempt in range(LAUNCH_ATTEMPTS):
             plan = self._plan()
             if plan is None:
@@ -182,7 +190,7 @@ class EngineCore:
         if self.tracer is not None:
             self.tracer.arrived(plan, result.seconds, started)
         sampled = iter(result.tokens)
-        token, stops, tools = self.scheduler.token, self._stops, self._tools
+        token, stops, watched = self.scheduler.token, self._stops, bool(self._tools or self.forms)
         streams, tokens = self._frame.streams, self._frame.tokens
         before = len(tokens)
         for chunk in plan.chunks:
@@ -200,7 +208,7 @@ class EngineCore:
                     self._add_logprobs(got)
                 streams.append(sequence.id)
                 tokens.append(id)
-                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or tools:
+                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or watched:
                     self._after_token(sequence, id)
             except Exception as error:  # whatever it is, it belongs to this request
                 _log.exception("stream %d failed", sequence.id)
@@ -269,15 +277,16 @@ class EngineCore:
     # ----------------------------------------------------------------------------------------------
 
     def _after_token(self, sequence: Sequence, token: int) -> None:
-        """Whether a token was the last one, or calls a tool."""
+        """Whether a token was the last one, or calls a tool, or what it means to a grammar."""
         if token in self._stops[sequence.id]:
             output = len(sequence.tokens) - sequence.prompt_length
-            if output > sequence.request.params.min_tokens:
+            least = sequence.request.params.min_tokens
+            if output > least or self.forms.completes(sequence, token):
                 self._finish(sequence, "stop", stop_token=token)
                 return
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
-        elif sequence.id in self._tools:
+        elif not self.forms.accept(sequence, token) and sequence.id in self._tools:
             self._run_tool(sequence, token)
 
     def _run_tool(self, sequence: Sequence, token: int) -> None:
@@ -329,6 +338,7 @@ class EngineCore:
         message: str | None = None,
     ) -> None:
         self._tools.pop(sequence.id, None)
+        self.forms.forget(sequence)
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)

@@ -263,6 +263,9 @@ class Scheduler:
             reach = len(sequence.tokens) + in_flight
             if reach >= sequence.limit:
                 continue  # ends with the token in flight
+            grammar = sequence.grammar
+            if grammar is not None and (in_flight or (grammar.early and not grammar.ready)):
+                continue
             table = sequence.block_table
             while reach > len(table) * size:
                 if not pool.free:
@@ -342,6 +345,8 @@ class Scheduler:
             if not self._free_rows or partial >= MAX_PARTIAL_PREFILLS or room.spent:
                 break
             if not self._waiting.belongs(sequence) or (self.prefix.enabled and sequence.waits_for_leader):
+                continue
+            if sequence.grammar is not None and not sequence.grammar.ready:
                 continue
             self._suspects.append(sequence)
             # Strictly in order: what the first cannot have yet, a smaller one behind it must not take.

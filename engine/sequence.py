@@ -7,9 +7,13 @@ values, never a token. This module knows nothing about text or devices.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from engine.blocks import BlockId
 from engine.messages import Request
+
+if TYPE_CHECKING:
+    from engine.grammar import GrammarState
 
 
 class State(Enum):
@@ -33,6 +37,8 @@ class Sequence:
     cached_tokens: prompt tokens that its first admission found in the prefix cache.
     extended: forced tokens were appended since the row's state was last built.
     digests: hash chain over the full blocks of tokens, as far as it was needed.
+    grammar: what its answer has to look like, if that was asked for. Which tokens may come next is known only
+        when the last one was seen, so such a sequence is planned without tokens in flight.
     published: leading blocks of the table that came from the prefix cache or were offered to it.
     """
 
@@ -57,6 +63,7 @@ class Sequence:
     extended: bool = field(init=False, default=False)
     digests: list[bytes] = field(init=False, default_factory=list)
     published: int = field(init=False, default=0)
+    grammar: "GrammarState | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.id = self.request.id + self.choice
