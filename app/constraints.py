@@ -34,8 +34,14 @@ COMPILERS = 2  # threads
 REMEMBERED = 64  # grammars that are known to be good
 
 # Between the parts of an answer in JSON there is a space at most: with free white space a model can go on
-# without an end.
-SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# without an end. Characters stand for themselves, but for those with a short escape: else a key that the
+# schema forbids could be written as one that it does not know.
+STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "json_allowed_escapes": '"\\bfnrt',
+}
 
 Kind = Literal["json_schema", "regex", "choice", "lark"]
 
@@ -169,12 +175,12 @@ def schema_grammar(schema: object, field: str) -> str:
     text = msgspec.json.encode(checked)
     if len(text) > MAX_SCHEMA_BYTES:
         raise RequestError("out_of_range", f"'{field}' is larger than {MAX_SCHEMA_BYTES} bytes.", field)
-    return LLMatcher.grammar_from_json_schema(text.decode(), overrides=SPACING)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(text.decode(), overrides=STYLE)  # type: ignore[arg-type]
 
 
 def guided_schema(schema: dict[str, object]) -> dict[str, object]:
-    """For use behind `%json` in a Lark grammar: a checked schema with the spacing of all our JSON."""
-    return {**schema, "x-guidance": SPACING}
+    """For use behind `%json` in a Lark grammar: a checked schema in the style of all our JSON."""
+    return {**schema, "x-guidance": STYLE}
 
 
 def regex_grammar(pattern: str, field: str) -> str:
