@@ -86,8 +86,9 @@ def _block(format: CallFormat, tokens: Mapping[str, str]) -> str:
 
 
 def _call(function: Function, arguments: str, format: CallFormat) -> str:
-    head = f'{{"name": {json.dumps(function.name)}, "{format.arguments}": '
-    return f'{lark_literal(head)} {arguments} "}}"'
+    """In the same lexemes as JSON with a schema has, for an answer in that form may begin like a call."""
+    name, value, key = (lark_literal(json.dumps(text)) for text in ("name", function.name, format.arguments))
+    return f'"{{" {name} /: ?/ {value} /, ?/ {key} /: ?/ {arguments} "}}"'
 
 
 def _parameters(use: ToolUse, function: Function) -> dict[str, object]:

@@ -49,7 +49,7 @@ LLAMA = """
         {{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}<|eot_id|>' }}
     {%- else %}
         {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' }}
-        {%- if tools and message.role == 'user' and loop.last %}
+        {%- if tools and loop.first %}
             {{- 'Answer with {"name": function name, "parameters": dictionary of names and values}.\\n\\n' }}
             {%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- '\\n\\n' }}{%- endfor %}
         {%- endif %}
@@ -62,7 +62,7 @@ MISTRAL = """
 {{- bos_token }}
 {%- for message in messages %}
     {%- if message.role == 'user' %}
-        {%- if loop.last and tools %}
+        {%- if loop.first and tools %}
             {{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}
         {%- endif %}
         {{- '[INST]' + message.content + '[/INST]' }}
