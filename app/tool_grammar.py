@@ -23,7 +23,9 @@ def tool_constraint(use: ToolUse, answer: Constraint | None) -> Constraint | Non
 
     Marks stand in it as text, so that it compiles for any vocabulary. Raises RequestError.
     """
-    if not use.constrained and answer is None:
+    if answer is not None:
+        _answer_schema(answer)  # also where it does not come to that: the answer is always a call
+    elif not use.constrained:
         return None
     return Constraint("tools", "lark", _grammar(use, answer, {}))
 

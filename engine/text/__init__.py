@@ -3,17 +3,15 @@
 Nothing here imports torch; the front end uses it.
 """
 
+from engine.text.call_format import CALL_FORMATS, CallFormat, detect_call_format
 from engine.text.calls import (
-    CALL_FORMATS,
     CallArguments,
     CallBegan,
     CallBroken,
     CallEnded,
     CallEvent,
-    CallFormat,
     CallParser,
     Said,
-    detect_call_format,
 )
 from engine.text.decode import IncrementalDecoder
 from engine.text.files import has_tokenizer, load_tokenizer, save_tokenizer

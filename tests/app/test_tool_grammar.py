@@ -117,8 +117,9 @@ def test_calls_or_an_answer_with_a_form(name: str, tokenizers: dict[str, Tokeniz
         ("Hello", False),
     ):
         assert model.takes(use, text, answer) == good, text
-    with pytest.raises(RequestError, match="together with 'tools'"):
-        tool_constraint(use, Constraint("regex", "regex", "a+"))
+    for held in (use, model.use(tool_choice="required")):
+        with pytest.raises(RequestError, match="together with 'tools'"):
+            tool_constraint(held, Constraint("regex", "regex", "a+"))
     assert tool_constraint(use, None) is None
 
 
