@@ -70,7 +70,7 @@ class CallingChoice(Choice):
                 self.completion_tokens -= sum(len(later.tokens) for later in pieces[k + 1 :])
                 self.completion_tokens -= len(self._held_tokens)
                 self.done = True
-                made.append(self._waiting.piece(finish="tool_calls"))
+                made.append(self._waiting.piece(finish="stop" if self._parser.broken else "tool_calls"))
                 break
             made += self._pieces(events)
             if piece.finish is not None:

@@ -79,6 +79,9 @@ def parse_chat(
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
     )
+    if tools is not None and tools.constrained and sampling.ignore_eos:
+        message = "'ignore_eos' cannot be had with calls that have to be: such an answer ends with them."
+        raise RequestError("invalid_value", message, "ignore_eos")
     return ChatRequest(messages, _parse_continue(fields, messages), sampling, delivery, tools)
 
 

@@ -13,9 +13,12 @@ import msgspec
 
 from app.constraints import Constraint, guided_schema, lark_literal
 from app.errors import RequestError
-from app.json_schema import check_schema
+from app.json_schema import ANNOTATIONS, check_schema
 from app.tools import Function, ToolUse
 from engine.text import CallFormat
+
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # names, not keywords, are in these
+_VALUES = ("const", "enum")
 
 
 def tool_constraint(use: ToolUse, answer: Constraint | None) -> Constraint | None:
@@ -95,8 +98,23 @@ def _call(function: Function, arguments: str, format: CallFormat) -> str:
 
 def _parameters(use: ToolUse, function: Function) -> dict[str, object]:
     if use.required or function.strict:
-        return {"type": "object"} | check_schema(function.parameters, function.field)
+        return {"type": "object"} | _bare(check_schema(function.parameters, function.field))
     return {"type": "object"}
+
+
+def _bare(schema: dict[str, object]) -> dict[str, object]:
+    """A checked schema without its annotations: the model has read them, and they can be long."""
+    kept = {keyword: value for keyword, value in schema.items() if keyword not in ANNOTATIONS}
+    for keyword, value in kept.items():
+        if keyword in _NAMED and isinstance(value, dict):
+            kept[keyword] = {name: _below(child) for name, child in value.items()}
+        elif keyword not in _VALUES:
+            kept[keyword] = [_below(child) for child in value] if isinstance(value, list) else _below(value)
+    return kept
+
+
+def _below(child: object) -> object:
+    return _bare(child) if isinstance(child, dict) else child
 
 
 def _answer_schema(answer: Constraint) -> dict[str, object]:

@@ -129,7 +129,16 @@ def test_references_stay_within_their_schema(tokenizers: dict[str, Tokenizer]) -
         "properties": {"at": {"$ref": "#/$defs/point"}},
         "required": ["at"],
         "additionalProperties": False,
-        "$defs": {"point": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}},
+        "description": "Where to.",
+        "$defs": {
+            "point": {
+                "description": "x, y",
+                "type": "array",
+                "items": {"type": "integer"},
+                "minItems": 2,
+                "maxItems": 2,
+            }
+        },
     }
     tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}
     model = Model("hermes", tokenizers)
@@ -138,3 +147,19 @@ def test_references_stay_within_their_schema(tokenizers: dict[str, Tokenizer]) -
     assert not model.takes(use, model.written(("go", json.dumps({"at": [1]}))))
     constraint = tool_constraint(use, None)
     assert constraint is not None and constraint.field == "tools"
+    assert isinstance(constraint.source, str) and "description" not in constraint.source
+
+
+def test_parameters_may_be_called_like_keywords(tokenizers: dict[str, Tokenizer]) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"description": {"enum": [{"title": 1}]}, "title": {"const": {"default": 2}}},
+        "required": ["description", "title"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    model = Model("hermes", tokenizers)
+    use = model.use(tools=[tool], tool_choice="required")
+    good = {"description": {"title": 1}, "title": {"default": 2}}
+    assert model.takes(use, model.written(("f", json.dumps(good))))
+    assert not model.takes(use, model.written(("f", json.dumps({"title": {"default": 2}}))))

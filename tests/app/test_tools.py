@@ -1,5 +1,6 @@
 """Function calling over HTTP: what is asked, what the model is shown, what a client gets."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.errors import RequestError
+from app.schema import parse_chat
 from app.settings import CallFormatName, HttpSettings
 from engine.messages import Request
 from engine.text import BytePairTokenizer
@@ -20,6 +23,7 @@ from tests.engine.tool_templates import CLOCK, WEATHER
 
 MARKS = {"<tool_call>": VOCAB, "</tool_call>": VOCAB + 1}
 TOOLS = [WEATHER, CLOCK]
+INFO = ScriptedEngine().info
 ARGUMENTS = '{"place": "Köln", "unit":"C"}'
 
 
@@ -418,6 +422,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"tools": [function()], "parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),
+    ({"tools": [function(strict=True)], "ignore_eos": True}, "ignore_eos"),
     ({"tools": [function(strict=True)], "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
 ]
 BAD_SCHEMAS: list[object] = [
@@ -466,6 +471,37 @@ async def test_bad_requests() -> None:
             assert reply.json()["error"]["param"] == field, (body, reply.text)
         assert s.engine.requests == []
         assert (await s.chat(tools=TOOLS)).status_code == 200
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=4)
+    | st.sampled_from(["function", "f", "object"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "function", "name", "parameters", "properties", "mode", "tools", "id", "arguments"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(JSON, JSON, JSON)
+def test_whatever_comes_is_understood_or_refused(tools: object, choice: object, calls: object) -> None:
+    message = {"role": "assistant", "content": "x", "tool_calls": calls}
+    for offered in (tools, [tools], [function(parameters=tools)]):
+        body = {"messages": [message], "tools": offered, "tool_choice": choice}
+        with contextlib.suppress(RequestError):
+            asked = parse_chat(body, INFO, HttpSettings(), tool_templates.QWEN)
+            assert asked.tools is None or asked.tools.allowed
 
 
 async def test_a_template_without_tools() -> None:
