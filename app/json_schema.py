@@ -23,6 +23,9 @@ _VALUES = frozenset(
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     }
 )
+FORMATS = frozenset(
+    {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
 ENFORCED = _ONE | _LISTS | _MAPS | _VALUES
 # What says nothing about which values are valid.
 ANNOTATIONS = frozenset(
@@ -69,6 +72,9 @@ def _check_keywords(node: Node, field: str) -> None:
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
             raise _refused(field, place, f"has a boolean '{keyword}'; it must be a number")
+    format = schema.get("format")
+    if isinstance(format, str) and format not in FORMATS:
+        raise _refused(field, place, f"has the 'format' {shown(format)!r}, which is not supported")
     choices = schema.get("enum")
     if isinstance(choices, list) and len(choices) > MAX_ENUM:
         raise _refused(field, place, f"has an 'enum' of more than {MAX_ENUM} values")

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 import app.constraints
 from app.constraints import Constraint, GrammarCompiler, choice_grammar, grammar_text
-from app.json_schema import ANNOTATIONS, ENFORCED
+from app.json_schema import ANNOTATIONS, ENFORCED, FORMATS
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, served
 
@@ -146,6 +146,7 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"guided_json": {"type": "integer", "minimum": 5, "exclusiveMinimum": True}}, "guided_json", "boolean"),
     ({"guided_json": {"type": "whatever"}}, "guided_json", "whatever"),
     ({"guided_json": {"type": "string", "format": "zzz"}}, "guided_json", "zzz"),
+    ({"guided_json": {"items": {"format": "unknown"}}}, "guided_json", "#/items"),
     ({"guided_json": {"type": "string", "pattern": "(?<=a)"}}, "guided_json", "look-"),
     ({"guided_json": {"type": "integer", "minimum": 2, "maximum": 1}}, "guided_json", "greater"),
     ({"guided_json": {"type": "object", "minProperties": 2}}, "guided_json", "minProperties"),
@@ -235,6 +236,27 @@ def test_every_keyword_on_the_list_is_kept_to() -> None:
     for keyword, (schema, good, bad) in KEPT.items():
         grammar = grammar_text(Constraint("f", "json_schema", schema))
         assert accepts(grammar, good) and not accepts(grammar, bad), keyword
+
+
+FORMATTED = {
+    "date-time": "2024-02-29T12:00:00Z",
+    "date": "2024-02-29",
+    "time": "12:30:00Z",
+    "duration": "P1DT2H",
+    "email": "a@example.com",
+    "hostname": "example.com",
+    "ipv4": "127.0.0.1",
+    "ipv6": "::1",
+    "uuid": "123e4567-e89b-12d3-a456-426614174000",
+    "uri": "https://example.com/a?b#c",
+}
+
+
+def test_every_format_on_the_list_is_kept_to() -> None:
+    assert set(FORMATTED) == FORMATS
+    for name, good in FORMATTED.items():
+        grammar = grammar_text(Constraint("f", "json_schema", {"type": "string", "format": name}))
+        assert accepts(grammar, json.dumps(good)) and not accepts(grammar, '"no such thing, {}"'), name
 
 
 def test_annotations_change_nothing() -> None:
