@@ -223,7 +223,7 @@ async def test_streamed_as_in_one_piece() -> None:
         max_size=4,
     )
 
-    @settings(max_examples=25, derandomize=True, deadline=None)
+    @settings(max_examples=15, derandomize=True, deadline=None)
     @given(pieces)
     def collect(drawn: list[str]) -> None:
         texts.append("".join(drawn))
