@@ -187,6 +187,19 @@ async def test_the_others_keep_their_tokens_and_their_pace(engine: AsyncEngine) 
     assert [a.content for (a,) in again] == [a.content for (a,) in together[:3]]
 
 
+async def test_masks_may_have_to_be_there_before_the_launch(engine: AsyncEngine) -> None:
+    """As on a GPU: rows wait for their masks, the loop is woken when one comes, the answers are the same."""
+    asks = [ask("start: /[a-z ]{20,40}[.]/", seed=seed, max_tokens=60) for seed in range(6)]
+    asks += [ask(None, seed=9, max_tokens=15), ask(BROKEN)]
+    late = await answers(engine, asks, together=True)
+    engine.core.forms.early = True
+    for together in (False, True):
+        early = await answers(engine, asks, together=together)
+        assert [[a.content for a in choices] for choices in early] == [
+            [a.content for a in choices] for choices in late
+        ]
+
+
 async def test_a_grammar_that_fails_fails_alone(engine: AsyncEngine) -> None:
     good = ask('start: "fine"')
     asks = [good, ask(BROKEN), ask(None, max_tokens=9), Ask(PROMPT, ask(BROKEN).params, n=3)]
