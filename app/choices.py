@@ -20,12 +20,26 @@ MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event
 
 
 @dataclass(slots=True)
+class CallPiece:
+    """A part of a function call: its beginning (with `id` and `name`), more of its arguments, or `broken`: it
+    turned out to be no call.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    broken: bool = False
+
+
+@dataclass(slots=True)
 class Piece:
     """Text that became certain, and the tokens behind it.
 
     With logprobs, `offsets` holds, for each token, the character of the answer at which its text begins, and
-    `silent` whether it belongs to a tool block that was left out of the text. `finish` is "stop" or "length"
-    on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was given.
+    `silent` whether it belongs to a tool block that was left out of the text. `finish` is "stop", "length" or
+    "tool_calls" on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was
+    given. `call` stands in the place of text in answers that call functions.
     """
 
     text: str
@@ -35,6 +49,7 @@ class Piece:
     silent: Sequence[bool] = ()
     finish: str | None = None
     stop_reason: str | int | None = None
+    call: CallPiece | None = None
 
 
 class Choice:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
-from app.settings import HttpSettings, SamplingDefaults
+from app.settings import CallFormatName, HttpSettings, SamplingDefaults
 from engine.flags import (
     OVERRIDES,
     OverrideKind,
@@ -254,6 +254,12 @@ class Requests:
     max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
     strict_fields: bool = switch(False, "refuse requests with a field that nobody knows")
     allow_priority: bool = switch(False, "let requests choose their place in the queue with 'priority'")
+    tool_call_parser: CallFormatName = option(
+        "auto",
+        choice("auto", "hermes", "llama3", "mistral"),
+        "how the model writes function calls: auto (as its chat template shows), hermes, llama3 or mistral",
+        metavar="NAME",
+    )
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
@@ -410,6 +416,7 @@ class Config:
             max_body_bytes=requests.max_body_bytes,
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
+            tool_call_parser=requests.tool_call_parser,
             ui=self.server.ui,
             docs=self.server.docs,
             strict_fields=requests.strict_fields,

@@ -292,13 +292,15 @@ class GrammarCompiler:
 def _wrong(wanted: Constraint, error: str) -> RequestError:
     if "TooComplex" in error or "too large" in error or "limit" in error:
         return _too_complex(wanted.field, error)
-    code = "invalid_schema" if wanted.kind == "json_schema" else "invalid_grammar"
     reason = " ".join(error.removesuffix("<non-verbose/>").split())
     if reason in ("NoExtension", "NoExtensionBias"):
         reason = "no text can satisfy it"
     if reason.startswith("oneOf"):
         reason = "'oneOf' is supported where its alternatives are known to exclude each other; use 'anyOf'"
-    return RequestError(code, f"'{wanted.field}': {shown(reason, 300)}.", wanted.field)
+    message = f"'{wanted.field}': {shown(reason, 300)}."
+    if wanted.kind == "json_schema":
+        return RequestError("invalid_schema", message, wanted.field)
+    return RequestError("invalid_grammar", message, wanted.field)
 
 
 def _too_complex(field: str, error: str = "") -> RequestError:

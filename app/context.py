@@ -1,7 +1,7 @@
 """What every route needs, and the one place where a request is let in."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.constraints import Constraint, GrammarCompiler
@@ -13,7 +13,7 @@ from app.record import Spans
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
-from engine.text import ChatMessage, TokenizerError
+from engine.text import ChatMessage, TokenizerError, Tool
 
 
 @dataclass(slots=True)
@@ -82,12 +82,14 @@ class Context:
         """What the engine is told of a constraint. Raises RequestError for one that does not compile."""
         return None if wanted is None else await self.grammars.compile(wanted)
 
-    async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
+    async def render(
+        self, messages: list[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
         """The conversation as the model's template writes it. Raises RequestError when the template
         refuses.
         """
         try:
-            return await self.text.render(messages, continue_final=continue_final)
+            return await self.text.render(messages, continue_final=continue_final, tools=tools)
         except ValueError as error:
             message = f"'messages' do not fit the chat template: {shown(error, 200)}"
             raise RequestError("invalid_value", message, "messages") from None

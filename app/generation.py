@@ -202,7 +202,7 @@ class Generation:
         stream = choice.stream
         if stream is not None and not stream.finished:
             self._client.abort([stream.id])  # a stop string: the engine does not know yet
-        self._metrics.finished(reason)
+        self._metrics.finished("stop" if reason == "tool_calls" else reason)
         choice.reason = reason
         if not self._running:
             self._metrics.answered(time.perf_counter() - self.started)

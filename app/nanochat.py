@@ -190,7 +190,7 @@ def _parse_message(fields: Fields) -> ChatMessage:
         if not isinstance(value, str):
             raise wrong_type(fields.name(field), "a string", value)
         values.append(value)
-    return ChatMessage(*values)
+    return ChatMessage(values[0], values[1])
 
 
 async def _first(generation: Generation, receive: Receive, grace: float) -> list[Update]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.admission import Prompt, submit
 from app.answers import ChatFormat, CompletionFormat, Format
 from app.body import read_object
+from app.calling import CallingChoice, CallingFormat
 from app.choices import Choice
 from app.context import Context
 from app.errors import ApiError, ClientGone, NotImplementedHere
@@ -22,6 +24,7 @@ from app.record import record_of
 from app.sampling import Sampling
 from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
+from app.tool_grammar import tool_constraint, with_token_ids
 from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
 
@@ -78,22 +81,34 @@ class ChatCompletions(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
         chat = self.parse(body, info)
+        use = chat.tools
         sampling = await forbid(chat.sampling, context.text)
         prompt = await self.prompt(chat, info)
-        grammar = await context.grammar(sampling.constraint)
+        grammar = await self._grammar(chat)
         params = sampling.params(len(prompt), info, "messages", grammar)
-        format = self.format(ChatFormat, info, sampling, chat.delivery)
+        make = Choice if use is None else partial(CallingChoice, use=use)
+        format = self.format(ChatFormat if use is None else CallingFormat, info, sampling, chat.delivery)
         tools = context.settings.tools and grammar is None
-        choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
+        choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools, make=make)
         return self.answer(choices, format, started)
 
     def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
-        return parse_chat(body, info, self.context.settings)
+        return parse_chat(body, info, self.context.settings, self.context.text.template.tool_source)
 
     async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
         """What the model is given."""
-        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final)
+        shown = [function.shown() for function in chat.tools.functions] if chat.tools is not None else []
+        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final, tools=shown)
         return chat.sampling.cut(rendered, info)
+
+    async def _grammar(self, chat: ChatRequest) -> str | None:
+        """Raises RequestError."""
+        context, use, wanted = self.context, chat.tools, chat.sampling.constraint
+        if use is None:
+            return await context.grammar(wanted)
+        grammar = await context.grammar(tool_constraint(use, wanted))
+        ids = context.text.ids_of(use.format.marks)
+        return with_token_ids(use, wanted, ids) if grammar is not None and ids else grammar
 
 
 class Completions(Endpoint):

@@ -1,5 +1,6 @@
 """The sampling fields that all text routes share, and the fields that are refused by name."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.constraints import Constraint, parse_constraint
@@ -140,10 +141,13 @@ class Sampling:
         )
 
 
-def refuse_unsupported(fields: Fields) -> None:
+def refuse_unsupported(fields: Fields, *, known: Collection[str] = ()) -> None:
+    """`known`: fields that the route acts on."""
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
-        if value is not None and not any(_same(value, harmless) for harmless in neutral):
+        if value is None or name in known:
+            continue
+        if not any(_same(value, harmless) for harmless in neutral):
             why = REFUSED_BECAUSE.get(name)
             raise Unsupported(name, f"{why}." if why else "")
 

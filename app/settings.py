@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+CallFormatName = Literal["auto", "hermes", "llama3", "mistral"]
 
 
 def package_version() -> str:
@@ -45,6 +48,7 @@ class HttpSettings:
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
     access_log: a log line for each request; log_content: with what the client wrote.
     otlp_endpoint: the collector that gets a span of each request.
+    tool_call_parser: how the model writes function calls; auto: as its chat template shows.
     """
 
     served_names: tuple[str, ...] = ()
@@ -62,6 +66,7 @@ class HttpSettings:
     max_choices: int = 256
     max_queue: int = 512
     tools: bool = True
+    tool_call_parser: CallFormatName = "auto"
     ui: bool = True
     strict_fields: bool = False
     allow_priority: bool = False

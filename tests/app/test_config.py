@@ -230,3 +230,12 @@ def test_weight_dtype(kind: str) -> None:
         check(parse("--weight-dtype", kind, "--use-te-weight-only"))
     with pytest.raises(UsageError, match="--weight-dtype"):
         parse("--weight-dtype", "int4")
+
+
+def test_the_parser_of_calls_has_a_name() -> None:
+    assert parse().http_settings().tool_call_parser == "auto"
+    assert parse("--tool-call-parser", "mistral").http_settings().tool_call_parser == "mistral"
+    with pytest.raises(
+        UsageError, match=r"--tool-call-parser: 'lama3' is none of auto, hermes, llama3, mistral"
+    ):
+        parse("--tool-call-parser", "lama3")
