@@ -20,6 +20,7 @@ from app.lanes import EventLane
 from app.logprobs import IdNames, Names, chat_logprobs, completion_logprobs
 from app.metrics import Metrics
 from app.schema import Delivery
+from app.scores import PromptScores, best
 from app.text import TextService
 
 DONE = b"data: [DONE]\n\n"
@@ -67,6 +68,10 @@ class Writer(Protocol):
         ...
 
 
+def joined(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
 @dataclass(slots=True, kw_only=True)
 class Format:
     """A `Writer`: one request's answer; subclasses say how a choice looks in it.
@@ -112,6 +117,10 @@ class Format:
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
         raise NotImplementedError
+
+    def delta(self, piece: Piece) -> bytes:
+        """What an event says of a choice, apart from what is around it."""
+        return self.open_text() + encode(piece.text) + self.close_text()
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         """Events that come before any token."""
@@ -161,21 +170,21 @@ class Format:
             "usage": usage.payload(),
             **self._signature(),
         }
-        self.add_prompt_ids(body, [choice for choice, _ in answers])
+        self.add_prompt(body, [choice for choice, _ in answers])
         return encode(body)
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
         """A choice's text as the body holds it."""
         raise NotImplementedError
 
-    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
-        """Chat answers carry the ids of their one prompt at the top."""
+    def add_prompt(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+        """Chat answers carry the ids and the logprobs of their one prompt at the top."""
 
     def _answer(self, choice: Choice, pieces: list[Piece]) -> dict[str, object]:
         last = pieces[-1]
         answer: dict[str, object] = {
             "index": choice.index,
-            **self.message(choice, "".join(piece.text for piece in pieces)),
+            **self.message(choice, pieces),
             "logprobs": self.logprobs(pieces) if self.wants_logprobs else None,
             "finish_reason": last.finish,
             "stop_reason": last.stop_reason,
@@ -202,15 +211,17 @@ class Format:
             top["usage"] = Usage(len(choice.prompt), sent, choice.cached_tokens).payload()
         elif self.delivery.include_usage:
             top["usage"] = None
-        text = self.open_text() + encode(piece.text) + self.close_text()
-        start = self._head + b'{"index":%d,' % choice.index + text + b","
+        start = self._head + b'{"index":%d,' % choice.index + self.delta(piece) + b","
         end = b"]," + encode(top)[1:] if top else b"]}"
         return start + encode(rest)[1:] + end + b"\n\n"
 
-    def _first_event(self, choice: Choice, inner: bytes, extra: dict[str, object]) -> bytes:
+    def _first_event(
+        self, choice: Choice, inner: bytes, extra: dict[str, object], logprobs: object = None
+    ) -> bytes:
         more = b"," + encode(extra)[1:-1] if extra else b""
         start = self._head + b'{"index":%d,' % choice.index
-        return start + inner + b',"logprobs":null,"finish_reason":null' + more + b"}"
+        about = b',"logprobs":' + encode(logprobs) + b',"finish_reason":null'
+        return start + inner + about + more + b"}"
 
 
 class ChatFormat(Format):
@@ -219,6 +230,7 @@ class ChatFormat(Format):
     prefix = "chatcmpl"
     body_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    role = b'"delta":{"role":"assistant","content":""}'
 
     def open_text(self) -> bytes:
         return b'"delta":{"content":'
@@ -230,22 +242,32 @@ class ChatFormat(Format):
         return chat_logprobs(pieces, self._names)
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
-        role = b'"delta":{"role":"assistant","content":""}'
         tail = self._tail
         if self.delivery.token_ids:
             tail = b'],"prompt_token_ids":' + encode(choices[0].prompt) + tail[1:]
-        return b"".join(self._first_event(choice, role, {}) + tail for choice in choices)
+        return b"".join(self._first_event(choice, self.role, {}) + tail for choice in choices)
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
+        return {"message": {"role": "assistant", "content": joined(pieces), "refusal": None}}
 
-    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+    def add_prompt(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
         if self.delivery.token_ids:
             body["prompt_token_ids"] = choices[0].prompt
+        scores, count = choices[0].scores, self.delivery.prompt_logprobs
+        if scores is not None and count is not None:
+            body["prompt_logprobs"] = scores.entries(self._names, count)
 
 
+@dataclass(slots=True, kw_only=True)
 class CompletionFormat(Format):
-    """/v1/completions: text, with the prompt's own text first when it is echoed."""
+    """/v1/completions: text, with the prompt's own text first when it is echoed, and its logprobs where any
+    are wanted: echoed_logprobs then is the number of alternatives. keep: how many of a prompt's choices are
+    returned, the best first; None: all.
+    """
+
+    echoed_logprobs: int | None = None
+    keep: int | None = None
+    _echoed: set[int] = field(default_factory=set)  # choices whose scored prompt was sent
 
     prefix = "cmpl"
     body_object = "text_completion"
@@ -258,21 +280,52 @@ class CompletionFormat(Format):
         return b""
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
-        return completion_logprobs(pieces, self._names)
+        return {**completion_logprobs(pieces, self._names)}
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         events = []
         for choice in choices:
-            if choice.prompt_text or self.delivery.token_ids:
-                extra: dict[str, object] = {}
-                if self.delivery.token_ids:
-                    extra = {"token_ids": [], "prompt_token_ids": choice.prompt}
-                inner = b'"text":' + encode(choice.prompt_text)
-                events.append(self._first_event(choice, inner, extra) + self._tail)
+            if choice.scores is None and (choice.prompt_text or self.delivery.token_ids):
+                events.append(self._prompt_event(choice, None))
         return b"".join(events)
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
-        message: dict[str, object] = {"text": choice.prompt_text + text}
+    def body(self, answers: Sequence[tuple[Choice, list[Piece]]], usage: Usage) -> bytes:
+        kept = answers if self.keep is None else best(answers, self.keep)
+        return Format.body(self, kept, usage)
+
+    def _prompt_event(self, choice: Choice, logprobs: object) -> bytes:
+        extra: dict[str, object] = {}
+        if self.delivery.token_ids:
+            extra = {"token_ids": [], "prompt_token_ids": choice.prompt}
+        inner = b'"text":' + encode(choice.prompt_text)
+        return self._first_event(choice, inner, extra, logprobs) + self._tail
+
+    def _full_event(self, choice: Choice, piece: Piece) -> bytes:
+        event = Format._full_event(self, choice, piece)
+        if choice.scores is None or choice.index in self._echoed or not choice.scores.complete:
+            return event
+        # Its first event: the engine scores a prompt before it gives any token of its choices, unless the
+        # choice that it does so with has failed, and the answer with it.
+        self._echoed.add(choice.index)
+        return self._prompt_event(choice, self._prompt_arrays(choice, choice.scores)) + event
+
+    def _prompt_arrays(self, choice: Choice, scores: PromptScores) -> dict[str, list[object]]:
+        return scores.arrays(self.text, self._names, choice.prompt_text, self.echoed_logprobs or 0)
+
+    def _answer(self, choice: Choice, pieces: list[Piece]) -> dict[str, object]:
+        answer, scores = Format._answer(self, choice, pieces), choice.scores
+        if scores is None:
+            return answer
+        if self.echoed_logprobs is not None:
+            own = completion_logprobs(pieces, self._names)
+            prompt = self._prompt_arrays(choice, scores)
+            answer["logprobs"] = {name: values + own[name] for name, values in prompt.items()}
+        if self.delivery.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = scores.entries(self._names, self.delivery.prompt_logprobs)
+        return answer
+
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
+        message: dict[str, object] = {"text": choice.prompt_text + joined(pieces)}
         if self.delivery.token_ids:
             message["prompt_token_ids"] = choice.prompt
         return message

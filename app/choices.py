@@ -7,10 +7,14 @@ the next one, or for the last one.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+
+if TYPE_CHECKING:
+    from app.scores import PromptScores
 
 MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event for all of them
 
@@ -53,6 +57,8 @@ class Choice:
 
     `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
     ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
+    `first_token_at` and `last_token_at` are perf_counter's, 0 before there is one; `ended` is what the engine
+    said about the choice's end, `reason` what the client is told.
     """
 
     __slots__ = (
@@ -70,11 +76,15 @@ class Choice:
         "cached_tokens",
         "completion_tokens",
         "done",
+        "ended",
         "fault",
+        "first_token_at",
         "index",
         "last_token_at",
         "prompt",
         "prompt_text",
+        "reason",
+        "scores",
         "stream",
     )
 
@@ -92,11 +102,15 @@ class Choice:
         self.stream = stream
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
+        self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
         self.completion_tokens = 0
         self.cached_tokens: int | None = None if stream is not None else 0
         self.done = False
         self.fault: str | None = None
+        self.first_token_at = 0.0
         self.last_token_at = 0.0
+        self.ended: Finish | None = None
+        self.reason = ""
         self._sampling = sampling
         self._special = text.is_special
         self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
@@ -128,6 +142,7 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
+        self.ended = finish
         if finish is not None and finish.reason in ("stop", "length"):
             self.cached_tokens = finish.cached_tokens
         last = len(delta.tokens) - 1

@@ -1,17 +1,19 @@
 """What every route needs, and the one place where a request is let in."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from app.constraints import Constraint, GrammarCompiler
 from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.record import Spans
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
-from engine.text import ChatMessage, TokenizerError
+from engine.text import ChatMessage, TokenizerError, Tool
 
 
 @dataclass(slots=True)
@@ -20,6 +22,7 @@ class Context:
 
     With several front-end processes, `gather` turns what this one counted into what all have counted, and
     `cancel_elsewhere` ends an answer (id, owner) that another one has open, and says whether there was one.
+    `spans` is where a span of each request goes, if anywhere.
     """
 
     client: EngineClient
@@ -27,8 +30,10 @@ class Context:
     settings: HttpSettings
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans | None = None
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
     cancel_elsewhere: Callable[[str, str], Awaitable[bool]] | None = None
+    grammars: GrammarCompiler = field(default_factory=GrammarCompiler)
 
     @property
     def ready(self) -> bool:
@@ -73,14 +78,23 @@ class Context:
                 "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
             )
 
+    async def grammar(self, wanted: Constraint | None) -> str | None:
+        """What the engine is told of a constraint. Raises RequestError for one that does not compile."""
+        return None if wanted is None else await self.grammars.compile(wanted)
+
     async def render(
-        self, messages: list[ChatMessage], *, continue_final: bool = False, field: str = "messages"
+        self,
+        messages: list[ChatMessage],
+        *,
+        continue_final: bool = False,
+        tools: Sequence[Tool] = (),
+        field: str = "messages",
     ) -> list[int]:
         """The conversation as the model's template writes it. Raises RequestError, which names `field`, when
         the template refuses.
         """
         try:
-            return await self.text.render(messages, continue_final=continue_final)
+            return await self.text.render(messages, continue_final=continue_final, tools=tools)
         except ValueError as error:
             message = f"'{field}' does not fit the chat template: {shown(error, 200)}"
             raise RequestError("invalid_value", message, field) from None

@@ -36,14 +36,16 @@ class Usage:
 
 class Generation:
     """`started` is the time (perf_counter) at which the HTTP request came in. One task at a time calls
-    `next`.
+    `next`. `left` is the phase in which the client left, or why it was given up; `fault` is the engine's.
     """
 
     def __init__(self, client: EngineClient, choices: list[Choice], metrics: Metrics, started: float) -> None:
         self.choices = choices
         self._client = client
         self._metrics = metrics
-        self._started = started
+        self.started = started
+        self.left = ""
+        self.fault = ""
         self._running = {choice.index for choice in choices if choice.stream is not None}
         self._error: ApiError | None = None
         self._closed = False
@@ -116,6 +118,24 @@ class Generation:
             sum(known) if len(known) == len(cached) else None,
         )
 
+    @property
+    def phase(self) -> str:
+        """How far it has come: "queue", "prefill" or "decode"."""
+        if any(choice.completion_tokens for choice in self.choices):
+            return "decode"
+        got_a_row = any(stream.started is not None for _, stream in self._streams)
+        return "prefill" if got_a_row else "queue"
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is unfinished although nothing went wrong with it."""
+        return self._error is None and not self.done
+
+    def leave(self) -> None:
+        """The client has left; `close` is to follow."""
+        self.left = self.phase
+        self._metrics.disconnected(self.left)
+
     def close(self) -> None:
         """Aborts what still runs in the engine; idempotent."""
         if self._closed:
@@ -126,6 +146,7 @@ class Generation:
         )
         for choice in self.choices:
             if not choice.done:
+                choice.reason = "abort"
                 self._metrics.finished("abort")
 
     def _take(self) -> list[tuple[Choice, Delta]]:
@@ -159,7 +180,8 @@ class Generation:
             if choice.completion_tokens:
                 self._metrics.token_gap(now - choice.last_token_at, len(delta.tokens), now)
             else:
-                self._metrics.first_token(now - self._started, len(delta.tokens), now)
+                choice.first_token_at = now
+                self._metrics.first_token(now - self.started, len(delta.tokens), now)
             choice.last_token_at = now
         pieces = choice.feed(delta)
         if choice.fault is not None:
@@ -171,6 +193,7 @@ class Generation:
     def _fail(self, message: str) -> None:
         """Once what is known has been returned, `next` raises."""
         self._metrics.finished("error")
+        self.fault = message
         gone = self._client.state != EngineState.READY
         self._error = self._error or (EngineGone(message) if gone else InternalError(message))
 
@@ -179,6 +202,7 @@ class Generation:
         stream = choice.stream
         if stream is not None and not stream.finished:
             self._client.abort([stream.id])  # a stop string: the engine does not know yet
-        self._metrics.finished(reason)
+        self._metrics.finished("stop" if reason == "tool_calls" else reason)
+        choice.reason = reason
         if not self._running:
-            self._metrics.answered(time.perf_counter() - self._started)
+            self._metrics.answered(time.perf_counter() - self.started)

@@ -1,7 +1,9 @@
 """The sampling fields that all text routes share, and the fields that are refused by name."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from app.constraints import Constraint, parse_constraint
 from app.errors import ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_number, shown, wrong_type
 from app.settings import SamplingDefaults
@@ -29,15 +31,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": ([],),
-    "guided_grammar": (),
-    "regex": (),
+    "guided_whitespace_pattern": (),
     "ebnf": (),
-    "json_schema": (),
     "grammar": (),
     "allowed_token_ids": (),
     "logits_processors": ([],),
@@ -47,7 +42,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "documents": ([],),
-    "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
@@ -94,6 +88,8 @@ class Sampling:
     bad_words: tuple[str, ...] = ()
     truncate: int | None = None  # the most prompt tokens to keep; -1: as many as the context has room for
     priority: int = 0
+    prompt_logprobs: int | None = None  # alternatives for each token of the prompt; None: it is not scored
+    constraint: Constraint | None = None
 
     def cut(self, prompt: list[int], info: ModelInfo) -> list[int]:
         """The end of the prompt that `truncate` leaves."""
@@ -102,8 +98,12 @@ class Sampling:
         room = max(info.max_model_len - (self.max_tokens or 1), 1)
         return prompt[-(room if self.truncate == -1 else self.truncate) :]
 
-    def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
-        """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
+    def params(
+        self, prompt_tokens: int, info: ModelInfo, prompt_field: str, grammar: str | None = None
+    ) -> SamplingParams:
+        """For a prompt of this length. grammar: what `constraint` was compiled to. Raises
+        ContextLengthExceeded with both numbers.
+        """
         room = info.max_model_len - prompt_tokens
         if room <= 0:
             raise ContextLengthExceeded(
@@ -122,7 +122,7 @@ class Sampling:
             message = f"'min_tokens' is {self.min_tokens}, but at most {limit} tokens can be generated."
             raise RequestError("out_of_range", message, "min_tokens")
         return SamplingParams(
-            max_tokens=limit,
+            max_tokens=max(limit, 1),  # 0: the prompt is scored, and the engine's one token dropped
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -136,13 +136,18 @@ class Sampling:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            grammar=grammar,
         )
 
 
-def refuse_unsupported(fields: Fields) -> None:
+def refuse_unsupported(fields: Fields, *, known: Collection[str] = ()) -> None:
+    """`known`: fields that the route acts on."""
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
-        if value is not None and not any(same(value, harmless) for harmless in neutral):
+        if value is None or name in known:
+            continue
+        if not any(same(value, harmless) for harmless in neutral):
             why = REFUSED_BECAUSE.get(name)
             raise Unsupported(name, f"{why}." if why else "")
 
@@ -154,6 +159,7 @@ def parse_sampling(
     *,
     max_n: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     least_tokens: int = 1,
     allow_priority: bool = False,
 ) -> Sampling:
@@ -161,11 +167,16 @@ def parse_sampling(
     field.
     """
     n = fields.integer("n", 1, max_n) or 1
-    _check_best_of(fields, n)
     old_limit = fields.integer("max_tokens", least_tokens, MAX_TOKENS)
     limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
     top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    constraint = parse_constraint(fields)
+    if constraint is not None and fields.boolean("ignore_eos"):
+        message = (
+            f"'ignore_eos' cannot be had with '{constraint.field}': that answer ends when it is complete."
+        )
+        raise RequestError("invalid_value", message, "ignore_eos")
     salt = (fields.string("cache_salt") or "").encode()
     if len(salt) > MAX_SALT:
         raise RequestError("out_of_range", f"'cache_salt' is longer than {MAX_SALT} bytes.", "cache_salt")
@@ -194,6 +205,8 @@ def parse_sampling(
         bad_words=_parse_bad_words(fields),
         truncate=_parse_truncate(fields, info),
         priority=_parse_priority(fields, allow_priority),
+        prompt_logprobs=prompt_logprobs,
+        constraint=constraint,
     )
 
 
@@ -240,12 +253,6 @@ def _parse_bad_words(fields: Fields) -> tuple[str, ...]:
             raise RequestError("out_of_range", message, name)
         words.append(item)
     return tuple(words)
-
-
-def _check_best_of(fields: Fields, n: int) -> None:
-    best_of = fields.integer("best_of", 1, MAX_TOKENS)
-    if best_of is not None and best_of != n:
-        raise Unsupported("best_of", f"it must equal 'n', which is {n}.")
 
 
 def parse_stop(fields: Fields, name: str = "stop") -> tuple[str, ...]:

@@ -5,16 +5,18 @@ Fields that nobody knows are ignored, known fields that this server does not act
 """
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
 from app.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_object, kind, missing, shown, wrong_type
-from app.sampling import MAX_LOGPROBS, Sampling, parse_sampling, refuse_unsupported
+from app.sampling import MAX_LOGPROBS, MAX_TOKENS, Sampling, parse_sampling, refuse_unsupported
 from app.settings import HttpSettings
+from app.tools import FIELDS as TOOL_FIELDS
+from app.tools import NO_TOOLS, ToolUse, parse_tool_calls, parse_tools, tool_call_id
 from engine.messages import ModelInfo
-from engine.text import ChatMessage
+from engine.text import ChatMessage, ToolCall
 
 log = logging.getLogger("fastpath.http")
 
@@ -33,6 +35,7 @@ class Delivery:
     token_ids: bool
     token_names: bool = False  # logprobs name tokens by their ids
     interval: int = 1  # tokens per event
+    prompt_logprobs: int | None = None  # vLLM's list of the prompt's logprobs, with so many alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,22 @@ class ChatRequest:
     continue_final: bool
     sampling: Sampling
     delivery: Delivery
+    tools: ToolUse | None
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """`prompts` are texts or token ids; `score_only` asks for the prompts' echo and no new token."""
+    """`prompts` are texts or token ids; `score_only` asks for no new token, but for the prompts' echo and
+    maybe their logprobs. `logprobs` is what the client asked for; `sampling` may need more. `keep` of the
+    `sampling.n` choices of a prompt are returned, the likeliest; None: all.
+    """
 
     prompts: list[str | list[int]]
     add_bos: bool
     echo: bool
     score_only: bool
+    logprobs: int | None
+    keep: int | None
     sampling: Sampling
     delivery: Delivery
 
@@ -59,16 +68,21 @@ def served_names(info: ModelInfo, settings: HttpSettings) -> tuple[str, ...]:
     return settings.served_names or (info.name,)
 
 
-def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> ChatRequest:
-    """Raises ApiError (400, 404)."""
+def parse_chat(
+    body: dict[str, object], info: ModelInfo, settings: HttpSettings, tool_source: str | None = None
+) -> ChatRequest:
+    """tool_source: the text of the model's chat template, if it knows tools. Raises ApiError (400, 404)."""
     fields = Fields(body)
     check_names(fields, CHAT_NAMES, settings)
-    refuse_unsupported(fields)
+    tools = parse_tools(fields, tool_source, settings.tool_call_parser)
+    refuse_unsupported(fields, known=TOOL_FIELDS)
     for name in ("echo", "add_special_tokens"):
         if fields.boolean(name):
             raise Unsupported(name, "chat prompts are built by the model's template.")
+    if fields.integer("best_of", 1, MAX_TOKENS) not in (None, 1):
+        raise Unsupported("best_of", "only /v1/completions chooses among more choices than it returns.")
     delivery = _parse_delivery(fields, info, settings)
-    messages = parse_messages(fields)
+    messages = parse_messages(fields, tool_source is not None)
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
@@ -80,8 +94,14 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
         allow_priority=settings.allow_priority,
+        prompt_logprobs=delivery.prompt_logprobs,
     )
-    return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery)
+    if tools is not None and delivery.prompt_logprobs is not None:
+        raise Unsupported("prompt_logprobs", "not together with 'tools'.")
+    if tools is not None and tools.constrained and sampling.ignore_eos:
+        message = "'ignore_eos' cannot be had with calls that have to be: such an answer ends with them."
+        raise RequestError("invalid_value", message, "ignore_eos")
+    return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery, tools)
 
 
 def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> CompletionRequest:
@@ -95,24 +115,45 @@ def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSet
     prompts = _parse_prompts(fields, info, settings)
     echo = fields.boolean("echo")
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
-    if echo and logprobs is not None:
-        raise Unsupported("echo", "'echo' together with 'logprobs' needs logprobs of the prompt.")
+    echoed = logprobs if echo else None
+    scored = [count for count in (echoed, delivery.prompt_logprobs) if count is not None]
     sampling = parse_sampling(
         fields,
         info,
         settings.sampling,
         max_n=settings.max_n,
         logprobs=logprobs,
+        prompt_logprobs=max(scored, default=None),
         least_tokens=0 if echo else 1,
         allow_priority=settings.allow_priority,
     )
+    keep, many = None, "n"
+    best_of = _parse_best_of(fields, sampling.n, delivery.stream, settings)
+    if best_of > sampling.n:
+        keep, many = sampling.n, "best_of"
+        # Their logprobs rank them, whether the client wants to see any or not.
+        sampling = replace(sampling, n=best_of, logprobs=logprobs or 0)
     if sampling.n * len(prompts) > settings.max_choices:
-        message = f"'n' times the number of prompts exceeds {settings.max_choices}."
-        raise RequestError("out_of_range", message, "n" if sampling.n > 1 else "prompt")
+        message = f"'{many}' times the number of prompts exceeds {settings.max_choices}."
+        raise RequestError("out_of_range", message, many if sampling.n > 1 else "prompt")
     add_bos = fields.boolean("add_special_tokens", True)
     if not add_bos and "" in prompts:
         raise RequestError("invalid_value", "An empty 'prompt' needs 'add_special_tokens'.", "prompt")
-    return CompletionRequest(prompts, add_bos, echo, sampling.max_tokens == 0, sampling, delivery)
+    score_only = sampling.max_tokens == 0
+    return CompletionRequest(prompts, add_bos, echo, score_only, logprobs, keep, sampling, delivery)
+
+
+def _parse_best_of(fields: Fields, n: int, stream: bool, settings: HttpSettings) -> int:
+    """How many choices are generated for each prompt."""
+    best_of = fields.integer("best_of", 1, settings.max_n)
+    if best_of is None:
+        return n
+    if best_of < n:
+        raise RequestError("out_of_range", f"'best_of' is {best_of}, less than 'n', which is {n}.", "best_of")
+    if stream and best_of > 1:
+        message = "'best_of' needs 'stream' to be false: who is best is known at the end."
+        raise RequestError("invalid_value", message, "best_of")
+    return best_of
 
 
 def check_names(fields: Fields, known: frozenset[str], settings: HttpSettings) -> None:
@@ -144,6 +185,10 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     if options is not None and not stream:
         raise RequestError("invalid_value", "'stream_options' needs 'stream' to be true.", "stream_options")
     options = options or Fields({})
+    prompt_logprobs = fields.integer("prompt_logprobs", 0, MAX_LOGPROBS)
+    if stream and prompt_logprobs is not None:
+        message = "'prompt_logprobs' needs 'stream' to be false; 'echo' with 'logprobs' can be streamed."
+        raise RequestError("invalid_value", message, "prompt_logprobs")
     options.boolean("include_obfuscation")
     continuous = options.boolean("continuous_usage_stats")
     return Delivery(
@@ -154,10 +199,11 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
         token_ids=fields.boolean("return_token_ids"),
         token_names=fields.boolean("return_tokens_as_token_ids"),
         interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
-def parse_messages(fields: Fields) -> list[ChatMessage]:
+def parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
     items = fields.items("messages")
     if items is None:
         raise missing("messages")
@@ -165,25 +211,44 @@ def parse_messages(fields: Fields) -> list[ChatMessage]:
         raise RequestError("invalid_value", "'messages' must not be empty.", "messages")
     if len(items) > MAX_MESSAGES:
         raise RequestError("out_of_range", f"'messages' holds more than {MAX_MESSAGES} messages.", "messages")
-    return [_parse_message(as_object(item, f"messages[{k}]")) for k, item in enumerate(items)]
+    messages: list[ChatMessage] = []
+    called: dict[str, str] = {}  # the function of each call so far, by the call's id
+    for k, item in enumerate(items):
+        message = _parse_message(as_object(item, f"messages[{k}]"), knows_tools, called)
+        called.update((call.id, call.name) for call in message.tool_calls)
+        messages.append(message)
+    return messages
 
 
-def _parse_message(fields: Fields) -> ChatMessage:
+def _parse_message(fields: Fields, knows_tools: bool, called: Mapping[str, str]) -> ChatMessage:
     role = fields.string("role")
     if role is None:
         raise missing(fields.name("role"))
-    if role in ("tool", "function"):
-        raise Unsupported(fields.name("role"), "this server has no function calling.")
-    if role not in ROLES:
-        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, got '{shown(role)}'."
+    if role == "function":
+        raise Unsupported(fields.name("role"), "use the role 'tool' instead.")
+    if role == "tool" and not knows_tools:
+        raise Unsupported(fields.name("role"), NO_TOOLS)
+    if role not in (*ROLES, "tool"):
+        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, tool, got '{shown(role)}'."
         raise RequestError("invalid_value", message, fields.name("role"))
-    for name in ("tool_calls", "function_call"):
-        if fields.get(name) not in (None, []):
-            raise Unsupported(fields.name(name))
+    if fields.get("function_call") is not None:
+        raise Unsupported(fields.name("function_call"), "use 'tool_calls' instead.")
+    calls: tuple[ToolCall, ...] = ()
+    if fields.get("tool_calls") not in (None, []):
+        if not knows_tools:
+            raise Unsupported(fields.name("tool_calls"), NO_TOOLS)
+        if role != "assistant":
+            message = f"'{fields.name('tool_calls')}' belong to the role 'assistant'."
+            raise RequestError("invalid_value", message, fields.name("tool_calls"))
+        calls = parse_tool_calls(fields)
     content = fields.get("content")
-    if content is None:
+    if content is None and not calls:
         raise missing(fields.name("content"))
-    return ChatMessage(role, parse_content(content, fields.name("content")))
+    text = "" if content is None else parse_content(content, fields.name("content"))
+    if role == "tool":
+        id = tool_call_id(fields, "tool_call_id")
+        return ChatMessage(role, text, tool_call_id=id, name=fields.string("name") or called.get(id))
+    return ChatMessage(role, text, calls)
 
 
 def parse_content(content: object, name: str, types: Collection[str] = ("text",)) -> str:

@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+CallFormatName = Literal["auto", "hermes", "llama3", "mistral"]
 
 
 def package_version() -> str:
@@ -43,6 +46,9 @@ class HttpSettings:
     strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
     urgent they are. docs: whether /openapi.json and /docs are served.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    access_log: a log line for each request; log_content: with what the client wrote.
+    otlp_endpoint: the collector that gets a span of each request.
+    tool_call_parser: how the model writes function calls; auto: as its chat template shows.
     """
 
     served_names: tuple[str, ...] = ()
@@ -60,7 +66,11 @@ class HttpSettings:
     max_choices: int = 256
     max_queue: int = 512
     tools: bool = True
+    tool_call_parser: CallFormatName = "auto"
     ui: bool = True
     strict_fields: bool = False
     allow_priority: bool = False
     docs: bool = True
+    access_log: bool = False
+    log_content: bool = False
+    otlp_endpoint: str | None = None

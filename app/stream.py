@@ -21,6 +21,7 @@ from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import key_id, request_id
+from app.record import timing_headers
 from app.settings import HttpSettings
 
 log = logging.getLogger("fastpath.http")
@@ -79,7 +80,7 @@ class Answer:
         try:
             await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
             if not worker.done():
-                self.metrics.disconnects += 1
+                self.generation.leave()
         finally:
             deadline.cancel()
             self.generation.close()
@@ -113,6 +114,7 @@ class JsonAnswer(Answer):
             updates = await generation.next()
         body = self.format.body([(c, collected[c.index]) for c in generation.choices], generation.usage())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += timing_headers(generation)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -141,6 +143,7 @@ class EventStream(Answer):
             if not self._stalled:
                 raise
             self.metrics.slow_readers += 1
+            self.generation.left = "slow_reader"
             log.info("a reader took nothing for %g s; its request was aborted", self.settings.send_timeout)
         finally:
             self._timer.cancel()
@@ -196,8 +199,9 @@ class EventStream(Answer):
         if not updates:
             return b""
         events = [self.format.event(choice, piece) for choice, pieces in updates for piece in pieces]
-        self.metrics.sent(len(events))
-        return b"".join(events)
+        data = b"".join(events)
+        self.metrics.sent(len(events), len(data))
+        return data
 
     def _rest(self) -> bytes:
         """Events that were held back, when a failure ends the stream."""

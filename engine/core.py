@@ -7,19 +7,29 @@ loop and return at once. Whatever they produce for the outside goes into the out
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
+from engine.forms import Forms
 from engine.memory import grown_pool
-from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
-from engine.messages.wire import FinishReason
-from engine.plan import Plan
+from engine.messages import (
+    EngineStats,
+    Finish,
+    Frame,
+    PromptLogprobs,
+    Request,
+    Started,
+    TokenLogprobs,
+)
+from engine.messages.wire import FinishReason, StepHistograms
+from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, State
-from engine.steps import Runner, SampledToken, StepHandle, StepResult
+from engine.steps import NOT_FINITE, Runner, SampledToken, StepHandle, StepResult
 from engine.tools import ToolMachine, ToolTokenizer
 from engine.trace import Tracer
 from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
@@ -59,6 +69,7 @@ class EngineCore:
         self.tracer = tracer
         self._tokenizer = tokenizer
         self._tools: dict[int, ToolMachine] = {}
+        self.forms = Forms(tokenizer, runner.vocab_size, terminal_ids, runner.early_masks)
         self._terminals = frozenset(terminal_ids)
         self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
         self._failures = 0  # in a row
@@ -68,6 +79,10 @@ class EngineCore:
         self._page = page
         self._last_plan: Plan | None = None
         self._last_seconds = 0.0
+        self._rows = self._nonfinite = 0
+        self._histograms = StepHistograms()
+        self._young: list[Sequence] = []  # have a row and no token yet
+        self.resident_bytes = 0  # of this process; whoever owns it measures
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -89,6 +104,8 @@ class EngineCore:
             stops = frozenset(stop_ids(request.params, self.terminal_ids))
         for sequence in sequences:
             self._stops[sequence.id] = stops
+            if request.params.grammar is not None:
+                self.forms.open(sequence, request.params.grammar)
             if request.tools:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
             if self.tracer is not None:
@@ -120,6 +137,7 @@ class EngineCore:
             raise ValueError(f"logit_bias has more than {MAX_BIASES} entries")
         if request.n < 1:
             raise ValueError(f"n is {request.n}")
+        self.forms.check(request)
 
     # -- steps
     # -------------------------------------------------------------------------------------------------
@@ -131,6 +149,9 @@ class EngineCore:
         started again: the device is lost, or it fails time and again.
         """
         started = time.perf_counter()
+        if self.forms:
+            for sequence, error in self.forms.failed():
+                self._finish(sequence, "error", message=f"the grammar failed: {error}")
         for attempt in range(LAUNCH_ATTEMPTS):
             plan = self._plan()
             if plan is None:
@@ -142,6 +163,8 @@ class EngineCore:
                 self._launch_failed(plan, error, attempt)
                 continue
             self.scheduler.launched(plan)
+            if plan.admitted:
+                self._report_start(plan.admitted)
             ended = time.perf_counter()
             self.overhead.plan += ended - started
             if self.tracer is not None:
@@ -177,12 +200,16 @@ class EngineCore:
         self._steps += 1
         self._failures = 0
         self._last_plan, self._last_seconds = plan, result.seconds
+        self._rows += len(plan.chunks)
+        self._histograms.observe(plan.num_tokens, result.seconds)
         self._changed = True
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
             self.tracer.arrived(plan, result.seconds, started)
+        for chunk, scores in zip(plan.scored, result.scores, strict=True):
+            self._add_scores(chunk, scores)
         sampled = iter(result.tokens)
-        token, stops, tools = self.scheduler.token, self._stops, self._tools
+        token, stops, watched = self.scheduler.token, self._stops, bool(self._tools or self.forms)
         streams, tokens = self._frame.streams, self._frame.tokens
         before = len(tokens)
         for chunk in plan.chunks:
@@ -194,19 +221,22 @@ class EngineCore:
                 if not token(chunk, id):
                     continue
                 if got.error is not None:
+                    self._nonfinite += got.error == NOT_FINITE
                     self._finish(sequence, "error", message=got.error, poisoned=True)
                     continue
                 if got.logprob is not None:
                     self._add_logprobs(got)
                 streams.append(sequence.id)
                 tokens.append(id)
-                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or tools:
+                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or watched:
                     self._after_token(sequence, id)
             except Exception as error:  # whatever it is, it belongs to this request
                 _log.exception("stream %d failed", sequence.id)
                 message = f"the token could not be used: {type(error).__name__}: {error}"
                 self._finish(sequence, "error", message=message, poisoned=True)
         self._generated += len(tokens) - before
+        if self._young:
+            self._note_first_tokens()
         self.overhead.step += result.seconds
         self.overhead.forward += result.forward_seconds
         ended = time.perf_counter()
@@ -269,15 +299,16 @@ class EngineCore:
     # ----------------------------------------------------------------------------------------------
 
     def _after_token(self, sequence: Sequence, token: int) -> None:
-        """Whether a token was the last one, or calls a tool."""
+        """Whether a token was the last one, or calls a tool, or what it means to a grammar."""
         if token in self._stops[sequence.id]:
             output = len(sequence.tokens) - sequence.prompt_length
-            if output > sequence.request.params.min_tokens:
+            least = sequence.request.params.min_tokens
+            if output > least or self.forms.completes(sequence, token):
                 self._finish(sequence, "stop", stop_token=token)
                 return
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
-        elif sequence.id in self._tools:
+        elif not self.forms.accept(sequence, token) and sequence.id in self._tools:
             self._run_tool(sequence, token)
 
     def _run_tool(self, sequence: Sequence, token: int) -> None:
@@ -298,6 +329,44 @@ class EngineCore:
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
 
+    # -- what is measured, once per request
+    # ------------------------------------------------------------------------------------------------------
+
+    def _report_start(self, admitted: Iterable[Sequence]) -> None:
+        for sequence in admitted:
+            if sequence.first_token or sequence in self._young:
+                continue  # it was preempted and is back
+            self._young.append(sequence)
+            sequence.steps_before, sequence.rows_before = self._steps, self._rows
+            waited = sequence.admitted - sequence.arrival
+            self._frame.started.append(Started(sequence.id, waited, sequence.cached_tokens))
+            self._changed = True
+
+    def _note_first_tokens(self) -> None:
+        now = time.monotonic()
+        still: list[Sequence] = []
+        for sequence in self._young:
+            if len(sequence.tokens) > sequence.prompt_length:
+                sequence.first_token = sequence.first_token or now
+            elif sequence.state is not State.FINISHED:
+                still.append(sequence)
+        self._young = still
+
+    def _ended(
+        self, sequence: Sequence, reason: FinishReason, stop: int | None, message: str | None
+    ) -> Finish:
+        """Its end, with what was measured."""
+        prefill = decode = rows = None
+        if sequence.admitted and len(sequence.tokens) > sequence.prompt_length:
+            now = time.monotonic()
+            first = sequence.first_token = sequence.first_token or now
+            prefill, decode = first - sequence.admitted, now - first
+        steps = self._steps - sequence.steps_before
+        if sequence.admitted and steps:
+            rows = (self._rows - sequence.rows_before) / steps
+        measured = prefill, decode, sequence.preemptions, rows
+        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured)
+
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
 
@@ -307,6 +376,16 @@ class EngineCore:
         if logprob is not None:
             top = sampled.top_ids, sampled.top_logprobs
             self._frame.logprobs.append(TokenLogprobs(index, logprob, *top))
+
+    def _add_scores(self, chunk: Chunk, scores: PromptLogprobs) -> None:
+        """Those of prompt tokens; what was computed again after a preemption has been told before."""
+        first = self.scheduler.scored(chunk, scores.first + len(scores.logprobs))
+        if first is None:
+            return
+        if any(math.isnan(logprob) for logprob in scores.logprobs):
+            self._finish(chunk.sequence, "error", message=NOT_FINITE, poisoned=True)
+            return
+        self._frame.prompts.append(scores.since(first))
 
     def _finish(
         self,
@@ -329,10 +408,11 @@ class EngineCore:
         message: str | None = None,
     ) -> None:
         self._tools.pop(sequence.id, None)
+        self.forms.forget(sequence)
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)
-        self._frame.finished.append(Finish(sequence.id, reason, stop_token, sequence.cached_tokens, message))
+        self._frame.finished.append(self._ended(sequence, reason, stop_token, message))
         self._changed = True
 
     def take_frame(self, *, always: bool = False) -> Frame | None:
@@ -343,10 +423,12 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        return Frame(frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished, self.stats())
+        told = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
+        return Frame(*told, self.stats(), frame.prompts, frame.started)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
+        oldest = stats.oldest_arrival
         return EngineStats(
             running=stats.running,
             waiting=stats.waiting,
@@ -365,4 +447,9 @@ class EngineCore:
             late_tokens=stats.late_tokens,
             kv_growths=self._growths,
             graph_recaptures=self.runner.graph_recaptures,
+            deferred=stats.deferred,
+            oldest_wait_seconds=time.monotonic() - oldest if oldest is not None else 0.0,
+            nonfinite=self._nonfinite,
+            resident_bytes=self.resident_bytes,
+            step_histograms=self._histograms,
         )

@@ -91,7 +91,7 @@ def test_requests_are_spread_and_every_process_answers_for_all() -> None:
             assert (stats["open_choices"], stats["running"]) == (4, 4)
         for answer in answers:
             answer.close()
-        until(lambda: metric(server, "fastpath_disconnects_total") == 4)
+        until(lambda: metric(server, "fastpath_disconnects_total", phase="decode") == 4)
         until(lambda: metric(server, "vllm:num_requests_running") == 0)
 
 
