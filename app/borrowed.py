@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 
 from app.catalogue import MAX_INTERVAL, Field
 from app.dialect_fields import BORROWED
-from app.errors import Unsupported
+from app.errors import RequestError, Unsupported
 from app.fields import Fields
 from app.sampling import Sampling, parse_sampling, same
 from app.schema import Delivery, check_model
 from app.settings import HttpSettings
+from app.tools import ToolUse
 from engine.messages import ModelInfo
 
 UNREAD = ("spaces_between_special_tokens",)  # has no effect
@@ -51,3 +52,14 @@ def borrowed_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -
         token_ids=False,
         interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
     )
+
+
+def check_end(sampling: Sampling, tools: ToolUse | None) -> None:
+    """Raises RequestError where an answer that has to end by itself is told not to."""
+    if sampling.ignore_eos and sampling.constraint is not None:
+        field = sampling.constraint.field
+        message = f"'ignore_eos' cannot be had with '{field}': that answer ends when it is complete."
+        raise RequestError("invalid_value", message, "ignore_eos")
+    if sampling.ignore_eos and tools is not None and tools.constrained:
+        message = "'ignore_eos' cannot be had with calls that have to be: such an answer ends with them."
+        raise RequestError("invalid_value", message, "ignore_eos")

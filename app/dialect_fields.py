@@ -21,8 +21,10 @@ from app.catalogue import (
     sampling_fields,
     text,
 )
+from app.constraints import MAX_NAME
 from app.sampling import MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS
 from app.settings import HttpSettings
+from app.tools import MAX_TOOLS
 
 OUTPUT_LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (OUTPUT_LOGPROBS, "reasoning.encrypted_content")  # of the latter there is none
@@ -51,6 +53,64 @@ BORROWED = (
     "cache_salt",
     "priority",
 )
+FUNCTION: dict[str, object] = {
+    "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+    "description": {"type": ["string", "null"]},
+    "strict": {"type": ["boolean", "null"]},
+}
+SCHEMA: Schema = {"type": ["object", "null"], "description": "a JSON schema of an object"}
+FLAT_TOOL: Schema = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, **FUNCTION, "parameters": SCHEMA},
+    "required": ["type", "name"],
+}
+FLAT_CHOICE: Schema = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {"type": "object", "properties": {"type": {"enum": ["function", "allowed_tools"]}}},
+    ]
+}
+ANTHROPIC_TOOL: Schema = {
+    "type": "object",
+    "properties": {"type": {"enum": ["custom", None]}, **FUNCTION, "input_schema": {"type": "object"}},
+    "required": ["name", "input_schema"],
+}
+ANTHROPIC_CHOICE: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["auto", "any", "tool", "none"]},
+        "name": {"description": "of a tool"},
+        "disable_parallel_tool_use": {"type": ["boolean", "null"]},
+    },
+    "required": ["type"],
+}
+TEXT: Schema = {
+    "type": "object",
+    "properties": {
+        "format": {
+            "type": ["object", "null"],
+            "properties": {
+                "type": {"enum": ["text", "json_object", "json_schema"]},
+                "name": {"description": f"of a json_schema: 1 to {MAX_NAME} letters, digits, '_' or '-'"},
+                "schema": {"description": "a JSON schema (docs/structured.md says of which keywords)"},
+                "strict": {"description": "a schema is always kept to"},
+            },
+            "required": ["type"],
+        },
+        "verbosity": {},
+    },
+}
+OUTPUT_CONFIG: Schema = {
+    "type": "object",
+    "properties": {
+        "format": {
+            "type": ["object", "null"],
+            "properties": {"type": {"const": "json_schema"}, "schema": {}},
+            "required": ["type", "schema"],
+        },
+        "effort": {},
+    },
+}
 STOPS = items(text(1, MAX_STOP_CHARS), MAX_STOPS)
 NO_THINKING: Schema = {"type": "object", "properties": {"type": {"const": "disabled"}}, "required": ["type"]}
 
@@ -85,7 +145,10 @@ def response_fields(settings: HttpSettings) -> list[Field]:
         Field("stream", BOOLEAN, "answer with server-sent events", "false"),
         Field("stream_options", OBFUSCATION, "only with `stream`"),
         STREAM_INTERVAL,
-        Field("parallel_tool_calls", BOOLEAN, "repeated in the response", "true"),
+        Field("text", TEXT, "`format` shapes the answer; `verbosity` has no effect"),
+        Field("tools", items(FLAT_TOOL, MAX_TOOLS), "functions, for a chat template that knows tools"),
+        Field("tool_choice", FLAT_CHOICE, "which of them may or must be called", "`auto`"),
+        Field("parallel_tool_calls", BOOLEAN, "false: the answer ends with its first call", "true"),
         Field("store", BOOLEAN, "nothing is stored, and the response says so", "false"),
         Field("metadata", {"type": "object"}, "repeated in the response"),
         Field("user", STRING, "repeated in the response"),
@@ -138,16 +201,19 @@ def message_fields(settings: HttpSettings) -> list[Field]:
         ),
         Field("temperature", number(0, 1), "0 takes the best token; up to 0.01 counts as 0.01", TEMPERATURE),
         *_borrowed(settings, "top_p", "top_k"),
+        Field("output_config", OUTPUT_CONFIG, "`format` shapes the answer; `effort` has no effect"),
         Field("stream", BOOLEAN, "answer with server-sent events", "false"),
         STREAM_INTERVAL,
-        *_thoughtless(),
+        *_tools_and_thoughts(),
         *_ignored("metadata", "service_tier", "cache_control", "inference_geo", "speed", "diagnostics"),
         *_ignored("user_profile_id", "workspace_id"),
     ]
 
 
-def _thoughtless() -> list[Field]:
+def _tools_and_thoughts() -> list[Field]:
     return [
+        Field("tools", items(ANTHROPIC_TOOL, MAX_TOOLS), "functions, for a chat template that knows tools"),
+        Field("tool_choice", ANTHROPIC_CHOICE, "which of them may or must be called", "`auto`"),
         Field("thinking", NO_THINKING, "any other type is an error: the model does not think first"),
         _refused("container", "there are no tools that run here"),
         _refused("mcp_servers", "there are no tools that run here", []),
@@ -159,8 +225,8 @@ def count_fields(settings: HttpSettings) -> list[Field]:
     """POST /v1/messages/count_tokens."""
     return [
         *_message_conversation(),
-        *_thoughtless(),
-        *_ignored("cache_control", "speed", "user_profile_id", "workspace_id"),
+        *_tools_and_thoughts(),
+        *_ignored("output_config", "cache_control", "speed", "user_profile_id", "workspace_id"),
     ]
 
 

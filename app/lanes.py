@@ -97,13 +97,14 @@ class NumberedLane(EventLane):
 
     def push(self, token: int, now: float) -> bool:
         text, tally = self._spellings[token], self._tally
-        if not text or not self._write(b"%b%b%b%d}\n\n" % (self._before, text, self._after, tally.next)):
+        data = b"%b%b%b%d}\n\n" % (self._before, text, self._after, tally.next)
+        if not text or not self._write(data):
             return False
         tally.next += 1
         tally.said.append(text)
         choice, metrics = self._choice, self._metrics
-        metrics.events += 1
-        metrics.writes += 1
+        metrics.lane_events += 1
+        metrics.event_bytes += len(data)
         metrics.flowed(choice.last_token_at, now)
         choice.last_token_at = self.written_at = now
         choice.completion_tokens += 1
@@ -116,12 +117,13 @@ class NumberedLane(EventLane):
             return False
         before, after, tally = self._before, self._after, self._tally
         numbered = enumerate(texts, tally.next)
-        if not self._write(b"".join([b"%b%b%b%d}\n\n" % (before, text, after, k) for k, text in numbered])):
+        data = b"".join([b"%b%b%b%d}\n\n" % (before, text, after, k) for k, text in numbered])
+        if not self._write(data):
             return False
         tally.next += count
         tally.said += texts
         choice = self._choice
-        self._metrics.sent(count)
+        self._metrics.sent(count, len(data))
         self._metrics.token_gap(now - choice.last_token_at, count, now)
         choice.last_token_at = self.written_at = now
         choice.completion_tokens += count

@@ -15,7 +15,8 @@ from engine.messages import ModelInfo
 
 class Messages(Conversation[ChatRequest]):
     def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
-        return parse_message(body, info, self.context.settings)
+        context = self.context
+        return parse_message(body, info, context.settings, context.text.template.tool_source)
 
     def writer(self, chat: ChatRequest, info: ModelInfo, sampling: Sampling) -> Writer:
         return MessageWriter(delivery=chat.delivery, text=self.context.text, seed=sampling.seed)
@@ -23,6 +24,8 @@ class Messages(Conversation[ChatRequest]):
 
 class CountTokens(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
-        messages, continued = parse_counted(body, info, self.context.settings)
-        prompt = await self.context.render(messages, continue_final=continued)
+        context = self.context
+        turns = parse_counted(body, info, context.settings, context.text.template.tool_source)
+        shown = [] if turns.tools is None else [function.shown() for function in turns.tools.functions]
+        prompt = await context.render(turns.messages, continue_final=turns.continued, tools=shown)
         return Response(msgspec.json.encode({"input_tokens": len(prompt)}), media_type="application/json")

@@ -12,7 +12,8 @@ class Responses(Conversation[ResponseRequest]):
     field = "input"
 
     def parse(self, body: dict[str, object], info: ModelInfo) -> ResponseRequest:
-        return parse_response(body, info, self.context.settings)
+        context = self.context
+        return parse_response(body, info, context.settings, context.text.template.tool_source)
 
     def writer(self, chat: ResponseRequest, info: ModelInfo, sampling: Sampling) -> Writer:
         return ResponseWriter(

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from app.borrowed import borrowed_delivery, borrowed_sampling, refuse
+from app.borrowed import borrowed_delivery, borrowed_sampling, check_end, refuse
+from app.constraints import Constraint, schema_constraint
 from app.dialect_fields import INCLUDABLE, OUTPUT_LOGPROBS, RESPONSE_NAMES, RESPONSE_REFUSED
 from app.errors import RequestError, Unsupported
-from app.fields import Fields, as_object, missing, shown, wrong_type
+from app.fields import Fields, missing, shown, wrong_type
+from app.input_items import parse_input
 from app.sampling import MAX_LOGPROBS, MAX_TOKENS
-from app.schema import MAX_MESSAGES, ROLES, ChatRequest, check_names, parse_content
+from app.schema import ChatRequest, check_names
 from app.settings import HttpSettings
+from app.tools import FlatSpelling, parse_offer
 from engine.messages import ModelInfo
-from engine.text import ChatMessage
 
 _SAMPLING = ("temperature", "top_p", "top_k", "stop")
 
@@ -23,8 +25,10 @@ class ResponseRequest(ChatRequest):
     echoed: Mapping[str, object]
 
 
-def parse_response(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> ResponseRequest:
-    """Raises ApiError (400, 404)."""
+def parse_response(
+    body: dict[str, object], info: ModelInfo, settings: HttpSettings, tool_source: str | None = None
+) -> ResponseRequest:
+    """tool_source: the text of the model's chat template, if it knows tools. Raises ApiError (400, 404)."""
     fields = Fields(body)
     check_names(fields, RESPONSE_NAMES, settings)
     refuse(fields, RESPONSE_REFUSED)
@@ -32,14 +36,17 @@ def parse_response(body: dict[str, object], info: ModelInfo, settings: HttpSetti
     options = fields.nested("stream_options")
     if options is not None and not delivery.stream:
         raise RequestError("invalid_value", "'stream_options' needs 'stream' to be true.", "stream_options")
-    messages = _messages(fields)
+    tools = parse_offer(fields, tool_source, settings.tool_call_parser, FlatSpelling())
+    messages = parse_input(fields, tool_source is not None)
     limit = fields.integer("max_output_tokens", 1, MAX_TOKENS)
     logprobs = _logprobs(fields)
     sampling = replace(
         borrowed_sampling(fields, info, settings, _SAMPLING, logprobs),
         max_tokens=limit,
         max_tokens_field="max_output_tokens",
+        constraint=_constraint(fields),
     )
+    check_end(sampling, tools)
     fields.boolean("store")
     metadata = fields.nested("metadata")
     echoed: dict[str, object] = {
@@ -52,15 +59,15 @@ def parse_response(body: dict[str, object], info: ModelInfo, settings: HttpSetti
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": _echoed_text(fields),
+        "tool_choice": fields.get("tool_choice") or "auto",
+        "tools": fields.items("tools") or [],
         "top_logprobs": logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": "disabled",
         "user": fields.string("user"),
     }
-    return ResponseRequest(messages, False, sampling, delivery, echoed)
+    return ResponseRequest(messages, False, sampling, delivery, tools, echoed)
 
 
 def _logprobs(fields: Fields) -> int | None:
@@ -80,36 +87,26 @@ def _logprobs(fields: Fields) -> int | None:
     return None
 
 
-def _messages(fields: Fields) -> list[ChatMessage]:
-    instructions = fields.string("instructions")
-    messages = [ChatMessage("system", instructions)] if instructions else []
-    value = fields.get("input")
-    if value is None:
-        raise missing("input")
-    if isinstance(value, str):
-        return [*messages, ChatMessage("user", value)]
-    if not isinstance(value, list):
-        raise wrong_type("input", "a string or a list of items", value)
-    if not value:
-        raise RequestError("invalid_value", "'input' must not be empty.", "input")
-    if len(value) > MAX_MESSAGES:
-        raise RequestError("out_of_range", f"'input' holds more than {MAX_MESSAGES} items.", "input")
-    for k, item in enumerate(value):
-        messages.append(_item(as_object(item, f"input[{k}]")))
-    return messages
+def _echoed_text(fields: Fields) -> dict[str, object]:
+    text = fields.nested("text")
+    given = {} if text is None else {name: value for name, value in text.values.items() if value is not None}
+    return {"format": {"type": "text"}, **given}
 
 
-def _item(fields: Fields) -> ChatMessage:
-    type = fields.string("type") or "message"
-    if type != "message":
-        raise Unsupported(fields.name("type"), f"there are no items of type '{shown(type)}' here.")
-    role = fields.string("role")
-    if role is None:
-        raise missing(fields.name("role"))
-    if role not in ROLES:
-        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, got '{shown(role)}'."
-        raise RequestError("invalid_value", message, fields.name("role"))
-    content = fields.get("content")
-    if content is None:
-        raise missing(fields.name("content"))
-    return ChatMessage(role, parse_content(content, fields.name("content"), ("input_text", "output_text")))
+def _constraint(fields: Fields) -> Constraint | None:
+    """What `text.format` asks for."""
+    text = fields.nested("text")
+    format = text.nested("format") if text is not None else None
+    if format is None:
+        return None
+    type = format.string("type")
+    if type is None:
+        raise missing(format.name("type"))
+    if type == "text":
+        return None
+    if type == "json_object":
+        return Constraint(format.path, "json_schema", {"type": "object"})
+    if type != "json_schema":
+        message = f"'{format.name('type')}' must be text, json_object or json_schema, got '{shown(type)}'."
+        raise RequestError("invalid_value", message, format.name("type"))
+    return schema_constraint(format)

@@ -251,14 +251,14 @@ def _parse_message(fields: Fields, knows_tools: bool, called: Mapping[str, str])
     return ChatMessage(role, text, calls)
 
 
-def parse_content(content: object, name: str, types: Collection[str] = ("text",)) -> str:
-    """The joined text of a string or of parts, each of one of `types`."""
+def parse_content(content: object, name: str, types: Collection[str] = ("text",), first: int = 0) -> str:
+    """The joined text of a string or of parts, each of one of `types`; they count from `first`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise wrong_type(name, "a string or a list of text parts", content)
     texts = []
-    for k, item in enumerate(content):
+    for k, item in enumerate(content, first):
         part = as_object(item, f"{name}[{k}]")
         type = part.string("type")
         if type is None:

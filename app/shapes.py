@@ -145,12 +145,20 @@ def _response_shapes() -> dict[str, object]:
         "required": ["type", "text"],
     }
     null_object: Schema = {"type": ["object", "null"]}
+    content: Schema = {"anyOf": [STRING, items(parts)]}
     return {
-        "InputItem": shape(
-            {"type": {"enum": ["message", None]}},
-            role={"enum": list(ROLES)},
-            content={"anyOf": [STRING, items(parts)]},
-        ),
+        "InputItem": {
+            "anyOf": [
+                shape({"type": {"enum": ["message", None]}}, role={"enum": list(ROLES)}, content=content),
+                shape(
+                    type={"const": "function_call"},
+                    call_id=STRING,
+                    name=STRING,
+                    arguments={"type": ["string", "null"]},
+                ),
+                shape(type={"const": "function_call_output"}, call_id=STRING, output=content),
+            ]
+        },
         "Response": shape(
             id=STRING,
             object={"const": "response"},
@@ -178,9 +186,19 @@ def _message_shapes() -> dict[str, object]:
     """Of /v1/messages."""
     null_integer: Schema = {"type": ["integer", "null"]}
     block = shape(type={"const": "text"}, text=STRING)
+    texts: Schema = {"anyOf": [STRING, items(block), {"type": "null"}]}
+    blocks: Schema = {
+        "anyOf": [
+            block,
+            shape(
+                {"input": {"type": ["object", "null"]}}, type={"const": "tool_use"}, id=STRING, name=STRING
+            ),
+            shape({"content": texts}, type={"const": "tool_result"}, tool_use_id=STRING),
+        ]
+    }
     return {
         "TextBlock": block,
-        "Turn": shape(role={"enum": ["user", "assistant"]}, content={"anyOf": [STRING, items(block)]}),
+        "Turn": shape(role={"enum": ["user", "assistant"]}, content={"anyOf": [STRING, items(blocks)]}),
         "AnthropicMessage": shape(
             id=STRING,
             type={"const": "message"},
