@@ -38,7 +38,7 @@ class ResponseWriter:
     wants_logprobs: bool
     echoed: Mapping[str, object]
     created: int = field(default_factory=lambda: int(time.time()))
-    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(24)}")
+    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     request_id: str = ""
     _tally: Tally = field(default_factory=Tally)
     _items: list[dict[str, object]] = field(default_factory=list)  # in the order of `output_index`
@@ -191,7 +191,7 @@ class ResponseWriter:
             return self._close("incomplete")
         if call.name is not None:
             item: dict[str, object] = {
-                "id": f"fc_{secrets.token_hex(24)}",
+                "id": f"fc_{secrets.token_hex(12)}",
                 "type": "function_call",
                 "status": "in_progress",
                 "call_id": call.id,
@@ -206,7 +206,7 @@ class ResponseWriter:
 
 
 def _message_id() -> str:
-    return f"msg_{secrets.token_hex(24)}"
+    return f"msg_{secrets.token_hex(12)}"
 
 
 def _around_text(id: str, at: int) -> tuple[bytes, bytes]:
