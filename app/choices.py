@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+from engine.messages.wire import FaultCode
 
 MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event for all of them
 
@@ -37,7 +38,8 @@ class Choice:
     """Consumes the deltas of one stream. `stream` is None when nothing is to be generated.
 
     `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
-    ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
+    ended it never does. `fault` says why the engine ended the choice, if it did so with an error, and
+    `fault_code` which kind of error it was, if that is known.
     """
 
     __slots__ = (
@@ -47,15 +49,18 @@ class Choice:
         "_held_offsets",
         "_held_silent",
         "_held_tokens",
+        "_hidden",
         "_matcher",
         "_min_tokens",
         "_sampling",
         "_simple",
         "_special",
+        "_text",
         "cached_tokens",
         "completion_tokens",
         "done",
         "fault",
+        "fault_code",
         "index",
         "last_token_at",
         "prompt",
@@ -77,18 +82,26 @@ class Choice:
         self.stream = stream
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
-        self.completion_tokens = 0
-        self.cached_tokens: int | None = None if stream is not None else 0
-        self.done = False
-        self.fault: str | None = None
-        self.last_token_at = 0.0
         self._sampling = sampling
         self._special = text.is_special
-        self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
-        self._matcher = matcher(sampling.stop, sampling.include_stop)
+        self._text = text
+        self._hidden = hidden
         self._min_tokens = sampling.min_tokens
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to where no token has been seen."""
+        sampling = self._sampling
+        self.completion_tokens = 0
+        self.cached_tokens: int | None = None if self.stream is not None else 0
+        self.done = False
+        self.fault: str | None = None
+        self.fault_code: FaultCode | None = None
+        self.last_token_at = 0.0
+        self._decoder = self._text.decoder(skip_special=sampling.skip_special, hidden=self._hidden)
+        self._matcher = matcher(sampling.stop, sampling.include_stop)
         self._simple = self._matcher is None and sampling.logprobs is None
-        self._chars = len(prompt_text)
+        self._chars = len(self.prompt_text)
         self._held_tokens: list[int] = []
         self._held_logprobs: list[TokenLogprobs | None] = []
         self._held_offsets: list[int] = []
@@ -167,6 +180,7 @@ class Choice:
         self.done = True
         if finish.reason not in ("stop", "length"):
             self.fault = finish.message or f"The engine ended the request ({finish.reason})."
+            self.fault_code = finish.code
             return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:

@@ -1,8 +1,8 @@
 """What the server's first process and its front ends tell each other (`--api-workers`), and how.
 
 To a front end go `Begin`, then `Gather` and `Totals`, at the end `Drain` and `Leave`; back come `Opened`,
-`Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`. A second socket carries the
-accepted connections.
+`Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`; `Poison` goes both ways. A
+second socket carries the accepted connections.
 """
 
 import asyncio
@@ -42,9 +42,12 @@ class Totals(msgspec.Struct, frozen=True, tag="totals"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """No new requests; open answers get `timeout` seconds. It goes on saying so to who connects."""
+    """No new requests after `delay` seconds; open answers get `timeout` seconds from then on. It goes on
+    saying so to who connects.
+    """
 
     timeout: float
+    delay: float = 0.0
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
@@ -85,8 +88,14 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     counts: Counts
 
 
-ToFront = Begin | Gather | Totals | Drain | Leave
-FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report
+class Poison(msgspec.Struct, frozen=True, tag="poison"):
+    """Requests with this fingerprint are refused from now on; goes to all others, too (app/replay.py)."""
+
+    fingerprint: bytes
+
+
+ToFront = Begin | Gather | Totals | Drain | Leave | Poison
+FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report | Poison
 
 M = TypeVar("M")
 

@@ -77,6 +77,13 @@ class EngineGone(Unavailable):
         super().__init__("engine_unavailable", message, retry_after=2)
 
 
+class OutOfMemory(Unavailable):
+    """The model had no memory left for this one request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("out_of_memory", message, retry_after=2)
+
+
 class Draining(Unavailable):
     def __init__(self) -> None:
         super().__init__("draining", "The server is shutting down and takes no new requests.", retry_after=5)
@@ -101,6 +108,14 @@ class InternalError(ApiError):
 
     def __init__(self, message: str = "The server failed to answer this request.") -> None:
         super().__init__(500, "internal_error", message, type=SERVER_ERROR, headers=_NO_RETRY)
+
+
+class PoisonRequest(ApiError):
+    """The engine died twice while it worked on this request."""
+
+    def __init__(self) -> None:
+        message = "The engine ended twice while it worked on this request, which is therefore refused."
+        super().__init__(500, "poison_request", message, type=SERVER_ERROR, headers=_NO_RETRY)
 
 
 class ClientGone(Exception):

@@ -31,6 +31,7 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
         self.closing = asyncio.Event()
+        self.leaving = False  # still takes requests, but asks balancers to send none
 
     @property
     def draining(self) -> bool:
@@ -66,18 +67,31 @@ class Lifecycle:
             answer.interrupt(ServerShutdown())
         return len(answers)
 
-    async def drain(self, timeout: float, farewell: float = 1.0) -> bool:
-        """Stops admitting, waits up to `timeout` seconds, then ends the rest and gives it `farewell` seconds
-        to say so.
+    async def drain(self, timeout: float, farewell: float = 1.0, delay: float = 0.0) -> bool:
+        """After `delay` seconds, in which /ready says no, stops admitting, waits up to `timeout` seconds,
+        then ends the rest and gives it `farewell` seconds to say so.
 
         True when every answer ended by itself.
         """
+        self.leaving = True
+        if delay:
+            await asyncio.sleep(delay)
         self.start_draining()
         if await self.wait_idle(timeout):
             return True
         self.expire()
         await self.wait_idle(farewell)
         return False
+
+    @contextmanager
+    def attending(self, reader: Interruptible) -> Iterator[None]:
+        """Counts somebody who reads an answer that is counted by itself, also while the server drains."""
+        self._open[reader] = 0
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._close(reader)
 
     @contextmanager
     def answering(self, answer: Interruptible, choices: int) -> Iterator[None]:
@@ -89,6 +103,9 @@ class Lifecycle:
         try:
             yield
         finally:
-            del self._open[answer]
-            if not self._open:
-                self._idle.set()
+            self._close(answer)
+
+    def _close(self, answer: Interruptible) -> None:
+        del self._open[answer]
+        if not self._open:
+            self._idle.set()

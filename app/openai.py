@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admission import Prompt, submit
 from app.answers import ChatFormat, CompletionFormat, Format
@@ -17,6 +17,8 @@ from app.context import Context
 from app.errors import ApiError, ClientGone
 from app.fields import shown
 from app.generation import Generation
+from app.middleware import key_id
+from app.resume import stream_name
 from app.sampling import Sampling
 from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
@@ -44,7 +46,12 @@ class Endpoint:
             self.context.metrics.disconnects += 1
             return
         info = await self.context.model()
-        answer = await self.prepare(body, info, started)
+        name = stream_name(scope)
+        if name is None:
+            answer: ASGIApp = await self.prepare(body, info, started)
+        else:
+            with self.context.streams.reserve(name, key_id(scope), body) as place:
+                answer = place.take(await self.prepare(body, info, started))
         await answer(scope, receive, send)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
@@ -62,7 +69,7 @@ class Endpoint:
 
     def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
         context = self.context
-        generation = Generation(context.client, choices, context.metrics, started)
+        generation = Generation(context.client, choices, context.metrics, started, context.replays)
         kind = EventStream if format.delivery.stream else JsonAnswer
         return kind(generation, format, context.settings, context.lifecycle, context.metrics)
 

@@ -20,10 +20,11 @@ from starlette.routing import BaseRoute, Route
 from app.context import Context
 from app.errors import ApiError, Unavailable, error_response
 from app.fields import shown
-from app.middleware import Faults, RequestIds
+from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
 from app.openai import ChatCompletions, Completions, Models
 from app.page import page_routes, static_folder
+from app.resume import StreamRoute
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
@@ -45,7 +46,7 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
 
     app = Starlette(
         routes=_routes(context),
-        middleware=[Middleware(RequestIds), Middleware(Faults)],
+        middleware=[Middleware(RequestIds, context.lifecycle), Middleware(Faults)],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
         lifespan=_lifespan,
     )
@@ -62,6 +63,7 @@ def _routes(context: Context) -> list[BaseRoute]:
         Route("/v1/completions", Completions(context), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{id:path}", models.show),
+        Route("/v1/streams/{id}", StreamRoute(context.streams, key_id), methods=["GET", "DELETE"]),
         Route("/chat/completions", NanochatCompletions(context), methods=["POST"]),
         Route("/health", status.health),
         Route("/ready", status.ready),

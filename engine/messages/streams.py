@@ -53,14 +53,16 @@ class TokenStream:
 
     The consumer waits in `next`, or has `listener` called when something is pending and fetches it with
     `take`. `lane`, while it is set and nothing is pending, gets the tokens that do not end the stream; the
-    consumer takes it away before it does anything that would have to come before the next token.
+    consumer takes it away before it does anything that would have to come before the next token. `request` is
+    what the stream answers, where a router opened it.
     """
 
-    __slots__ = ("_waiter", "finished", "held", "id", "lane", "listener", "wants_logprobs")
+    __slots__ = ("_waiter", "finished", "held", "id", "lane", "listener", "request", "wants_logprobs")
 
-    def __init__(self, id: int, wants_logprobs: bool = False) -> None:
+    def __init__(self, id: int, wants_logprobs: bool = False, request: Request | None = None) -> None:
         self.id = id
         self.wants_logprobs = wants_logprobs
+        self.request = request
         self.finished = False
         self.held: Delta | None = None  # what is pending
         self.lane: Lane | None = None
@@ -116,7 +118,7 @@ class StreamRouter:
     def open(self, request: Request) -> list[TokenStream]:
         """One stream per choice. Raises ValueError if an id is already open."""
         wants = request.params.logprobs is not None
-        streams = [TokenStream(request.id + k, wants) for k in range(request.n)]
+        streams = [TokenStream(request.id + k, wants, request) for k in range(request.n)]
         if any(stream.id in self._streams for stream in streams):
             raise ValueError(f"request id {request.id} is already open")
         for stream in streams:
@@ -211,7 +213,7 @@ class StreamRouter:
         """Ends every open stream with an error: the engine is gone."""
         for id, stream in list(self._streams.items()):
             stream.finished = True
-            stream.pending().finish = Finish(id, "error", message=message)
+            stream.pending().finish = Finish(id, "error", message=message, code="engine_unavailable")
             stream.wake()
         self._streams.clear()
 

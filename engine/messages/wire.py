@@ -16,6 +16,7 @@ HEARTBEAT_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+FaultCode = Literal["engine_unavailable", "out_of_memory"]  # faults that a client is told by name
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +70,17 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """End of one choice. `stop_token` is the terminal or stop id behind it, `message` explains an error."""
+    """End of one choice. `stop_token` is the terminal or stop id behind it, `message` explains an error.
+
+    `code` is set where more is known about an error: the engine went away, or had no memory for the request.
+    """
 
     stream: int
     reason: FinishReason
     stop_token: int | None = None
     cached_tokens: int = 0
     message: str | None = None
+    code: FaultCode | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -98,6 +103,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     late_tokens: int = 0  # sampled tokens dropped because their row had been released
     kv_growths: int = 0  # times that the KV pool became larger
     graph_recaptures: int = 0  # times that captured graphs were given up, because the pool had moved
+    step_age_seconds: float = 0.0  # for how long work has waited for a step to end; 0 while there is none
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
