@@ -61,6 +61,7 @@ class Generation:
         self.whole = False
         self.attempts = 1
         self._replays = replays
+        self._engine = client.info if replays is not None else None  # the one that works on it
         self._crash: str | None = None  # what the engine died of, not yet dealt with
         self._given = False
         self._client = client
@@ -239,7 +240,7 @@ class Generation:
         assert replays is not None
         faulty = [choice for choice in self.choices if choice.fault is not None]
         caught = [request for request, choices in self._requests() if any(c in faulty for c in choices)]
-        poison = replays.caught(caught)
+        poison = replays.caught(caught, self._engine)
         if poison or not replays.possible or self.attempts > 1 or (self._given and not self.whole):
             for _ in faulty:
                 self._metrics.finished("error")
@@ -258,6 +259,7 @@ class Generation:
     def resubmit(self) -> None:
         """There is an engine again: gives it the same requests, under new ids."""
         try:
+            self._engine = self._client.info
             for request, choices in self._requests():
                 again = msgspec.structs.replace(request, id=self._client.next_id(request.n))
                 for choice, stream in zip(choices, self._client.submit(again), strict=True):

@@ -92,9 +92,10 @@ class Replays:
         if self.suspects.is_poison(request):
             raise PoisonRequest
 
-    def caught(self, requests: Iterable[Request]) -> bool:
-        """They were in flight when the engine died; whether one of them is poison."""
-        engine = self._client.info  # each engine describes itself anew, so this tells one from the next
+    def caught(self, requests: Iterable[Request], engine: ModelInfo | None) -> bool:
+        """They were in flight when `engine` died; whether one of them is poison. Each engine describes itself
+        anew, so that object tells one from the next.
+        """
         prints = {fingerprint(request) for request in requests}
         poison = [print for print in prints if self.suspects.crashed(print, engine)]
         if self.on_poison is not None:

@@ -4,8 +4,8 @@
     GET /v1/streams/ID         Last-Event-ID: N   the events after N, then those to come (also ?from=N)
     DELETE /v1/streams/ID                         ends it
 
-Such a stream runs into a ring in memory; its first reader and all later ones follow the ring. Without a reader
-it goes on for `HttpSettings.resume_grace` seconds.
+Such a stream runs into a ring in memory; its first reader and all later ones follow the ring. Without a
+reader it goes on for `HttpSettings.resume_grace` seconds.
 """
 
 import asyncio
