@@ -79,7 +79,7 @@ async def test_who_was_told_nothing_never_knows(stream: bool, headers: str) -> N
         assert engine.open_streams == 0
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.data())
 def test_a_plain_answer_is_the_same_wherever_the_engine_died(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 3), "n")

@@ -96,7 +96,7 @@ async def test_a_second_connection_gets_the_rest(path: str) -> None:
         assert engine.aborted == [] and engine.open_streams == 0
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.data())
 def test_cut_anywhere_and_any_number_of_times(data: st.DataObject) -> None:
     """Readers that come and go at any event: each one's parts join to the same bytes."""
