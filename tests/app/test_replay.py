@@ -278,3 +278,28 @@ def test_suspects_are_forgotten() -> None:
     assert not suspects.crashed(print, engine.model), "its first crashes are too long ago"
     suspects.convict(print)
     assert suspects.is_poison(request)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_a_fault_in_one_row_is_that_requests_alone(stream: bool) -> None:
+    """What the engine says when sampling fails for one row (tests/engine/test_containment.py)."""
+    engine = MortalEngine()
+    async with served(engine, QUICK) as s:
+        mate, first = await asked(s, prompt="a", stream=stream)
+        task, second = await asked(s, prompt="b", stream=stream)
+        for token in BODY[:3]:
+            engine.say(first, [token])
+            engine.say(second, [token])
+            await asyncio.sleep(0)
+        engine.emit(second.id, [], Finish(second.id, "error", message="the token could not be used"))
+        engine.say(first, BODY[3:])
+        reply, good = await task, await mate
+        if stream:
+            *_, error, done = events(reply.text)
+            assert isinstance(error, dict) and error["error"]["code"] == "internal_error" and done == "[DONE]"
+            assert stream_text(good.text) == TEXT
+        else:
+            assert code(reply) == (500, "internal_error") and reply.headers["x-should-retry"] == "false"
+            assert good.json()["choices"][0]["text"] == TEXT
+        assert s.context.metrics.replays == 0
+        assert not s.context.replays.suspects.is_poison(second)

@@ -11,11 +11,12 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
 import app.resume
 from app.config import Config, Server
 from app.middleware import key_id
-from app.resume import Streams
+from app.resume import Reader, Streams
 from app.settings import HttpSettings
 from engine.messages import Finish
 from tests.app.scripted_engine import END, ScriptedEngine
@@ -365,3 +366,60 @@ async def test_shutdown_ends_a_stream_that_nobody_reads() -> None:
         assert json.loads(error)["error"]["code"] == "server_shutdown" and done == "[DONE]"
         assert not await drain
         assert engine.open_streams == 0
+
+
+async def test_a_reader_that_falls_behind_the_ring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not over a socket: the kernel would take many events before a write blocks."""
+    monkeypatch.setattr(app.resume, "RING_BYTES", 3000)
+    engine = ScriptedEngine()
+    async with served(engine, HttpSettings(header_grace=0.0)) as s, begun(s) as reply:
+        await engine.until(lambda: bool(engine.requests))
+        go, blocked = asyncio.Event(), asyncio.Event()
+        got = bytearray()
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                got.extend(message["body"])
+                blocked.set()
+                await go.wait()
+
+        streams = s.context.streams
+        reader = Reader(streams.find("s1", ""), 1, streams.settings, streams)
+        reading = asyncio.create_task(reader({"type": "http", "headers": []}, receive, send))
+        say(engine, [ord("a")])
+        await blocked.wait()
+        say(engine, [*b"b" * 40, END])
+        await reply.aread()  # another reader has had everything
+        go.set()
+        await reading
+        first, *_, gap, done, _ = got.decode().split("\n\n")
+        assert first.startswith("id: 1\n") and done == "data: [DONE]"
+        assert json.loads(gap.removeprefix("data: "))["error"]["code"] == "stream_gap"
+
+
+async def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+    async with served(engine, HttpSettings(header_grace=0.0, send_timeout=0.05)) as s, begun(s) as reply:
+        await engine.until(lambda: bool(engine.requests))
+        seen = asyncio.create_task(reply.aread())
+
+        async def never(*message: object) -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await never()
+
+        streams = s.context.streams
+        reader = Reader(streams.find("s1", ""), 1, streams.settings, streams)
+        say(engine, [ord("a")])
+        await reader({"type": "http", "headers": []}, never, send)
+        assert s.context.metrics.slow_readers == 1
+        assert engine.aborted == [], "the stream has another reader"
+        say(engine, [ord("b"), END])
+        assert stream_text(without_ids((await seen).decode())) == "ab"
