@@ -85,7 +85,7 @@ class Replays:
     @property
     def possible(self) -> bool:
         """A server on its way out starts no further engine."""
-        return not self._lifecycle.draining
+        return not (self._lifecycle.leaving or self._lifecycle.draining)
 
     def check(self, request: Request) -> None:
         """Raises PoisonRequest."""

@@ -1,6 +1,7 @@
 """A reader at one byte a second of an answer of four thousand tokens: it is cut, and nobody else notices."""
 
 import json
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -72,3 +73,8 @@ def test_a_slow_reader_is_cut_and_nobody_else_notices(workers: str) -> None:
                 rest.extend(data)
         assert b"[DONE]" not in received + rest
         sock.close()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert server.process.stderr is not None
+        log = server.process.stderr.read()
+        assert "aborted" in log and "Traceback" not in log and '"level":"error"' not in log.replace(" ", "")

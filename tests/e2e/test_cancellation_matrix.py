@@ -215,3 +215,58 @@ async def test_a_storm(server: Server, clients: int) -> None:
         await until(lambda: footprint(server)[1] <= files)
         assert footprint(server)[0] < memory * 1.05
         assert (await api.complete(**body)).content == expected.content  # type: ignore[arg-type]
+
+
+def tokens_of(text: str) -> tuple[list[int], int]:
+    """The token ids of a resumable stream's events, and the number of its last one."""
+    numbers = [int(number) for number in re.findall(r"^id: (\d+)$", text, re.M)]
+    bodies = [json.loads(data) for data in re.findall(r"^data: (\{.*)$", text, re.M)]
+    ids = [id for body in bodies for choice in body["choices"] for id in choice.get("token_ids", [])]
+    return ids, max(numbers, default=0)
+
+
+@WAYS
+async def test_a_resumable_stream_goes_on_until_it_is_deleted(api: Api, server: Server, way: str) -> None:
+    (engine,) = server.children()
+    body = {
+        "prompt": random_prompt(8, seed=5),
+        "seed": 5,
+        "ignore_eos": True,
+        "stream": True,
+        "return_token_ids": True,
+    }
+    expected = await api.complete(body["prompt"], seed=5, ignore_eos=True, max_tokens=90)  # type: ignore[arg-type]
+    start, before = await api.until_idle(), await counters(api)
+
+    def begin(max_tokens: int) -> socket.socket:
+        data = json.dumps(body | {"max_tokens": max_tokens}).encode()
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Stream-Id: s\r\n"
+        )
+        sock = connect(server)
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        return sock
+
+    sock = begin(90)
+    await api.until_stats(lambda stats: stats["generated_tokens"] > start["generated_tokens"] + 3)
+    leave(sock, way)
+    async with api.http.stream("GET", "/v1/streams/s") as reply:  # another reader, who leaves, too
+        async for part in reply.aiter_text():
+            ids, last = tokens_of(part[: part.rfind("\n\n") + 2])
+            break
+    rest = (await api.http.get("/v1/streams/s", headers={"Last-Event-ID": str(last)})).text
+    assert ids + tokens_of(rest)[0] == expected.tokens and rest.endswith("data: [DONE]\n\n")
+    assert await difference(api, before) == {"length": 1}, "a reader that leaves is no client that left"
+    await check_idle(api)
+
+    leave(begin(900), way)
+    start = await api.until_stats(lambda stats: stats["running"] == 1)
+    await api.until_stats(lambda stats: stats["generated_tokens"] > start["generated_tokens"] + 3)
+    with stopped(engine):
+        await api.stats()
+        held = await api.stats()
+        assert (await api.http.delete("/v1/streams/s")).status_code == 200
+    freed = await api.until_idle()
+    assert freed["steps"] - held["steps"] <= STEPS_LATE
+    await check_idle(api)
+    assert await difference(api, before) == {"length": 1, "abort": 1}
