@@ -259,8 +259,9 @@ async def test_a_resumable_stream_goes_on_until_it_is_deleted(api: Api, server: 
     assert await difference(api, before) == {"length": 1}, "a reader that leaves is no client that left"
     await check_idle(api)
 
-    leave(begin(900), way)
+    sock = begin(900)
     start = await api.until_stats(lambda stats: stats["running"] == 1)
+    leave(sock, way)
     await api.until_stats(lambda stats: stats["generated_tokens"] > start["generated_tokens"] + 3)
     with stopped(engine):
         await api.stats()
