@@ -29,7 +29,7 @@ class CallingChoice(Choice):
     of them broke off.
     """
 
-    __slots__ = ("_parser", "_short_ids", "_single", "_waiting")
+    __slots__ = ("_parser", "_short_ids", "_single", "_use", "_waiting")
 
     def __init__(
         self,
@@ -42,13 +42,20 @@ class CallingChoice(Choice):
         prompt_text: str,
         use: ToolUse,
     ) -> None:
-        super().__init__(index, stream, prompt, sampling, text, hidden, prompt_text)
-        self._decoder = text.decoder(
-            skip_special=sampling.skip_special, hidden=hidden, shown=text.ids_of(use.format.marks)
-        )
-        self._parser = CallParser(use.format, [function.name for function in use.allowed])
+        self._use = use
         self._short_ids = use.format.short_ids
         self._single = use.single
+        super().__init__(index, stream, prompt, sampling, text, hidden, prompt_text)
+
+    def restart(self) -> None:
+        super().restart()
+        use = self._use
+        self._decoder = self._text.decoder(
+            skip_special=self._sampling.skip_special,
+            hidden=self._hidden,
+            shown=self._text.ids_of(use.format.marks),
+        )
+        self._parser = CallParser(use.format, [function.name for function in use.allowed])
         self._waiting = _Waiting([], [], [], [])
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+from engine.messages.wire import FaultCode
 
 if TYPE_CHECKING:
     from app.scores import PromptScores
@@ -56,9 +57,10 @@ class Choice:
     """Consumes the deltas of one stream. `stream` is None when nothing is to be generated.
 
     `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
-    ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
-    `first_token_at` and `last_token_at` are perf_counter's, 0 before there is one; `ended` is what the engine
-    said about the choice's end, `reason` what the client is told.
+    ended it never does. `fault` says why the engine ended the choice, if it did so with an error, and
+    `fault_code` which kind of error it was, if that is known. `first_token_at` and `last_token_at` are
+    perf_counter's, 0 before there is one; `ended` is what the engine said about the choice's end, `reason`
+    what the client is told.
     """
 
     __slots__ = (
@@ -68,16 +70,19 @@ class Choice:
         "_held_offsets",
         "_held_silent",
         "_held_tokens",
+        "_hidden",
         "_matcher",
         "_min_tokens",
         "_sampling",
         "_simple",
         "_special",
+        "_text",
         "cached_tokens",
         "completion_tokens",
         "done",
         "ended",
         "fault",
+        "fault_code",
         "first_token_at",
         "index",
         "last_token_at",
@@ -103,21 +108,29 @@ class Choice:
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
         self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
+        self._sampling = sampling
+        self._special = text.is_special
+        self._text = text
+        self._hidden = hidden
+        self._min_tokens = sampling.min_tokens
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to where no token has been seen."""
+        sampling = self._sampling
         self.completion_tokens = 0
-        self.cached_tokens: int | None = None if stream is not None else 0
+        self.cached_tokens: int | None = None if self.stream is not None else 0
         self.done = False
         self.fault: str | None = None
+        self.fault_code: FaultCode | None = None
         self.first_token_at = 0.0
         self.last_token_at = 0.0
         self.ended: Finish | None = None
         self.reason = ""
-        self._sampling = sampling
-        self._special = text.is_special
-        self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
+        self._decoder = self._text.decoder(skip_special=sampling.skip_special, hidden=self._hidden)
         self._matcher = matcher(sampling.stop, sampling.include_stop)
-        self._min_tokens = sampling.min_tokens
         self._simple = self._matcher is None and sampling.logprobs is None
-        self._chars = len(prompt_text)
+        self._chars = len(self.prompt_text)
         self._held_tokens: list[int] = []
         self._held_logprobs: list[TokenLogprobs | None] = []
         self._held_offsets: list[int] = []
@@ -197,6 +210,7 @@ class Choice:
         self.done = True
         if finish.reason not in ("stop", "length"):
             self.fault = finish.message or f"The engine ended the request ({finish.reason})."
+            self.fault_code = finish.code
             return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:

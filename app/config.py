@@ -266,6 +266,18 @@ class Requests:
         "seconds of silence before a stream gets a comment line; 0 is never",
         metavar="SECONDS",
     )
+    send_timeout: float = option(
+        30.0,
+        real(0.1, 3600),
+        "seconds that a stream's reader may take nothing before its request is aborted",
+        metavar="SECONDS",
+    )
+    resume_grace: float = option(
+        30.0,
+        real(0, 3600),
+        "seconds that a stream with an X-Stream-Id goes on without a reader",
+        metavar="SECONDS",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +305,24 @@ class Server:
         real(0, 86_400),
         "seconds that open streams get to end after SIGTERM or Ctrl-C",
         "--shutdown-timeout",
+        metavar="SECONDS",
+    )
+    drain_delay: float = option(
+        0.0,
+        real(0, 3600),
+        "seconds after SIGTERM in which /ready says no and requests are still taken, for balancers",
+        metavar="SECONDS",
+    )
+    engine_hang_timeout: float = option(
+        20.0,
+        real(2, 86_400),
+        "seconds of silence after which the engine is killed and started again",
+        metavar="SECONDS",
+    )
+    step_timeout: float = option(
+        300.0,
+        real(1, 86_400),
+        "seconds that one step of the engine may take before it is killed and started again",
         metavar="SECONDS",
     )
     log_level: LogLevel = option(
@@ -417,6 +447,9 @@ class Config:
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
             tool_call_parser=requests.tool_call_parser,
+            send_timeout=requests.send_timeout,
+            resume_grace=requests.resume_grace,
+            resumable=self.server.api_workers == 1,
             ui=self.server.ui,
             docs=self.server.docs,
             strict_fields=requests.strict_fields,

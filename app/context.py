@@ -10,6 +10,8 @@ from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
 from app.record import Spans
+from app.replay import Replays
+from app.resume import Streams
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
@@ -34,10 +36,24 @@ class Context:
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
     cancel_elsewhere: Callable[[str, str], Awaitable[bool]] | None = None
     grammars: GrammarCompiler = field(default_factory=GrammarCompiler)
+    replays: Replays = field(init=False)
+    streams: Streams = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streams = Streams(self.settings, self.lifecycle, self.metrics)
+        self.replays = Replays(self.client, self.lifecycle)
 
     @property
     def ready(self) -> bool:
-        return self.client.state == EngineState.READY and not self.lifecycle.draining
+        """Whether a balancer should send requests here."""
+        if self.client.state != EngineState.READY or self.lifecycle.leaving or self.lifecycle.draining:
+            return False
+        return not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a step takes so long that who comes now had better go elsewhere. It may still end."""
+        return self.client.stats().step_age_seconds > self.settings.stuck_seconds
 
     async def counts(self) -> Counts:
         """The whole server's."""
@@ -100,7 +116,8 @@ class Context:
             raise RequestError("invalid_value", message, field) from None
 
     def submit(self, request: Request) -> list[TokenStream]:
-        """Raises EngineGone (503), or RequestError for what the engine can never serve."""
+        """Raises EngineGone (503), RequestError for what the engine can never serve, or PoisonRequest."""
+        self.replays.check(request)
         try:
             return self.client.submit(request)
         except EngineUnavailable as error:

@@ -39,6 +39,7 @@ from app.control import (
     Gather,
     Leave,
     Opened,
+    Poison,
     Report,
     Serving,
     Totals,
@@ -152,8 +153,8 @@ class FrontProcess:
     def send(self, message: Totals | Found) -> None:
         self._channel.send(message)
 
-    def drain(self, timeout: float) -> None:
-        self._channel.send(Drain(timeout))
+    def tell(self, message: Poison | Drain) -> None:
+        self._channel.send(message)
 
     def leave(self) -> None:
         self._channel.send(Leave())
@@ -317,7 +318,7 @@ class Fleet:
                 return
             self.fronts[number] = front
             if self.stopping.asked:
-                front.drain(self.config.server.drain_timeout)
+                front.tell(Drain(self.config.server.drain_timeout))
             status = await front.wait(self.engine.patience)
             del self.fronts[number]
             self.past = self.past.plus(front.counts.past())
@@ -362,6 +363,10 @@ class Fleet:
             serving = sum(front.serving for front in self.fronts.values())
             if serving == self.config.server.api_workers:
                 self.all_serving.set()
+        elif isinstance(message, Poison):
+            for other in self.fronts.values():
+                if other is not front:
+                    other.tell(message)
         elif isinstance(message, Unable):
             self._fail(f"The model cannot be served: {message.message}", message.exit_code)
 
@@ -429,14 +434,15 @@ class Fleet:
             self._decide(code)
 
     def _drain(self) -> None:
-        timeout = self.config.server.drain_timeout
+        server = self.config.server
         self.notifier.stopping()
         self.lifecycle.start_draining()
-        log.info("stopping: open answers get up to %g s", timeout)
+        log.info("stopping: open answers get up to %g s", server.drain_timeout)
         self.engine.retire()
         for front in self.fronts.values():
-            front.drain(timeout)
-        asyncio.get_running_loop().call_later(timeout + LATE_SECONDS, self._decide, EXIT_OK)
+            front.tell(Drain(server.drain_timeout, server.drain_delay))
+        latest = server.drain_delay + server.drain_timeout + LATE_SECONDS
+        asyncio.get_running_loop().call_later(latest, self._decide, EXIT_OK)
 
     def _end_if_drained(self) -> None:
         """Only all together, so that whoever connects meanwhile is told that the server is on its way out."""

@@ -117,7 +117,7 @@ class NanochatCompletions:
             tools=context.settings.tools,
             hidden=frozenset(info.terminal_ids),
         )
-        return Generation(context.client, choices, context.metrics, started)
+        return Generation(context.client, choices, context.metrics, started, context.replays)
 
 
 def parse(fields: Fields, info: ModelInfo, settings: HttpSettings) -> tuple[list[ChatMessage], Sampling]:

@@ -20,7 +20,9 @@ from app.errors import ApiError, ClientGone, NotImplementedHere
 from app.fields import shown
 from app.generation import Generation
 from app.interval import IntervalStream
+from app.middleware import key_id
 from app.record import record_of
+from app.resume import stream_name
 from app.sampling import Sampling
 from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
@@ -51,10 +53,20 @@ class Endpoint:
             self.context.metrics.disconnected("body")
             return
         info = await self.context.model()
-        answer = await self.prepare(body, info, started)
+        name = stream_name(scope)
+        if name is None:
+            answer = await self.prepare(body, info, started)
+            self._record(scope, answer, body, info)
+        else:
+            with self.context.streams.reserve(name, key_id(scope), body) as place:
+                inner = await self.prepare(body, info, started)
+                self._record(scope, inner, body, info)
+                answer = place.take(inner) if isinstance(inner, Answer) else inner
+        await answer(scope, receive, send)
+
+    def _record(self, scope: Scope, answer: ASGIApp, body: dict[str, object], info: ModelInfo) -> None:
         if isinstance(answer, Answer):
             record_of(scope).answers(answer.generation, body, info.name, answer.format.id)
-        await answer(scope, receive, send)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""
@@ -71,7 +83,7 @@ class Endpoint:
 
     def answer(self, choices: list[Choice], format: Writer, started: float) -> Answer:
         context = self.context
-        generation = Generation(context.client, choices, context.metrics, started)
+        generation = Generation(context.client, choices, context.metrics, started, context.replays)
         kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
         if kind is EventStream and format.delivery.interval > 1:
             kind = IntervalStream

@@ -276,6 +276,8 @@ class Exporter(Collector):
         yield _counter(
             "fastpath_slow_reader_aborts", "Readers that took nothing.", counts.slow_readers, labels
         )
+        replays = "Answers that began again because an engine had died."
+        yield _counter("fastpath_replays", replays, counts.replays, labels)
         yield _counter("fastpath_sse_events", "Token events sent.", counts.events, labels)
         yield _counter("fastpath_sse_writes", "Writes that carried them.", counts.writes, labels)
         yield _counter("fastpath_sse_bytes", "Bytes of token events.", counts.event_bytes, labels)

@@ -105,8 +105,8 @@ class RequestRecord:
         metrics.observe("vllm:request_params_n", len(choices))
         longest = max(choice.completion_tokens for choice in choices)
         metrics.observe("vllm:request_max_num_generation_tokens", longest)
-        if first.stream is not None and first.stream.params is not None:
-            metrics.observe("vllm:request_params_max_tokens", first.stream.params.max_tokens)
+        if first.stream is not None and first.stream.request is not None:
+            metrics.observe("vllm:request_params_max_tokens", first.stream.request.params.max_tokens)
         for choice in choices:
             timing = Timing.of(choice, started)
             metrics.observe("vllm:request_generation_tokens", choice.completion_tokens)
@@ -181,9 +181,9 @@ class RequestRecord:
         about: dict[str, object] = {"n": len(groups[0]), "stream": self.streamed}
         if len(groups) > 1:
             about["prompts"] = len(groups)
-        if stream is None or stream.params is None:
+        if stream is None or stream.request is None:
             return about
-        params = stream.params
+        params = stream.request.params
         about |= {
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,

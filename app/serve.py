@@ -28,11 +28,13 @@ from app.scrape import MetricsPort
 from app.server import create_app
 from app.stdio import hold_standard_files
 from app.stopping import Stopping
-from app.supervisor import EngineFailed, ManagedEngine, ProcessEngine
+from app.supervisor import EngineFailed, ManagedEngine, Patience, ProcessEngine
 from app.text import TextService
 
 log = logging.getLogger("fastpath")
 
+
+SEND_BUFFER = 128 * 1024
 
 MakeEngine = Callable[[Config], ManagedEngine]
 
@@ -47,7 +49,9 @@ def make_engine(config: Config) -> ManagedEngine:
         from app.inline import InlineEngine
 
         return InlineEngine(config.engine_config())
-    return ProcessEngine(config.engine_config())
+    server = config.server
+    patience = Patience(hang=server.engine_hang_timeout, step=server.step_timeout)
+    return ProcessEngine(config.engine_config(), patience=patience)
 
 
 def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
@@ -122,6 +126,8 @@ def listen(host: str, port: int, port_flag: str = "--port") -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Else the kernel takes megabytes for a reader that reads nothing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(address)
         listener.listen(BACKLOG)  # now, because two sockets may be bound to one port but only one may listen
         listener.setblocking(False)
@@ -240,10 +246,12 @@ class _Service:
         self.drain = asyncio.create_task(self._drain(), name="drain")
 
     async def _drain(self) -> None:
-        timeout = self.config.server.drain_timeout
-        log.info("stopping: %d open answers get up to %g s", self.lifecycle.open_answers, timeout)
+        server = self.config.server
+        log.info(
+            "stopping: %d open answers get up to %g s", self.lifecycle.open_answers, server.drain_timeout
+        )
         self.engine.retire()
         try:
-            await self.lifecycle.drain(timeout)
+            await self.lifecycle.drain(server.drain_timeout, delay=server.drain_delay)
         finally:
             self._decide(EXIT_OK)

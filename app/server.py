@@ -25,7 +25,7 @@ from app.errors import ApiError, Unavailable
 from app.fields import shown
 from app.lag import LoopLag
 from app.messages_api import CountTokens, Messages
-from app.middleware import Faults, RequestIds
+from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
 from app.observe import Observed
 from app.openai import ChatCompletions, Completions, Models, embeddings
@@ -33,6 +33,7 @@ from app.openapi import Description
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
 from app.responses_api import Responses
+from app.resume import StreamRoute
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
@@ -53,7 +54,11 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
 
     app = Starlette(
         routes=_routes(context),
-        middleware=[Middleware(Observed, context=context), Middleware(RequestIds), Middleware(Faults)],
+        middleware=[
+            Middleware(Observed, context=context),
+            Middleware(RequestIds, context.lifecycle),
+            Middleware(Faults),
+        ],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
         lifespan=partial(_lifespan, context),
     )
@@ -79,6 +84,7 @@ def _routes(context: Context) -> list[BaseRoute]:
         Route("/detokenize", Detokenize(context), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{id:path}", models.show),
+        Route("/v1/streams/{id}", StreamRoute(context.streams, key_id), methods=["GET", "DELETE"]),
         Route("/chat/completions", NanochatCompletions(context), methods=["POST"]),
         Route("/health", status.health),
         Route("/ping", status.health),

@@ -42,6 +42,8 @@ class HttpSettings:
     status.
     ping_interval: silence after which a comment line keeps a stream alive (0: never).
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
+    resume_grace: how long a resumable stream goes on without a reader. resumable: whether there are any.
+    stuck_seconds: how long a step may take before /ready says no.
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
     strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
     urgent they are. docs: whether /openapi.json and /docs are served.
@@ -61,6 +63,9 @@ class HttpSettings:
     ping_interval: float = 15.0
     send_timeout: float = 30.0
     request_timeout: float = 600.0
+    resume_grace: float = 30.0
+    resumable: bool = True
+    stuck_seconds: float = 10.0
     stats_interval: float = 0.5
     max_n: int = 8
     max_choices: int = 256

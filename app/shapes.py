@@ -105,6 +105,7 @@ def schemas() -> dict[str, object]:
             meta=OBJECT,
         ),
         "Models": shape(object={"const": "list"}, data=items(ref("Model"))),
+        "Deleted": shape(id=STRING, object={"const": "stream"}, deleted={"const": True}),
         "Cancelled": shape(id=STRING, cancelled={"const": True}),
         "Health": shape(
             status={"const": "ok"},

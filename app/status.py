@@ -42,7 +42,10 @@ class Status:
         context = self.context
         if context.ready:
             return _json({"ready": True, "state": "ready"})
-        state = "draining" if context.lifecycle.draining else str(context.client.state)
+        lifecycle = context.lifecycle
+        state = "draining" if lifecycle.leaving or lifecycle.draining else str(context.client.state)
+        if state == EngineState.READY:
+            state = "stuck"
         return _json({"ready": False, "state": state}, 503, {"retry-after": "2"})
 
     async def stats(self, request: HttpRequest) -> Response:
@@ -80,6 +83,8 @@ class Status:
             "ttft_p95_seconds": p95,
             "disconnects": counts.disconnects,
             "slow_reader_aborts": counts.slow_readers,
+            "replays": counts.replays,
+            "resumable_streams": len(context.streams),
         }
         return stats
 

@@ -24,7 +24,7 @@ from engine.messages import (
     Started,
     TokenLogprobs,
 )
-from engine.messages.wire import FinishReason, StepHistograms
+from engine.messages.wire import FaultCode, FinishReason, StepHistograms
 from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
@@ -83,6 +83,7 @@ class EngineCore:
         self._histograms = StepHistograms()
         self._young: list[Sequence] = []  # have a row and no token yet
         self.resident_bytes = 0  # of this process; whoever owns it measures
+        self._waiting_since: float | None = None  # for a step to end; monotonic, None while nobody waits
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -110,6 +111,8 @@ class EngineCore:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
             if self.tracer is not None:
                 self.tracer.queued(sequence)
+        if self._waiting_since is None:
+            self._waiting_since = now
         self._changed = True
 
     def abort(self, streams: Iterable[int]) -> None:
@@ -152,15 +155,14 @@ class EngineCore:
         if self.forms:
             for sequence, error in self.forms.failed():
                 self._finish(sequence, "error", message=f"the grammar failed: {error}")
-        for attempt in range(LAUNCH_ATTEMPTS):
-            plan = self._plan()
-            if plan is None:
-                return None
+        attempt = 0
+        while (plan := self._plan()) is not None:
             planned = time.perf_counter()
             try:
                 handle = self.runner.launch(plan)
             except Exception as error:
                 self._launch_failed(plan, error, attempt)
+                attempt += 1
                 continue
             self.scheduler.launched(plan)
             if plan.admitted:
@@ -184,15 +186,33 @@ class EngineCore:
 
     def _launch_failed(self, plan: Plan, error: Exception, attempt: int) -> None:
         """Prepares for another attempt; raises `error` when none makes sense."""
-        if is_device_lost(error) or attempt + 1 >= LAUNCH_ATTEMPTS:
+        without_memory = is_out_of_memory(error)
+        if is_device_lost(error) or (attempt + 1 >= LAUNCH_ATTEMPTS and not without_memory):
             raise error
         _log.warning("launching a step failed", exc_info=error)
-        if attempt == 0 and is_out_of_memory(error):
-            # Nobody fails: what runs is computed again in smaller steps.
-            self.scheduler.budget.shrink()
-            self.scheduler.recompute(keep_cache=True)
+        if without_memory:
+            self._count_failure(error)
+            self._make_room(plan, error, launched=False)
         else:
             self.fail(plan, error)
+
+    def _count_failure(self, error: BaseException) -> None:
+        """Raises the error again when the device is lost with it, or too many steps have failed in a row."""
+        self._failures += 1
+        if is_device_lost(error) or self._failures > MAX_FAILURES:
+            raise error
+
+    def _make_room(self, plan: Plan, error: BaseException, *, launched: bool) -> None:
+        """A step found no memory: what runs is computed again in smaller steps. Where the one before failed,
+        too, the newest of its sequences ends with an error, so that the others can go on.
+        """
+        self.scheduler.budget.shrink()
+        current = [chunk.sequence for chunk in plan.chunks if chunk.epoch == chunk.sequence.epoch]
+        if self._failures > 1 and current:
+            newest = max(current, key=lambda sequence: sequence.rank)
+            message = f"there was no memory for the request: {type(error).__name__}: {error}"
+            self._finish(newest, "error", message=message, poisoned=launched, code="out_of_memory")
+        self.scheduler.recompute(keep_cache=not launched)
 
     def process(self, plan: Plan, result: StepResult) -> None:
         """Looks at the tokens of a finished step."""
@@ -202,6 +222,7 @@ class EngineCore:
         self._last_plan, self._last_seconds = plan, result.seconds
         self._rows += len(plan.chunks)
         self._histograms.observe(plan.num_tokens, result.seconds)
+        self._waiting_since = time.monotonic()
         self._changed = True
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
@@ -245,13 +266,17 @@ class EngineCore:
             self.tracer.processed(started, ended)
 
     def fail(self, plan: Plan, error: BaseException) -> None:
-        """A step did not come back: its sequences end with an error, all others go on.
+        """A step did not come back: its sequences end with an error, all others go on. One that found no
+        memory is made again first.
 
         Raises the error again when the device is lost with it, or too many steps have failed in a row.
         """
-        self._failures += 1
-        if is_device_lost(error) or self._failures > MAX_FAILURES:
-            raise error
+        self._count_failure(error)
+        self._waiting_since = time.monotonic()
+        if is_out_of_memory(error):
+            _log.warning("a step found no memory", exc_info=error)
+            self._make_room(plan, error, launched=True)
+            return
         message = f"the step failed: {type(error).__name__}: {error}"
         for chunk in plan.chunks:
             self._finish(chunk.sequence, "error", message=message, poisoned=True)
@@ -353,7 +378,12 @@ class EngineCore:
         self._young = still
 
     def _ended(
-        self, sequence: Sequence, reason: FinishReason, stop: int | None, message: str | None
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop: int | None,
+        message: str | None,
+        code: FaultCode | None,
     ) -> Finish:
         """Its end, with what was measured."""
         prefill = decode = rows = None
@@ -365,7 +395,7 @@ class EngineCore:
         if sequence.admitted and steps:
             rows = (self._rows - sequence.rows_before) / steps
         measured = prefill, decode, sequence.preemptions, rows
-        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured)
+        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured, code)
 
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
@@ -395,10 +425,11 @@ class EngineCore:
         stop_token: int | None = None,
         message: str | None = None,
         poisoned: bool = False,
+        code: FaultCode | None = None,
     ) -> None:
         if sequence.state is not State.FINISHED:
             self.scheduler.finish(sequence, poisoned=poisoned)
-            self._report_end(sequence, reason, stop_token, message)
+            self._report_end(sequence, reason, stop_token, message, code)
 
     def _report_end(
         self,
@@ -406,13 +437,14 @@ class EngineCore:
         reason: FinishReason,
         stop_token: int | None = None,
         message: str | None = None,
+        code: FaultCode | None = None,
     ) -> None:
         self._tools.pop(sequence.id, None)
         self.forms.forget(sequence)
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)
-        self._frame.finished.append(self._ended(sequence, reason, stop_token, message))
+        self._frame.finished.append(self._ended(sequence, reason, stop_token, message, code))
         self._changed = True
 
     def take_frame(self, *, always: bool = False) -> Frame | None:
@@ -429,6 +461,9 @@ class EngineCore:
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
         oldest = stats.oldest_arrival
+        if not (stats.running or stats.waiting):
+            self._waiting_since = None
+        since = self._waiting_since
         return EngineStats(
             running=stats.running,
             waiting=stats.waiting,
@@ -452,4 +487,5 @@ class EngineCore:
             nonfinite=self._nonfinite,
             resident_bytes=self.resident_bytes,
             step_histograms=self._histograms,
+            step_age_seconds=0.0 if since is None else time.monotonic() - since,
         )

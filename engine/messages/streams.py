@@ -20,7 +20,6 @@ from engine.messages.wire import (
     Frame,
     PromptLogprobs,
     Request,
-    SamplingParams,
     Started,
     TokenLogprobs,
     merge,
@@ -69,9 +68,9 @@ class TokenStream:
     `take`. `lane`, while it is set and nothing is pending, gets the tokens that do not end the stream; the
     consumer takes it away before it does anything that would have to come before the next token.
 
-    What nobody needs for the tokens themselves: `params`, as the engine was asked; `started`, once the choice
-    has got a row; `arrivals`, for all streams of a router: when frames with tokens came (perf_counter), and
-    how many steps the engine had made by then.
+    What nobody needs for the tokens themselves: `request`, as the engine was asked; `started`, once the
+    choice has got a row; `arrivals`, for all streams of a router: when frames with tokens came
+    (perf_counter), and how many steps the engine had made by then.
     """
 
     __slots__ = (
@@ -82,7 +81,7 @@ class TokenStream:
         "id",
         "lane",
         "listener",
-        "params",
+        "request",
         "started",
         "wants_logprobs",
     )
@@ -91,14 +90,14 @@ class TokenStream:
         self,
         id: int,
         wants_logprobs: bool = False,
-        params: SamplingParams | None = None,
+        request: Request | None = None,
         arrivals: Sequence[tuple[float, int]] = (),
     ) -> None:
         self.id = id
-        self.params = params
         self.started: Started | None = None
         self.arrivals = arrivals
         self.wants_logprobs = wants_logprobs
+        self.request = request
         self.finished = False
         self.held: Delta | None = None  # what is pending
         self.lane: Lane | None = None
@@ -156,7 +155,7 @@ class StreamRouter:
         """One stream per choice. Raises ValueError if an id is already open."""
         wants = request.params.logprobs is not None
         ids = range(request.id, request.id + request.n)
-        streams = [TokenStream(id, wants, request.params, self._arrivals) for id in ids]
+        streams = [TokenStream(id, wants, request, self._arrivals) for id in ids]
         if any(stream.id in self._streams for stream in streams):
             raise ValueError(f"request id {request.id} is already open")
         for stream in streams:
@@ -263,7 +262,7 @@ class StreamRouter:
         """Ends every open stream with an error: the engine is gone."""
         for id, stream in list(self._streams.items()):
             stream.finished = True
-            stream.pending().finish = Finish(id, "error", message=message)
+            stream.pending().finish = Finish(id, "error", message=message, code="engine_unavailable")
             stream.wake()
         self._streams.clear()
 

@@ -24,6 +24,7 @@ STEP_SECONDS = (
 )
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+FaultCode = Literal["engine_unavailable", "out_of_memory"]  # faults that a client is told by name
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +119,8 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
     prefill_seconds: from its row to its first token; decode_seconds: from there to its last. Both are the
     engine's own times, None where it did not come so far. batch_rows: rows of the average step between its
-    row and its end.
+    row and its end. `code` is set where more is known about an error: the engine went away, or had no memory
+    for the request.
     """
 
     stream: int
@@ -130,6 +132,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     decode_seconds: float | None = None
     preemptions: int = 0
     batch_rows: float | None = None
+    code: FaultCode | None = None
 
 
 class StepHistograms(msgspec.Struct, array_like=True):
@@ -145,6 +148,8 @@ class StepHistograms(msgspec.Struct, array_like=True):
         self.token_total += tokens
         self.seconds[bisect_left(STEP_SECONDS, seconds)] += 1
         self.second_total += seconds
+
+    code: FaultCode | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -172,6 +177,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     nonfinite: int = 0  # sequences that ended because their logits were not finite
     resident_bytes: int = 0  # memory of the engine's process, where it has one of its own
     step_histograms: StepHistograms = msgspec.field(default_factory=StepHistograms)
+    step_age_seconds: float = 0.0  # for how long work has waited for a step to end; 0 while there is none
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

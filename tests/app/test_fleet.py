@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -167,11 +168,14 @@ def test_a_dead_engine_fails_the_streams_of_all_and_returns() -> None:
 
 def test_an_engine_that_keeps_dying_ends_the_server_with_1() -> None:
     with serving([*SERVE_ECHO, *MODEL]) as server:
+        numbers = itertools.count()
 
         def ended() -> bool:
-            """Asks again and again: the other process may not know yet that there is no engine."""
+            """Asks again and again: the other process may not know yet that there is no engine. Each time
+            another request, because the same one would be refused as poison.
+            """
             with contextlib.suppress(OSError, http.client.HTTPException):
-                server.ask([CRASH]).read()
+                server.ask([CRASH, next(numbers) % 500]).read()
             return server.process.poll() is not None
 
         until(ended)
