@@ -229,6 +229,26 @@ async def test_logprobs() -> None:
     assert done["logprobs"] == entries
 
 
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        (PATH, {"input": "hi"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99}),
+    ],
+    ids=["responses", "messages"],
+)
+async def test_streams_can_be_resumed(path: str, body: dict[str, object]) -> None:
+    about = {**body, "seed": 1, "stream": True}
+    async with served(ScriptedEngine(says(SAID))) as s:
+        plain = await s.http.post(path, json=about)
+        kept = await s.http.post(path, json=about, headers={"X-Stream-Id": "a"})
+        again = await s.http.get("/v1/streams/a", params={"from": 1})
+        rest = await s.http.get("/v1/streams/a", headers={"Last-Event-ID": "6"})
+    assert again.text == kept.text
+    assert rest.text == kept.text[kept.text.index("id: 7\n") :]
+    assert timeless(re.sub(r"id: \d+\n", "", kept.text)) == timeless(plain.text)
+
+
 # ---- OpenAI's client
 
 
@@ -319,10 +339,13 @@ async def test_errors_name_their_field() -> None:
 
 async def test_failures_in_a_stream_are_events() -> None:
     engine = ScriptedEngine()
-    async with served(engine) as s:
+    async with served(engine, HttpSettings(header_grace=0.0)) as s:
         for k, (code, fail) in enumerate(
             {
                 "internal_error": lambda id: engine.emit(id, [], Finish(id, "error", message="broken")),
+                "engine_unavailable": lambda id: engine.emit(
+                    id, [], Finish(id, "error", message="gone", code="engine_unavailable")
+                ),
                 "server_shutdown": lambda id: s.context.lifecycle.expire(),
                 "request_cancelled": lambda id: None,
             }.items()
