@@ -8,6 +8,7 @@ the next one, or for the last one.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from app.gate import Place
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
@@ -58,6 +59,7 @@ class Choice:
         "fault",
         "index",
         "last_token_at",
+        "place",
         "prompt",
         "prompt_text",
         "stream",
@@ -82,6 +84,7 @@ class Choice:
         self.done = False
         self.fault: str | None = None
         self.last_token_at = 0.0
+        self.place: Place | None = None  # its request's, where that is counted
         self._sampling = sampling
         self._special = text.is_special
         self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)

@@ -1,13 +1,17 @@
 """What every route needs, and the one place where a request is let in."""
 
-import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
-from app.errors import Draining, EngineGone, RequestError, Unavailable
+from starlette.types import Scope
+
+from app.errors import Draining, EngineGone, RequestError
 from app.fields import shown
+from app.gate import Gate, Place
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.middleware import key_id
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
@@ -19,11 +23,14 @@ class Context:
     """The parts of one server.
 
     `gather` turns what this process counted into what all front-end processes counted, if there are several.
+    `place` is the one of the request at hand, see `entering`.
     """
 
     client: EngineClient
     text: TextService
     settings: HttpSettings
+    gate: Gate
+    place: Place | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
@@ -54,16 +61,11 @@ class Context:
             raise EngineGone(str(error)) from error
         return info
 
-    def check_room(self, choices: int, info: ModelInfo) -> None:
-        """Raises Unavailable (503) when too many choices wait already."""
-        # This process knows its own at once; the engine knows those of all processes, a message ago.
-        stats = self.client.stats()
-        waiting = max(self.lifecycle.open_choices, stats.running + stats.waiting) - info.max_rows
-        if waiting + choices > self.settings.max_queue and waiting > 0:
-            seconds = math.ceil(self.metrics.mean_latency() * (waiting / max(info.max_rows, 1)))
-            raise Unavailable(
-                "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
-            )
+    @contextmanager
+    def entering(self, scope: Scope) -> "Iterator[Context]":
+        """A context for the one request of `scope`. Raises QueueFull (429) or Overloaded (503)."""
+        with self.gate.entering(key_id(scope)) as place:
+            yield replace(self, place=place)
 
     async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
         """The conversation as the model's template writes it. Raises RequestError when the template

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from app.board import Board
 from app.child import environment
 from app.config import Config
 from app.console import EXIT_FAULT, EXIT_OK, announce, complain
@@ -41,6 +42,7 @@ from app.control import (
     Unable,
     from_front,
 )
+from app.gate import columns
 from app.metrics import Counts
 from app.stopping import Stopping
 from app.supervisor import EngineFailed, Patience, ProcessEngine, Restarts
@@ -222,7 +224,7 @@ class Fleet:
         self.config = config
         self.engine = engine
         self.url = url
-        self.port: int = listener.getsockname()[1]
+        self.port: int = 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
         self.fronts: dict[int, FrontProcess] = {}  # by number
         self.past = Counts()  # of processes that have ended
         self.dispatcher = Dispatcher(listener, self._open_fronts)
@@ -232,12 +234,16 @@ class Fleet:
         self.stopping = Stopping(self._drain, self._end_at_once)
         self.folder = Path(tempfile.mkdtemp(prefix="fastpath-"))  # only this user can enter it
         self.tasks: set[asyncio.Task[None]] = set()
+        self._board_path = self.folder / "board"
 
     async def run(self) -> int:
         self.stopping.listen()
         log.info("listening on %s, loading the model", self.url)
         path = self.folder / "engine"
+        width, workers = columns(len(self.config.access.api_key)), self.config.server.api_workers
         try:
+            Board.create(self._board_path, width, workers)
+            self.board = Board(width, rows=workers, path=self._board_path)
             with socket.socket(socket.AF_UNIX) as found:
                 found.bind(str(path))
                 found.listen(ENGINE_BACKLOG)
@@ -288,7 +294,8 @@ class Fleet:
         while not self._ending:
             front = FrontProcess(number, self._on_message)
             try:
-                await front.spawn(Begin(self.config, next(self.serials), path))
+                board = str(self._board_path)
+                await front.spawn(Begin(self.config, next(self.serials), path, board, number - 1))
             except OSError as error:
                 self._fail(f"a front end could not be started: {error}", EXIT_FAULT)
                 return
@@ -297,6 +304,7 @@ class Fleet:
                 front.drain(self.config.server.drain_timeout)
             status = await front.wait(self.engine.patience)
             del self.fronts[number]
+            self.board.clear(number - 1)
             self.past = self.past.plus(front.counts.past())
             self.dispatcher.update()
             if self._ending:

@@ -64,6 +64,14 @@ class Generation:
     def done(self) -> bool:
         return not self._running
 
+    @property
+    def admitted(self) -> bool:
+        """Whether the engine has begun to work on it."""
+        return any(
+            choice.stream is None or choice.stream.admitted_at or choice.completion_tokens or choice.done
+            for choice in self.choices
+        )
+
     async def next(self) -> list[Update]:
         """Waits for news; an empty list is a nudge. Cancelling loses nothing.
 
@@ -124,6 +132,7 @@ class Generation:
         self._client.abort(
             [c.stream.id for c in self.choices if c.stream is not None and not c.stream.finished]
         )
+        self._leave()
         for choice in self.choices:
             if not choice.done:
                 self._metrics.finished("abort")
@@ -160,6 +169,8 @@ class Generation:
                 self._metrics.token_gap(now - choice.last_token_at, len(delta.tokens), now)
             else:
                 self._metrics.first_token(now - self._started, len(delta.tokens), now)
+                if choice.place is not None:
+                    choice.place.admit()  # where the engine has not said so
             choice.last_token_at = now
         pieces = choice.feed(delta)
         if choice.fault is not None:
@@ -182,3 +193,11 @@ class Generation:
         self._metrics.finished(reason)
         if not self._running:
             self._metrics.answered(time.perf_counter() - self._started)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Its place is free for others."""
+        output = sum(choice.completion_tokens for choice in self.choices)
+        for choice in self.choices:
+            if choice.place is not None:
+                choice.place.leave(output)

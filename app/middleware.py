@@ -20,6 +20,12 @@ def request_id(scope: Scope) -> str:
     return value if isinstance(value, str) else ""
 
 
+def key_id(scope: Scope) -> str:
+    """The id of the API key that came with this request; empty where the server has none."""
+    value: object = scope.get("key_id")
+    return value if isinstance(value, str) else ""
+
+
 class RequestIds:
     """Echoes a client's X-Request-Id if it is sane, else invents one; every answer carries it."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from copy import copy
 from typing import TypeVar
 
 import msgspec
@@ -38,14 +39,17 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        try:
-            body = await read_object(scope, receive, self.context.settings)
-        except ClientGone:
-            self.context.metrics.disconnects += 1
-            return
-        info = await self.context.model()
-        answer = await self.prepare(body, info, started)
-        await answer(scope, receive, send)
+        with self.context.entering(scope) as context:
+            request = copy(self)
+            request.context = context
+            try:
+                body = await read_object(scope, receive, context.settings)
+            except ClientGone:
+                context.metrics.disconnects += 1
+                return
+            info = await context.model()
+            answer = await request.prepare(body, info, started)
+            await answer(scope, receive, send)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
         """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""
@@ -64,7 +68,7 @@ class Endpoint:
         context = self.context
         generation = Generation(context.client, choices, context.metrics, started)
         kind = EventStream if format.delivery.stream else JsonAnswer
-        return kind(generation, format, context.settings, context.lifecycle, context.metrics)
+        return kind(generation, format, context.settings, context.lifecycle, context.metrics, context.gate)
 
 
 class ChatCompletions(Endpoint):

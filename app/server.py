@@ -17,35 +17,51 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from app.board import Board
 from app.context import Context
-from app.errors import ApiError, Unavailable, error_response
+from app.errors import ApiError, QueueFull, Unavailable, error_response
 from app.fields import shown
+from app.gate import Gate
+from app.keys import DETAIL_PATHS, Keys
 from app.middleware import Faults, RequestIds
 from app.nanochat import NanochatCompletions
 from app.openai import ChatCompletions, Completions, Models
+from app.origins import Origins
 from app.page import page_routes, static_folder
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
 from engine.messages import EngineClient
 
-DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
+def create_app(
+    client: EngineClient,
+    text: TextService,
+    settings: HttpSettings | None = None,
+    board: Board | None = None,
+) -> Starlette:
+    """The server over one engine. `app.state.context` gives access to its parts.
 
-def create_app(client: EngineClient, text: TextService, settings: HttpSettings | None = None) -> Starlette:
-    """The server over one engine. `app.state.context` gives access to its parts."""
-    context = Context(client, text, settings or HttpSettings())
+    `board` is what several front-end processes count on together.
+    """
+    settings = settings or HttpSettings()
+    context = Context(client, text, settings, Gate(client, settings, board))
 
     async def on_api_error(request: HttpRequest, error: Exception) -> Response:
         if not isinstance(error, ApiError):
             raise error
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | QueueFull):
             context.metrics.rejected(error.code)
         return error_response(error, detail=request.url.path in DETAIL_PATHS)
 
     app = Starlette(
         routes=_routes(context),
-        middleware=[Middleware(RequestIds), Middleware(Faults)],
+        middleware=[
+            Middleware(RequestIds),
+            Middleware(Faults),
+            Middleware(Origins, settings.access),
+            Middleware(Keys, settings.access.keys),
+        ],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
         lifespan=_lifespan,
     )

@@ -14,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from app.answers import Format
 from app.choices import Piece
+from app.deadlines import deadlines
 from app.direct import DirectWrite, direct_write
-from app.errors import ApiError, DeadlineExceeded, InternalError
+from app.errors import ApiError, InternalError
+from app.gate import Gate
 from app.generation import Generation, Update
 from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
@@ -48,12 +50,14 @@ class Answer:
         settings: HttpSettings,
         lifecycle: Lifecycle,
         metrics: Metrics,
+        gate: Gate,
     ) -> None:
         self.generation = generation
         self.format = format
         self.settings = settings
         self.lifecycle = lifecycle
         self.metrics = metrics
+        self.gate = gate
         self.write: DirectWrite | None = None
 
     def interrupt(self, error: ApiError) -> None:
@@ -63,14 +67,15 @@ class Answer:
         generation = self.generation
         self.write = direct_write(scope)
         try:
-            with self.lifecycle.answering(self, len(generation.choices)):
+            with (
+                self.lifecycle.answering(self, len(generation.choices)),
+                deadlines(generation, self.settings, self.gate),
+            ):
                 await self._race(receive, send)
         finally:
             generation.close()
 
     async def _race(self, receive: Receive, send: Send) -> None:
-        limit = self.settings.request_timeout
-        deadline = asyncio.get_running_loop().call_later(limit, self.interrupt, DeadlineExceeded(limit))
         worker = asyncio.ensure_future(self.answer(send))
         watcher = asyncio.ensure_future(departure(receive))
         try:
@@ -78,7 +83,6 @@ class Answer:
             if not worker.done():
                 self.metrics.disconnects += 1
         finally:
-            deadline.cancel()
             self.generation.close()
             worker.cancel()
             watcher.cancel()

@@ -142,6 +142,9 @@ class EngineCore:
                 self._launch_failed(plan, error, attempt)
                 continue
             self.scheduler.launched(plan)
+            if plan.admitted:
+                self._frame.admitted.extend(sequence.id for sequence in plan.admitted)
+                self._changed = True
             ended = time.perf_counter()
             self.overhead.plan += ended - started
             if self.tracer is not None:
@@ -343,7 +346,8 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        return Frame(frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished, self.stats())
+        parts = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
+        return Frame(*parts, self.stats(), frame.admitted)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan

@@ -201,7 +201,7 @@ class Exchange:
 
     def push(self, frame: Frame) -> None:
         """Sends each link its part of a frame. Counters that changed without a token are for all."""
-        if not frame.streams and not frame.finished:
+        if not frame.streams and not frame.finished and not frame.admitted:
             for link in self._links:
                 link.outbox.push(Frame([], [], [], [], [], frame.stats))
         elif len(self._links) == 1:
@@ -221,7 +221,8 @@ class Exchange:
     def _share_out(self, frame: Frame) -> None:
         owners = [self._owners.get(id) for id in frame.streams]
         finishers = [self._owners.get(finish.stream) for finish in frame.finished]
-        concerned = {*owners, *finishers}
+        arrivals = [self._owners.get(id) for id in frame.admitted]
+        concerned = {*owners, *finishers, *arrivals}
         for link in self._links:
             if link not in concerned:
                 continue
@@ -233,6 +234,7 @@ class Exchange:
                 [],
                 [finish for finish, owner in zip(frame.finished, finishers, strict=True) if owner is link],
                 frame.stats,
+                [id for id, owner in zip(frame.admitted, arrivals, strict=True) if owner is link],
             )
             if frame.forced or frame.logprobs:
                 _move_marks(frame, part, mine)

@@ -54,9 +54,21 @@ class TokenStream:
     The consumer waits in `next`, or has `listener` called when something is pending and fetches it with
     `take`. `lane`, while it is set and nothing is pending, gets the tokens that do not end the stream; the
     consumer takes it away before it does anything that would have to come before the next token.
+    `admitted_at` is when the engine said that it works on the stream (perf_counter, 0: not yet), and
+    `on_admission` is called then.
     """
 
-    __slots__ = ("_waiter", "finished", "held", "id", "lane", "listener", "wants_logprobs")
+    __slots__ = (
+        "_waiter",
+        "admitted_at",
+        "finished",
+        "held",
+        "id",
+        "lane",
+        "listener",
+        "on_admission",
+        "wants_logprobs",
+    )
 
     def __init__(self, id: int, wants_logprobs: bool = False) -> None:
         self.id = id
@@ -65,6 +77,8 @@ class TokenStream:
         self.held: Delta | None = None  # what is pending
         self.lane: Lane | None = None
         self.listener: Callable[[], None] | None = None
+        self.admitted_at = 0.0
+        self.on_admission: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def pending(self) -> Delta:
@@ -138,6 +152,8 @@ class StreamRouter:
         """
         self.stats = frame.stats
         now = perf_counter()
+        if frame.admitted:
+            self._admit(frame.admitted, now)
         # A last token goes the same way as the end it came with, so that one event can say both.
         ending = {finish.stream for finish in frame.finished}
         if len(set(frame.streams)) == len(frame.streams):
@@ -150,6 +166,14 @@ class StreamRouter:
                 stream.finished = True
                 stream.pending().finish = finish
                 stream.wake()
+
+    def _admit(self, ids: Iterable[int], now: float) -> None:
+        for id in ids:
+            stream = self._streams.get(id)
+            if stream is not None and not stream.admitted_at:
+                stream.admitted_at = now
+                if stream.on_admission is not None:
+                    stream.on_admission()
 
     def _deliver_step(self, frame: Frame, ending: set[int], now: float) -> Iterator[None]:
         """A frame with one token per stream."""

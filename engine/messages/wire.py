@@ -152,7 +152,8 @@ class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
     """One step's outputs. Parallel lists `streams` and `tokens` hold each emitted token in order.
 
     A stream can occur more than once (the tool machine emits its forced tokens together); `forced` lists the
-    positions of such tokens. Tokens of a stream always come before its `Finish`.
+    positions of such tokens. Tokens of a stream always come before its `Finish`. `admitted` lists the streams
+    that got a row; one that was preempted occurs again.
     """
 
     streams: list[int]
@@ -161,6 +162,7 @@ class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
     logprobs: list[TokenLogprobs]
     finished: list[Finish]
     stats: EngineStats
+    admitted: list[int] = []
 
 
 ToEngine = EngineConfig | Submit | Abort | Shutdown
@@ -188,7 +190,15 @@ def merge(first: Frame, second: Frame) -> Frame:
         for item in second.logprobs
     )
     first.finished.extend(second.finished)
-    return Frame(first.streams, first.tokens, first.forced, first.logprobs, first.finished, second.stats)
+    return Frame(
+        first.streams,
+        first.tokens,
+        first.forced,
+        first.logprobs,
+        first.finished,
+        second.stats,
+        first.admitted + second.admitted,
+    )
 
 
 class Unframer:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import openai
@@ -13,9 +14,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.context import Context
-from app.direct import DirectHttpProtocol
+from app.connection import GuardedHttpProtocol
 from app.server import create_app
-from app.settings import HttpSettings
+from app.settings import ConnectionLimits, HttpSettings
 from app.text import TextService
 from engine.text import Tokenizer
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer
@@ -50,13 +51,22 @@ async def served(
     *,
     direct: bool = True,
     tokenizer: Tokenizer | None = None,
+    limits: ConnectionLimits | None = None,
+    root_path: str = "",
 ) -> AsyncIterator[Served]:
-    """`direct`: with the ASGI extension of app/direct.py, as the real server has it."""
+    """`direct`: with the ASGI extension of app/direct.py and the guarded protocol, as the real server."""
     text = TextService(tokenizer or byte_tokenizer(), byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
-    http: type[asyncio.Protocol] = DirectHttpProtocol if direct else HttpToolsProtocol
-    config = uvicorn.Config(app, http=http, log_level="critical", timeout_graceful_shutdown=1)
+    http = partial(GuardedHttpProtocol, limits=limits) if direct else HttpToolsProtocol
+    config = uvicorn.Config(
+        app,
+        http=http,  # type: ignore[arg-type]
+        ws="none",
+        log_level="critical",
+        timeout_graceful_shutdown=1,
+        root_path=root_path,
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
