@@ -246,7 +246,11 @@ class Requests:
         metavar="CHOICES",
     )
     max_queued_tokens: int = option(
-        256 * 1024, whole(0), "prompt tokens that may wait before new requests get 503", metavar="TOKENS"
+        256 * 1024,
+        whole(0),
+        "prompt tokens that may wait before new requests get 503",
+        "--max-num-queued-tokens",
+        metavar="TOKENS",
     )
     max_concurrent_per_key: int | None = option(
         None,

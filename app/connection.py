@@ -58,8 +58,9 @@ class GuardedHttpProtocol(DirectHttpProtocol):
         self._received = 0  # bytes of the request at hand, as they came
         self._head = 0  # of those, what the parser has made of its head
         self._refusal: ApiError | None = None
-        self._closing = False  # it has been refused, or has become another protocol's: nothing is read
+        self._closing = False  # it has been refused: what still comes is not looked at
         self._excess = False
+        self._offered = False  # another protocol, in the head that has just been parsed
 
     # -- the connection
 
@@ -92,9 +93,7 @@ class GuardedHttpProtocol(DirectHttpProtocol):
         if self._phase is Phase.NOTHING:
             self._phase = Phase.HEAD
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._closing = True  # the request is answered as any other; what follows would not be HTTP
+            self._parse(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or _invalid())
             return
@@ -104,6 +103,28 @@ class GuardedHttpProtocol(DirectHttpProtocol):
             self._refuse(_too_large(self.limits))
         else:
             self._watch()
+
+    def _parse(self, data: bytes) -> None:
+        """Feeds the parser. Raises HttpParserError."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # The parser takes a request that offers another protocol for one without a body. So it is
+                # parsed again, as if nothing had been offered.
+                data = self._without_offer() + data[int(offer.args[0]) :]
+                self.parser = httptools.HttpRequestParser(self)
+
+    def _without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(word for word in _words(value) if word.lower() != b"upgrade")
+            if name != b"upgrade" and (value or name != b"connection"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     # -- the parser's callbacks
 
@@ -128,18 +149,20 @@ class GuardedHttpProtocol(DirectHttpProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in VERSIONS:
             self._reject(_invalid())
+        self._offered = self.parser.should_upgrade()
+        if self._offered:
+            if self.parser.get_method() == b"CONNECT":
+                self._reject(_invalid())
+            return
         self._phase = Phase.BODY
         super().on_headers_complete()
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         self._phase = Phase.NOTHING
         self._received = 0
         super().on_message_complete()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """An offer that is not taken up is no reason to write a log."""
 
     # -- the clock
 
@@ -207,6 +230,10 @@ class GuardedHttpProtocol(DirectHttpProtocol):
             self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         else:
             self.transport.close()
+
+
+def _words(value: bytes) -> list[bytes]:
+    return [word.strip() for word in value.split(b",") if word.strip()]
 
 
 def _answer(error: ApiError) -> bytes:

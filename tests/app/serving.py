@@ -1,6 +1,5 @@
 """A real uvicorn server in the test's own event loop, on a port that the system chose."""
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -13,8 +12,8 @@ import openai
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.context import Context
 from app.connection import GuardedHttpProtocol
+from app.context import Context
 from app.server import create_app
 from app.settings import ConnectionLimits, HttpSettings
 from app.text import TextService

@@ -91,6 +91,8 @@ async def test_each_link_gets_its_own_part() -> None:
     two.take(Submit(request(10)))
     stats = EngineStats(steps=7)
     marks = [TokenLogprobs(1, -0.1, [], []), TokenLogprobs(3, -0.3, [], [])]
+    exchange.push(Frame([], [], [], [], [], stats, [2, 10, 99]))
+    assert [pipe.frames.pop().admitted for pipe in (first, second)] == [[2], [10]]
     finished = [Finish(10, "length"), Finish(1, "stop")]
     exchange.push(Frame([1, 10, 99, 2, 10], [5, 6, 7, 8, 9], [3, 4], marks, finished, stats))
     moved = [TokenLogprobs(1, -0.3, [], [])]
