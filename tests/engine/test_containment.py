@@ -328,8 +328,7 @@ def test_kinds_of_faults() -> None:
 
 async def test_the_engine_tells_whom_it_works_on(model: GPT) -> None:
     """Who holds a row has been told so before its first token; who waits for one has not."""
-    engine = AsyncEngine(model, TOKENIZER, EngineConfig(max_rows=1))
-    await engine.start()
+    engine = await started(model, TOKENIZER, max_rows=1)
     try:
         params = SamplingParams(max_tokens=3, ignore_eos=True)
         (first,), (second,) = (
