@@ -57,6 +57,8 @@ async def served(
     text = TextService(tokenizer or byte_tokenizer(), byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
+    # As uvloop does it for the real server; else every second write waits 40 ms for an acknowledgement.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     http = partial(GuardedHttpProtocol, limits=limits) if direct else HttpToolsProtocol
     config = uvicorn.Config(
         app,
