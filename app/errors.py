@@ -72,6 +72,33 @@ class Unavailable(ApiError):
         super().__init__(503, code, message, type=UNAVAILABLE, headers={"retry-after": str(retry_after)})
 
 
+class Overloaded(Unavailable):
+    """Too many requests of all clients together; `milliseconds` is `seconds` more exactly."""
+
+    def __init__(self, message: str, seconds: int, milliseconds: int) -> None:
+        super().__init__("overloaded", message, seconds)
+        self.headers |= {"retry-after-ms": str(milliseconds), "x-should-retry": "true"}
+
+
+class QueueTimeout(Unavailable):
+    def __init__(self, waited: float, seconds: int, milliseconds: int) -> None:
+        message = f"The request waited for {waited:g} seconds, and its turn did not come."
+        super().__init__("queue_timeout", message, seconds)
+        self.headers |= {"retry-after-ms": str(milliseconds), "x-should-retry": "true"}
+
+
+class QueueFull(ApiError):
+    """Too many requests of this one client (its key): status 429."""
+
+    def __init__(self, message: str, seconds: int, milliseconds: int) -> None:
+        headers = {
+            "retry-after": str(seconds),
+            "retry-after-ms": str(milliseconds),
+            "x-should-retry": "true",
+        }
+        super().__init__(429, "queue_full", message, type="rate_limit_error", headers=headers)
+
+
 class EngineGone(Unavailable):
     def __init__(self, message: str = "The engine is not ready.") -> None:
         super().__init__("engine_unavailable", message, retry_after=2)
