@@ -9,6 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.context import Context
+from app.errors import Draining, EngineGone, Unavailable
 from app.prometheus import CONTENT_TYPE, Exporter
 from engine.messages import EngineState, EngineUnavailable, ModelInfo
 
@@ -42,8 +43,11 @@ class Status:
         context = self.context
         if context.ready:
             return _json({"ready": True, "state": "ready"})
-        state = "draining" if context.lifecycle.draining else str(context.client.state)
-        return _json({"ready": False, "state": state}, 503, {"retry-after": "2"})
+        draining = context.lifecycle.draining
+        error: Unavailable = Draining() if draining else EngineGone()
+        state = "draining" if draining else str(context.client.state)
+        body = {"ready": False, "state": state, "error": error.payload()}
+        return _json(body, 503, {"retry-after": "2"})
 
     async def stats(self, request: HttpRequest) -> Response:
         return _json(await self.snapshot())
