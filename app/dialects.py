@@ -25,7 +25,7 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
 
 def error_answer(error: ApiError, scope: Scope) -> Response:
     """The answer to a request that failed before its answer began."""
-    path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+    path = route_path(scope)
     if path in ANTHROPIC_PATHS:
         body = msgspec.json.encode(anthropic_error(error, scope.get("request_id", "")))
         return Response(body, error.status, headers=error.headers, media_type="application/json")
@@ -37,3 +37,11 @@ def anthropic_error(error: ApiError, request_id: str) -> dict[str, object]:
     other = "invalid_request_error" if error.status < 499 else "api_error"
     type = _ANTHROPIC_TYPES.get(error.status, other)
     return {"type": "error", "error": {"type": type, "message": error.message}, "request_id": request_id}
+
+
+def route_path(scope: Scope) -> str:
+    """The path that the router will see: the scope's, without the root path in front."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :]
+    return path

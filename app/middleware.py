@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.dialects import ANTHROPIC_PATHS, error_answer
+from app.dialects import ANTHROPIC_PATHS, error_answer, route_path
 from app.errors import InternalError
 from app.lifecycle import Lifecycle
 
@@ -23,7 +23,7 @@ def request_id(scope: Scope) -> str:
 
 
 def key_id(scope: Scope) -> str:
-    """Whose key the request came with: the beginning of its hash, empty where no key is asked for."""
+    """The id of the API key that came with this request; empty where the server has none."""
     value: object = scope.get("key_id")
     return value if isinstance(value, str) else ""
 
@@ -45,7 +45,7 @@ class RequestIds:
         if not _SANE_ID.fullmatch(value):
             value = b"req_" + secrets.token_hex(12).encode()
         scope["request_id"] = value.decode()
-        names = [b"x-request-id", b"request-id"][: 1 + (scope["path"] in ANTHROPIC_PATHS)]
+        names = [b"x-request-id", b"request-id"][: 1 + (route_path(scope) in ANTHROPIC_PATHS)]
         own = [(name, value) for name in names]
 
         # Not a coroutine function: body messages pass without a frame of their own.

@@ -23,6 +23,7 @@ S = TypeVar("S", bound=str)
 ENV_PREFIX = "APP_"
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"0", "false", "no", "off"})
+MASK = "********"
 
 
 class UsageError(Exception):
@@ -45,6 +46,7 @@ class Flag:
     is_switch: bool = False
     is_many: bool = False
     is_positional: bool = False
+    is_secret: bool = False
     shown: str | None = None
 
 
@@ -77,9 +79,14 @@ def switch(default: T, help: str, *names: str, off: Sequence[str] = (), shown: s
     return field(default=default, metadata={"flag": flag})
 
 
-def many(parse: Callable[[str], T], help: str, *names: str, metavar: str = "") -> tuple[T, ...]:
-    """A field with any number of values: several after one flag, a list in TOML, commas in the variable."""
-    flag = Flag(help, parse, names, metavar=metavar, is_many=True)
+def many(
+    parse: Callable[[str], T], help: str, *names: str, metavar: str = "", secret: bool = False
+) -> tuple[T, ...]:
+    """A field with any number of values: several after one flag, a list in TOML, commas in the variable.
+
+    A `secret` one is printed as `MASK` for each value.
+    """
+    flag = Flag(help, parse, names, metavar=metavar, is_many=True, is_secret=secret)
     empty: tuple[T, ...] = ()
     return field(default=empty, metadata={"flag": flag})
 
@@ -255,6 +262,17 @@ class CommandLine(Generic[C]):
         values |= self._from_command_line(given, argv)
         return self._build(values), actions
 
+    def secrets(self, argv: Sequence[str]) -> list[str]:
+        """The flags with secrets that stand on the command line."""
+        typed = {word.split("=", 1)[0] for word in argv}
+        return [
+            name
+            for entry in self.entries
+            if entry.flag.is_secret
+            for name in entry.on_strings
+            if name in typed
+        ]
+
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"unexpected argument {word!r}"
@@ -391,8 +409,11 @@ def _as_text(value: object, is_switch: bool) -> str:
     return str(value)
 
 
-def to_toml(config: _Section) -> str:
-    """The configuration as a file that `--config` reads back; what is unset stands there as a comment."""
+def to_toml(config: _Section, *, masked: bool = False) -> str:
+    """The configuration as a file that `--config` reads back; what is unset stands there as a comment.
+
+    masked: secrets are not told, and have to be filled in again.
+    """
     lines: list[str] = []
     section = ""
     for entry in table(config):
@@ -403,5 +424,7 @@ def to_toml(config: _Section) -> str:
             lines.append(f"# {entry.field} is not set")
         else:
             value = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+            if masked and entry.flag.is_secret and isinstance(value, list):
+                value = [MASK] * len(value)
             lines.append(f"{entry.field} = {json.dumps(value)}")
     return "\n".join(lines[1:]) + "\n"

@@ -19,10 +19,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from app.about import About
+from app.board import Board
 from app.context import Context
 from app.dialects import error_answer
-from app.errors import ApiError, Unavailable
+from app.errors import ApiError, QueueFull, Unavailable
 from app.fields import shown
+from app.gate import Gate
+from app.keys import Keys
 from app.lag import LoopLag
 from app.messages_api import CountTokens, Messages
 from app.middleware import Faults, RequestIds, key_id
@@ -30,6 +33,7 @@ from app.nanochat import NanochatCompletions
 from app.observe import Observed
 from app.openai import ChatCompletions, Completions, Models, embeddings
 from app.openapi import Description
+from app.origins import Origins
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
 from app.responses_api import Responses
@@ -41,14 +45,23 @@ from app.tokens import Detokenize, Render, Tokenize
 from engine.messages import EngineClient
 
 
-def create_app(client: EngineClient, text: TextService, settings: HttpSettings | None = None) -> Starlette:
-    """The server over one engine. `app.state.context` gives access to its parts."""
-    context = Context(client, text, settings or HttpSettings())
+def create_app(
+    client: EngineClient,
+    text: TextService,
+    settings: HttpSettings | None = None,
+    board: Board | None = None,
+) -> Starlette:
+    """The server over one engine. `app.state.context` gives access to its parts.
+
+    `board` is what several front-end processes count on together.
+    """
+    settings = settings or HttpSettings()
+    context = Context(client, text, settings, Gate(client, settings, board))
 
     async def on_api_error(request: HttpRequest, error: Exception) -> Response:
         if not isinstance(error, ApiError):
             raise error
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | QueueFull):
             context.metrics.rejected(error.code)
         return error_answer(error, request.scope)
 
@@ -58,6 +71,8 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
             Middleware(Observed, context=context),
             Middleware(RequestIds, context.lifecycle),
             Middleware(Faults),
+            Middleware(Origins, settings.access),
+            Middleware(Keys, settings.access.keys),
         ],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
         lifespan=partial(_lifespan, context),

@@ -44,7 +44,7 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
 
 
 def tell(engine: ScriptedEngine, started: Started) -> None:
-    engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), [started]))
+    engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), started=[started]))
 
 
 async def asked(engine: ScriptedEngine, count: int) -> int:

@@ -66,7 +66,7 @@ async def test_the_line_says_what_happened(kept: Kept) -> None:
         task = asyncio.ensure_future(s.http.post("/v1/completions", json=body, headers=headers))
         await engine.until(lambda: bool(engine.requests))
         id = engine.requests[0].id
-        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), [Started(id, 0.0125, 3)]))
+        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), started=[Started(id, 0.0125, 3)]))
         for byte in b"abc":
             engine.emit(id, [byte])
             await asyncio.sleep(0)

@@ -132,7 +132,7 @@ async def generate(s: Served, engine: ScriptedEngine, finish: Finish | None, **b
     task = asyncio.ensure_future(asking)
     await engine.until(lambda: len(engine.requests) == count + 1)
     id = engine.requests[-1].id
-    engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), [Started(id, 0.25, 2)]))
+    engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), started=[Started(id, 0.25, 2)]))
     engine.emit(id, b"a")
     engine.emit(id, b"b", finish or Finish(id, "length", None, 2))
     await task

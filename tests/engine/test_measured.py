@@ -91,7 +91,7 @@ async def test_who_waits_is_told_apart() -> None:
 
 def test_starts_survive_the_wire_and_merging() -> None:
     one, two = (
-        Frame([], [], [], [], [], EngineStats(steps=step), [Started(step, 0.5 * step, step)])
+        Frame([], [], [], [], [], EngineStats(steps=step), started=[Started(step, 0.5 * step, step)])
         for step in (1, 2)
     )
     merged = merge(one, two)
