@@ -238,12 +238,12 @@ async def test_the_client() -> None:
 
 async def test_the_clients_errors() -> None:
     engine = ScriptedEngine()
-    async with served(engine, HttpSettings(request_timeout=0.05)) as s, client(s) as c:
+    async with served(engine, HttpSettings(request_timeout=0.05, max_body_bytes=2000)) as s, client(s) as c:
         about = {"model": "scripted", "max_tokens": 9, "messages": HI}
         faults = [
             ({"model": "nobody"}, anthropic.NotFoundError, "not_found_error"),
             ({"extra_body": {"temperature": 1.5}}, anthropic.BadRequestError, "invalid_request_error"),
-            ({"extra_body": {"messages": [{"role": "user", "content": "x" * 5_000_000}]}},
+            ({"extra_body": {"messages": [{"role": "user", "content": "x" * 5000}]}},
              anthropic.RequestTooLargeError, "request_too_large"),
             ({}, anthropic.DeadlineExceededError, "timeout_error"),
         ]  # fmt: skip
