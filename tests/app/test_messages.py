@@ -7,7 +7,7 @@ import re
 import anthropic
 import pytest
 
-from app.settings import HttpSettings
+from app.settings import Access, HttpSettings, Key
 from engine.messages import EngineState, Finish
 from tests.app.named_events import named_events, timeless
 from tests.app.scripted_engine import END, Script, ScriptedEngine, says
@@ -259,6 +259,19 @@ async def test_the_clients_errors() -> None:
         assert gone.value.body["error"]["type"] == "overloaded_error"
         wrong = await s.http.get(PATH)
         assert wrong.status_code == 405 and wrong.json()["type"] == "error"
+
+
+async def test_the_clients_key() -> None:
+    locked = HttpSettings(access=Access(keys=(Key.of("sesame"),)))
+    async with served(ScriptedEngine(says("ok")), locked) as s:
+        about = {"model": "scripted", "max_tokens": 9, "messages": HI}
+        async with anthropic.AsyncAnthropic(base_url=s.url, api_key="sesame", max_retries=0) as good:
+            assert (await good.messages.create(**about)).stop_reason == "end_turn"  # type: ignore[call-overload]
+        async with client(s) as c:
+            for asked in (c.messages.create(**about), c.messages.count_tokens(model="scripted", messages=HI)):  # type: ignore[call-overload, arg-type]
+                with pytest.raises(anthropic.AuthenticationError) as raised:
+                    await asked
+                assert raised.value.body["error"]["type"] == "authentication_error"
 
 
 # ---- what is refused

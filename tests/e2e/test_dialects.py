@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from typing import Literal
 
 import anthropic
 import httpx
 import jsonschema
+import pydantic
 import pytest
 from openai import OpenAI
 
@@ -32,6 +34,11 @@ SCHEMA = {
     "required": ["mood", "days"],
     "additionalProperties": False,
 }
+
+
+class Mood(pydantic.BaseModel):
+    mood: Literal["good", "bad"]
+    sunny: bool
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,11 @@ def test_schemas(oai: OpenAI, claude: anthropic.Anthropic) -> None:
         output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
     )
     jsonschema.validate(json.loads(message.content[0].text), SCHEMA)  # type: ignore[union-attr]
+    parsed = oai.responses.parse(model="tiny", input="Mood?", text_format=Mood)
+    assert isinstance(parsed.output_parsed, Mood)
+    turn = {"role": "user", "content": "Mood?"}
+    said = claude.messages.parse(model="tiny", max_tokens=100, messages=[turn], output_format=Mood)  # type: ignore[list-item]
+    assert isinstance(said.parsed_output, Mood)
 
 
 def test_leaving_frees_the_row(oai: OpenAI, claude: anthropic.Anthropic, server: Server) -> None:
