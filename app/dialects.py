@@ -9,7 +9,7 @@ from starlette.types import Scope
 from app.errors import ApiError, error_response
 
 DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
-ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+ANTHROPIC = "/v1/messages"
 
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -25,11 +25,16 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
 
 def error_answer(error: ApiError, scope: Scope) -> Response:
     """The answer to a request that failed before its answer began."""
-    path = route_path(scope)
-    if path in ANTHROPIC_PATHS:
+    if is_anthropic(scope):
         body = msgspec.json.encode(anthropic_error(error, scope.get("request_id", "")))
         return Response(body, error.status, headers=error.headers, media_type="application/json")
-    return error_response(error, detail=path in DETAIL_PATHS)
+    return error_response(error, detail=route_path(scope) in DETAIL_PATHS)
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether whoever asks expects Anthropic's shape."""
+    path = route_path(scope)
+    return path == ANTHROPIC or path.startswith(ANTHROPIC + "/")
 
 
 def anthropic_error(error: ApiError, request_id: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.dialects import ANTHROPIC_PATHS, error_answer, route_path
+from app.dialects import error_answer, is_anthropic
 from app.errors import InternalError
 from app.lifecycle import Lifecycle
 
@@ -45,7 +45,7 @@ class RequestIds:
         if not _SANE_ID.fullmatch(value):
             value = b"req_" + secrets.token_hex(12).encode()
         scope["request_id"] = value.decode()
-        names = [b"x-request-id", b"request-id"][: 1 + (route_path(scope) in ANTHROPIC_PATHS)]
+        names = [b"x-request-id", b"request-id"][: 1 + is_anthropic(scope)]
         own = [(name, value) for name in names]
 
         # Not a coroutine function: body messages pass without a frame of their own.
