@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError, error_response
+from app.dialects import error_answer, route_path
+from app.errors import ApiError
 from app.settings import Key
 
 OPEN_PATHS = frozenset(
     {"/", "/health", "/ready", "/ping", "/docs", "/favicon.ico", "/favicon.svg", "/logo.svg"}
 )
 OPEN_FOLDER = "/static/"
-DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
 
 class Keys:
@@ -29,11 +29,11 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["key_id"] = ""
-        if scope["type"] == "http" and self.keys and not is_open(path := route_path(scope)):
+        if scope["type"] == "http" and self.keys and not is_open(route_path(scope)):
             try:
                 scope["key_id"] = self.identify(scope)
             except ApiError as error:
-                await error_response(error, detail=path in DETAIL_PATHS)(scope, receive, send)
+                await error_answer(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -48,14 +48,6 @@ class Keys:
         if not found:
             raise _unauthorized("The API key is not valid.")
         return found
-
-
-def route_path(scope: Scope) -> str:
-    """The path that the router will see: the scope's, without the root path in front."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    if root and (path == root or path.startswith(root + "/")):
-        return path[len(root) :]
-    return path
 
 
 def is_open(path: str) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, error_response
+from app.dialects import error_answer
+from app.errors import ApiError
 from app.fields import shown
 from app.settings import Access
 
@@ -42,7 +43,7 @@ class Origins:
             if origin:
                 self._check_origin(scope, origin, host)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_answer(error, scope)(scope, receive, send)
             return
         if not self.origins:
             await self.app(scope, receive, send)
