@@ -70,7 +70,7 @@ def load_model(
     raw = read_meta(files.meta)
     tokenizer = load_tokenizer(files.tokenizer_folder) if files.tokenizer_folder is not None else None
     with ExitStack() as stack:
-        tensors = None if dummy else _open(files, stack)
+        tensors = None if dummy else open_tensors(files, stack)
         detected = _detect(files, raw, tensors, overrides)
         config = detected.config
         tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
@@ -90,7 +90,7 @@ def load_model(
         files=files,
         generation=config.generation,
         terminal_ids=_terminal_ids(files, tokenizer),
-        sampling_defaults=_sampling_defaults(files, raw),
+        sampling_defaults=read_sampling_defaults(files, raw),
         hints=detected.hints,
         notes=[*detected.notes, *(["random weights"] if dummy else [])],
         raw=raw,
@@ -167,7 +167,7 @@ def _name(files: CheckpointFiles, raw: Mapping[str, object]) -> str:
     return name if isinstance(name, str) and name else files.name
 
 
-def _sampling_defaults(files: CheckpointFiles, raw: Mapping[str, object]) -> dict[str, float]:
+def read_sampling_defaults(files: CheckpointFiles, raw: Mapping[str, object]) -> dict[str, float]:
     """Recommended sampling: our own format's table, or transformers' generation_config.json."""
     table: object = raw.get("sampling_defaults") if files.layout == "fastpath" else None
     generation = files.folder / "generation_config.json"
@@ -276,13 +276,15 @@ class _Sliced:
         return tensor
 
 
-def _open(files: CheckpointFiles, stack: ExitStack) -> dict[str, _Lazy]:
-    """Every tensor of every file under the model's name for it."""
+def open_tensors(files: CheckpointFiles, stack: ExitStack, *, rename: bool = True) -> dict[str, _Lazy]:
+    """Every tensor of every file under the model's name for it, or the file's own."""
     tensors: dict[str, _Lazy] = {}
     for file in files.weights:
         reader = _safetensors(file, stack) if file.suffix == ".safetensors" else _torch_file(file)
         for name, tensor in reader:
-            if files.layout != "transformers":
+            if not rename:
+                pass
+            elif files.layout != "transformers":
                 name = name.removeprefix(_PREFIX)
             elif files.family == "nanochat":
                 name = native_name(name)
