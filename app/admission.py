@@ -42,6 +42,7 @@ def submit(
                 n=sampling.n,
                 tools=tools,
                 cache_salt=sampling.cache_salt,
+                priority=sampling.priority,
             )
             choices += [
                 Choice(at * sampling.n + k, stream, prompt, sampling, context.text, hidden, text)

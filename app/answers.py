@@ -14,7 +14,7 @@ import msgspec
 from app.choices import Choice, Piece
 from app.errors import ApiError
 from app.generation import Usage
-from app.logprobs import chat_logprobs, completion_logprobs
+from app.logprobs import IdNames, Names, chat_logprobs, completion_logprobs
 from app.schema import Delivery
 from app.text import TextService
 
@@ -43,6 +43,7 @@ class Format:
     _fast: bool = False
     _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     _after: bytes = b""
+    _names: Names = field(init=False)
 
     prefix = ""
     body_object = ""
@@ -54,6 +55,7 @@ class Format:
         head = {"id": self.id, "object": self.chunk_object, "created": self.created, "model": delivery.model}
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = (b'],"usage":null' if delivery.include_usage else b"]") + b"}\n\n"
+        self._names = IdNames(self.text) if delivery.token_names else self.text
         self._fast = not (self.wants_logprobs or delivery.token_ids or delivery.continuous_usage)
         self._after = self.close_text() + b',"logprobs":null,"finish_reason":null}' + self._tail
 
@@ -176,7 +178,7 @@ class ChatFormat(Format):
         return b"}"
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
-        return chat_logprobs(pieces, self.text)
+        return chat_logprobs(pieces, self._names)
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         role = b'"delta":{"role":"assistant","content":""}'
@@ -207,7 +209,7 @@ class CompletionFormat(Format):
         return b""
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
-        return completion_logprobs(pieces, self.text)
+        return completion_logprobs(pieces, self._names)
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         events = []

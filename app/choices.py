@@ -130,7 +130,7 @@ class Choice:
                 if text:
                     pieces.append(self._piece(text))
         if len(pieces) > MERGE_ABOVE:
-            pieces = [_merged(pieces)]
+            pieces = [joined(pieces)]
         if finish is not None:
             self._finish(finish, pieces)
         return pieces
@@ -182,11 +182,17 @@ class Choice:
         return token if token in self._sampling.stop_token_ids else None
 
 
-def _merged(pieces: list[Piece]) -> Piece:
+def joined(pieces: list[Piece]) -> Piece:
+    """Consecutive pieces of one choice as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    last = pieces[-1]
     return Piece(
         "".join(piece.text for piece in pieces),
         [token for piece in pieces for token in piece.tokens],
         [item for piece in pieces for item in piece.logprobs],
         [item for piece in pieces for item in piece.offsets],
         [item for piece in pieces for item in piece.silent],
+        last.finish,
+        last.stop_reason,
     )

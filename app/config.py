@@ -240,6 +240,8 @@ class Requests:
         512, whole(0), "choices that may wait for a row before new requests get 503", metavar="CHOICES"
     )
     max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
+    strict_fields: bool = switch(False, "refuse requests with a field that nobody knows")
+    allow_priority: bool = switch(False, "let requests choose their place in the queue with 'priority'")
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
@@ -255,6 +257,7 @@ class Server:
     host: str = option("127.0.0.1", text, "address to listen on")
     port: int = option(8000, whole(0, 65535), "port to listen on, 0 takes a free one", "-p")
     ui: bool = switch(True, "serve the chat page at /")
+    docs: bool = switch(True, "serve /openapi.json, and a page that shows it at /docs")
     engine: Transport = option(
         "process",
         choice("process", "inline"),
@@ -380,4 +383,7 @@ class Config:
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
             ui=self.server.ui,
+            docs=self.server.docs,
+            strict_fields=requests.strict_fields,
+            allow_priority=requests.allow_priority,
         )

@@ -18,7 +18,8 @@ from engine.text import ChatMessage, TokenizerError
 class Context:
     """The parts of one server.
 
-    `gather` turns what this process counted into what all front-end processes counted, if there are several.
+    With several front-end processes, `gather` turns what this one counted into what all have counted, and
+    `cancel_elsewhere` ends an answer (id, owner) that another one has open, and says whether there was one.
     """
 
     client: EngineClient
@@ -27,6 +28,7 @@ class Context:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
+    cancel_elsewhere: Callable[[str, str], Awaitable[bool]] | None = None
 
     @property
     def ready(self) -> bool:
@@ -36,6 +38,12 @@ class Context:
         """The whole server's."""
         own = self.metrics.counts(self.lifecycle)
         return own if self.gather is None else await self.gather(own)
+
+    async def cancel(self, id: str, owner: str) -> bool:
+        """Ends the owner's open answer of this id, whichever process has it; False if none has."""
+        if self.lifecycle.cancel(id, owner):
+            return True
+        return self.cancel_elsewhere is not None and await self.cancel_elsewhere(id, owner)
 
     async def model(self) -> ModelInfo:
         """The loaded model, with its tokenizer in place. Raises Unavailable (503) when no request can be

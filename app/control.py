@@ -1,11 +1,13 @@
 """What the server's first process and its front ends tell each other (`--api-workers`), and how.
 
 To a front end go `Begin`, then `Gather` and `Totals`, at the end `Drain` and `Leave`; back come `Opened`,
-`Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`. A second socket carries the
-accepted connections.
+`Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`. `Cancel` and its `Found` go
+both ways: to the first process from whoever does not know the answer, and from there to the others. A second
+socket carries the accepted connections.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -85,8 +87,23 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     counts: Counts
 
 
-ToFront = Begin | Gather | Totals | Drain | Leave
-FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """The owner's open answer of this id is to end."""
+
+    ask: int
+    id: str
+    owner: str
+
+
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """Answers a `Cancel`: whether it was there."""
+
+    ask: int
+    found: bool
+
+
+ToFront = Begin | Gather | Totals | Drain | Leave | Cancel | Found
+FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report | Cancel | Found
 
 M = TypeVar("M")
 
@@ -125,3 +142,31 @@ class Channel(asyncio.Protocol):
         """After what has been sent."""
         if self._transport is not None:
             self._transport.close()
+
+
+class Cancelling:
+    """What the other end has been asked to cancel, until it says whether it could."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._asks: dict[int, asyncio.Future[bool]] = {}
+        self._ask = itertools.count(1)
+
+    async def ask(self, id: str, owner: str, seconds: float) -> bool:
+        """False, too, where no word comes in time."""
+        ask = next(self._ask)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asks[ask] = answer
+        self._channel.send(Cancel(ask, id, owner))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            return False
+        finally:
+            del self._asks[ask]
+
+    def take(self, message: Found) -> None:
+        answer = self._asks.get(message.ask)
+        if answer is not None and not answer.done():
+            answer.set_result(message.found)

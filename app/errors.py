@@ -103,6 +103,22 @@ class InternalError(ApiError):
         super().__init__(500, "internal_error", message, type=SERVER_ERROR, headers=_NO_RETRY)
 
 
+class NotImplementedHere(ApiError):
+    """Status 501: absent on purpose, so trying again is of no use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(501, "not_implemented", message, type=SERVER_ERROR, headers=_NO_RETRY)
+
+
+class Cancelled(ApiError):
+    """Status 499: another request of the same client ended this one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            499, "request_cancelled", "The request was cancelled.", type="cancelled_error", headers=_NO_RETRY
+        )
+
+
 class ClientGone(Exception):
     """The client closed its connection before the answer began; there is nobody to tell."""
 

@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from app.child import environment
@@ -27,10 +27,13 @@ from app.control import (
     GATHER_SECONDS,
     Ask,
     Begin,
+    Cancel,
+    Cancelling,
     Channel,
     Closed,
     Drain,
     Drained,
+    Found,
     FromFront,
     Gather,
     Leave,
@@ -75,6 +78,7 @@ class FrontProcess:
         self._silent_ticks = 0
         self._lost = asyncio.Event()
         self._channel = Channel(from_front.decode, heard, self._on_lost)
+        self.cancelling = Cancelling(self._channel)
 
     async def spawn(self, begin: Begin) -> None:
         """Raises OSError."""
@@ -140,8 +144,8 @@ class FrontProcess:
         self.reported.clear()
         self._channel.send(Gather())
 
-    def send_totals(self, totals: Totals) -> None:
-        self._channel.send(totals)
+    def send(self, message: Totals | Found) -> None:
+        self._channel.send(message)
 
     def drain(self, timeout: float) -> None:
         self._channel.send(Drain(timeout))
@@ -323,9 +327,11 @@ class Fleet:
             front.reported.set()
         elif isinstance(message, Ask):
             front.counts = message.counts
-            task = asyncio.create_task(self._answer(front, message.ask))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self._begin(self._answer(front, message.ask))
+        elif isinstance(message, Cancel):
+            self._begin(self._cancel(front, message))
+        elif isinstance(message, Found):
+            front.cancelling.take(message)
         elif isinstance(message, Opened):
             front.open = True
             self.dispatcher.update()
@@ -340,6 +346,11 @@ class Fleet:
         elif isinstance(message, Unable):
             self._fail(f"The model cannot be served: {message.message}", message.exit_code)
 
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
     async def _answer(self, front: FrontProcess, ask: int) -> None:
         """Adds up what all have counted; one that does not answer in time counts as it last did."""
         others = [other for other in self.fronts.values() if other is not front]
@@ -352,7 +363,13 @@ class Fleet:
         total = self.past
         for each in (front, *others):
             total = total.plus(each.counts)
-        front.send_totals(Totals(ask, total))
+        front.send(Totals(ask, total))
+
+    async def _cancel(self, front: FrontProcess, message: Cancel) -> None:
+        """Asks the others for an answer that `front` does not have."""
+        others = [other for other in self.fronts.values() if other is not front]
+        asked = [other.cancelling.ask(message.id, message.owner, GATHER_SECONDS) for other in others]
+        front.send(Found(message.ask, any(await asyncio.gather(*asked))))
 
     async def _announce(self) -> None:
         """Says that the server is ready, once all front ends are."""

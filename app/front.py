@@ -27,10 +27,13 @@ from app.control import (
     REPORT_SECONDS,
     Ask,
     Begin,
+    Cancel,
+    Cancelling,
     Channel,
     Closed,
     Drain,
     Drained,
+    Found,
     Gather,
     Leave,
     Opened,
@@ -77,8 +80,10 @@ class Front:
         context = self._app.state.context
         assert isinstance(context, Context)
         context.gather = self._gather
+        context.cancel_elsewhere = self._cancel_elsewhere
         self._context = context
         self._http: HttpServer = http_server(self._app, begin.config.server)
+        self._cancelling = Cancelling(channel)
         self._asks: dict[int, asyncio.Future[Counts]] = {}
         self._ask = itertools.count(1)
         self._closed = 0  # connections that ended and have not been reported
@@ -109,6 +114,11 @@ class Front:
             waiting = self._asks.pop(message.ask, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message.counts)
+        elif isinstance(message, Cancel):
+            found = self._context.lifecycle.cancel(message.id, message.owner)
+            self._channel.send(Found(message.ask, found))
+        elif isinstance(message, Found):
+            self._cancelling.take(message)
         elif isinstance(message, Drain):
             self._ending.append(asyncio.create_task(self._drain(message.timeout), name="drain"))
         elif isinstance(message, Leave):
@@ -130,6 +140,9 @@ class Front:
             return own
         finally:
             self._asks.pop(ask, None)
+
+    async def _cancel_elsewhere(self, id: str, owner: str) -> bool:
+        return await self._cancelling.ask(id, owner, 2 * GATHER_SECONDS)
 
     def _accept(self) -> None:
         """Takes over connections that the first process has accepted."""

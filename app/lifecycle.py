@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from app.errors import ApiError, Draining, ServerShutdown
+from app.errors import ApiError, Cancelled, Draining, ServerShutdown
 
 
 class Interruptible(Protocol):
@@ -28,6 +28,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self._open: dict[Interruptible, int] = {}
+        self._named: dict[tuple[str, str], Interruptible] = {}  # by id and owner
         self._idle = asyncio.Event()
         self._idle.set()
         self.closing = asyncio.Event()
@@ -66,6 +67,14 @@ class Lifecycle:
             answer.interrupt(ServerShutdown())
         return len(answers)
 
+    def cancel(self, id: str, owner: str) -> bool:
+        """Ends the owner's open answer of this id with `request_cancelled`; False if there is none."""
+        answer = self._named.get((id, owner))
+        if answer is None:
+            return False
+        answer.interrupt(Cancelled())
+        return True
+
     async def drain(self, timeout: float, farewell: float = 1.0) -> bool:
         """Stops admitting, waits up to `timeout` seconds, then ends the rest and gives it `farewell` seconds
         to say so.
@@ -80,15 +89,20 @@ class Lifecycle:
         return False
 
     @contextmanager
-    def answering(self, answer: Interruptible, choices: int) -> Iterator[None]:
-        """Counts an answer as open. Raises `Draining` when the server is on its way out."""
+    def answering(self, answer: Interruptible, choices: int, id: str = "", owner: str = "") -> Iterator[None]:
+        """Counts an answer as open; its owner can cancel it by its id. Raises `Draining` when the server is
+        on its way out.
+        """
         if self.draining:
             raise Draining()
         self._open[answer] = choices
+        if id:
+            self._named[id, owner] = answer
         self._idle.clear()
         try:
             yield
         finally:
             del self._open[answer]
+            self._named.pop((id, owner), None)
             if not self._open:
                 self._idle.set()

@@ -1,23 +1,33 @@
 """Logprobs in OpenAI's two shapes, with the true bytes of each token."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from app.choices import Piece
-from app.text import TextService
 from engine.messages import TokenLogprobs
 
 LOWEST = -9999.0  # JSON has no -Infinity
 
 
-def token_string(data: bytes) -> str:
-    """A token as text; one that is no UTF-8 by itself is spelled byte by byte."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+class Names(Protocol):
+    """What tokens are called, and what they are."""
+
+    def token_name(self, id: int) -> str: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
 
 
-def chat_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
+class IdNames:
+    """Tokens are called by their ids, so that no two have the same name."""
+
+    def __init__(self, names: Names) -> None:
+        self.token_bytes = names.token_bytes
+
+    def token_name(self, id: int) -> str:
+        return f"token_id:{id}"
+
+
+def chat_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
     """One item per token; a token that the tool machine wrote was certain: logprob 0, no alternatives.
 
     `token` names a token of a tool block that was left out of the text, too, but its `bytes` are none: those
@@ -35,7 +45,7 @@ def chat_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, objec
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str, object]:
+def completion_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
     """Parallel lists; the sampled token is among its own alternatives even outside the best ones.
 
     Tokens without text of their own (parts of a character, a tool block that was left out) have the offset of
@@ -47,7 +57,7 @@ def completion_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str,
     offsets: list[int] = []
     for piece in pieces:
         for token, item, offset in zip(piece.tokens, piece.logprobs, piece.offsets, strict=True):
-            spelled = token_string(text.token_bytes(token))
+            spelled = text.token_name(token)
             value = 0.0 if item is None else _clamp(item.logprob)
             tokens.append(spelled)
             values.append(value)
@@ -56,16 +66,16 @@ def completion_logprobs(pieces: Sequence[Piece], text: TextService) -> dict[str,
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
-def _alternatives(item: TokenLogprobs | None, text: TextService) -> dict[str, float]:
+def _alternatives(item: TokenLogprobs | None, text: Names) -> dict[str, float]:
     if item is None:
         return {}
     pairs = zip(item.top_ids, item.top_logprobs, strict=True)
-    return {token_string(text.token_bytes(id)): _clamp(value) for id, value in pairs}
+    return {text.token_name(id): _clamp(value) for id, value in pairs}
 
 
-def _entry(text: TextService, token: int, logprob: float) -> dict[str, object]:
+def _entry(text: Names, token: int, logprob: float) -> dict[str, object]:
     data = text.token_bytes(token)
-    return {"token": token_string(data), "logprob": _clamp(logprob), "bytes": list(data)}
+    return {"token": text.token_name(token), "logprob": _clamp(logprob), "bytes": list(data)}
 
 
 def _clamp(value: float) -> float:

@@ -20,6 +20,12 @@ def request_id(scope: Scope) -> str:
     return value if isinstance(value, str) else ""
 
 
+def key_id(scope: Scope) -> str:
+    """Which API key the request came with; empty where no key is needed."""
+    value: object = scope.get("key_id")
+    return value if isinstance(value, str) else ""
+
+
 class RequestIds:
     """Echoes a client's X-Request-Id if it is sane, else invents one; every answer carries it."""
 

@@ -1,4 +1,4 @@
-"""OpenAI's routes: /v1/chat/completions, /v1/completions, /v1/models."""
+"""OpenAI's routes: /v1/chat/completions, /v1/completions, /v1/models, /v1/embeddings."""
 
 import hashlib
 import time
@@ -7,19 +7,21 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admission import Prompt, submit
 from app.answers import ChatFormat, CompletionFormat, Format
 from app.body import read_object
 from app.choices import Choice
 from app.context import Context
-from app.errors import ApiError, ClientGone
+from app.errors import ApiError, ClientGone, NotImplementedHere
 from app.fields import shown
 from app.generation import Generation
+from app.interval import IntervalStream
 from app.sampling import Sampling
-from app.schema import CompletionRequest, Delivery, parse_chat, parse_completion, served_names
+from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
+from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
 
 F = TypeVar("F", bound=Format)
@@ -47,7 +49,7 @@ class Endpoint:
         answer = await self.prepare(body, info, started)
         await answer(scope, receive, send)
 
-    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""
         raise NotImplementedError
 
@@ -63,35 +65,53 @@ class Endpoint:
     def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
         context = self.context
         generation = Generation(context.client, choices, context.metrics, started)
-        kind = EventStream if format.delivery.stream else JsonAnswer
+        kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
+        if kind is EventStream and format.delivery.interval > 1:
+            kind = IntervalStream
         return kind(generation, format, context.settings, context.lifecycle, context.metrics)
 
 
 class ChatCompletions(Endpoint):
-    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
+    async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
-        chat = parse_chat(body, info, context.settings)
-        prompt = await context.render(chat.messages, continue_final=chat.continue_final)
-        params = chat.sampling.params(len(prompt), info, "messages")
-        format = self.format(ChatFormat, info, chat.sampling, chat.delivery)
+        chat = self.parse(body, info)
+        sampling = await forbid(chat.sampling, context.text)
+        prompt = await self.prompt(chat, info)
+        params = sampling.params(len(prompt), info, "messages")
+        format = self.format(ChatFormat, info, sampling, chat.delivery)
         tools = context.settings.tools
-        choices = submit(context, info, [(prompt, "")], [params], chat.sampling, tools=tools)
+        choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
         return self.answer(choices, format, started)
+
+    def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
+        return parse_chat(body, info, self.context.settings)
+
+    async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
+        """What the model is given."""
+        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final)
+        return chat.sampling.cut(rendered, info)
 
 
 class Completions(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> Answer:
         context = self.context
         wanted = parse_completion(body, info, context.settings)
-        prompts = await self._encode(wanted)
+        sampling = await forbid(wanted.sampling, context.text)
+        prompts = [self._cut(prompt, wanted, info) for prompt in await self._encode(wanted)]
         params = []
         if not wanted.score_only:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
-                params.append(wanted.sampling.params(len(prompt), info, name))
-        format = self.format(CompletionFormat, info, wanted.sampling, wanted.delivery)
-        choices = submit(context, info, prompts, params, wanted.sampling)
+                params.append(sampling.params(len(prompt), info, name))
+        format = self.format(CompletionFormat, info, sampling, wanted.delivery)
+        choices = submit(context, info, prompts, params, sampling)
         return self.answer(choices, format, started)
+
+    def _cut(self, prompt: Prompt, wanted: CompletionRequest, info: ModelInfo) -> Prompt:
+        """An echo shows what is left of the prompt."""
+        ids, echoed = prompt
+        kept = wanted.sampling.cut(ids, info)
+        return kept, self.context.text.decode(kept) if echoed and len(kept) < len(ids) else echoed
 
     async def _encode(self, wanted: CompletionRequest) -> list[Prompt]:
         """Texts get a BOS in front, token ids are used as given. With echo, the texts come along."""
@@ -106,6 +126,11 @@ class Completions(Endpoint):
             else:
                 prompts.append((prompt, text.decode(prompt) if wanted.echo else ""))
         return prompts
+
+
+async def embeddings(request: HttpRequest) -> Response:
+    """There are none: the models that are served here write text."""
+    raise NotImplementedHere("This server has no embeddings; its models generate text.")
 
 
 class Models:

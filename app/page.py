@@ -49,6 +49,25 @@ def static_folder() -> Path | None:
     return next((place for place in places if (place / "index.html").is_file()), None)
 
 
+def docs_routes(folder: Path | None) -> Sequence[BaseRoute]:
+    """`/docs`, the page that shows /openapi.json, and its two files; nothing without a folder."""
+    if folder is None:
+        return []
+    files = StaticFiles(directory=folder)
+
+    async def show(request: HttpRequest) -> Response:
+        response = await files.get_response(request.url.path.rsplit("/", 1)[1], request.scope)
+        response.headers.update(HEADERS)
+        return response
+
+    async def page(request: HttpRequest) -> Response:
+        response = await files.get_response("docs.html", request.scope)
+        response.headers.update(HEADERS)
+        return response
+
+    return [Route("/docs", page), Route("/docs/docs.js", show), Route("/docs/docs.css", show)]
+
+
 def page_routes(folder: Path | None) -> Sequence[BaseRoute]:
     """`/` and `/static/...`, with an ETag and a fresh check on every load; nothing without a folder."""
     if folder is None:

@@ -14,6 +14,10 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_SALT = 128
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 64
+MAX_PRIORITY = 100
+LOWEST_TEMPERATURE = 0.01  # less than this, and not 0, is taken for it
 _SEED_BITS = 63
 
 # Known fields and the values of theirs that change nothing; any other value is refused by name.
@@ -35,7 +39,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "ebnf": (),
     "json_schema": (),
     "grammar": (),
-    "bad_words": ([],),
     "allowed_token_ids": (),
     "logits_processors": ([],),
     "custom_logit_processor": (),
@@ -44,15 +47,22 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "documents": ([],),
-    "truncate_prompt_tokens": (),
     "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "stream_interval": (1,),
-    "priority": (0,),
+}
+REFUSED_BECAUSE: dict[str, str] = {
+    "functions": "replaced by 'tools'",
+    "function_call": "replaced by 'tool_choice'",
+    "modalities": "answers are text",
+    "audio": "answers are text",
+    "chat_template": "a template is code; the model's own is used",
+    "logits_processors": "code from the wire is never run",
+    "custom_logit_processor": "code from the wire is never run",
+    "use_beam_search": "there is no beam search",
+    "length_penalty": "of beam search",
+    "early_stopping": "of beam search",
 }
 
 
@@ -81,6 +91,16 @@ class Sampling:
     logprobs: int | None
     skip_special: bool
     cache_salt: bytes
+    bad_words: tuple[str, ...] = ()
+    truncate: int | None = None  # the most prompt tokens to keep; -1: as many as the context has room for
+    priority: int = 0
+
+    def cut(self, prompt: list[int], info: ModelInfo) -> list[int]:
+        """The end of the prompt that `truncate` leaves."""
+        if self.truncate is None:
+            return prompt
+        room = max(info.max_model_len - (self.max_tokens or 1), 1)
+        return prompt[-(room if self.truncate == -1 else self.truncate) :]
 
     def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
         """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
@@ -123,7 +143,8 @@ def refuse_unsupported(fields: Fields) -> None:
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
         if value is not None and not any(_same(value, harmless) for harmless in neutral):
-            raise Unsupported(name)
+            why = REFUSED_BECAUSE.get(name)
+            raise Unsupported(name, f"{why}." if why else "")
 
 
 def parse_sampling(
@@ -134,6 +155,7 @@ def parse_sampling(
     max_n: int,
     logprobs: int | None,
     least_tokens: int = 1,
+    allow_priority: bool = False,
 ) -> Sampling:
     """Reads every shared field. Ranges are those of the documented API; RequestError names the first bad
     field.
@@ -153,7 +175,7 @@ def parse_sampling(
         max_tokens_field="max_tokens" if limit is None else "max_completion_tokens",
         default_max_tokens=defaults.max_tokens,
         min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
-        temperature=_or(fields.number("temperature", 0, 2), defaults.temperature),
+        temperature=_parse_temperature(fields, defaults),
         top_k=min(max(defaults.top_k if top_k is None else top_k, 0), info.vocab_size),
         top_p=_or(fields.number("top_p", 0, 1, above=True), defaults.top_p),
         min_p=fields.number("min_p", 0, 1) or 0.0,
@@ -169,6 +191,9 @@ def parse_sampling(
         logprobs=logprobs,
         skip_special=fields.boolean("skip_special_tokens", True),
         cache_salt=salt,
+        bad_words=_parse_bad_words(fields),
+        truncate=_parse_truncate(fields, info),
+        priority=_parse_priority(fields, allow_priority),
     )
 
 
@@ -179,6 +204,42 @@ def _same(value: object, harmless: object) -> bool:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _parse_temperature(fields: Fields, defaults: SamplingDefaults) -> float:
+    value = _or(fields.number("temperature", 0, 2), defaults.temperature)
+    return max(value, LOWEST_TEMPERATURE) if value else 0.0
+
+
+def _parse_truncate(fields: Fields, info: ModelInfo) -> int | None:
+    keep = fields.integer("truncate_prompt_tokens", -1, info.max_model_len)
+    if keep == 0:
+        message = "'truncate_prompt_tokens' must be -1 or at least 1: nothing would be left of the prompt."
+        raise RequestError("out_of_range", message, "truncate_prompt_tokens")
+    return keep
+
+
+def _parse_priority(fields: Fields, allowed: bool) -> int:
+    priority = fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0
+    if priority and not allowed:
+        raise Unsupported("priority", "it was started without --allow-priority.")
+    return priority
+
+
+def _parse_bad_words(fields: Fields) -> tuple[str, ...]:
+    items = fields.items("bad_words") or []
+    if len(items) > MAX_BAD_WORDS:
+        raise RequestError("out_of_range", f"'bad_words' holds more than {MAX_BAD_WORDS} words.", "bad_words")
+    words = []
+    for k, item in enumerate(items):
+        name = f"bad_words[{k}]"
+        if not isinstance(item, str):
+            raise wrong_type(name, "a string", item)
+        if not 0 < len(item) <= MAX_BAD_WORD_CHARS:
+            message = f"'{name}' must have between 1 and {MAX_BAD_WORD_CHARS} characters, got {len(item)}."
+            raise RequestError("out_of_range", message, name)
+        words.append(item)
+    return tuple(words)
 
 
 def _check_best_of(fields: Fields, n: int) -> None:

@@ -4,14 +4,18 @@ Nothing here touches the engine: what comes out is valid, what is not raises an 
 Fields that nobody knows are ignored, known fields that this server does not act on are refused.
 """
 
+import logging
 from dataclasses import dataclass
 
+from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
 from app.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_object, kind, missing, shown, wrong_type
 from app.sampling import MAX_LOGPROBS, Sampling, parse_sampling, refuse_unsupported
 from app.settings import HttpSettings
 from engine.messages import ModelInfo
 from engine.text import ChatMessage
+
+log = logging.getLogger("fastpath.http")
 
 ROLES = ("system", "developer", "user", "assistant")
 MAX_MESSAGES = 500
@@ -26,6 +30,8 @@ class Delivery:
     include_usage: bool
     continuous_usage: bool
     token_ids: bool
+    token_names: bool = False  # logprobs name tokens by their ids
+    interval: int = 1  # tokens per event
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,13 @@ def served_names(info: ModelInfo, settings: HttpSettings) -> tuple[str, ...]:
 def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> ChatRequest:
     """Raises ApiError (400, 404)."""
     fields = Fields(body)
+    check_names(fields, CHAT_NAMES, settings)
     refuse_unsupported(fields)
     for name in ("echo", "add_special_tokens"):
         if fields.boolean(name):
             raise Unsupported(name, "chat prompts are built by the model's template.")
     delivery = _parse_delivery(fields, info, settings)
-    messages = _parse_messages(fields)
+    messages = parse_messages(fields)
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
@@ -71,13 +78,15 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
         settings.sampling,
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
+        allow_priority=settings.allow_priority,
     )
-    return ChatRequest(messages, _parse_continue(fields, messages), sampling, delivery)
+    return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery)
 
 
 def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> CompletionRequest:
     """Raises ApiError (400, 404)."""
     fields = Fields(body)
+    check_names(fields, COMPLETION_NAMES, settings)
     refuse_unsupported(fields)
     if fields.get("suffix") not in (None, ""):
         raise Unsupported("suffix", "the model cannot fill in the middle.")
@@ -94,6 +103,7 @@ def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSet
         max_n=settings.max_n,
         logprobs=logprobs,
         least_tokens=0 if echo else 1,
+        allow_priority=settings.allow_priority,
     )
     if sampling.n * len(prompts) > settings.max_choices:
         message = f"'n' times the number of prompts exceeds {settings.max_choices}."
@@ -104,12 +114,30 @@ def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSet
     return CompletionRequest(prompts, add_bos, echo, sampling.max_tokens == 0, sampling, delivery)
 
 
-def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> Delivery:
+def check_names(fields: Fields, known: frozenset[str], settings: HttpSettings) -> None:
+    """Fields that nobody knows: refused by name with `strict_fields`, otherwise ignored."""
+    unknown = fields.values.keys() - known
+    if not unknown:
+        return
+    name = shown(min(unknown))
+    if settings.strict_fields:
+        raise RequestError("unknown_field", f"There is no field '{name}'.", name)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("unknown fields in a request: %s", ", ".join(map(shown, sorted(unknown)[:10])))
+
+
+def check_model(fields: Fields, info: ModelInfo, settings: HttpSettings) -> str:
+    """The model's name as the request spells it. Raises ApiError (404) for one that is not served."""
     names = served_names(info, settings)
     model = fields.string("model")
     if model and model not in names and model != info.name:
         message = f"The model '{shown(model)}' does not exist; this server has '{names[0]}'."
         raise ApiError(404, "model_not_found", message, type="not_found_error", param="model")
+    return model or names[0]
+
+
+def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> Delivery:
+    model = check_model(fields, info, settings)
     stream = fields.boolean("stream")
     options = fields.nested("stream_options")
     if options is not None and not stream:
@@ -118,15 +146,17 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     options.boolean("include_obfuscation")
     continuous = options.boolean("continuous_usage_stats")
     return Delivery(
-        model=model or names[0],
+        model=model,
         stream=stream,
         include_usage=options.boolean("include_usage"),
         continuous_usage=continuous,
         token_ids=fields.boolean("return_token_ids"),
+        token_names=fields.boolean("return_tokens_as_token_ids"),
+        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
     )
 
 
-def _parse_messages(fields: Fields) -> list[ChatMessage]:
+def parse_messages(fields: Fields) -> list[ChatMessage]:
     items = fields.items("messages")
     if items is None:
         raise missing("messages")
@@ -176,7 +206,7 @@ def _parse_content(content: object, name: str) -> str:
     return "".join(texts)
 
 
-def _parse_continue(fields: Fields, messages: list[ChatMessage]) -> bool:
+def parse_continue(fields: Fields, messages: list[ChatMessage]) -> bool:
     continue_final = fields.boolean("continue_final_message")
     generation_prompt = fields.boolean("add_generation_prompt", not continue_final)
     if not continue_final:
@@ -202,36 +232,46 @@ def _parse_prompts(fields: Fields, info: ModelInfo, settings: HttpSettings) -> l
         raise wrong_type("prompt", "a string, a list of strings, or token ids", prompt)
     if not prompt:
         raise RequestError("invalid_value", "'prompt' must not be empty.", "prompt")
+    whole = fields.get("truncate_prompt_tokens") is None
     first = prompt[0]
     if not isinstance(first, (str, list)):
-        return [_token_ids(prompt, "prompt", info)]
+        return [_token_ids(prompt, "prompt", info, whole)]
     if len(prompt) > settings.max_choices:
         raise RequestError(
             "out_of_range", f"'prompt' holds more than {settings.max_choices} prompts.", "prompt"
         )
     if isinstance(first, list):
-        return [_token_ids(item, f"prompt[{k}]", info) for k, item in enumerate(prompt)]
+        return [_token_ids(item, f"prompt[{k}]", info, whole) for k, item in enumerate(prompt)]
     for k, item in enumerate(prompt):
         if not isinstance(item, str):
             raise wrong_type(f"prompt[{k}]", "a string like the first one", item)
     return list(prompt)
 
 
-def _token_ids(value: object, name: str, info: ModelInfo) -> list[int]:
+def _token_ids(value: object, name: str, info: ModelInfo, whole: bool) -> list[int]:
     if not isinstance(value, list):
         raise wrong_type(name, "a list of token ids", value)
     if not value:
         raise RequestError("invalid_value", f"'{name}' must not be empty.", name)
-    if len(value) >= info.max_model_len:
+    if whole and len(value) >= info.max_model_len:
         message = (
             f"The prompt has {len(value)} tokens; this model's context is {info.max_model_len} tokens, "
             "and at least one is needed for the answer."
         )
         raise ContextLengthExceeded(message, name)
+    # What truncation drops in any case need not be looked at: it may be much.
+    first = max(len(value) - info.max_model_len, 0)
+    return token_ids(value[first:], name, info, first)
+
+
+def token_ids(value: list[object], name: str, info: ModelInfo, first: int = 0) -> list[int]:
+    """Raises RequestError that names the first item that is no id of the vocabulary; items count from
+    `first`.
+    """
     top = info.vocab_size
-    for k, item in enumerate(value):
+    for k, item in enumerate(value, first):
         if type(item) is not int:
             raise RequestError("invalid_type", f"'{name}[{k}]' must be a token id, got {kind(item)}.", name)
         if not 0 <= item < top:
             as_integer(item, f"{name}[{k}]", 0, top - 1)
-    return value
+    return value  # type: ignore[return-value]

@@ -17,16 +17,20 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from app.about import About
 from app.context import Context
 from app.errors import ApiError, Unavailable, error_response
 from app.fields import shown
 from app.middleware import Faults, RequestIds
 from app.nanochat import NanochatCompletions
-from app.openai import ChatCompletions, Completions, Models
-from app.page import page_routes, static_folder
+from app.openai import ChatCompletions, Completions, Models, embeddings
+from app.openapi import Description
+from app.page import docs_routes, page_routes, static_folder
+from app.probe import GenerationProbe
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
+from app.tokens import Detokenize, Render, Tokenize
 from engine.messages import EngineClient
 
 DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
@@ -57,19 +61,35 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
 def _routes(context: Context) -> list[BaseRoute]:
     status = Status(context)
     models = Models(context)
+    about = About(context)
     return [
         Route("/v1/chat/completions", ChatCompletions(context), methods=["POST"]),
         Route("/v1/completions", Completions(context), methods=["POST"]),
+        Route("/v1/chat/completions/render", Render(context), methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/requests/{id}/cancel", about.cancel, methods=["POST"]),
+        Route("/tokenize", Tokenize(context), methods=["POST"]),
+        Route("/detokenize", Detokenize(context), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{id:path}", models.show),
         Route("/chat/completions", NanochatCompletions(context), methods=["POST"]),
         Route("/health", status.health),
+        Route("/ping", status.health),
         Route("/ready", status.ready),
+        Route("/health_generate", GenerationProbe(context).show),
+        Route("/version", about.version),
         Route("/stats", status.stats),
         Route("/stats/stream", status.stats_stream),
         Route("/metrics", status.metrics),
+        *_docs(context.settings),
         *page_routes(static_folder() if context.settings.ui else None),
     ]
+
+
+def _docs(settings: HttpSettings) -> list[BaseRoute]:
+    if not settings.docs:
+        return []
+    return [Route("/openapi.json", Description(settings).show), *docs_routes(static_folder())]
 
 
 @asynccontextmanager

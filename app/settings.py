@@ -40,6 +40,8 @@ class HttpSettings:
     ping_interval: silence after which a comment line keeps a stream alive (0: never).
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
+    strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
+    urgent they are. docs: whether /openapi.json and /docs are served.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
     """
 
@@ -59,3 +61,6 @@ class HttpSettings:
     max_queue: int = 512
     tools: bool = True
     ui: bool = True
+    strict_fields: bool = False
+    allow_priority: bool = False
+    docs: bool = True

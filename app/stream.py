@@ -20,6 +20,7 @@ from app.generation import Generation, Update
 from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
+from app.middleware import key_id
 from app.settings import HttpSettings
 
 log = logging.getLogger("fastpath.http")
@@ -63,7 +64,8 @@ class Answer:
         generation = self.generation
         self.write = direct_write(scope)
         try:
-            with self.lifecycle.answering(self, len(generation.choices)):
+            opened = self.lifecycle.answering(self, len(generation.choices), self.format.id, key_id(scope))
+            with opened:
                 await self._race(receive, send)
         finally:
             generation.close()
@@ -174,7 +176,7 @@ class EventStream(Answer):
                 updates = await generation.next()
             data += format.ending(generation.usage())
         except ApiError as error:
-            data += format.failure(error)
+            data += self._rest() + format.failure(error)
         except Exception:
             log.exception("a stream failed")
             data += format.failure(InternalError())
@@ -197,6 +199,10 @@ class EventStream(Answer):
         events = [self.format.event(choice, piece) for choice, pieces in updates for piece in pieces]
         self.metrics.sent(len(events))
         return b"".join(events)
+
+    def _rest(self) -> bytes:
+        """Events that were held back, when a failure ends the stream."""
+        return b""
 
     async def _write(self, data: bytes) -> None:
         if self.write is None or not self.write(data):

@@ -120,8 +120,19 @@ class TextService:
     def token_bytes(self, id: int) -> bytes:
         return self.tokenizer.token_bytes(id)
 
+    def token_name(self, id: int) -> str:
+        return token_string(self.tokenizer.token_bytes(id))
+
     def is_special(self, id: int) -> bool:
         return self.tokenizer.is_special(id)
+
+
+def token_string(data: bytes) -> str:
+    """A token as text; one that is no UTF-8 by itself is spelled byte by byte."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def matcher(stops: Sequence[str], include: bool) -> StopMatcher | None:

@@ -55,6 +55,8 @@ async def served(
     text = TextService(tokenizer or byte_tokenizer(), byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
+    # uvloop, which the server runs on, does this by itself; asyncio does not know that this is TCP.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     http: type[asyncio.Protocol] = DirectHttpProtocol if direct else HttpToolsProtocol
     config = uvicorn.Config(app, http=http, log_level="critical", timeout_graceful_shutdown=1)
     config.load()

@@ -80,7 +80,11 @@ BOTH: list[tuple[str, object, str]] = [
     ("prompt_logprobs", 1, "unsupported_parameter"),
     ("best_of", 2, "unsupported_parameter"),
     ("use_beam_search", True, "unsupported_parameter"),
-    ("priority", False, "unsupported_parameter"),
+    ("priority", False, "invalid_type"),
+    ("priority", 1, "unsupported_parameter"),
+    ("stream_interval", 0, "out_of_range"),
+    ("stream_interval", 2000, "out_of_range"),
+    ("allowed_token_ids", [1], "unsupported_parameter"),
 ]
 CHAT_ONLY: list[tuple[str, object, str]] = [
     ("top_logprobs", 1, "invalid_value"),
@@ -273,7 +277,7 @@ async def test_what_is_allowed() -> None:
             reply = await s.chat(**extra)
             assert reply.status_code == 200, f"{extra}: {reply.text}"
         params = [request.params for request in s.engine.requests]
-        assert [p.temperature for p in params[:2]] == [0.0, 1e-9]
+        assert [p.temperature for p in params[:2]] == [0.0, 0.01]
         assert [p.top_k for p in params[4:7]] == [0, 0, VOCAB]
         assert params[-1].logit_bias == {5: -100.0}
         assert all(

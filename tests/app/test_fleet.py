@@ -231,3 +231,19 @@ def test_gaps_are_counted_once_per_step() -> None:
     metrics.flowed(10.5, 10.75)
     latency = metrics.inter_token_latency
     assert (latency.count, latency.total) == (5, 3 * 0.5 + 0.25 + 0.25)
+
+
+def test_an_answer_is_cancelled_wherever_it_is_open() -> None:
+    """Connections go to the front ends in turn: half of the cancellations arrive where the answer is not."""
+    with serving([*SERVE_ECHO, *MODEL]) as server:
+        for answer in [server.ask([HOLD]) for _ in range(4)]:
+            event = read_event(answer)
+            id = json.loads(event.removeprefix("data: "))["id"]
+            for expected in (200, 404):
+                connection = server.connect()
+                connection.request("POST", f"/v1/requests/{id}/cancel")
+                assert connection.getresponse().status == expected
+                connection.close()
+            rest = answer.read().decode()
+            assert "request_cancelled" in rest and rest.endswith("data: [DONE]\n\n")
+        until(lambda: running(server) == 0)

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.logprobs import token_string
 from app.page import CSP, page_routes, static_folder
 from app.settings import HttpSettings
+from app.text import token_string
 from engine.messages import EngineState, EngineStats, Finish, TokenLogprobs
 from tests.app.scripted_engine import ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import events, served

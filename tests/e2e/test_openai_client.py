@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -259,3 +260,46 @@ def test_the_text_is_that_of_the_tokens(client: OpenAI) -> None:
                 **fields, stop=stops, stream=True, extra_body=ENDLESS
             )
             assert "".join(chunk.choices[0].text for chunk in stream) == expected
+
+
+def test_bad_words_are_never_written(client: OpenAI) -> None:
+    """Random weights write many letters; those that are forbidden vanish, alone and with a space in front."""
+    tokenizer = golden_tokenizer()
+
+    def written(bad: list[str]) -> list[int]:
+        answer = client.completions.create(
+            model=MODEL,
+            prompt="Hello",
+            max_tokens=200,
+            seed=3,
+            temperature=1.5,
+            extra_body=ENDLESS | {"return_token_ids": True, "bad_words": bad},
+        )
+        ids: list[int] = answer.choices[0].token_ids  # type: ignore[attr-defined]
+        return ids
+
+    single = [
+        text
+        for id in dict.fromkeys(written([]))
+        if (text := tokenizer.decode([id])).isalnum() and tokenizer.encode(text) == [id]
+    ]
+    words = single[:20]
+    assert len(words) > 5
+    ids = written(words)
+    assert not {tokenizer.encode(word)[0] for word in words} & set(ids)
+    assert not {t[0] for word in words if len(t := tokenizer.encode(" " + word)) == 1} & set(ids)
+
+
+def test_a_prompt_is_the_same_by_every_way(client: OpenAI, server: Server) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    body = {"messages": MESSAGES}
+    rendered = httpx.post(f"{url}/v1/chat/completions/render", json=body).json()
+    assert httpx.post(f"{url}/tokenize", json=body).json()["tokens"] == rendered["tokens"]
+    back = httpx.post(f"{url}/detokenize", json={"tokens": rendered["tokens"]}).json()
+    assert back["prompt"] == rendered["prompt"]
+    fields = {"max_tokens": 20, "temperature": 0, "extra_body": ENDLESS}
+    chat = client.chat.completions.create(model=MODEL, messages=MESSAGES, **fields)  # type: ignore[call-overload]
+    text = client.completions.create(model=MODEL, prompt=rendered["tokens"], **fields)  # type: ignore[call-overload]
+    assert chat.usage.prompt_tokens == text.usage.prompt_tokens == rendered["count"]
+    assert chat.choices[0].message.content == text.choices[0].text
+    assert httpx.get(f"{url}/health_generate").json()["status"] == "ok"

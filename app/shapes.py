@@ -1,0 +1,120 @@
+"""The JSON Schemas that /openapi.json refers to: the parts of bodies, and what the routes answer."""
+
+from collections.abc import Mapping
+
+from app.catalogue import ANY, BOOLEAN, STRING, TOKEN, Schema, items
+from app.schema import ROLES
+
+INTEGER: Schema = {"type": "integer", "minimum": 0}
+NUMBER: Schema = {"type": "number"}
+OBJECT: Schema = {"type": "object"}
+
+
+def ref(name: str) -> dict[str, object]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def shape(optional: Mapping[str, Schema] | None = None, /, **properties: Schema) -> dict[str, object]:
+    """An object with these properties, all of them required but the optional ones."""
+    return {
+        "type": "object",
+        "properties": {**properties, **(optional or {})},
+        "required": list(properties),
+    }
+
+
+def schemas() -> dict[str, object]:
+    null_string: Schema = {"type": ["string", "null"]}
+    null_object: Schema = {"type": ["object", "null"]}
+    part = {
+        "type": "object",
+        "properties": {"type": {"const": "text"}, "text": STRING},
+        "required": ["type", "text"],
+    }
+    finish: Schema = {"enum": ["stop", "length", "tool_calls", "content_filter"]}
+    choice: dict[str, Schema] = {"index": INTEGER, "logprobs": null_object, "finish_reason": finish}
+    more: dict[str, Schema] = {
+        "stop_reason": {"type": ["string", "integer", "null"]},
+        "token_ids": items(TOKEN),
+    }
+    answer: dict[str, Schema] = {
+        "id": STRING,
+        "created": INTEGER,
+        "model": STRING,
+        "usage": ref("Usage"),
+        "system_fingerprint": STRING,
+        "seed": {"type": "integer"},
+    }
+    message = shape(role={"const": "assistant"}, content=null_string, refusal={"type": "null"})
+    return {
+        "Message": shape(role={"enum": list(ROLES)}, content={"anyOf": [STRING, items(part)]}),
+        "Error": shape(
+            {"detail": STRING},
+            error=shape(message=STRING, type=STRING, param=null_string, code=STRING),
+        ),
+        "Usage": shape(
+            prompt_tokens=INTEGER,
+            completion_tokens=INTEGER,
+            total_tokens=INTEGER,
+            prompt_tokens_details=shape({"cached_tokens": INTEGER}),
+        ),
+        "ChatCompletion": shape(
+            {"prompt_token_ids": items(TOKEN)},
+            object={"const": "chat.completion"},
+            choices=items(shape(more, message=message, **choice), least=1),
+            **answer,
+        ),
+        "Completion": shape(
+            object={"const": "text_completion"},
+            choices=items(shape({**more, "prompt_token_ids": items(TOKEN)}, text=STRING, **choice), least=1),
+            **answer,
+        ),
+        "Rendered": shape(prompt=STRING, tokens=items(TOKEN), count=INTEGER),
+        "Tokenized": shape(
+            count=INTEGER,
+            max_model_len=INTEGER,
+            tokens=items(TOKEN),
+            token_strs={"anyOf": [items(STRING), {"type": "null"}]},
+        ),
+        "Detokenized": shape(prompt=STRING, content=STRING),
+        "Model": shape(
+            id=STRING,
+            object={"const": "model"},
+            created=INTEGER,
+            owned_by=STRING,
+            root=STRING,
+            parent={"type": "null"},
+            max_model_len=INTEGER,
+            meta=OBJECT,
+        ),
+        "Models": shape(object={"const": "list"}, data=items(ref("Model"))),
+        "Cancelled": shape(id=STRING, cancelled={"const": True}),
+        "Health": shape(
+            status={"const": "ok"},
+            ready=BOOLEAN,
+            num_gpus=INTEGER,
+            available_workers=INTEGER,
+            version=STRING,
+        ),
+        "Ready": shape(ready=BOOLEAN, state=STRING),
+        "Generated": shape(status={"const": "ok"}, seconds=NUMBER, age_seconds=NUMBER),
+        "Version": shape(
+            version=STRING,
+            python=STRING,
+            torch=null_string,
+            model=null_string,
+            generation=null_string,
+            device=null_string,
+            dtype=null_string,
+        ),
+        "Stats": shape(
+            state=STRING,
+            model=null_string,
+            running=INTEGER,
+            waiting=INTEGER,
+            open_answers=INTEGER,
+            tokens_per_second=NUMBER,
+            ttft_p50_seconds=ANY,
+            ttft_p95_seconds=ANY,
+        ),
+    }
