@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from app.choices import Choice
 from app.context import Context
 from app.sampling import Sampling
+from app.scores import PromptScores, ScoredChoice
 from engine.messages import ModelInfo, Request, SamplingParams
 
 Prompt = tuple[list[int], str]  # token ids, and the text to echo before the answer
@@ -44,9 +45,17 @@ def submit(
                 cache_salt=sampling.cache_salt,
                 priority=sampling.priority,
             )
+            streams = enumerate(context.submit(request), at * sampling.n)
+            if sampling.prompt_logprobs is not None:
+                scores = PromptScores(prompt)
+                choices += [
+                    ScoredChoice(index, stream, prompt, sampling, context.text, text, scores)
+                    for index, stream in streams
+                ]
+                continue
             choices += [
-                Choice(at * sampling.n + k, stream, prompt, sampling, context.text, hidden, text)
-                for k, stream in enumerate(context.submit(request))
+                Choice(index, stream, prompt, sampling, context.text, hidden, text)
+                for index, stream in streams
             ]
     except BaseException:
         context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])

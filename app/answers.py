@@ -16,6 +16,7 @@ from app.errors import ApiError
 from app.generation import Usage
 from app.logprobs import IdNames, Names, chat_logprobs, completion_logprobs
 from app.schema import Delivery
+from app.scores import PromptScores, best
 from app.text import TextService
 
 DONE = b"data: [DONE]\n\n"
@@ -112,15 +113,15 @@ class Format:
             "usage": usage.payload(),
             **self._signature(),
         }
-        self.add_prompt_ids(body, [choice for choice, _ in answers])
+        self.add_prompt(body, [choice for choice, _ in answers])
         return encode(body)
 
     def message(self, choice: Choice, text: str) -> dict[str, object]:
         """A choice's text as the body holds it."""
         raise NotImplementedError
 
-    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
-        """Chat answers carry the ids of their one prompt at the top."""
+    def add_prompt(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+        """Chat answers carry the ids and the logprobs of their one prompt at the top."""
 
     def _answer(self, choice: Choice, pieces: list[Piece]) -> dict[str, object]:
         last = pieces[-1]
@@ -158,10 +159,13 @@ class Format:
         end = b"]," + encode(top)[1:] if top else b"]}"
         return start + encode(rest)[1:] + end + b"\n\n"
 
-    def _first_event(self, choice: Choice, inner: bytes, extra: dict[str, object]) -> bytes:
+    def _first_event(
+        self, choice: Choice, inner: bytes, extra: dict[str, object], logprobs: object = None
+    ) -> bytes:
         more = b"," + encode(extra)[1:-1] if extra else b""
         start = self._head + b'{"index":%d,' % choice.index
-        return start + inner + b',"logprobs":null,"finish_reason":null' + more + b"}"
+        about = b',"logprobs":' + encode(logprobs) + b',"finish_reason":null'
+        return start + inner + about + more + b"}"
 
 
 class ChatFormat(Format):
@@ -190,13 +194,24 @@ class ChatFormat(Format):
     def message(self, choice: Choice, text: str) -> dict[str, object]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def add_prompt_ids(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
+    def add_prompt(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
         if self.delivery.token_ids:
             body["prompt_token_ids"] = choices[0].prompt
+        scores, count = choices[0].scores, self.delivery.prompt_logprobs
+        if scores is not None and count is not None:
+            body["prompt_logprobs"] = scores.entries(self._names, count)
 
 
+@dataclass(slots=True, kw_only=True)
 class CompletionFormat(Format):
-    """/v1/completions: text, with the prompt's own text first when it is echoed."""
+    """/v1/completions: text, with the prompt's own text first when it is echoed, and its logprobs where any
+    are wanted: echoed_logprobs then is the number of alternatives. keep: how many of a prompt's choices are
+    returned, the best first; None: all.
+    """
+
+    echoed_logprobs: int | None = None
+    keep: int | None = None
+    _echoed: set[int] = field(default_factory=set)  # choices whose scored prompt was sent
 
     prefix = "cmpl"
     body_object = "text_completion"
@@ -209,18 +224,49 @@ class CompletionFormat(Format):
         return b""
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
-        return completion_logprobs(pieces, self._names)
+        return {**completion_logprobs(pieces, self._names)}
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         events = []
         for choice in choices:
-            if choice.prompt_text or self.delivery.token_ids:
-                extra: dict[str, object] = {}
-                if self.delivery.token_ids:
-                    extra = {"token_ids": [], "prompt_token_ids": choice.prompt}
-                inner = b'"text":' + encode(choice.prompt_text)
-                events.append(self._first_event(choice, inner, extra) + self._tail)
+            if choice.scores is None and (choice.prompt_text or self.delivery.token_ids):
+                events.append(self._prompt_event(choice, None))
         return b"".join(events)
+
+    def body(self, answers: Sequence[tuple[Choice, list[Piece]]], usage: Usage) -> bytes:
+        kept = answers if self.keep is None else best(answers, self.keep)
+        return Format.body(self, kept, usage)
+
+    def _prompt_event(self, choice: Choice, logprobs: object) -> bytes:
+        extra: dict[str, object] = {}
+        if self.delivery.token_ids:
+            extra = {"token_ids": [], "prompt_token_ids": choice.prompt}
+        inner = b'"text":' + encode(choice.prompt_text)
+        return self._first_event(choice, inner, extra, logprobs) + self._tail
+
+    def _full_event(self, choice: Choice, piece: Piece) -> bytes:
+        event = Format._full_event(self, choice, piece)
+        if choice.scores is None or choice.index in self._echoed or not choice.scores.complete:
+            return event
+        # Its first event: the engine scores a prompt before it gives any token of its choices, unless the
+        # choice that it does so with has failed, and the answer with it.
+        self._echoed.add(choice.index)
+        return self._prompt_event(choice, self._prompt_arrays(choice, choice.scores)) + event
+
+    def _prompt_arrays(self, choice: Choice, scores: PromptScores) -> dict[str, list[object]]:
+        return scores.arrays(self.text, self._names, choice.prompt_text, self.echoed_logprobs or 0)
+
+    def _answer(self, choice: Choice, pieces: list[Piece]) -> dict[str, object]:
+        answer, scores = Format._answer(self, choice, pieces), choice.scores
+        if scores is None:
+            return answer
+        if self.echoed_logprobs is not None:
+            own = completion_logprobs(pieces, self._names)
+            prompt = self._prompt_arrays(choice, scores)
+            answer["logprobs"] = {name: values + own[name] for name, values in prompt.items()}
+        if self.delivery.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = scores.entries(self._names, self.delivery.prompt_logprobs)
+        return answer
 
     def message(self, choice: Choice, text: str) -> dict[str, object]:
         message: dict[str, object] = {"text": choice.prompt_text + text}

@@ -107,6 +107,9 @@ IGNORED = (
 )
 
 
+PROMPT_LOGPROBS = "report the logprobs of the prompt, with so many alternatives; not with `stream`"
+
+
 def _delivery() -> list[Field]:
     return [
         Field("stream", BOOLEAN, "answer with server-sent events", "false"),
@@ -127,7 +130,6 @@ def _sampling(settings: HttpSettings, least_tokens: int) -> list[Field]:
         Field("max_completion_tokens", limit, "the same; stands above `max_tokens`", room),
         Field("min_tokens", integer(0, MAX_TOKENS), "no end and no stop string before so many tokens", "0"),
         Field("n", integer(1, settings.max_n), "answers to each prompt; the first is that of `n` = 1", "1"),
-        Field("best_of", integer(1, MAX_TOKENS), "accepted where it equals `n`", "`n`"),
         Field(
             "temperature",
             number(0, 2),
@@ -193,6 +195,8 @@ def chat_fields(settings: HttpSettings) -> list[Field]:
         Field("top_logprobs", integer(0, MAX_LOGPROBS), "alternatives beside it; only with `logprobs`", "0"),
         *_sampling(settings, 1),
         *_delivery(),
+        Field("prompt_logprobs", integer(0, MAX_LOGPROBS), PROMPT_LOGPROBS),
+        Field("best_of", {"const": 1}, "of /v1/completions", effect="refused"),
         Field("echo", {"const": False}, "of /v1/completions", effect="refused"),
         Field("add_special_tokens", {"const": False}, "the template does that", effect="refused"),
         *_others(),
@@ -213,8 +217,19 @@ def completion_fields(settings: HttpSettings) -> list[Field]:
         Field("prompt", {"anyOf": prompts}, "text, token ids, or a list of either", required=True),
         Field("add_special_tokens", BOOLEAN, "put BOS before a text", "true"),
         Field("echo", BOOLEAN, "put the prompt before the answer; `max_tokens` may then be 0", "false"),
+        Field("prompt_logprobs", integer(0, MAX_LOGPROBS), PROMPT_LOGPROBS),
+        Field(
+            "best_of",
+            integer(1, settings.max_n),
+            "generate so many, answer with the `n` likeliest per token; not with `stream`",
+            "`n`",
+        ),
         Field("suffix", {"const": ""}, "the model cannot fill in the middle", effect="refused"),
-        Field("logprobs", integer(0, MAX_LOGPROBS), "report logprobs, with so many alternatives"),
+        Field(
+            "logprobs",
+            integer(0, MAX_LOGPROBS),
+            "report logprobs, with so many alternatives; with `echo` those of the prompt, too",
+        ),
         *_sampling(settings, 0),
         *_delivery(),
         *_others(),

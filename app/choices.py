@@ -7,10 +7,14 @@ the next one, or for the last one.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+
+if TYPE_CHECKING:
+    from app.scores import PromptScores
 
 MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event for all of them
 
@@ -60,6 +64,7 @@ class Choice:
         "last_token_at",
         "prompt",
         "prompt_text",
+        "scores",
         "stream",
     )
 
@@ -77,6 +82,7 @@ class Choice:
         self.stream = stream
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
+        self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
         self.completion_tokens = 0
         self.cached_tokens: int | None = None if stream is not None else 0
         self.done = False

@@ -45,16 +45,16 @@ def chat_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
+def completion_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, list[object]]:
     """Parallel lists; the sampled token is among its own alternatives even outside the best ones.
 
     Tokens without text of their own (parts of a character, a tool block that was left out) have the offset of
     the text that comes next.
     """
-    tokens: list[str] = []
-    values: list[float] = []
-    tops: list[dict[str, float]] = []
-    offsets: list[int] = []
+    tokens: list[object] = []
+    values: list[object] = []
+    tops: list[object] = []
+    offsets: list[object] = []
     for piece in pieces:
         for token, item, offset in zip(piece.tokens, piece.logprobs, piece.offsets, strict=True):
             spelled = text.token_name(token)

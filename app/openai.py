@@ -99,11 +99,13 @@ class Completions(Endpoint):
         sampling = await forbid(wanted.sampling, context.text)
         prompts = [self._cut(prompt, wanted, info) for prompt in await self._encode(wanted)]
         params = []
-        if not wanted.score_only:
+        if not wanted.score_only or wanted.sampling.prompt_logprobs is not None:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
                 params.append(sampling.params(len(prompt), info, name))
         format = self.format(CompletionFormat, info, sampling, wanted.delivery)
+        format.keep, format.wants_logprobs = wanted.keep, wanted.logprobs is not None
+        format.echoed_logprobs = wanted.logprobs if wanted.echo else None
         choices = submit(context, info, prompts, params, sampling)
         return self.answer(choices, format, started)
 

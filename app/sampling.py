@@ -47,7 +47,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "documents": ([],),
-    "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
@@ -94,6 +93,7 @@ class Sampling:
     bad_words: tuple[str, ...] = ()
     truncate: int | None = None  # the most prompt tokens to keep; -1: as many as the context has room for
     priority: int = 0
+    prompt_logprobs: int | None = None  # alternatives for each token of the prompt; None: it is not scored
 
     def cut(self, prompt: list[int], info: ModelInfo) -> list[int]:
         """The end of the prompt that `truncate` leaves."""
@@ -122,7 +122,7 @@ class Sampling:
             message = f"'min_tokens' is {self.min_tokens}, but at most {limit} tokens can be generated."
             raise RequestError("out_of_range", message, "min_tokens")
         return SamplingParams(
-            max_tokens=limit,
+            max_tokens=max(limit, 1),  # 0: the prompt is scored, and the engine's one token dropped
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -136,6 +136,7 @@ class Sampling:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -154,6 +155,7 @@ def parse_sampling(
     *,
     max_n: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     least_tokens: int = 1,
     allow_priority: bool = False,
 ) -> Sampling:
@@ -161,7 +163,6 @@ def parse_sampling(
     field.
     """
     n = fields.integer("n", 1, max_n) or 1
-    _check_best_of(fields, n)
     old_limit = fields.integer("max_tokens", least_tokens, MAX_TOKENS)
     limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
@@ -194,6 +195,7 @@ def parse_sampling(
         bad_words=_parse_bad_words(fields),
         truncate=_parse_truncate(fields, info),
         priority=_parse_priority(fields, allow_priority),
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -240,12 +242,6 @@ def _parse_bad_words(fields: Fields) -> tuple[str, ...]:
             raise RequestError("out_of_range", message, name)
         words.append(item)
     return tuple(words)
-
-
-def _check_best_of(fields: Fields, n: int) -> None:
-    best_of = fields.integer("best_of", 1, MAX_TOKENS)
-    if best_of is not None and best_of != n:
-        raise Unsupported("best_of", f"it must equal 'n', which is {n}.")
 
 
 def _parse_stop(fields: Fields) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ Fields that nobody knows are ignored, known fields that this server does not act
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
 from app.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_object, kind, missing, shown, wrong_type
-from app.sampling import MAX_LOGPROBS, Sampling, parse_sampling, refuse_unsupported
+from app.sampling import MAX_LOGPROBS, MAX_TOKENS, Sampling, parse_sampling, refuse_unsupported
 from app.settings import HttpSettings
 from engine.messages import ModelInfo
 from engine.text import ChatMessage
@@ -32,6 +32,7 @@ class Delivery:
     token_ids: bool
     token_names: bool = False  # logprobs name tokens by their ids
     interval: int = 1  # tokens per event
+    prompt_logprobs: int | None = None  # vLLM's list of the prompt's logprobs, with so many alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,17 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """`prompts` are texts or token ids; `score_only` asks for the prompts' echo and no new token."""
+    """`prompts` are texts or token ids; `score_only` asks for no new token, but for the prompts' echo and
+    maybe their logprobs. `logprobs` is what the client asked for; `sampling` may need more. `keep` of the
+    `sampling.n` choices of a prompt are returned, the likeliest; None: all.
+    """
 
     prompts: list[str | list[int]]
     add_bos: bool
     echo: bool
     score_only: bool
+    logprobs: int | None
+    keep: int | None
     sampling: Sampling
     delivery: Delivery
 
@@ -66,6 +72,8 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
     for name in ("echo", "add_special_tokens"):
         if fields.boolean(name):
             raise Unsupported(name, "chat prompts are built by the model's template.")
+    if fields.integer("best_of", 1, MAX_TOKENS) not in (None, 1):
+        raise Unsupported("best_of", "only /v1/completions chooses among more choices than it returns.")
     delivery = _parse_delivery(fields, info, settings)
     messages = parse_messages(fields)
     wanted = fields.boolean("logprobs")
@@ -79,6 +87,7 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
         max_n=settings.max_n,
         logprobs=(top or 0) if wanted else None,
         allow_priority=settings.allow_priority,
+        prompt_logprobs=delivery.prompt_logprobs,
     )
     return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery)
 
@@ -94,24 +103,45 @@ def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSet
     prompts = _parse_prompts(fields, info, settings)
     echo = fields.boolean("echo")
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
-    if echo and logprobs is not None:
-        raise Unsupported("echo", "'echo' together with 'logprobs' needs logprobs of the prompt.")
+    echoed = logprobs if echo else None
+    scored = [count for count in (echoed, delivery.prompt_logprobs) if count is not None]
     sampling = parse_sampling(
         fields,
         info,
         settings.sampling,
         max_n=settings.max_n,
         logprobs=logprobs,
+        prompt_logprobs=max(scored, default=None),
         least_tokens=0 if echo else 1,
         allow_priority=settings.allow_priority,
     )
+    keep, many = None, "n"
+    best_of = _parse_best_of(fields, sampling.n, delivery.stream, settings)
+    if best_of > sampling.n:
+        keep, many = sampling.n, "best_of"
+        # Their logprobs rank them, whether the client wants to see any or not.
+        sampling = replace(sampling, n=best_of, logprobs=logprobs or 0)
     if sampling.n * len(prompts) > settings.max_choices:
-        message = f"'n' times the number of prompts exceeds {settings.max_choices}."
-        raise RequestError("out_of_range", message, "n" if sampling.n > 1 else "prompt")
+        message = f"'{many}' times the number of prompts exceeds {settings.max_choices}."
+        raise RequestError("out_of_range", message, many if sampling.n > 1 else "prompt")
     add_bos = fields.boolean("add_special_tokens", True)
     if not add_bos and "" in prompts:
         raise RequestError("invalid_value", "An empty 'prompt' needs 'add_special_tokens'.", "prompt")
-    return CompletionRequest(prompts, add_bos, echo, sampling.max_tokens == 0, sampling, delivery)
+    score_only = sampling.max_tokens == 0
+    return CompletionRequest(prompts, add_bos, echo, score_only, logprobs, keep, sampling, delivery)
+
+
+def _parse_best_of(fields: Fields, n: int, stream: bool, settings: HttpSettings) -> int:
+    """How many choices are generated for each prompt."""
+    best_of = fields.integer("best_of", 1, settings.max_n)
+    if best_of is None:
+        return n
+    if best_of < n:
+        raise RequestError("out_of_range", f"'best_of' is {best_of}, less than 'n', which is {n}.", "best_of")
+    if stream and best_of > 1:
+        message = "'best_of' needs 'stream' to be false: who is best is known at the end."
+        raise RequestError("invalid_value", message, "best_of")
+    return best_of
 
 
 def check_names(fields: Fields, known: frozenset[str], settings: HttpSettings) -> None:
@@ -143,6 +173,10 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     if options is not None and not stream:
         raise RequestError("invalid_value", "'stream_options' needs 'stream' to be true.", "stream_options")
     options = options or Fields({})
+    prompt_logprobs = fields.integer("prompt_logprobs", 0, MAX_LOGPROBS)
+    if stream and prompt_logprobs is not None:
+        message = "'prompt_logprobs' needs 'stream' to be false; 'echo' with 'logprobs' can be streamed."
+        raise RequestError("invalid_value", message, "prompt_logprobs")
     options.boolean("include_obfuscation")
     continuous = options.boolean("continuous_usage_stats")
     return Delivery(
@@ -153,6 +187,7 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
         token_ids=fields.boolean("return_token_ids"),
         token_names=fields.boolean("return_tokens_as_token_ids"),
         interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

@@ -5,7 +5,7 @@ bfloat16 and activations float32. Keys and values are kept in bfloat16, and ever
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from kernels.linear import PackedLinear
 from kernels.spec import CompiledKind
 
 TOKENS = 256  # of a longer step at a time: what is between products then stays in the caches
+SCORED = 64  # the same, where the logits of all are wanted, and there are no more rows than this
 LINE = 64
 LEAST_SHARE = 4 << 20  # bytes of weights that make a thread worth its barriers
 CACHE_DTYPE = torch.bfloat16
@@ -139,9 +140,20 @@ class CompiledModel:
             first = last
         return self.logits[:done], self._chosen[:done]
 
+    def logits_of_all(self, tokens: Tokens, tables: Ints) -> Iterator[tuple[int, torch.Tensor]]:
+        """`step` with the logits of every token: some tokens at a time, yields the index of their first one
+        and their logits [tokens, vocab_size], which the next ones overwrite. It is over when the iterator is.
+        """
+        self._program[Field.DRAWS] = 0
+        most = min(TOKENS, len(self._logits))
+        for first in range(0, len(tokens.ids), most):
+            last = min(first + most, len(tokens.ids))
+            self._some(tokens, first, last, tables, list(range(last - first)), 0)
+            yield first, self.logits[: last - first]
+
     @property
     def logits(self) -> torch.Tensor:
-        """The last step's, one row behind the other; [max_rows, vocab_size]."""
+        """The last step's, one row behind the other; [rows, vocab_size], as many as there is room."""
         return self._logits[:, : self.config.vocab_size]
 
     def _some(
@@ -251,9 +263,10 @@ class CompiledModel:
             (Field.STATS, 4),
         ):
             program[field] = self._room(max(TOKENS, max_rows), columns)
-        program[Field.LAST_ROWS] = self._room(max_rows, width)
+        most_logits = max(max_rows, SCORED)
+        program[Field.LAST_ROWS] = self._room(most_logits, width)
         stride = -(-config.vocab_size // OUTPUTS) * OUTPUTS
-        self._logits = huge((max_rows, stride), torch.float32)
+        self._logits = huge((most_logits, stride), torch.float32)
         program[Field.LOGIT_STRIDE] = stride
         parts = (
             (Field.PRIVATE_STATS, FEW * max(4 * width, inner)),

@@ -11,6 +11,7 @@ from engine.compiled import CompiledModel, Draws, Ints, Tokens
 from engine.plan import Chunk, Plan
 from engine.runner import ModelRunner, RowReset, row_resets
 from engine.sampler import SamplingRow, is_drawn, is_plain, sampling_row
+from engine.scoring import ScoredSpan, ScoreSheet, scored_span
 from engine.state import RowState
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
 from kernels.cpu.program import DrawNumber
@@ -30,6 +31,7 @@ class CompiledStep:
     tables: list[list[BlockId]] = field(default_factory=list)  # the blocks of each chunk's sequence
     sampling: list[SamplingRow] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)  # last token of each sampling chunk
+    scored: list[ScoredSpan] = field(default_factory=list)
     plain: bool = True  # every row wants its best id and nothing else
     drawn: bool = True  # the compiled step samples every row
 
@@ -62,6 +64,8 @@ class CompiledRunner(ModelRunner):
     def _stage_plan(self, plan: Plan) -> CompiledStep:
         step = CompiledStep(row_resets(plan))
         for chunk in plan.chunks:
+            if plan.scored and chunk in plan.scored:
+                step.scored.append(scored_span(chunk, len(step.ids)))
             self._stage(step, chunk)
         return step
 
@@ -111,6 +115,8 @@ class CompiledRunner(ModelRunner):
             if self._in_tables[place] != table:
                 self._in_tables[place] = table
                 self._tables[place, : len(table)] = table
+        if step.scored:
+            return self._run_scored(step, tokens, started)
         draws = draws_of(step.sampling, self.state) if step.drawn and not step.plain else None
         begun = time.perf_counter()
         logits, chosen = self.compiled.step(tokens, self._tables, step.sampled, draws)
@@ -119,6 +125,23 @@ class CompiledRunner(ModelRunner):
         if rows:
             sampled = self._taken(rows, chosen) if step.drawn else self._sample(rows, logits)
         return StepResult(sampled, time.perf_counter() - started, forward)
+
+    def _run_scored(self, step: CompiledStep, tokens: Tokens, started: float) -> StepResult:
+        """With the logits of every token, and sampling by the reference."""
+        sheets = [ScoreSheet(span) for span in step.scored]
+        wanted = iter(step.sampled)
+        index, kept = next(wanted, None), []
+        begun = time.perf_counter()
+        for first, logits in self.compiled.logits_of_all(tokens, self._tables):
+            for sheet in sheets:
+                sheet.take(first, logits)
+            while index is not None and index < first + len(logits):
+                kept.append(logits[index - first].clone())
+                index = next(wanted, None)
+        forward = time.perf_counter() - begun
+        sampled = self._sample(step.sampling, torch.stack(kept)) if kept else []
+        scores = [sheet.result for sheet in sheets]
+        return StepResult(sampled, time.perf_counter() - started, forward, scores)
 
     def _taken(self, rows: list[SamplingRow], ids: Ints) -> list[SampledToken]:
         self._last_token[[row.row for row in rows]] = np.maximum(ids, 0)

@@ -7,19 +7,20 @@ loop and return at once. Whatever they produce for the outside goes into the out
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
 from engine.memory import grown_pool
-from engine.messages import EngineStats, Finish, Frame, Request, TokenLogprobs
+from engine.messages import EngineStats, Finish, Frame, PromptLogprobs, Request, TokenLogprobs
 from engine.messages.wire import FinishReason
-from engine.plan import Plan
+from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, State
-from engine.steps import Runner, SampledToken, StepHandle, StepResult
+from engine.steps import NOT_FINITE, Runner, SampledToken, StepHandle, StepResult
 from engine.tools import ToolMachine, ToolTokenizer
 from engine.trace import Tracer
 from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
@@ -181,6 +182,8 @@ class EngineCore:
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
             self.tracer.arrived(plan, result.seconds, started)
+        for chunk, scores in zip(plan.scored, result.scores, strict=True):
+            self._add_scores(chunk, scores)
         sampled = iter(result.tokens)
         token, stops, tools = self.scheduler.token, self._stops, self._tools
         streams, tokens = self._frame.streams, self._frame.tokens
@@ -308,6 +311,16 @@ class EngineCore:
             top = sampled.top_ids, sampled.top_logprobs
             self._frame.logprobs.append(TokenLogprobs(index, logprob, *top))
 
+    def _add_scores(self, chunk: Chunk, scores: PromptLogprobs) -> None:
+        """Those of prompt tokens; what was computed again after a preemption has been told before."""
+        first = self.scheduler.scored(chunk, scores.first + len(scores.logprobs))
+        if first is None:
+            return
+        if any(math.isnan(logprob) for logprob in scores.logprobs):
+            self._finish(chunk.sequence, "error", message=NOT_FINITE, poisoned=True)
+            return
+        self._frame.prompts.append(scores.since(first))
+
     def _finish(
         self,
         sequence: Sequence,
@@ -343,7 +356,8 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        return Frame(frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished, self.stats())
+        lists = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
+        return Frame(*lists, self.stats(), frame.prompts)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan

@@ -201,7 +201,7 @@ class Exchange:
 
     def push(self, frame: Frame) -> None:
         """Sends each link its part of a frame. Counters that changed without a token are for all."""
-        if not frame.streams and not frame.finished:
+        if not (frame.streams or frame.finished or frame.prompts):
             for link in self._links:
                 link.outbox.push(Frame([], [], [], [], [], frame.stats))
         elif len(self._links) == 1:
@@ -221,7 +221,7 @@ class Exchange:
     def _share_out(self, frame: Frame) -> None:
         owners = [self._owners.get(id) for id in frame.streams]
         finishers = [self._owners.get(finish.stream) for finish in frame.finished]
-        concerned = {*owners, *finishers}
+        concerned = {*owners, *finishers, *(self._owners.get(scores.stream) for scores in frame.prompts)}
         for link in self._links:
             if link not in concerned:
                 continue
@@ -233,6 +233,7 @@ class Exchange:
                 [],
                 [finish for finish, owner in zip(frame.finished, finishers, strict=True) if owner is link],
                 frame.stats,
+                [scores for scores in frame.prompts if self._owners.get(scores.stream) is link],
             )
             if frame.forced or frame.logprobs:
                 _move_marks(frame, part, mine)

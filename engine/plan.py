@@ -30,6 +30,12 @@ class Chunk(NamedTuple):
     feeds_back: bool
     block_table: list[BlockId]
 
+    @property
+    def scores(self) -> bool:
+        """Whether logprobs are wanted of prompt tokens behind its positions."""
+        unscored, length = self.sequence.unscored, self.sequence.prompt_length
+        return unscored < length and self.start + 1 < length and self.start + self.length >= unscored
+
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> "Chunk":
         """The next `length` positions that a running sequence wants."""
@@ -56,7 +62,8 @@ class Plan:
     Before the step, the state of a row is built from `sequence.tokens` for those in `admitted` (they got a
     row in this plan) and in `extended` (forced tokens may have taken the place of a sampled one). Rows of
     `preempted` are free, or already someone else's. load: what the step has to do. predicted: the seconds
-    that it was expected to take, 0 where nobody knows.
+    that it was expected to take, 0 where nobody knows. scored: those of the chunks behind whose positions
+    there are prompt tokens whose logprobs are wanted; none of them is a single position of `load`.
     """
 
     chunks: tuple[Chunk, ...]
@@ -66,3 +73,4 @@ class Plan:
     num_tokens: int
     load: StepLoad = NOTHING
     predicted: float = 0.0
+    scored: tuple[Chunk, ...] = ()

@@ -20,8 +20,10 @@ from engine.blocks import WRITE_OFF
 from engine.decoder import Attend, Decoder
 from engine.hooks import KernelHooks
 from engine.memory import free_memory
+from engine.messages import PromptLogprobs
 from engine.plan import Chunk, Plan
 from engine.sampler import SamplingRow, has_penalty, sampling_batch, sampling_row
+from engine.scoring import ScoredSpan, ScoreSheet, positions_at_once, scored_span
 from engine.state import RowState
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
@@ -79,6 +81,7 @@ class StagedStep:
     sampling: list[SamplingRow] = field(default_factory=list)
     sampling_tokens: list[int] = field(default_factory=list)  # last token of each sampling chunk
     resets: list[RowReset] = field(default_factory=list)
+    scored: list[ScoredSpan] = field(default_factory=list)
     only_decodes: bool = True  # every chunk is one token behind its prompt
 
 
@@ -135,6 +138,8 @@ class ModelRunner:
     def stage(self, plan: Plan) -> StagedStep:
         step = StagedStep(resets=row_resets(plan))
         for chunk in plan.chunks:
+            if plan.scored and chunk in plan.scored:
+                step.scored.append(scored_span(chunk, len(step.ids)))
             self._stage_chunk(step, chunk)
         if len(step.ids) == 1:
             # A product with one row is padded to two (kernels.linear): once here is cheaper than once per
@@ -187,6 +192,7 @@ class ModelRunner:
         previous = self._tensor(step.previous_ids)
         forward_started = time.perf_counter()
         rows = self._tensor(step.sampling_tokens)
+        scores: list[PromptLogprobs] = []
         if self.hooks.persistent is not None and step.only_decodes:
             count = len(spans)
             logits = self.hooks.step(self.model, ids[:count], previous[:count], self.cache, spans)
@@ -195,9 +201,10 @@ class ModelRunner:
             positions = self._tensor(step.positions)
             hidden = self.model.hidden(ids, previous, positions, self._attend(step, spans))
             logits = self.model.logits(hidden[rows]) if step.sampling else hidden
+            scores = [self._score(span, hidden) for span in step.scored]
         forward_seconds = time.perf_counter() - forward_started
         tokens = self._sample(step.sampling, logits) if step.sampling else []
-        return StepResult(tokens, time.perf_counter() - started, forward_seconds)
+        return StepResult(tokens, time.perf_counter() - started, forward_seconds, scores)
 
     def _spans(self, step: StagedStep) -> list[Span]:
         tables = self._tensor(step.tables)
@@ -218,6 +225,14 @@ class ModelRunner:
             return paged_attention(q, cache, layer, spans, config.window(layer))
 
         return attend
+
+    def _score(self, span: ScoredSpan, hidden: torch.Tensor) -> PromptLogprobs:
+        """hidden: the step's, [tokens, width]."""
+        sheet, most = ScoreSheet(span), positions_at_once(self.vocab_size)
+        end = span.token + len(span.targets)
+        for first in range(span.token, end, most):
+            sheet.take(first, self.model.logits(hidden[first : min(first + most, end)]))
+        return sheet.result
 
     def _sample(self, rows: list[SamplingRow], logits: torch.Tensor) -> list[SampledToken]:
         try:

@@ -45,6 +45,8 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
         "logit_bias": not any(math.isnan(value) for value in params.logit_bias.values()),
         "seed": -(2**63) <= params.seed < 2**63,
         "logprobs": params.logprobs is None or 0 <= params.logprobs <= min(MAX_LOGPROBS, vocab_size),
+        "prompt_logprobs": params.prompt_logprobs is None
+        or 0 <= params.prompt_logprobs <= min(MAX_LOGPROBS, vocab_size),
     }
     for name, ok in allowed.items():
         if not ok:

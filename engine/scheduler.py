@@ -103,11 +103,14 @@ class Scheduler:
                 sequence.extended = False
             self._extended = any(sequence.extended for sequence in self._running.values())
         rows, num_tokens = load.rows, load.rows
+        scored: tuple[Chunk, ...] = ()
         if len(chunks) > rows:
             num_tokens += sum(chunk.length for chunk in chunks[rows:])
+            scored = tuple(chunk for chunk in chunks[rows:] if chunk.scores)
             load = load._replace(prefill_tokens=num_tokens - rows, prefill_work=room.work)
         predicted = self.times.predict(load)
-        return Plan(tuple(chunks), tuple(admitted), extended, tuple(preempted), num_tokens, load, predicted)
+        gone = tuple(preempted)
+        return Plan(tuple(chunks), tuple(admitted), extended, gone, num_tokens, load, predicted, scored)
 
     def wake_at(self) -> float | None:
         """When the gather window closes because of which the last `plan` was None."""
@@ -141,6 +144,17 @@ class Scheduler:
         ):
             self.prefix.publish(sequence)
         return True
+
+    def scored(self, chunk: Chunk, end: int) -> int | None:
+        """Notes that the prompt tokens behind a chunk's positions have logprobs, up to index `end`. Returns
+        the first that had none before; None where all had, or the chunk is late.
+        """
+        sequence = chunk.sequence
+        first = sequence.unscored
+        if sequence.epoch != chunk.epoch or end <= first:
+            return None
+        sequence.unscored = end
+        return first
 
     def extend(self, sequence: Sequence, ids: Iterable[int]) -> None:
         """Appends forced tokens behind the last seen one; they are computed as one chunk.
@@ -341,7 +355,7 @@ class Scheduler:
         for sequence in list(self._waiting):
             if not self._free_rows or partial >= MAX_PARTIAL_PREFILLS or room.spent:
                 break
-            if not self._waiting.belongs(sequence) or (self.prefix.enabled and sequence.waits_for_leader):
+            if not self._waiting.belongs(sequence) or (sequence.waits_for_leader and self._shares(sequence)):
                 continue
             self._suspects.append(sequence)
             # Strictly in order: what the first cannot have yet, a smaller one behind it must not take.
@@ -360,6 +374,10 @@ class Scheduler:
             partial += not chunks[-1].samples
         return admitted
 
+    def _shares(self, sequence: Sequence) -> bool:
+        """Whether it gets something from its leader."""
+        return self.prefix.enabled or sequence.request.params.prompt_logprobs is not None
+
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Takes blocks for all known tokens, cached ones where possible; all or nothing."""
         pool, running, watermark = self.pool, len(self._running), 0
@@ -368,7 +386,9 @@ class Scheduler:
             watermark = max(-(-pool.usable // 100), running) if running else 0
             if pool.free <= watermark:
                 return False
-        matched = self.prefix.match(sequence)
+        # Cached positions have no logits to score a prompt with.
+        matches = sequence.unscored >= sequence.prompt_length
+        matched = self.prefix.match(sequence) if matches else []
         cached = len(matched)
         fresh = pool.blocks_for(len(sequence.tokens)) - cached
         revived = sum(pool.refs[block] == 0 for block in matched)
@@ -388,7 +408,7 @@ class Scheduler:
             sequence.cached_tokens = sequence.num_computed
             self._cached_tokens += sequence.num_computed
             self._prompt_tokens += sequence.prompt_length
-            self._prefix_queries += sequence.prompt_length if self.prefix.enabled else 0
+            self._prefix_queries += sequence.prompt_length if self.prefix.enabled and matches else 0
         return True
 
     def _release(self, sequence: Sequence) -> None:

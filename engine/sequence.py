@@ -34,6 +34,8 @@ class Sequence:
     extended: forced tokens were appended since the row's state was last built.
     digests: hash chain over the full blocks of tokens, as far as it was needed.
     published: leading blocks of the table that came from the prefix cache or were offered to it.
+    unscored: index of the first prompt token whose logprobs are wanted and not known to the host yet; the
+        prompt's length when there is none.
     """
 
     request: Request
@@ -57,11 +59,13 @@ class Sequence:
     extended: bool = field(init=False, default=False)
     digests: list[bytes] = field(init=False, default_factory=list)
     published: int = field(init=False, default=0)
+    unscored: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = self.request.id + self.choice
         self.prompt_length = len(self.request.prompt)
         self.tokens = list(self.request.prompt)
+        self.unscored = min(1, self.prompt_length) if self.scores_prompt else self.prompt_length
 
     @classmethod
     def of(cls, request: Request) -> "list[Sequence]":
@@ -75,13 +79,20 @@ class Sequence:
         return self.request.priority, self.order
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's logprobs are reported with this choice: once, with choice 0."""
+        return self.choice == 0 and self.request.params.prompt_logprobs is not None
+
+    @property
     def reach(self) -> int:
         """Tokens known and in flight; positions from `num_computed` to here are wanted, below `limit`."""
         return len(self.tokens) + self.in_flight
 
     @property
     def waits_for_leader(self) -> bool:
-        """Whether choice 0 is about to compute the prompt blocks that this choice could share."""
+        """Whether choice 0 is about to compute the prompt blocks that this choice could share, or logprobs of
+        the prompt, which come before any token.
+        """
         leader = self.leader
         if leader is None or leader.state is State.FINISHED:
             return False

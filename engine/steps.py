@@ -1,9 +1,11 @@
 """What a step runner offers the loop, on whatever device."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.messages import PromptLogprobs
 from engine.plan import Plan
 
 NOT_FINITE = "the model's output was not finite"
@@ -23,12 +25,13 @@ class SampledToken:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """Tokens in the order of the plan's sampling chunks; seconds that the step took on its device or thread,
-    and of those the seconds inside the model's forward.
+    and of those the seconds inside the model's forward. scores: one for each of the plan's scored chunks.
     """
 
     tokens: list[SampledToken]
     seconds: float
     forward_seconds: float
+    scores: Sequence[PromptLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,9 +291,18 @@ class Network:
                 pdl=self.pdl,
             )
 
-    def _sample(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
-        scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
-        entries, extras, sampled = shape.entries, weights.extras, self.sampled
+    def logits_of(self, index: torch.Tensor) -> torch.Tensor:
+        """Queues the head for tokens of the step that was queued last, whose sampling must be in the queue,
+        too: its buffers are used. index: [entries of the largest step] int32, -1 for none. Returns logits
+        [entries, vocab_size] as the head gives them, not capped; the next call overwrites them.
+        """
+        tokens = self.scratch.x.size(0)
+        return self._logits(tokens, index)[:, : self.weights.vocab_size]
+
+    def _logits(self, tokens: int, index: torch.Tensor) -> torch.Tensor:
+        """Of some of a step's tokens, whose next positions go to `scratch.entry_positions`."""
+        scratch, weights, entries = self.scratch, self.weights, len(index)
+        extras = weights.extras
         x, last = scratch.x[:tokens], scratch.last[:entries]
         taken = None
         if extras.backout is not None:
@@ -304,7 +313,7 @@ class Network:
         positions = scratch.entry_positions[:entries]
         gather_rows(
             x,
-            inputs.entry_tokens,
+            index,
             last,
             eps=weights.eps,
             weight=weights.final_norm,
@@ -314,6 +323,13 @@ class Network:
         )
         logits = scratch.logits[:entries]
         self.linears.head.linear(last, logits)
+        return logits
+
+    def _sample(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
+        entries, sampled = shape.entries, self.sampled
+        logits = self._logits(tokens, inputs.entry_tokens)
+        positions = scratch.entry_positions[:entries]
         sample(
             logits,
             inputs.entry_rows,

@@ -15,6 +15,7 @@ from engine.gpu.graphs import GraphPool
 from engine.gpu.inputs import RING, StepShape
 from engine.gpu.memory import check_room
 from engine.gpu.network import Network
+from engine.gpu.scoring import PromptScores, queue_scores
 from engine.gpu.staging import StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
@@ -93,8 +94,12 @@ class GpuRunner:
             landing.ended.record()
             if full:
                 self._land_logprobs(landing, staged.entries)
+            scores = None
+            if plan.scored:
+                scores = queue_scores(network, plan)
+                landing.ended.record()
         self._land_tokens(landing, slot)
-        return StepHandle(plan, self._waiter.submit(self._await, landing, staged.entries))
+        return StepHandle(plan, self._waiter.submit(self._await, landing, staged.entries, scores))
 
     async def collect(self, handle: StepHandle) -> StepResult:
         return await asyncio.wrap_future(handle.future)
@@ -204,7 +209,7 @@ class GpuRunner:
         landing.top_logprobs[:entries].copy_(sampled.top_logprobs[:entries], non_blocking=True)
         landing.ended.record()
 
-    def _await(self, landing: Landing, entries: list[Chunk]) -> StepResult:
+    def _await(self, landing: Landing, entries: list[Chunk], scores: PromptScores | None) -> StepResult:
         """On the waiter thread: blocks until the step's results have landed."""
         landing.landed.synchronize()
         seconds = landing.started.elapsed_time(landing.ended) / 1e3
@@ -221,7 +226,7 @@ class GpuRunner:
                 results.append(SampledToken(token, None, float(landing.logprobs[index]), ids, values))
             else:
                 results.append(self._bare(token))
-        return StepResult(results, seconds, seconds)
+        return StepResult(results, seconds, seconds, () if scores is None else scores.results())
 
     def _bare(self, token: int) -> SampledToken:
         known = self._plain.get(token)

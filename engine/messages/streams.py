@@ -13,7 +13,7 @@ from functools import reduce
 from time import perf_counter
 from typing import Protocol
 
-from engine.messages.wire import EngineStats, Finish, Frame, Request, TokenLogprobs, merge
+from engine.messages.wire import EngineStats, Finish, Frame, PromptLogprobs, Request, TokenLogprobs, merge
 
 log = logging.getLogger("fastpath.engine")
 
@@ -25,13 +25,15 @@ class Delta:
     """What a stream received since its last `next()`: tokens in order, and its end, if it ended.
 
     `forced` holds the positions within `tokens` that the tool machine wrote; `logprobs` is parallel to
-    `tokens` where the request asked for them (forced tokens have None), else empty.
+    `tokens` where the request asked for them (forced tokens have None), else empty. `prompt` has the logprobs
+    of prompt tokens, which come before any token of the request.
     """
 
     tokens: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     finish: Finish | None = None
+    prompt: Sequence[PromptLogprobs] = ()
 
 
 class Lane(Protocol):
@@ -138,6 +140,12 @@ class StreamRouter:
         """
         self.stats = frame.stats
         now = perf_counter()
+        for scores in frame.prompts:
+            scored = self._streams.get(scores.stream)
+            if scored is not None:
+                delta = scored.pending()
+                delta.prompt = (*delta.prompt, scores)
+                scored.wake()
         # A last token goes the same way as the end it came with, so that one event can say both.
         ending = {finish.stream for finish in frame.finished}
         if len(set(frame.streams)) == len(frame.streams):

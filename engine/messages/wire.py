@@ -24,6 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
     `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they
     are the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    `prompt_logprobs`, likewise, asks for those of the prompt's tokens, each given the ones before it.
     """
 
     max_tokens: int
@@ -40,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,30 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs of consecutive prompt tokens of one request, `first` being the index of the first one.
+
+    The prompt's first token has none, so they begin at index 1; a request's records follow each other without
+    gap or overlap, under the stream id of its choice 0, before any of its tokens. Lists run over the tokens:
+    each one's logprob, its rank among all ids (1 is the best), and its alternatives, best first.
+    """
+
+    stream: int
+    first: int
+    logprobs: list[float]
+    ranks: list[int]
+    top_ids: list[list[int]]
+    top_logprobs: list[list[float]]
+
+    def since(self, first: int) -> "PromptLogprobs":
+        """Without the tokens before index `first`."""
+        skipped = first - self.first
+        if skipped <= 0:
+            return self
+        lists = self.logprobs, self.ranks, self.top_ids, self.top_logprobs
+        return PromptLogprobs(self.stream, first, *(values[skipped:] for values in lists))  # type: ignore[arg-type]
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
@@ -161,6 +187,7 @@ class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
     logprobs: list[TokenLogprobs]
     finished: list[Finish]
     stats: EngineStats
+    prompts: list[PromptLogprobs] = []
 
 
 ToEngine = EngineConfig | Submit | Abort | Shutdown
@@ -188,7 +215,9 @@ def merge(first: Frame, second: Frame) -> Frame:
         for item in second.logprobs
     )
     first.finished.extend(second.finished)
-    return Frame(first.streams, first.tokens, first.forced, first.logprobs, first.finished, second.stats)
+    first.prompts.extend(second.prompts)
+    merged = first.streams, first.tokens, first.forced, first.logprobs, first.finished
+    return Frame(*merged, second.stats, first.prompts)
 
 
 class Unframer:

@@ -10,6 +10,7 @@ from engine.messages import (
     Finish,
     Frame,
     ModelInfo,
+    PromptLogprobs,
     Request,
     StreamRouter,
     TokenLogprobs,
@@ -41,6 +42,16 @@ def says(text: str) -> Script:
     return lambda request, choice: [*text.encode(), END]
 
 
+def scores(request: Request, first: int, count: int) -> PromptLogprobs:
+    """Of some tokens of a prompt: token i has the logprob -i / 8 and is one worse than the alternatives."""
+    wanted = request.params.prompt_logprobs or 0
+    places = range(first, min(first + count, len(request.prompt)))
+    tops = [[(request.prompt[i] + 1 + k) % VOCAB for k in range(wanted)] for i in places]
+    values = [[-i / 16 - k / 64 for k in range(wanted)] for i in places]
+    lists = [-i / 8 for i in places], [wanted + 1 for _ in places], tops, values
+    return PromptLogprobs(request.id, first, *lists)
+
+
 class ScriptedEngine:
     """EngineClient over a router. With `script`, each choice gets its tokens one per loop turn; without, the
     test calls `emit`. A script that is cut by max_tokens ends with "length".
@@ -48,6 +59,7 @@ class ScriptedEngine:
 
     def __init__(self, script: Script | None = None, *, max_model_len: int = 256, max_rows: int = 8) -> None:
         self.script = script
+        self.likes: Callable[[int, int], float] | None = None  # the logprob of a choice's n-th token
         self.router = StreamRouter()
         self.requests: list[Request] = []
         self.aborted: list[int] = []
@@ -71,6 +83,7 @@ class ScriptedEngine:
         )
         self._next_id = 1
         self._changed = asyncio.Event()
+        self._scored: dict[int, asyncio.Event] = {}  # by request: its prompt's logprobs are out
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -125,16 +138,27 @@ class ScriptedEngine:
         tokens: Iterable[int],
         finish: Finish | None = None,
         logprobs: Iterable[TokenLogprobs] = (),
+        prompt: PromptLogprobs | None = None,
     ) -> None:
         """One frame with these tokens of one stream."""
         ids = list(tokens)
         finished = [] if finish is None else [finish]
-        self.router.dispatch(Frame([stream] * len(ids), ids, [], list(logprobs), finished, self.stats()))
+        prompts = [] if prompt is None else [prompt]
+        frame = Frame([stream] * len(ids), ids, [], list(logprobs), finished, self.stats(), prompts)
+        self.router.dispatch(frame)
 
     async def _play(self, request: Request, choice: int, tokens: list[int]) -> None:
         id = request.id + choice
         limit = request.params.max_tokens
         wants = request.params.logprobs
+        if request.params.prompt_logprobs is not None:
+            scored = self._scored.setdefault(request.id, asyncio.Event())
+            for first in range(1, len(request.prompt), 3) if choice == 0 else ():
+                await asyncio.sleep(0)
+                self.emit(id, [], prompt=scores(request, first, 3))
+            if choice == 0:
+                scored.set()
+            await scored.wait()
         for at, token in enumerate(tokens[:limit]):
             await asyncio.sleep(0)
             stop = token if token == END or token in request.params.stop_token_ids else None
@@ -146,7 +170,8 @@ class ScriptedEngine:
             logprobs = []
             if wants is not None:
                 tops = [(token + k) % VOCAB for k in range(wants)]
-                logprobs = [TokenLogprobs(0, -0.5, tops, [-0.5 - k for k in range(wants)])]
+                own = -0.5 if self.likes is None else self.likes(choice, at)
+                logprobs = [TokenLogprobs(0, own, tops, [-0.5 - k for k in range(wants)])]
             self.emit(id, [token], finish, logprobs)
             if finish is not None:
                 return

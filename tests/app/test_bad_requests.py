@@ -77,8 +77,11 @@ BOTH: list[tuple[str, object, str]] = [
     ("modalities", ["audio"], "unsupported_parameter"),
     ("chat_template", "{{ x }}", "unsupported_parameter"),
     ("logits_processors", ["x"], "unsupported_parameter"),
-    ("prompt_logprobs", 1, "unsupported_parameter"),
-    ("best_of", 2, "unsupported_parameter"),
+    ("prompt_logprobs", 21, "out_of_range"),
+    ("prompt_logprobs", -1, "out_of_range"),
+    ("prompt_logprobs", True, "invalid_type"),
+    ("best_of", 0, "out_of_range"),
+    ("best_of", 2.0, "invalid_type"),
     ("use_beam_search", True, "unsupported_parameter"),
     ("priority", False, "invalid_type"),
     ("priority", 1, "unsupported_parameter"),
@@ -91,6 +94,8 @@ CHAT_ONLY: list[tuple[str, object, str]] = [
     ("top_logprobs", 21, "out_of_range"),
     ("logprobs", 1, "invalid_type"),
     ("echo", True, "unsupported_parameter"),
+    ("best_of", 2, "unsupported_parameter"),
+    ("max_tokens", 0, "out_of_range"),
     ("messages", [], "invalid_value"),
     ("messages", None, "missing_field"),
     ("messages", "hi", "invalid_type"),
@@ -114,6 +119,8 @@ TEXT_ONLY: list[tuple[str, object, str]] = [
     ("prompt", [1] * 256, "context_length_exceeded"),
     ("prompt", [1] * 257, "context_length_exceeded"),
     ("prompt", "x" * 255, "context_length_exceeded"),
+    ("best_of", 9, "out_of_range"),
+    ("max_tokens", 0, "out_of_range"),
     ("logprobs", 21, "out_of_range"),
     ("logprobs", True, "invalid_type"),
     ("suffix", "x", "unsupported_parameter"),
@@ -138,7 +145,12 @@ async def test_fields_of_the_v1_routes() -> None:
             await refused(s, CHAT, {"messages": USER, field: value}, field, code)
         for field, value, code in BOTH + TEXT_ONLY:
             await refused(s, TEXT, {"prompt": "x", field: value}, field, code)
-        await refused(s, TEXT, {"prompt": "x", "echo": True, "logprobs": 1}, "echo", "unsupported_parameter")
+        await refused(s, TEXT, {"prompt": "x", "n": 3, "best_of": 2}, "best_of", "out_of_range")
+        await refused(s, TEXT, {"prompt": "x", "best_of": 2, "stream": True}, "best_of", "invalid_value")
+        await refused(s, TEXT, {"prompt": ["x"] * 100, "best_of": 8}, "best_of", "out_of_range")
+        for path, body in ((TEXT, {"prompt": "x"}), (CHAT, {"messages": USER})):
+            body |= {"prompt_logprobs": 1, "stream": True}
+            await refused(s, path, body, "prompt_logprobs", "invalid_value")
         await refused(s, TEXT, {"prompt": ["x"] * 100, "n": 8}, "n", "out_of_range")
         assert s.engine.requests == []
         assert (await s.chat()).status_code == 200

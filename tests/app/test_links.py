@@ -21,6 +21,7 @@ from engine.messages import (
     Finish,
     Frame,
     ModelInfo,
+    PromptLogprobs,
     Request,
     SamplingParams,
     Shutdown,
@@ -102,6 +103,21 @@ async def test_each_link_gets_its_own_part() -> None:
     assert [pipe.frames[-1].stats.steps for pipe in (first, second, third)] == [8, 8, 8]
     exchange.push(Frame([10], [1], [], [], [], stats))  # late: the stream has ended
     assert len(second.frames) == 2
+
+
+async def test_each_link_gets_the_scores_of_its_prompts() -> None:
+    """Also in a frame without any token, and beside others' tokens."""
+    exchange, _ = open_exchange()
+    (one, first), (two, second) = connected(exchange), connected(exchange)
+    one.take(Submit(request(1, n=2)))
+    two.take(Submit(request(10)))
+    stats = EngineStats(steps=7)
+    mine, theirs = (PromptLogprobs(id, 1, [-0.5], [1], [[]], [[]]) for id in (1, 10))
+    exchange.push(Frame([], [], [], [], [], stats, [mine]))
+    assert first.frames == [Frame([], [], [], [], [], stats, [mine])] and second.frames == []
+    exchange.push(Frame([2], [5], [], [], [], stats, [theirs]))
+    assert first.frames[1:] == [Frame([2], [5], [], [], [], stats)]
+    assert second.frames == [Frame([], [], [], [], [], stats, [theirs])]
 
 
 async def test_a_link_can_neither_abort_nor_take_the_streams_of_others() -> None:

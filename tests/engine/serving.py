@@ -11,12 +11,15 @@ from engine.terminals import NanochatTokenizer
 
 @dataclass(slots=True)
 class Answer:
-    """Tokens of one choice, the logprobs that came with them, and its end."""
+    """Tokens of one choice, the logprobs that came with them, and its end. prompt: of each prompt token but
+    the first, its logprob, its rank, and the alternatives.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, tuple[int, ...], tuple[float, ...]] | None] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    prompt: list[tuple[float, int, tuple[int, ...], tuple[float, ...]]] = field(default_factory=list)
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -31,6 +34,7 @@ class Answer:
             self.finish.reason,
             self.finish.stop_token,
             self.finish.message,
+            tuple(self.prompt),
         )
 
 
@@ -38,6 +42,13 @@ async def read(stream: TokenStream) -> Answer:
     answer = Answer()
     while answer.finish is None:
         delta = await stream.next()
+        for scores in delta.prompt:
+            assert scores.first == len(answer.prompt) + 1 and not answer.tokens
+            lists = scores.logprobs, scores.ranks, scores.top_ids, scores.top_logprobs
+            answer.prompt += [
+                (logprob, rank, tuple(ids), tuple(values))
+                for logprob, rank, ids, values in zip(*lists, strict=True)
+            ]
         answer.forced += [len(answer.tokens) + index for index in delta.forced]
         answer.tokens += delta.tokens
         answer.logprobs += [

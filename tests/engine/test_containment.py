@@ -62,6 +62,7 @@ BAD = {
     "logit_bias": {512: 1.0},
     "stop_token_ids": (512,),
     "max_tokens": 0,
+    "prompt_logprobs": 21,
 }
 
 

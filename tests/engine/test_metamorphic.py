@@ -66,6 +66,9 @@ def asks(seed: int) -> list[Ask]:
         Ask(prompt(2), SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)),
         Ask(shared, SamplingParams(max_tokens=30, temperature=0.9, seed=1, top_k=40, logprobs=3)),
         Ask(shared + prompt(5), SamplingParams(max_tokens=12, temperature=1.3, seed=2, top_p=0.8), n=3),
+        # Prompts that are scored: one whose blocks the others may have left in the cache, one with choices.
+        Ask(shared + [7, 8, 9] * 3, SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=2)),
+        Ask(shared[:50], SamplingParams(max_tokens=12, temperature=1.0, seed=9, prompt_logprobs=0), n=3),
         Ask(shared[:48], SamplingParams(max_tokens=25, temperature=0.7, seed=3, min_p=0.02, logprobs=0)),
         Ask(
             prompt(33),
@@ -229,6 +232,7 @@ def test_the_asks_reach_what_they_are_meant_to(reference: list[list[tuple[object
     assert any(forced for _, _, forced, *_ in contents)
     assert {reason for _, _, _, reason, *_ in contents} == {"stop", "length"}
     assert len({content[0] for content in reference[2]}) == 3
+    assert [[len(content[-1]) for content in choices] for choices in reference[3:5]] == [[78], [49, 0, 0]]  # type: ignore[arg-type]
 
 
 async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama, weights: WeightName) -> None:
