@@ -67,23 +67,52 @@ def load_model(
     chosen = _dtype(dtype, device)
     dummy = load_format == "dummy"
     files = locate(path, source=source, tag=tag, step=step, weights=not dummy)
+    with ExitStack() as stack:
+        model, tokenizer, meta, tensors = _outline(files, stack, overrides, dummy)
+        state = (
+            dummy_state(model, device, chosen, seed)
+            if tensors is None
+            else _read(model, tensors, device, chosen)
+        )
+    _assign(model, state)
+    return model.requires_grad_(False).eval(), tokenizer, meta
+
+
+def outline_model(
+    path: str | Path | None,
+    *,
+    source: str | None = None,
+    tag: str | None = None,
+    step: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    load_format: LoadFormat = "auto",
+) -> tuple[GPT | Llama, Tokenizer, CheckpointMeta]:
+    """As `load_model`, but no weight is read: the files are opened, every name and shape is compared, and the
+    model's parameters stay without storage (on torch's meta device). Raises as `load_model` does.
+    """
+    dummy = load_format == "dummy"
+    files = locate(path, source=source, tag=tag, step=step, weights=not dummy)
+    with ExitStack() as stack:
+        model, tokenizer, meta, _ = _outline(files, stack, overrides, dummy)
+    return model, tokenizer, meta
+
+
+def _outline(
+    files: CheckpointFiles, stack: ExitStack, overrides: Mapping[str, object] | None, dummy: bool
+) -> "tuple[GPT | Llama, Tokenizer, CheckpointMeta, dict[str, _Lazy] | None]":
+    """The model without storage, what belongs to it, and its tensors, which are still in their files."""
     raw = read_meta(files.meta)
     tokenizer = load_tokenizer(files.tokenizer_folder) if files.tokenizer_folder is not None else None
-    with ExitStack() as stack:
-        tensors = None if dummy else open_tensors(files, stack)
-        detected = _detect(files, raw, tensors, overrides)
-        config = detected.config
-        tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
-        _check_tokenizer(tokenizer, detected)
-        stored = "int8" if tensors is not None and HEAD + SCALE_SUFFIX in tensors else ""
-        with skeleton():
-            model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
-        if tensors is None:
-            state = dummy_state(model, device, chosen, seed)
-        else:
-            _check_tensors(model, tensors)
-            state = _read(model, tensors, device, chosen)
-    _assign(model, state)
+    tensors = None if dummy else open_tensors(files, stack)
+    detected = _detect(files, raw, tensors, overrides)
+    config = detected.config
+    tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
+    _check_tokenizer(tokenizer, detected)
+    stored = "int8" if tensors is not None and HEAD + SCALE_SUFFIX in tensors else ""
+    with skeleton():
+        model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
+    if tensors is not None:
+        _check_tensors(model, tensors)
     meta = CheckpointMeta(
         name=_name(files, raw),
         path=files.tokenizer_folder,
@@ -96,7 +125,7 @@ def load_model(
         raw=raw,
         stored=stored,
     )
-    return model.requires_grad_(False).eval(), tokenizer, meta
+    return model, tokenizer, meta, tensors
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
