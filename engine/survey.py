@@ -37,7 +37,7 @@ def survey(config: EngineConfig) -> list[Finding]:
     findings = [found]
     reason = verdict(msgspec.to_builtins(config)) if device is not None else ""
     if reason:
-        findings.append(Finding("fast paths", "wrong", reason, _flag_in(reason), EXIT_USAGE))
+        findings.append(Finding("fast paths", "wrong", reason, _mender(reason, config), EXIT_USAGE))
     try:
         model, tokenizer, meta = outline_model(
             config.model,
@@ -52,7 +52,7 @@ def survey(config: EngineConfig) -> list[Finding]:
     except (CheckpointError, ValueError, OSError) as error:
         return [
             *findings,
-            Finding("model", "wrong", str(error), _flag_in(str(error)) or "--model", EXIT_MODEL),
+            Finding("model", "wrong", str(error), _mender(str(error), config) or "--model", EXIT_MODEL),
         ]
     findings += [_model(model, meta), *_texts(tokenizer, meta)]
     return [*findings, *_sizes(config, device, model, meta)]
@@ -108,7 +108,9 @@ def _texts(tokenizer: Tokenizer, meta: CheckpointMeta) -> list[Finding]:
     return [*findings, Finding("chat template", "ok", f"{SAMPLE!r} becomes {len(ids)} tokens")]
 
 
-def _sizes(config: EngineConfig, device: str | None, model: GPT | Llama, meta: CheckpointMeta) -> list[Finding]:
+def _sizes(
+    config: EngineConfig, device: str | None, model: GPT | Llama, meta: CheckpointMeta
+) -> list[Finding]:
     """The context, and on a CPU the KV pool; whether weights and pool fit the memory that is free."""
     try:
         length = most_tokens(model.config, config.max_model_len)
@@ -147,15 +149,14 @@ def _width(config: EngineConfig, cpu: bool, meta: CheckpointMeta) -> int:
     return 4 if config.dtype == "float32" else 2
 
 
-def _flag_in(message: str) -> str:
-    """The first setting that a message names, as a flag."""
-    names = {"source": "--source", "tag": "--model-tag", "step": "--step", "overrides": "--model-override"}
-    for word in message.replace("'", " ").replace(":", " ").split():
-        if word.startswith("--"):
-            return word.rstrip(",.;")
-        if word in names:
-            return names[word]
-    return ""
+def _mender(message: str, config: EngineConfig) -> str:
+    """The flag of the setting that a message complains of; "" where it names none of those that were given."""
+    named = {name: name for name in config.flags}
+    named |= {"model_tag": repr(config.tag), "source": repr(config.source), "step": f"step {config.step}"}
+    for name, text in named.items():
+        if text in message:
+            return "--" + name.replace("_", "-")
+    return "--model-override" if any(name in message for name in config.overrides) else ""
 
 
 if __name__ == "__main__":

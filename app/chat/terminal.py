@@ -204,7 +204,7 @@ class Terminal:
         loaded = Conversation.load(path)
         self.conversation.system, self.conversation.messages = loaded.system, loaded.messages
         for message in loaded.messages:
-            mark = "> " if message["role"] == "user" else ""
+            mark = "you: " if message["role"] == "user" else ""
             self._say(f"{mark}{message['content']}")
 
     def _regenerate(self, _: str) -> None:
