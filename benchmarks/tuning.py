@@ -7,8 +7,8 @@ varies treats them alike:
 - timeouts: static and continuous batching with each `--batch-timeout-ms`, batch size 8, eight closed loops.
 
 A figure is the best of the rounds, the one that other programs of the machine disturbed least; `spread` says
-how far the rounds were apart. `--save` keeps them in benchmarks/results and draws docs/tuning.svg;
-`--draw FILE` draws from a kept result.
+how far the rounds were apart. `--save` keeps them in benchmarks/results, draws docs/tuning.svg and writes the
+tables of docs/tuning.md; `--draw FILE` does the latter two from a kept result.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from benchmarks.plot import Panel, Series, panels_svg
 from benchmarks.report import save, table
 from benchmarks.server import ROOT, Server, server
 
-PICTURE = ROOT / "docs" / "tuning.svg"
+PICTURE, PAGE = ROOT / "docs" / "tuning.svg", ROOT / "docs" / "tuning.md"
+START, END = "<!-- measured -->\n", "<!-- end of measured -->"
 VOCABULARY = 8000  # the embedded model's ordinary tokens lie below
 STATIC_SIZE = 8
+COLUMNS = "tok/s, all | spread | TTFT p50 ms | ms per token of one stream"
 SHORT_ROUNDS = 3  # a round of the second set takes a fraction of one of the first
 
 
@@ -120,7 +122,7 @@ def _point(setting: Setting, rows: Sequence[Row]) -> Point:
     )
 
 
-def picture(points: Sequence[Mapping[str, object]], about: str) -> str:
+def picture(points: Sequence[Mapping[str, object]], machine: str) -> str:
     """Throughput and time to the first token over batch size, and over batch timeout."""
 
     def series(kind: str, mode: str, across: str, up: str, name: str) -> Series:
@@ -148,15 +150,60 @@ def picture(points: Sequence[Mapping[str, object]], about: str) -> str:
                 [series("timeouts", m, "timeout_ms", "ttft_p50_ms", m) for m in ("static", "continuous")],
             ),
         ],
-        about,
+        machine,
     )
 
 
-def _draw(kept: Mapping[str, object], path: Path) -> None:
+def about(machine: Mapping[str, object]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
+
+
+def figures(kept: Mapping[str, object]) -> str:
+    """A kept result as Markdown: where it comes from, and a table for each set."""
+    machine, told, points = kept["machine"], kept["settings"], kept["rows"]
+    assert isinstance(machine, dict) and isinstance(told, dict) and isinstance(points, list)
+    rounds = f"{told['rounds']} rounds ({SHORT_ROUNDS * told['rounds']} in the second table)"
+    lines = [
+        f"`python -m benchmarks.tuning` on {about(machine)}:",
+        f"the embedded model over HTTP, prompts of {told['prompt']} tokens, {told['new']} new; the best of {rounds}.",
+        "Other programs shared the machine; *spread* is how far the rounds were apart, over their median.",
+        "",
+        f"| `--batch-size`, {told['clients']} clients | {COLUMNS} |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for point in points:
+        if point["kind"] == "sizes":
+            lines.append(f"| {point['batch_size']} | {_measured(point)} |")
+    lines += [
+        "",
+        f"| `--batch-timeout-ms`, {STATIC_SIZE} clients, batch size {STATIC_SIZE} | {COLUMNS} |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for point in points:
+        if point["kind"] == "timeouts":
+            lines.append(f"| {point['mode']}, {point['timeout_ms']:g} | {_measured(point)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _measured(point: Mapping[str, float]) -> str:
+    return (
+        f"{point['tok_s']:,.0f} | {100 * point['spread']:.0f} % | {point['ttft_p50_ms']:.1f} | "
+        f"{point['tpot_ms']:.2f}"
+    )
+
+
+def with_figures(page: str, kept: Mapping[str, object]) -> str:
+    """The page with the figures of a kept result between its marks."""
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}{figures(kept)}{END}{after}"
+
+
+def _draw(kept: Mapping[str, object]) -> None:
     machine, points = kept["machine"], kept["rows"]
     assert isinstance(machine, dict) and isinstance(points, list)
-    about = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
-    path.write_text(picture(points, about))
+    PICTURE.write_text(picture(points, about(machine)))
+    PAGE.write_text(with_figures(PAGE.read_text(), kept))
 
 
 def _numbers(value: str) -> list[float]:
@@ -177,11 +224,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens")
     parser.add_argument("--turns", type=int, default=2, help="requests of each client in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="keep the result and draw docs/tuning.svg")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw docs/tuning.svg from a kept result")
+    parser.add_argument("--save", action="store_true", help="keep the result, and put it into the page")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="put a kept result into the page")
     args = parser.parse_args(argv)
     if args.draw is not None:
-        _draw(json.loads(args.draw.read_text()), PICTURE)
+        _draw(json.loads(args.draw.read_text()))
         return
     rows: list[dict[str, object]] = []
     for chosen in settings(args):
@@ -190,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.save:
         told = {name: value for name, value in vars(args).items() if name not in ("save", "draw", "model")}
         path = save("tuning-cpu", rows, told)
-        _draw(json.loads(path.read_text()), PICTURE)
+        _draw(json.loads(path.read_text()))
         print("kept in", path.relative_to(ROOT))
 
 
