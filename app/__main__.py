@@ -9,6 +9,7 @@ from app.checks import check, check_device
 from app.config import Config
 from app.options import Action, CommandLine, UsageError, to_toml
 from app.settings import package_version
+from app.stdio import hold_standard_files
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports which kernels this machine's device uses and why, `convert` turns a checkpoint into safetensors
     and JSON.
     """
+    hold_standard_files()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["chat"]:
         from app.chat.main import main as chat

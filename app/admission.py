@@ -1,13 +1,17 @@
 """From validated prompts to choices that the engine works on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from app.choices import Choice
 from app.context import Context
 from app.sampling import Sampling
 from app.scores import PromptScores, ScoredChoice
-from engine.messages import ModelInfo, Request, SamplingParams
+from app.text import TextService
+from engine.messages import ModelInfo, Request, SamplingParams, TokenStream
 
+ChoiceMaker = Callable[
+    [int, TokenStream | None, list[int], Sampling, TextService, Collection[int], str], Choice
+]
 Prompt = tuple[list[int], str]  # token ids, and the text to echo before the answer
 
 
@@ -20,11 +24,12 @@ def submit(
     *,
     tools: bool = False,
     hidden: frozenset[int] = frozenset(),
+    make: ChoiceMaker = Choice,
 ) -> list[Choice]:
     """One engine request per prompt; without `params` nothing is generated. Choice index: prompt * n + k.
 
-    `hidden` ids have no text. Either every prompt is submitted or none. Raises Unavailable (503), or
-    RequestError for a prompt that the engine can never serve.
+    `hidden` ids have no text; `make` is the kind of choice. Either every prompt is submitted or none. Raises
+    Unavailable (503), or RequestError for a prompt that the engine can never serve.
     """
     context.check_room(len(prompts) * sampling.n, info)
     choices: list[Choice] = []
@@ -32,7 +37,7 @@ def submit(
         for at, (prompt, text) in enumerate(prompts):
             if not params:
                 choices += [
-                    Choice(len(choices) + k, None, prompt, sampling, context.text, hidden, text)
+                    make(len(choices) + k, None, prompt, sampling, context.text, hidden, text)
                     for k in range(sampling.n)
                 ]
                 continue
@@ -54,8 +59,7 @@ def submit(
                 ]
                 continue
             choices += [
-                Choice(index, stream, prompt, sampling, context.text, hidden, text)
-                for index, stream in streams
+                make(index, stream, prompt, sampling, context.text, hidden, text) for index, stream in streams
             ]
     except BaseException:
         context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])

@@ -24,6 +24,10 @@ DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.encode
 
 
+def joined(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
 @dataclass(slots=True, kw_only=True)
 class Format:
     """One request's answer; subclasses say how a choice looks in it.
@@ -68,6 +72,10 @@ class Format:
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, object]:
         raise NotImplementedError
+
+    def delta(self, piece: Piece) -> bytes:
+        """What an event says of a choice, apart from what is around it."""
+        return self.open_text() + encode(piece.text) + self.close_text()
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
         """Events that come before any token."""
@@ -116,7 +124,7 @@ class Format:
         self.add_prompt(body, [choice for choice, _ in answers])
         return encode(body)
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
         """A choice's text as the body holds it."""
         raise NotImplementedError
 
@@ -127,7 +135,7 @@ class Format:
         last = pieces[-1]
         answer: dict[str, object] = {
             "index": choice.index,
-            **self.message(choice, "".join(piece.text for piece in pieces)),
+            **self.message(choice, pieces),
             "logprobs": self.logprobs(pieces) if self.wants_logprobs else None,
             "finish_reason": last.finish,
             "stop_reason": last.stop_reason,
@@ -154,8 +162,7 @@ class Format:
             top["usage"] = Usage(len(choice.prompt), sent, choice.cached_tokens).payload()
         elif self.delivery.include_usage:
             top["usage"] = None
-        text = self.open_text() + encode(piece.text) + self.close_text()
-        start = self._head + b'{"index":%d,' % choice.index + text + b","
+        start = self._head + b'{"index":%d,' % choice.index + self.delta(piece) + b","
         end = b"]," + encode(top)[1:] if top else b"]}"
         return start + encode(rest)[1:] + end + b"\n\n"
 
@@ -174,6 +181,7 @@ class ChatFormat(Format):
     prefix = "chatcmpl"
     body_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    role = b'"delta":{"role":"assistant","content":""}'
 
     def open_text(self) -> bytes:
         return b'"delta":{"content":'
@@ -185,14 +193,13 @@ class ChatFormat(Format):
         return chat_logprobs(pieces, self._names)
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
-        role = b'"delta":{"role":"assistant","content":""}'
         tail = self._tail
         if self.delivery.token_ids:
             tail = b'],"prompt_token_ids":' + encode(choices[0].prompt) + tail[1:]
-        return b"".join(self._first_event(choice, role, {}) + tail for choice in choices)
+        return b"".join(self._first_event(choice, self.role, {}) + tail for choice in choices)
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
+        return {"message": {"role": "assistant", "content": joined(pieces), "refusal": None}}
 
     def add_prompt(self, body: dict[str, object], choices: Sequence[Choice]) -> None:
         if self.delivery.token_ids:
@@ -268,8 +275,8 @@ class CompletionFormat(Format):
             answer["prompt_logprobs"] = scores.entries(self._names, self.delivery.prompt_logprobs)
         return answer
 
-    def message(self, choice: Choice, text: str) -> dict[str, object]:
-        message: dict[str, object] = {"text": choice.prompt_text + text}
+    def message(self, choice: Choice, pieces: Sequence[Piece]) -> dict[str, object]:
+        message: dict[str, object] = {"text": choice.prompt_text + joined(pieces)}
         if self.delivery.token_ids:
             message["prompt_token_ids"] = choice.prompt
         return message

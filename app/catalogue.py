@@ -5,10 +5,11 @@ there) and, with --strict-fields, what counts as unknown. Tests hold it against 
 refuse.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from app.constraints import MAX_CHOICE_CHARS, MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_NAME, MAX_REGEX_CHARS
 from app.sampling import (
     MAX_BAD_WORD_CHARS,
     MAX_BAD_WORDS,
@@ -24,6 +25,7 @@ from app.sampling import (
     REFUSED_BECAUSE,
 )
 from app.settings import HttpSettings
+from app.tools import MAX_TOOLS
 
 Schema = Mapping[str, object]
 Effect = Literal["acts", "ignored", "refused"]
@@ -85,6 +87,56 @@ LOGIT_BIAS: Schema = {
     "additionalProperties": number(-100, 100),
     "maxProperties": MAX_BIASES,
 }
+RESPONSE_FORMAT: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {
+            "type": ["object", "null"],
+            "properties": {
+                "name": text(1, MAX_NAME),
+                "description": {"type": ["string", "null"]},
+                "schema": {"description": "a JSON schema (docs/structured.md says of which keywords)"},
+                "strict": {"type": ["boolean", "null"], "description": "a schema is always kept to"},
+            },
+            "required": ["name"],
+        },
+    },
+    "required": ["type"],
+}
+STRUCTURED_OUTPUTS: Schema = {
+    "type": "object",
+    "properties": {
+        "json": {},
+        "regex": {"type": ["string", "null"]},
+        "choice": {"anyOf": [items(text(0, MAX_CHOICE_CHARS), MAX_CHOICES), {"type": "null"}]},
+        "grammar": {"type": ["string", "null"]},
+        "json_object": {"type": ["boolean", "null"]},
+    },
+}
+TOOL: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+                "description": {"type": ["string", "null"]},
+                "parameters": {"type": ["object", "null"], "description": "a JSON schema of an object"},
+                "strict": {"type": ["boolean", "null"]},
+            },
+            "required": ["name"],
+        },
+    },
+    "required": ["type", "function"],
+}
+TOOL_CHOICE: Schema = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {"type": "object", "properties": {"type": {"enum": ["function", "allowed_tools"]}}},
+    ]
+}
 MESSAGE: Schema = {"$ref": "#/components/schemas/Message"}
 
 MODEL = Field("model", STRING, "a name of the served model; another one is a 404", "the served model")
@@ -103,8 +155,30 @@ IGNORED = (
     "moderation",
     "request_id",
     "session_id",
-    "parallel_tool_calls",
 )
+
+
+def _constraints() -> list[Field]:
+    either: Schema = {"anyOf": [{"type": "object"}, STRING]}
+    choices = items(text(0, MAX_CHOICE_CHARS), MAX_CHOICES)
+    return [
+        Field("response_format", RESPONSE_FORMAT, "what the answer has to look like", "text"),
+        Field("structured_outputs", STRUCTURED_OUTPUTS, "the same, as vLLM names it; one of its fields"),
+        Field("json_schema", either, "a JSON schema that the answer satisfies"),
+        Field("regex", text(0, MAX_REGEX_CHARS), "a regular expression that the whole answer matches"),
+        Field("guided_json", either, "an older name of `json_schema`"),
+        Field("guided_regex", text(0, MAX_REGEX_CHARS), "an older name of `regex`"),
+        Field("guided_choice", choices, "texts of which the answer is one"),
+        Field("guided_grammar", text(0, MAX_GRAMMAR_CHARS), "a grammar in llguidance's Lark"),
+    ]
+
+
+def _tools() -> list[Field]:
+    return [
+        Field("tools", items(TOOL, MAX_TOOLS), "functions that the model may call"),
+        Field("tool_choice", TOOL_CHOICE, "whether it has to call one, and which", "`auto`"),
+        Field("parallel_tool_calls", BOOLEAN, "false ends the answer with the first call", "true"),
+    ]
 
 
 PROMPT_LOGPROBS = "report the logprobs of the prompt, with so many alternatives; not with `stream`"
@@ -170,7 +244,8 @@ def _sampling(settings: HttpSettings, least_tokens: int) -> list[Field]:
     ]
 
 
-def _others() -> list[Field]:
+def _others(known: Collection[str] = ()) -> list[Field]:
+    """Fields that change nothing; `known` ones are listed elsewhere."""
     refused = [
         Field(
             name,
@@ -179,6 +254,7 @@ def _others() -> list[Field]:
             effect="refused",
         )
         for name, values in NEUTRAL.items()
+        if name not in known
     ]
     return [*refused, *(Field(name, ANY, "accepted", effect="ignored") for name in IGNORED)]
 
@@ -197,9 +273,11 @@ def chat_fields(settings: HttpSettings) -> list[Field]:
         *_delivery(),
         Field("prompt_logprobs", integer(0, MAX_LOGPROBS), PROMPT_LOGPROBS),
         Field("best_of", {"const": 1}, "of /v1/completions", effect="refused"),
+        *_constraints(),
+        *_tools(),
         Field("echo", {"const": False}, "of /v1/completions", effect="refused"),
         Field("add_special_tokens", {"const": False}, "the template does that", effect="refused"),
-        *_others(),
+        *_others(("tools", "tool_choice")),
     ]
 
 
@@ -232,6 +310,8 @@ def completion_fields(settings: HttpSettings) -> list[Field]:
         ),
         *_sampling(settings, 0),
         *_delivery(),
+        *_constraints(),
+        Field("parallel_tool_calls", ANY, "accepted", effect="ignored"),
         *_others(),
     ]
 

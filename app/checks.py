@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.child import environment
@@ -16,6 +17,7 @@ from engine.flags import ABOUT, Setting, check_kernels, check_packages, check_we
 from engine.messages import check_pool
 
 PRECHECK_SECONDS = 120
+OTLP_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
 
 def check(config: Config) -> None:
@@ -36,11 +38,28 @@ def check(config: Config) -> None:
             f"--max-num-batched-tokens: {tokens} is less than --batch-size "
             f"{config.batching.batch_size}; a running sequence takes at least one token of each step"
         )
+    if config.server.log_content and config.http_settings().access_log is False:
+        raise UsageError("--log-content: there is no line of a request to log it with; add --access-log")
+    if config.server.otlp_endpoint is not None and not _installed(*OTLP_MODULES):
+        raise UsageError(
+            "--otlp-endpoint: OpenTelemetry's packages are not installed; they are the extra `otel`: "
+            "pip install 'fastpath[otel]'"
+        )
     if config.server.api_workers > 1 and config.server.engine == "inline":
         raise UsageError(
             f"--api-workers: {config.server.api_workers} processes cannot share an engine that runs inside "
             "one of them; leave out --engine inline"
         )
+
+
+def _installed(*modules: str) -> bool:
+    for module in modules:
+        try:
+            if find_spec(module) is None:
+                return False
+        except ModuleNotFoundError:
+            return False
+    return True
 
 
 def check_device(config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
+from engine.messages.wire import FaultCode
 
 if TYPE_CHECKING:
     from app.scores import PromptScores
@@ -20,12 +21,26 @@ MERGE_ABOVE = 64  # tokens pending for one reader; beyond this it gets one event
 
 
 @dataclass(slots=True)
+class CallPiece:
+    """A part of a function call: its beginning (with `id` and `name`), more of its arguments, or `broken`: it
+    turned out to be no call.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    broken: bool = False
+
+
+@dataclass(slots=True)
 class Piece:
     """Text that became certain, and the tokens behind it.
 
     With logprobs, `offsets` holds, for each token, the character of the answer at which its text begins, and
-    `silent` whether it belongs to a tool block that was left out of the text. `finish` is "stop" or "length"
-    on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was given.
+    `silent` whether it belongs to a tool block that was left out of the text. `finish` is "stop", "length" or
+    "tool_calls" on a choice's last piece; `stop_reason` then is the stop string or the stop id, if one was
+    given. `call` stands in the place of text in answers that call functions.
     """
 
     text: str
@@ -35,13 +50,17 @@ class Piece:
     silent: Sequence[bool] = ()
     finish: str | None = None
     stop_reason: str | int | None = None
+    call: CallPiece | None = None
 
 
 class Choice:
     """Consumes the deltas of one stream. `stream` is None when nothing is to be generated.
 
     `cached_tokens` is None until the engine has told it with the choice's end; of a choice that a stop string
-    ended it never does. `fault` says why the engine ended the choice, if it did so with an error.
+    ended it never does. `fault` says why the engine ended the choice, if it did so with an error, and
+    `fault_code` which kind of error it was, if that is known. `first_token_at` and `last_token_at` are
+    perf_counter's, 0 before there is one; `ended` is what the engine said about the choice's end, `reason`
+    what the client is told.
     """
 
     __slots__ = (
@@ -51,19 +70,25 @@ class Choice:
         "_held_offsets",
         "_held_silent",
         "_held_tokens",
+        "_hidden",
         "_matcher",
         "_min_tokens",
         "_sampling",
         "_simple",
         "_special",
+        "_text",
         "cached_tokens",
         "completion_tokens",
         "done",
+        "ended",
         "fault",
+        "fault_code",
+        "first_token_at",
         "index",
         "last_token_at",
         "prompt",
         "prompt_text",
+        "reason",
         "scores",
         "stream",
     )
@@ -83,18 +108,29 @@ class Choice:
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
         self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
-        self.completion_tokens = 0
-        self.cached_tokens: int | None = None if stream is not None else 0
-        self.done = False
-        self.fault: str | None = None
-        self.last_token_at = 0.0
         self._sampling = sampling
         self._special = text.is_special
-        self._decoder = text.decoder(skip_special=sampling.skip_special, hidden=hidden)
-        self._matcher = matcher(sampling.stop, sampling.include_stop)
+        self._text = text
+        self._hidden = hidden
         self._min_tokens = sampling.min_tokens
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to where no token has been seen."""
+        sampling = self._sampling
+        self.completion_tokens = 0
+        self.cached_tokens: int | None = None if self.stream is not None else 0
+        self.done = False
+        self.fault: str | None = None
+        self.fault_code: FaultCode | None = None
+        self.first_token_at = 0.0
+        self.last_token_at = 0.0
+        self.ended: Finish | None = None
+        self.reason = ""
+        self._decoder = self._text.decoder(skip_special=sampling.skip_special, hidden=self._hidden)
+        self._matcher = matcher(sampling.stop, sampling.include_stop)
         self._simple = self._matcher is None and sampling.logprobs is None
-        self._chars = len(prompt_text)
+        self._chars = len(self.prompt_text)
         self._held_tokens: list[int] = []
         self._held_logprobs: list[TokenLogprobs | None] = []
         self._held_offsets: list[int] = []
@@ -119,6 +155,7 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
+        self.ended = finish
         if finish is not None and finish.reason in ("stop", "length"):
             self.cached_tokens = finish.cached_tokens
         last = len(delta.tokens) - 1
@@ -173,6 +210,7 @@ class Choice:
         self.done = True
         if finish.reason not in ("stop", "length"):
             self.fault = finish.message or f"The engine ended the request ({finish.reason})."
+            self.fault_code = finish.code
             return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:

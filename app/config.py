@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from urllib.parse import urlsplit
 
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
-from app.settings import HttpSettings, SamplingDefaults
+from app.settings import CallFormatName, HttpSettings, SamplingDefaults
 from engine.flags import (
     OVERRIDES,
     OverrideKind,
@@ -51,6 +52,17 @@ def _stretch(value: str) -> float:
     if 0 < number < 1:
         raise ValueError(f"{value} is less than 1: the running streams alone take as long as that")
     return number
+
+
+def _collector(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError(f"{value!r} is no URL of the form http://HOST:PORT")
+    return value
 
 
 _constant: dict[OverrideKind, Callable[[str], int | float | str]] = {
@@ -242,10 +254,28 @@ class Requests:
     max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
     strict_fields: bool = switch(False, "refuse requests with a field that nobody knows")
     allow_priority: bool = switch(False, "let requests choose their place in the queue with 'priority'")
+    tool_call_parser: CallFormatName = option(
+        "auto",
+        choice("auto", "hermes", "llama3", "mistral"),
+        "how the model writes function calls: auto (as its chat template shows), hermes, llama3 or mistral",
+        metavar="NAME",
+    )
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
         "seconds of silence before a stream gets a comment line; 0 is never",
+        metavar="SECONDS",
+    )
+    send_timeout: float = option(
+        30.0,
+        real(0.1, 3600),
+        "seconds that a stream's reader may take nothing before its request is aborted",
+        metavar="SECONDS",
+    )
+    resume_grace: float = option(
+        30.0,
+        real(0, 3600),
+        "seconds that a stream with an X-Stream-Id goes on without a reader",
         metavar="SECONDS",
     )
 
@@ -277,11 +307,45 @@ class Server:
         "--shutdown-timeout",
         metavar="SECONDS",
     )
+    drain_delay: float = option(
+        0.0,
+        real(0, 3600),
+        "seconds after SIGTERM in which /ready says no and requests are still taken, for balancers",
+        metavar="SECONDS",
+    )
+    engine_hang_timeout: float = option(
+        20.0,
+        real(2, 86_400),
+        "seconds of silence after which the engine is killed and started again",
+        metavar="SECONDS",
+    )
+    step_timeout: float = option(
+        300.0,
+        real(1, 86_400),
+        "seconds that one step of the engine may take before it is killed and started again",
+        metavar="SECONDS",
+    )
     log_level: LogLevel = option(
         "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"
     )
     log_format: LogFormat = option("text", choice("text", "json"), "text, or json with one object per line")
-    access_log: bool = switch(False, "log a line for each request")
+    access_log: bool | None = switch(None, "log a line for each request", shown="on with --log-format json")
+    log_content: bool = switch(
+        False, "with the line of a request, log its messages, prompts and stop strings"
+    )
+    metrics_port: int | None = option(
+        None,
+        whole(0, 65535),
+        "serve /metrics there, too, without a key; 0 takes a free port",
+        shown="with the rest only",
+    )
+    otlp_endpoint: str | None = option(
+        None,
+        _collector,
+        "send a span of each request to this OpenTelemetry collector, over HTTP",
+        metavar="URL",
+        shown="none",
+    )
     trace: str | None = option(
         None, text, "write a trace of every step there, for ui.perfetto.dev", metavar="FILE", shown="none"
     )
@@ -382,8 +446,17 @@ class Config:
             max_body_bytes=requests.max_body_bytes,
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
+            tool_call_parser=requests.tool_call_parser,
+            send_timeout=requests.send_timeout,
+            resume_grace=requests.resume_grace,
+            resumable=self.server.api_workers == 1,
             ui=self.server.ui,
             docs=self.server.docs,
             strict_fields=requests.strict_fields,
             allow_priority=requests.allow_priority,
+            access_log=self.server.log_format == "json"
+            if self.server.access_log is None
+            else self.server.access_log,
+            log_content=self.server.log_content,
+            otlp_endpoint=self.server.otlp_endpoint,
         )

@@ -1,17 +1,21 @@
 """What every route needs, and the one place where a request is let in."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from app.constraints import Constraint, GrammarCompiler
 from app.errors import Draining, EngineGone, RequestError, Unavailable
 from app.fields import shown
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.record import Spans
+from app.replay import Replays
+from app.resume import Streams
 from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import EngineClient, EngineState, EngineUnavailable, ModelInfo, Request, TokenStream
-from engine.text import ChatMessage, TokenizerError
+from engine.text import ChatMessage, TokenizerError, Tool
 
 
 @dataclass(slots=True)
@@ -20,6 +24,7 @@ class Context:
 
     With several front-end processes, `gather` turns what this one counted into what all have counted, and
     `cancel_elsewhere` ends an answer (id, owner) that another one has open, and says whether there was one.
+    `spans` is where a span of each request goes, if anywhere.
     """
 
     client: EngineClient
@@ -27,12 +32,28 @@ class Context:
     settings: HttpSettings
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans | None = None
     gather: Callable[[Counts], Awaitable[Counts]] | None = None
     cancel_elsewhere: Callable[[str, str], Awaitable[bool]] | None = None
+    grammars: GrammarCompiler = field(default_factory=GrammarCompiler)
+    replays: Replays = field(init=False)
+    streams: Streams = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streams = Streams(self.settings, self.lifecycle, self.metrics)
+        self.replays = Replays(self.client, self.lifecycle)
 
     @property
     def ready(self) -> bool:
-        return self.client.state == EngineState.READY and not self.lifecycle.draining
+        """Whether a balancer should send requests here."""
+        if self.client.state != EngineState.READY or self.lifecycle.leaving or self.lifecycle.draining:
+            return False
+        return not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a step takes so long that who comes now had better go elsewhere. It may still end."""
+        return self.client.stats().step_age_seconds > self.settings.stuck_seconds
 
     async def counts(self) -> Counts:
         """The whole server's."""
@@ -73,18 +94,25 @@ class Context:
                 "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
             )
 
-    async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
+    async def grammar(self, wanted: Constraint | None) -> str | None:
+        """What the engine is told of a constraint. Raises RequestError for one that does not compile."""
+        return None if wanted is None else await self.grammars.compile(wanted)
+
+    async def render(
+        self, messages: list[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
         """The conversation as the model's template writes it. Raises RequestError when the template
         refuses.
         """
         try:
-            return await self.text.render(messages, continue_final=continue_final)
+            return await self.text.render(messages, continue_final=continue_final, tools=tools)
         except ValueError as error:
             message = f"'messages' do not fit the chat template: {shown(error, 200)}"
             raise RequestError("invalid_value", message, "messages") from None
 
     def submit(self, request: Request) -> list[TokenStream]:
-        """Raises EngineGone (503), or RequestError for what the engine can never serve."""
+        """Raises EngineGone (503), RequestError for what the engine can never serve, or PoisonRequest."""
+        self.replays.check(request)
         try:
             return self.client.submit(request)
         except EngineUnavailable as error:

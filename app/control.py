@@ -2,8 +2,8 @@
 
 To a front end go `Begin`, then `Gather` and `Totals`, at the end `Drain` and `Leave`; back come `Opened`,
 `Serving` or `Unable`, then `Closed`, `Ask` and `Report`, at the end `Drained`. `Cancel` and its `Found` go
-both ways: to the first process from whoever does not know the answer, and from there to the others. A second
-socket carries the accepted connections.
+both ways: to the first process from whoever does not know the answer, and from there to the others. `Poison`
+goes both ways, too. A second socket carries the accepted connections.
 """
 
 import asyncio
@@ -44,9 +44,12 @@ class Totals(msgspec.Struct, frozen=True, tag="totals"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """No new requests; open answers get `timeout` seconds. It goes on saying so to who connects."""
+    """No new requests after `delay` seconds; open answers get `timeout` seconds from then on. It goes on
+    saying so to who connects.
+    """
 
     timeout: float
+    delay: float = 0.0
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
@@ -102,8 +105,14 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     found: bool
 
 
-ToFront = Begin | Gather | Totals | Drain | Leave | Cancel | Found
-FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report | Cancel | Found
+class Poison(msgspec.Struct, frozen=True, tag="poison"):
+    """Requests with this fingerprint are refused from now on; goes to all others, too (app/replay.py)."""
+
+    fingerprint: bytes
+
+
+ToFront = Begin | Gather | Totals | Drain | Leave | Cancel | Found | Poison
+FromFront = Opened | Serving | Unable | Drained | Closed | Ask | Report | Cancel | Found | Poison
 
 M = TypeVar("M")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol, cast
 
@@ -52,11 +53,13 @@ class EngineLink(asyncio.Protocol):
         self.was_ready = False
         self.silent_ticks = 0
         self.step_ticks = 0
+        self.heard = 0.0  # when (monotonic)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
+        self.heard = time.monotonic()
         frames: list[Frame] = []
         try:
             for body in self._unframer.feed(data):
@@ -120,6 +123,7 @@ class LinkedEngine:
         self._fanout = Fanout(self._router)
         self._link: EngineLink | None = None
         self._info: ModelInfo | None = None
+        self.revivals = 0  # times that another engine took the place of a dead one
         self._dead = False
         self._gone = asyncio.Event()  # for good
         self._was_ready = asyncio.Event()
@@ -164,7 +168,14 @@ class LinkedEngine:
     def on_frames(self, frames: Sequence[Frame]) -> None:
         self._fanout.push(frames)
 
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine was heard; 0 while there is none that could be."""
+        link = self._link
+        return time.monotonic() - link.heard if link is not None and link.was_ready else 0.0
+
     def on_ready(self, info: ModelInfo) -> None:
+        self.revivals += self._info is not None
         self._info = info
         self._dead = False
         self._was_ready.set()

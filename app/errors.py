@@ -77,6 +77,13 @@ class EngineGone(Unavailable):
         super().__init__("engine_unavailable", message, retry_after=2)
 
 
+class OutOfMemory(Unavailable):
+    """The model had no memory left for this one request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("out_of_memory", message, retry_after=2)
+
+
 class Draining(Unavailable):
     def __init__(self) -> None:
         super().__init__("draining", "The server is shutting down and takes no new requests.", retry_after=5)
@@ -117,6 +124,25 @@ class Cancelled(ApiError):
         super().__init__(
             499, "request_cancelled", "The request was cancelled.", type="cancelled_error", headers=_NO_RETRY
         )
+
+
+class PoisonRequest(ApiError):
+    """The engine died twice while it worked on this request."""
+
+    def __init__(self) -> None:
+        message = "The engine ended twice while it worked on this request, which is therefore refused."
+        super().__init__(500, "poison_request", message, type=SERVER_ERROR, headers=_NO_RETRY)
+
+
+class StreamCancelled(ApiError):
+    def __init__(self) -> None:
+        super().__init__(410, "stream_cancelled", "The stream was ended by a DELETE.")
+
+
+class StreamGap(ApiError):
+    def __init__(self, first: int) -> None:
+        message = f"Events before {first} have been forgotten."
+        super().__init__(410, "stream_gap", message, headers=_NO_RETRY)
 
 
 class ClientGone(Exception):

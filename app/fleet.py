@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -38,13 +39,18 @@ from app.control import (
     Gather,
     Leave,
     Opened,
+    Poison,
     Report,
     Serving,
     Totals,
     Unable,
     from_front,
 )
+from app.lifecycle import Lifecycle
 from app.metrics import Counts
+from app.notify import Notifier
+from app.prometheus import Exporter
+from app.scrape import MetricsPort
 from app.stopping import Stopping
 from app.supervisor import EngineFailed, Patience, ProcessEngine, Restarts
 
@@ -147,8 +153,8 @@ class FrontProcess:
     def send(self, message: Totals | Found) -> None:
         self._channel.send(message)
 
-    def drain(self, timeout: float) -> None:
-        self._channel.send(Drain(timeout))
+    def tell(self, message: Poison | Drain) -> None:
+        self._channel.send(message)
 
     def leave(self) -> None:
         self._channel.send(Leave())
@@ -222,7 +228,14 @@ class Dispatcher:
 class Fleet:
     """One run of a server with several front ends. `outcome` is its exit code, once something decided it."""
 
-    def __init__(self, config: Config, engine: ProcessEngine, listener: socket.socket, url: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: ProcessEngine,
+        listener: socket.socket,
+        url: str,
+        scraped: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self.engine = engine
         self.url = url
@@ -236,10 +249,14 @@ class Fleet:
         self.stopping = Stopping(self._drain, self._end_at_once)
         self.folder = Path(tempfile.mkdtemp(prefix="fastpath-"))  # only this user can enter it
         self.tasks: set[asyncio.Task[None]] = set()
+        self.scraped = scraped
+        self.lifecycle = Lifecycle()  # only to tell that the server drains
+        self.notifier = Notifier(os.environ, lambda: engine.heartbeat_age)
 
     async def run(self) -> int:
         self.stopping.listen()
         log.info("listening on %s, loading the model", self.url)
+        metrics = self._open_metrics()
         path = self.folder / "engine"
         try:
             with socket.socket(socket.AF_UNIX) as found:
@@ -259,6 +276,9 @@ class Fleet:
                 await self._dismiss(keepers)
                 for task in (*others, *self.tasks):
                     task.cancel()
+                self.notifier.close()
+                if metrics is not None:
+                    await metrics.close()
                 await self.engine.close()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -298,7 +318,7 @@ class Fleet:
                 return
             self.fronts[number] = front
             if self.stopping.asked:
-                front.drain(self.config.server.drain_timeout)
+                front.tell(Drain(self.config.server.drain_timeout))
             status = await front.wait(self.engine.patience)
             del self.fronts[number]
             self.past = self.past.plus(front.counts.past())
@@ -343,6 +363,10 @@ class Fleet:
             serving = sum(front.serving for front in self.fronts.values())
             if serving == self.config.server.api_workers:
                 self.all_serving.set()
+        elif isinstance(message, Poison):
+            for other in self.fronts.values():
+                if other is not front:
+                    other.tell(message)
         elif isinstance(message, Unable):
             self._fail(f"The model cannot be served: {message.message}", message.exit_code)
 
@@ -351,8 +375,24 @@ class Fleet:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def _open_metrics(self) -> MetricsPort | None:
+        if self.scraped is None:
+            return None
+        exporter = Exporter(self.engine, self.lifecycle)
+
+        async def render() -> bytes:
+            return exporter.render(await self._totals(None))
+
+        log.info("metrics on port %d, without a key", self.scraped.getsockname()[1])
+        return MetricsPort(self.scraped, self.config.server, render)
+
     async def _answer(self, front: FrontProcess, ask: int) -> None:
-        """Adds up what all have counted; one that does not answer in time counts as it last did."""
+        front.send(Totals(ask, await self._totals(front)))
+
+    async def _totals(self, front: FrontProcess | None) -> Counts:
+        """Adds up what all have counted; one that does not answer in time counts as it last did. `front` has
+        just told its own.
+        """
         others = [other for other in self.fronts.values() if other is not front]
         for other in others:
             other.ask_for_counts()
@@ -361,9 +401,9 @@ class Fleet:
                 for other in others:
                     await other.reported.wait()
         total = self.past
-        for each in (front, *others):
+        for each in others if front is None else (front, *others):
             total = total.plus(each.counts)
-        front.send(Totals(ask, total))
+        return total
 
     async def _cancel(self, front: FrontProcess, message: Cancel) -> None:
         """Asks the others for an answer that `front` does not have."""
@@ -379,6 +419,7 @@ class Fleet:
             return
         await self.all_serving.wait()
         announce(self.config, info, self.url, self.port)
+        self.notifier.ready()
 
     async def _mourn(self) -> None:
         """Ends the server when its engine is gone for good; a draining server ends by itself."""
@@ -393,12 +434,15 @@ class Fleet:
             self._decide(code)
 
     def _drain(self) -> None:
-        timeout = self.config.server.drain_timeout
-        log.info("stopping: open answers get up to %g s", timeout)
+        server = self.config.server
+        self.notifier.stopping()
+        self.lifecycle.start_draining()
+        log.info("stopping: open answers get up to %g s", server.drain_timeout)
         self.engine.retire()
         for front in self.fronts.values():
-            front.drain(timeout)
-        asyncio.get_running_loop().call_later(timeout + LATE_SECONDS, self._decide, EXIT_OK)
+            front.tell(Drain(server.drain_timeout, server.drain_delay))
+        latest = server.drain_delay + server.drain_timeout + LATE_SECONDS
+        asyncio.get_running_loop().call_later(latest, self._decide, EXIT_OK)
 
     def _end_if_drained(self) -> None:
         """Only all together, so that whoever connects meanwhile is told that the server is on its way out."""

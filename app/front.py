@@ -37,6 +37,7 @@ from app.control import (
     Gather,
     Leave,
     Opened,
+    Poison,
     Report,
     Serving,
     ToFront,
@@ -81,6 +82,7 @@ class Front:
         assert isinstance(context, Context)
         context.gather = self._gather
         context.cancel_elsewhere = self._cancel_elsewhere
+        context.replays.on_poison = lambda print: channel.send(Poison(print))
         self._context = context
         self._http: HttpServer = http_server(self._app, begin.config.server)
         self._cancelling = Cancelling(channel)
@@ -120,7 +122,9 @@ class Front:
         elif isinstance(message, Found):
             self._cancelling.take(message)
         elif isinstance(message, Drain):
-            self._ending.append(asyncio.create_task(self._drain(message.timeout), name="drain"))
+            self._ending.append(asyncio.create_task(self._drain(message), name="drain"))
+        elif isinstance(message, Poison):
+            self._context.replays.suspects.convict(message.fingerprint)
         elif isinstance(message, Leave):
             self._ending.append(asyncio.create_task(self._leave(), name="leave"))
 
@@ -206,8 +210,8 @@ class Front:
             await asyncio.sleep(REPORT_SECONDS)
             self._channel.send(Report(self._counts()))
 
-    async def _drain(self, timeout: float) -> None:
-        await self._context.lifecycle.drain(timeout)
+    async def _drain(self, drain: Drain) -> None:
+        await self._context.lifecycle.drain(drain.timeout, delay=drain.delay)
         self._channel.send(Drained())
 
     async def _leave(self) -> None:

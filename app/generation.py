@@ -8,12 +8,18 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import msgspec
+
 from app.choices import Choice, Piece
-from app.errors import ApiError, EngineGone, InternalError
+from app.errors import ApiError, EngineGone, InternalError, OutOfMemory, PoisonRequest
 from app.metrics import Metrics
-from engine.messages import Delta, EngineClient, EngineState, Lane
+from app.replay import Replays
+from engine.messages import Delta, EngineClient, EngineState, EngineUnavailable, Lane, Request
 
 Update = tuple[Choice, list[Piece]]
+
+TOKEN_BYTES = 16  # an id in a list, and its text
+LOGPROB_BYTES = 80  # an id and a number in two lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +42,33 @@ class Usage:
 
 class Generation:
     """`started` is the time (perf_counter) at which the HTTP request came in. One task at a time calls
-    `next`.
+    `next`. `left` is the phase in which the client left, or why it was given up; `fault` is the engine's.
+
+    With `replays`, a generation that has given out nothing survives the engine's death and begins again with
+    the next one. `whole`: what it gives out is kept until its end, so it may begin again at any time; the
+    answer throws away what it has when `attempts` goes up.
     """
 
-    def __init__(self, client: EngineClient, choices: list[Choice], metrics: Metrics, started: float) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        choices: list[Choice],
+        metrics: Metrics,
+        started: float,
+        replays: Replays | None = None,
+    ) -> None:
         self.choices = choices
+        self.whole = False
+        self.attempts = 1
+        self._replays = replays
+        self._engine = client.info if replays is not None else None  # the one that works on it
+        self._crash: str | None = None  # what the engine died of, not yet dealt with
+        self._given = False
         self._client = client
         self._metrics = metrics
-        self._started = started
+        self.started = started
+        self.left = ""
+        self.fault = ""
         self._running = {choice.index for choice in choices if choice.stream is not None}
         self._error: ApiError | None = None
         self._closed = False
@@ -72,6 +97,15 @@ class Generation:
         """
         if self._error is not None:
             raise self._error
+        updates = await self._news()
+        while self._crash is not None and self._starts_again(self._crash):
+            updates = await self._news()
+        if self._error is not None and not updates:
+            raise self._error
+        self._given = self._given or bool(updates)
+        return updates
+
+    async def _news(self) -> list[Update]:
         arrived = self._take()
         while not arrived and not self._nudged:
             await self._wait()
@@ -79,10 +113,7 @@ class Generation:
                 raise self._error
             arrived = self._take()
         self._nudged = False
-        updates = [(choice, pieces) for choice, delta in arrived if (pieces := self._feed(choice, delta))]
-        if self._error is not None and not updates:
-            raise self._error
-        return updates
+        return [(choice, pieces) for choice, delta in arrived if (pieces := self._feed(choice, delta))]
 
     def shorten(self, choice: Choice, lane: Lane) -> None:
         """Lets plain tokens of a choice take `lane` while a task waits in `next`: it is not woken for them.
@@ -90,6 +121,14 @@ class Generation:
         What the lane takes it accounts for itself, as `_feed` does for the rest.
         """
         self._lanes[choice.index] = lane
+
+    @property
+    def backlog(self) -> int:
+        """Roughly the bytes that wait here because nobody has taken them."""
+        held = [stream.held for _, stream in self._streams if stream.held is not None]
+        tokens = sum(len(delta.tokens) for delta in held)
+        alternatives = sum(1 + len(entry.top_ids) for delta in held for entry in delta.logprobs if entry)
+        return TOKEN_BYTES * tokens + LOGPROB_BYTES * alternatives
 
     def nudge(self) -> None:
         """Makes `next` return, even with nothing."""
@@ -116,16 +155,37 @@ class Generation:
             sum(known) if len(known) == len(cached) else None,
         )
 
+    @property
+    def phase(self) -> str:
+        """How far it has come: "queue", "prefill" or "decode"."""
+        if any(choice.completion_tokens for choice in self.choices):
+            return "decode"
+        got_a_row = any(stream.started is not None for _, stream in self._streams)
+        return "prefill" if got_a_row else "queue"
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is unfinished although nothing went wrong with it."""
+        return self._error is None and not self.done
+
+    def leave(self) -> None:
+        """The client has left; `close` is to follow."""
+        self.left = self.phase
+        self._metrics.disconnected(self.left)
+
     def close(self) -> None:
         """Aborts what still runs in the engine; idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._replays is not None:
+            self._replays.forget(self)
         self._client.abort(
             [c.stream.id for c in self.choices if c.stream is not None and not c.stream.finished]
         )
         for choice in self.choices:
             if not choice.done:
+                choice.reason = "abort"
                 self._metrics.finished("abort")
 
     def _take(self) -> list[tuple[Choice, Delta]]:
@@ -159,26 +219,86 @@ class Generation:
             if choice.completion_tokens:
                 self._metrics.token_gap(now - choice.last_token_at, len(delta.tokens), now)
             else:
-                self._metrics.first_token(now - self._started, len(delta.tokens), now)
+                choice.first_token_at = now
+                self._metrics.first_token(now - self.started, len(delta.tokens), now)
             choice.last_token_at = now
         pieces = choice.feed(delta)
         if choice.fault is not None:
-            self._fail(choice.fault)
+            self._fail(choice, choice.fault)
         elif pieces and (reason := pieces[-1].finish) is not None:
             self._end(choice, reason)
         return pieces
 
-    def _fail(self, message: str) -> None:
-        """Once what is known has been returned, `next` raises."""
+    def _fail(self, choice: Choice, message: str) -> None:
+        """Once what is known has been returned, `next` raises, unless all can begin again."""
+        error: ApiError
+        if choice.fault_code == "engine_unavailable" and self._replays is not None:
+            self._crash = message
+            return
         self._metrics.finished("error")
-        gone = self._client.state != EngineState.READY
-        self._error = self._error or (EngineGone(message) if gone else InternalError(message))
+        self.fault = message
+        if choice.fault_code == "out_of_memory":
+            error = OutOfMemory(message)
+        elif choice.fault_code is not None or self._client.state != EngineState.READY:
+            error = EngineGone(message)
+        else:
+            error = InternalError(message)
+        self._error = self._error or error
+
+    # -- when the engine has died
+    # --------------------------------------------------------------------------------------
+
+    def _requests(self) -> list[tuple[Request, list[Choice]]]:
+        """The engine's requests and their choices."""
+        requests: dict[int, tuple[Request, list[Choice]]] = {}
+        for choice in self.choices:
+            request = choice.stream.request if choice.stream is not None else None
+            if request is not None:
+                requests.setdefault(request.id, (request, []))[1].append(choice)
+        return list(requests.values())
+
+    def _starts_again(self, message: str) -> bool:
+        """Whether the generation will go to the next engine; if not, it has failed."""
+        replays, self._crash = self._replays, None
+        assert replays is not None
+        faulty = [choice for choice in self.choices if choice.fault is not None]
+        caught = [request for request, choices in self._requests() if any(c in faulty for c in choices)]
+        poison = replays.caught(caught, self._engine)
+        if poison or not replays.possible or self.attempts > 1 or (self._given and not self.whole):
+            for _ in faulty:
+                self._metrics.finished("error")
+            self.fault = message
+            self._error = self._error or (PoisonRequest() if poison else EngineGone(message))
+            return False
+        for choice, stream in self._streams:
+            stream.listener = None
+            choice.restart()
+            self._running.add(choice.index)
+        self._streams = []
+        self.attempts += 1
+        self._metrics.replays += 1
+        replays.later(self)
+        return True
+
+    def resubmit(self) -> None:
+        """There is an engine again: gives it the same requests, under new ids."""
+        try:
+            self._engine = self._client.info
+            for request, choices in self._requests():
+                again = msgspec.structs.replace(request, id=self._client.next_id(request.n))
+                for choice, stream in zip(choices, self._client.submit(again), strict=True):
+                    choice.stream = stream
+                    stream.listener = self._wake
+                    self._streams.append((choice, stream))
+        except (EngineUnavailable, ValueError) as error:
+            self.interrupt(EngineGone(str(error)))
 
     def _end(self, choice: Choice, reason: str) -> None:
         self._running.discard(choice.index)
         stream = choice.stream
         if stream is not None and not stream.finished:
             self._client.abort([stream.id])  # a stop string: the engine does not know yet
-        self._metrics.finished(reason)
+        self._metrics.finished("stop" if reason == "tool_calls" else reason)
+        choice.reason = reason
         if not self._running:
-            self._metrics.answered(time.perf_counter() - self._started)
+            self._metrics.answered(time.perf_counter() - self.started)

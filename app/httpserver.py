@@ -34,7 +34,7 @@ def http_server(app: ASGIApp, config: Server) -> HttpServer:
             http=DirectHttpProtocol,
             ws="none",
             log_config=None,
-            access_log=config.access_log,
+            access_log=False,  # app/observe.py knows more
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,

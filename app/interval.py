@@ -95,10 +95,11 @@ class IntervalLane:
         before, after = self._around
         # Each spelling is a JSON string of its own; without the quotes they join to one.
         text = b"".join([spellings[token][1:-1] for token in self._tokens]) + spellings[last][1:-1]
-        if not self._write(before + b'"' + text + b'"' + after):
+        event = before + b'"' + text + b'"' + after
+        if not self._write(event):
             return False
         self._tokens.clear()
-        self._metrics.sent(1)
+        self._metrics.sent(1, len(event))
         self.room = self._interval - 1
         self.written_at = now
         return True
@@ -139,9 +140,10 @@ class IntervalStream(EventStream):
                 kept = 0
             lane.room = interval - kept - 1
             lane.first = not waiting
+        data = b"".join(events)
         if events:
-            self.metrics.sent(len(events))
-        return b"".join(events)
+            self.metrics.sent(len(events), len(data))
+        return data
 
     def _rest(self) -> bytes:
         return self._events([(choice, []) for choice in self.generation.choices])

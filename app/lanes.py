@@ -37,11 +37,12 @@ class EventLane:
 
     def push(self, token: int, now: float) -> bool:
         text = self._spellings[token]
-        if not text or not self._write(self._before + text + self._after):
+        data = self._before + text + self._after
+        if not text or not self._write(data):
             return False
         choice, metrics = self._choice, self._metrics
-        metrics.events += 1
-        metrics.writes += 1
+        metrics.lane_events += 1
+        metrics.event_bytes += len(data)
         metrics.flowed(choice.last_token_at, now)
         choice.last_token_at = self.written_at = now
         choice.completion_tokens += 1
@@ -54,10 +55,11 @@ class EventLane:
         if count > MERGE_ABOVE or not all(texts):
             return False
         before, after = self._before, self._after
-        if not self._write(b"".join([before + text + after for text in texts])):
+        data = b"".join([before + text + after for text in texts])
+        if not self._write(data):
             return False
         choice = self._choice
-        self._metrics.sent(count)
+        self._metrics.sent(count, len(data))
         self._metrics.token_gap(now - choice.last_token_at, count, now)
         choice.last_token_at = self.written_at = now
         choice.completion_tokens += count

@@ -32,6 +32,7 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
         self.closing = asyncio.Event()
+        self.leaving = False  # still takes requests, but asks balancers to send none
 
     @property
     def draining(self) -> bool:
@@ -75,18 +76,31 @@ class Lifecycle:
         answer.interrupt(Cancelled())
         return True
 
-    async def drain(self, timeout: float, farewell: float = 1.0) -> bool:
-        """Stops admitting, waits up to `timeout` seconds, then ends the rest and gives it `farewell` seconds
-        to say so.
+    async def drain(self, timeout: float, farewell: float = 1.0, delay: float = 0.0) -> bool:
+        """After `delay` seconds, in which /ready says no, stops admitting, waits up to `timeout` seconds,
+        then ends the rest and gives it `farewell` seconds to say so.
 
         True when every answer ended by itself.
         """
+        self.leaving = True
+        if delay:
+            await asyncio.sleep(delay)
         self.start_draining()
         if await self.wait_idle(timeout):
             return True
         self.expire()
         await self.wait_idle(farewell)
         return False
+
+    @contextmanager
+    def attending(self, reader: Interruptible) -> Iterator[None]:
+        """Counts somebody who reads an answer that is counted by itself, also while the server drains."""
+        self._open[reader] = 0
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._close(reader)
 
     @contextmanager
     def answering(self, answer: Interruptible, choices: int, id: str = "", owner: str = "") -> Iterator[None]:
@@ -102,7 +116,10 @@ class Lifecycle:
         try:
             yield
         finally:
-            del self._open[answer]
             self._named.pop((id, owner), None)
-            if not self._open:
-                self._idle.set()
+            self._close(answer)
+
+    def _close(self, answer: Interruptible) -> None:
+        del self._open[answer]
+        if not self._open:
+            self._idle.set()

@@ -4,6 +4,8 @@ Each process counts for itself. `Counts` is what it has counted at one moment, a
 """
 
 import math
+import os
+import resource
 import time
 from bisect import bisect_left
 from collections import Counter, deque
@@ -12,9 +14,10 @@ from collections.abc import Sequence
 import msgspec
 
 from app.lifecycle import Lifecycle
+from engine.messages.resident import resident_bytes
 
 TTFT_BUCKETS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
 )
 ITL_BUCKETS = (
@@ -22,10 +25,57 @@ ITL_BUCKETS = (
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 E2E_BUCKETS = (
-    *(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60),
+    *(
+        0.0005,
+        0.001,
+        0.002,
+        0.005,
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.3,
+        0.5,
+        0.8,
+        1,
+        1.5,
+        2,
+        2.5,
+        5,
+        10,
+        15,
+        20,
+        30,
+        40,
+        50,
+        60,
+    ),
     *(120, 240, 480, 960, 1920, 7680),
 )
+TOKEN_BUCKETS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
+PREEMPTION_BUCKETS = (0, 1, 2, 5, 10, 20)
+N_BUCKETS = (1, 2, 5, 10, 20)
+HTTP_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600)
+LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+
+# What is counted once per request or choice: name, buckets, meaning.
+PER_REQUEST: dict[str, tuple[Sequence[float], str]] = {
+    "vllm:request_queue_time_seconds": (E2E_BUCKETS, "A choice's wait for a row."),
+    "vllm:request_prefill_time_seconds": (E2E_BUCKETS, "From a choice's row to its first token."),
+    "vllm:request_decode_time_seconds": (E2E_BUCKETS, "From a choice's first token to its last."),
+    "vllm:request_inference_time_seconds": (E2E_BUCKETS, "From a choice's row to its last token."),
+    "vllm:request_time_per_output_token_seconds": (ITL_BUCKETS, "A choice's mean time between tokens."),
+    "vllm:request_prompt_tokens": (TOKEN_BUCKETS, "Tokens of a prompt."),
+    "vllm:request_generation_tokens": (TOKEN_BUCKETS, "Tokens generated for a choice."),
+    "vllm:request_max_num_generation_tokens": (TOKEN_BUCKETS, "Tokens of a request's longest choice."),
+    "vllm:request_params_n": (N_BUCKETS, "Choices asked for per prompt."),
+    "vllm:request_params_max_tokens": (TOKEN_BUCKETS, "Most tokens that a choice was allowed."),
+    "vllm:request_num_preemptions": (PREEMPTION_BUCKETS, "Times that a choice lost its row."),
+    "fastpath_event_loop_lag_seconds": (LAG_BUCKETS, "How late a front end's event loop runs a timer."),
+}
 FINISHES = ("stop", "length", "abort", "error")
+PHASES = ("body", "queue", "prefill", "decode")  # of a request whose client leaves
 _RATE_SECONDS = 5.0  # time constant of the tokens-per-second average
 _FOLD_SECONDS = 0.1  # how often tokens enter it while they flow
 _RECENT = 512  # requests that the percentiles look at
@@ -81,10 +131,18 @@ class Metrics:
         self.finishes: Counter[str] = Counter(dict.fromkeys(FINISHES, 0))
         self.rejections: Counter[str] = Counter()
         self.disconnects = 0
+        self.disconnect_phases: Counter[str] = Counter()
         self.slow_readers = 0
-        self.events = 0
-        self.writes = 0
+        self._events = 0
+        self._writes = 0
+        self.replays = 0  # answers that began again because an engine had died
         self.pings = 0
+        self.lane_events = 0  # token events that went out one by one through a lane, with a write for each
+        self.event_bytes = 0
+        self.open_streams = 0
+        self.per_request = {name: Histogram(buckets) for name, (buckets, _) in PER_REQUEST.items()}
+        self.http_requests: Counter[str] = Counter()  # by method, status, handler, with blanks between
+        self.http_seconds: dict[str, Histogram] = {}  # by method and handler, with a blank between
         self._step_at = 0.0  # when the tokens in `_gaps` came
         self._gaps: dict[float, int] = {}  # time of the token before: how many
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -110,10 +168,40 @@ class Metrics:
         gaps = self._gaps
         gaps[last] = gaps.get(last, 0) + 1
 
-    def sent(self, events: int) -> None:
-        """Token events, in one write."""
-        self.events += events
-        self.writes += 1
+    @property
+    def events(self) -> int:
+        """Token events sent."""
+        return self._events + self.lane_events
+
+    @property
+    def writes(self) -> int:
+        """Writes that carried them."""
+        return self._writes + self.lane_events
+
+    def sent(self, events: int, size: int) -> None:
+        """Token events, in one write of so many bytes."""
+        self._events += events
+        self._writes += 1
+        self.event_bytes += size
+
+    def observe(self, name: str, value: float | None) -> None:
+        """One of `PER_REQUEST`; None is not known, and not counted."""
+        if value is not None:
+            self.per_request[name].observe(value)
+
+    def disconnected(self, phase: str) -> None:
+        """A client left; `phase` is one of `PHASES`."""
+        self.disconnects += 1
+        self.disconnect_phases[phase] += 1
+
+    def http_answered(self, method: str, status: int, handler: str, seconds: float) -> None:
+        """An HTTP request ended; `handler` is its route, without what the client wrote into it."""
+        self.http_requests[f"{method} {status} {handler}"] += 1
+        kind = f"{method} {handler}"
+        histogram = self.http_seconds.get(kind)
+        if histogram is None:
+            histogram = self.http_seconds[kind] = Histogram(HTTP_BUCKETS)
+        histogram.observe(seconds)
 
     @property
     def inter_token_latency(self) -> Histogram:
@@ -150,6 +238,7 @@ class Metrics:
             rejections=dict(self.rejections),
             disconnects=self.disconnects,
             slow_readers=self.slow_readers,
+            replays=self.replays,
             events=self.events,
             writes=self.writes,
             pings=self.pings,
@@ -157,6 +246,13 @@ class Metrics:
             recent_ttft=list(self._recent),
             open_answers=lifecycle.open_answers,
             open_choices=lifecycle.open_choices,
+            disconnect_phases=dict(self.disconnect_phases),
+            event_bytes=self.event_bytes,
+            open_streams=self.open_streams,
+            per_request={name: each.dump() for name, each in self.per_request.items()},
+            http_requests=dict(self.http_requests),
+            http_seconds={kind: each.dump() for kind, each in self.http_seconds.items()},
+            **process_usage(),
         )
 
     def _settle(self) -> None:
@@ -190,6 +286,7 @@ class Counts(msgspec.Struct, kw_only=True):
     rejections: dict[str, int] = {}
     disconnects: int = 0
     slow_readers: int = 0
+    replays: int = 0
     events: int = 0
     writes: int = 0
     pings: int = 0
@@ -197,6 +294,15 @@ class Counts(msgspec.Struct, kw_only=True):
     recent_ttft: list[float] = []
     open_answers: int = 0
     open_choices: int = 0
+    disconnect_phases: dict[str, int] = {}
+    event_bytes: int = 0
+    open_streams: int = 0
+    per_request: dict[str, list[float]] = {}
+    http_requests: dict[str, int] = {}
+    http_seconds: dict[str, list[float]] = {}
+    resident_bytes: float = 0
+    cpu_seconds: float = 0.0
+    open_fds: float = 0
 
     def plus(self, other: "Counts") -> "Counts":
         return Counts(
@@ -207,6 +313,7 @@ class Counts(msgspec.Struct, kw_only=True):
             rejections=dict(Counter(self.rejections) + Counter(other.rejections)),
             disconnects=self.disconnects + other.disconnects,
             slow_readers=self.slow_readers + other.slow_readers,
+            replays=self.replays + other.replays,
             events=self.events + other.events,
             writes=self.writes + other.writes,
             pings=self.pings + other.pings,
@@ -214,18 +321,49 @@ class Counts(msgspec.Struct, kw_only=True):
             recent_ttft=self.recent_ttft + other.recent_ttft,
             open_answers=self.open_answers + other.open_answers,
             open_choices=self.open_choices + other.open_choices,
+            disconnect_phases=dict(Counter(self.disconnect_phases) + Counter(other.disconnect_phases)),
+            event_bytes=self.event_bytes + other.event_bytes,
+            open_streams=self.open_streams + other.open_streams,
+            per_request=_all_added(self.per_request, other.per_request),
+            http_requests=dict(Counter(self.http_requests) + Counter(other.http_requests)),
+            http_seconds=_all_added(self.http_seconds, other.http_seconds),
+            resident_bytes=self.resident_bytes + other.resident_bytes,
+            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
+            open_fds=self.open_fds + other.open_fds,
         )
 
     def past(self) -> "Counts":
         """What remains when the process has ended: nothing is open and nothing flows."""
         return msgspec.structs.replace(
-            self, tokens_per_second=0.0, recent_ttft=[], open_answers=0, open_choices=0
+            self,
+            tokens_per_second=0.0,
+            recent_ttft=[],
+            open_answers=0,
+            open_choices=0,
+            open_streams=0,
+            resident_bytes=0,
+            open_fds=0,
         )
 
     def ttft_quantiles(self, *quantiles: float) -> list[float | None]:
         """Of recent requests; None where there were none."""
         values = sorted(self.recent_ttft)
         return [values[min(len(values) - 1, int(q * len(values)))] if values else None for q in quantiles]
+
+
+def process_usage() -> dict[str, float]:
+    """What this process holds of memory and files, and the CPU time that it took."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        fds = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists them
+    except OSError:
+        fds = 0
+    cpu = used.ru_utime + used.ru_stime
+    return {"resident_bytes": resident_bytes(), "cpu_seconds": cpu, "open_fds": fds}
+
+
+def _all_added(one: dict[str, list[float]], two: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: _added(one.get(name, []), two.get(name, [])) for name in {**one, **two}}
 
 
 def _added(one: list[float], two: list[float]) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError, error_response
+from app.lifecycle import Lifecycle
 
 log = logging.getLogger("fastpath.http")
 
@@ -21,16 +22,19 @@ def request_id(scope: Scope) -> str:
 
 
 def key_id(scope: Scope) -> str:
-    """Which API key the request came with; empty where no key is needed."""
+    """Whose key the request came with: the beginning of its hash, empty where no key is asked for."""
     value: object = scope.get("key_id")
     return value if isinstance(value, str) else ""
 
 
 class RequestIds:
-    """Echoes a client's X-Request-Id if it is sane, else invents one; every answer carries it."""
+    """Echoes a client's X-Request-Id if it is sane, else invents one; every answer carries it, and, while the
+    server drains, `Connection: close`.
+    """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self.app = app
+        self.lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +48,10 @@ class RequestIds:
         # Not a coroutine function: body messages pass without a frame of their own.
         def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", value)]
+                headers = [*message.get("headers", []), (b"x-request-id", value)]
+                if self.lifecycle.draining and not any(name == b"connection" for name, _ in headers):
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             return send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -32,6 +32,7 @@ from app.errors import (
 )
 from app.fields import Fields, as_object, missing, shown, wrong_type
 from app.generation import Generation, Update
+from app.record import record_of
 from app.sampling import Sampling
 from app.settings import HttpSettings
 from app.stream import PING, departure
@@ -57,12 +58,14 @@ class NanochatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         settings = self.context.settings
+        generation: Generation | None = None
         with ExitStack() as stack:
             try:
                 body = await read_object(scope, receive, settings)
                 info = await self.context.model()
                 generation = await self._submit(body, info, started)
                 stack.callback(generation.close)
+                record_of(scope).answers(generation, body, info.name)
                 stack.enter_context(self.context.lifecycle.answering(generation, 1))
                 limit = settings.request_timeout
                 loop = asyncio.get_running_loop()
@@ -70,7 +73,10 @@ class NanochatCompletions:
                 stack.callback(timer.cancel)
                 updates = await _first(generation, receive, settings.header_grace)
             except ClientGone:
-                self.context.metrics.disconnects += 1
+                if generation is None:
+                    self.context.metrics.disconnected("body")
+                else:
+                    generation.leave()
                 return
             except ApiError as error:
                 if isinstance(error, Unavailable):
@@ -79,7 +85,10 @@ class NanochatCompletions:
                 return
             try:
                 await self._stream(generation, updates)(scope, receive, send)
+                if generation.abandoned:
+                    generation.leave()
             except SendTimeoutError:
+                generation.left = "slow_reader"
                 self.context.metrics.slow_readers += 1
 
     def _stream(self, generation: Generation, updates: list[Update]) -> EventSourceResponse:
@@ -108,7 +117,7 @@ class NanochatCompletions:
             tools=context.settings.tools,
             hidden=frozenset(info.terminal_ids),
         )
-        return Generation(context.client, choices, context.metrics, started)
+        return Generation(context.client, choices, context.metrics, started, context.replays)
 
 
 def parse(fields: Fields, info: ModelInfo, settings: HttpSettings) -> tuple[list[ChatMessage], Sampling]:
@@ -181,7 +190,7 @@ def _parse_message(fields: Fields) -> ChatMessage:
         if not isinstance(value, str):
             raise wrong_type(fields.name(field), "a string", value)
         values.append(value)
-    return ChatMessage(*values)
+    return ChatMessage(values[0], values[1])
 
 
 async def _first(generation: Generation, receive: Receive, grace: float) -> list[Update]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -12,15 +13,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.admission import Prompt, submit
 from app.answers import ChatFormat, CompletionFormat, Format
 from app.body import read_object
+from app.calling import CallingChoice, CallingFormat
 from app.choices import Choice
 from app.context import Context
 from app.errors import ApiError, ClientGone, NotImplementedHere
 from app.fields import shown
 from app.generation import Generation
 from app.interval import IntervalStream
+from app.middleware import key_id
+from app.record import record_of
+from app.resume import stream_name
 from app.sampling import Sampling
 from app.schema import ChatRequest, CompletionRequest, Delivery, parse_chat, parse_completion, served_names
 from app.stream import Answer, EventStream, JsonAnswer
+from app.tool_grammar import tool_constraint, with_token_ids
 from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
 
@@ -43,11 +49,23 @@ class Endpoint:
         try:
             body = await read_object(scope, receive, self.context.settings)
         except ClientGone:
-            self.context.metrics.disconnects += 1
+            self.context.metrics.disconnected("body")
             return
         info = await self.context.model()
-        answer = await self.prepare(body, info, started)
+        name = stream_name(scope)
+        if name is None:
+            answer = await self.prepare(body, info, started)
+            self._record(scope, answer, body, info)
+        else:
+            with self.context.streams.reserve(name, key_id(scope), body) as place:
+                inner = await self.prepare(body, info, started)
+                self._record(scope, inner, body, info)
+                answer = place.take(inner) if isinstance(inner, Answer) else inner
         await answer(scope, receive, send)
+
+    def _record(self, scope: Scope, answer: ASGIApp, body: dict[str, object], info: ModelInfo) -> None:
+        if isinstance(answer, Answer):
+            record_of(scope).answers(answer.generation, body, info.name, answer.format.id)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""
@@ -64,7 +82,7 @@ class Endpoint:
 
     def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
         context = self.context
-        generation = Generation(context.client, choices, context.metrics, started)
+        generation = Generation(context.client, choices, context.metrics, started, context.replays)
         kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
         if kind is EventStream and format.delivery.interval > 1:
             kind = IntervalStream
@@ -75,21 +93,34 @@ class ChatCompletions(Endpoint):
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
         chat = self.parse(body, info)
+        use = chat.tools
         sampling = await forbid(chat.sampling, context.text)
         prompt = await self.prompt(chat, info)
-        params = sampling.params(len(prompt), info, "messages")
-        format = self.format(ChatFormat, info, sampling, chat.delivery)
-        tools = context.settings.tools
-        choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools)
+        grammar = await self._grammar(chat)
+        params = sampling.params(len(prompt), info, "messages", grammar)
+        make = Choice if use is None else partial(CallingChoice, use=use)
+        format = self.format(ChatFormat if use is None else CallingFormat, info, sampling, chat.delivery)
+        tools = context.settings.tools and grammar is None
+        choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools, make=make)
         return self.answer(choices, format, started)
 
     def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
-        return parse_chat(body, info, self.context.settings)
+        return parse_chat(body, info, self.context.settings, self.context.text.template.tool_source)
 
     async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
         """What the model is given."""
-        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final)
+        shown = [function.shown() for function in chat.tools.functions] if chat.tools is not None else []
+        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final, tools=shown)
         return chat.sampling.cut(rendered, info)
+
+    async def _grammar(self, chat: ChatRequest) -> str | None:
+        """Raises RequestError."""
+        context, use, wanted = self.context, chat.tools, chat.sampling.constraint
+        if use is None:
+            return await context.grammar(wanted)
+        grammar = await context.grammar(tool_constraint(use, wanted))
+        ids = context.text.ids_of(use.format.marks)
+        return with_token_ids(use, wanted, ids) if grammar is not None and ids else grammar
 
 
 class Completions(Endpoint):
@@ -98,11 +129,12 @@ class Completions(Endpoint):
         wanted = parse_completion(body, info, context.settings)
         sampling = await forbid(wanted.sampling, context.text)
         prompts = [self._cut(prompt, wanted, info) for prompt in await self._encode(wanted)]
+        grammar = await context.grammar(sampling.constraint)
         params = []
         if not wanted.score_only or wanted.sampling.prompt_logprobs is not None:
             for k, (prompt, _) in enumerate(prompts):
                 name = f"prompt[{k}]" if len(prompts) > 1 else "prompt"
-                params.append(sampling.params(len(prompt), info, name))
+                params.append(sampling.params(len(prompt), info, name, grammar))
         format = self.format(CompletionFormat, info, sampling, wanted.delivery)
         format.keep, format.wants_logprobs = wanted.keep, wanted.logprobs is not None
         format.echoed_logprobs = wanted.logprobs if wanted.echo else None

@@ -36,6 +36,8 @@ ERRORS = {
     404: "There is no such path, model or answer.",
     405: "The path does not take this method; Allow says which it takes.",
     408: "The body did not arrive in time.",
+    409: "A stream of this name is under way.",
+    410: "The stream was ended, or has forgotten the events asked for.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "This client asks too much at once; Retry-After says when to come back.",
@@ -69,6 +71,24 @@ def document(settings: HttpSettings) -> dict[str, object]:
     }
 
 
+ANSWERING = (404, 409, 499, 504)
+STREAM = (400, 404, 410)
+_FROM: list[Schema] = [
+    {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "the last event that was seen; those after it follow",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "from",
+        "in": "query",
+        "description": "the first event that is wanted, for those who cannot set headers",
+        "schema": {"type": "string"},
+    },
+]
+
+
 def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
     """Path to method to operation."""
     chat, text = chat_fields(settings), completion_fields(settings)
@@ -76,7 +96,7 @@ def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
     model_id = _parameter("id", "a served name, which may hold slashes")
     return {
         "/v1/chat/completions": _post(
-            "Answers a conversation", chat, "ChatCompletion", hello, stream=True, extra=(404, 499, 504)
+            "Answers a conversation", chat, "ChatCompletion", hello, stream=True, extra=ANSWERING
         ),
         "/v1/chat/completions/render": _post(
             "Shows the prompt that a conversation becomes", chat, "Rendered", hello, extra=(404,)
@@ -87,8 +107,9 @@ def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
             "Completion",
             {"prompt": "Once upon a time", "max_tokens": 32},
             stream=True,
-            extra=(404, 499, 504),
+            extra=ANSWERING,
         ),
+        "/v1/streams/{id}": _streams(),
         "/v1/models": _bare("Lists the names of the served model", "Models"),
         "/v1/models/{id}": _bare("Describes the served model", "Model", (404,), [model_id]),
         "/v1/embeddings": {"post": {"summary": "There are no embeddings", "responses": _errors((501,))}},
@@ -174,13 +195,26 @@ def _post(
     extra: Sequence[int] = (),
 ) -> dict[str, object]:
     body = {JSON: {"schema": request_schema(fields), "example": example}}
+    parameters: dict[str, object] = {"parameters": [_STREAM_ID]} if stream else {}
     return {
         "post": {
+            **parameters,
             "summary": summary,
             "requestBody": {"required": True, "content": body},
             "responses": {**_ok(answer, stream), **_errors((*WITH_BODY, *extra))},
         }
     }
+
+
+def _streams() -> dict[str, object]:
+    id = _parameter("id", "what its X-Stream-Id was")
+    events: dict[str, object] = {"200": {"description": "OK", "content": {EVENTS: {}}}}
+    get: dict[str, object] = {
+        "summary": "Goes on with a stream that was asked for with X-Stream-Id",
+        "parameters": [id, *_FROM],
+        "responses": {**events, **_errors(STREAM)},
+    }
+    return {"get": get, **_bare("Ends such a stream", "Deleted", (400, 404), [id], method="delete")}
 
 
 def _nanochat() -> dict[str, object]:
@@ -221,6 +255,14 @@ def _bare(
     if parameters:
         operation["parameters"] = list(parameters)
     return {method: operation}
+
+
+_STREAM_ID: Schema = {
+    "name": "X-Stream-Id",
+    "in": "header",
+    "description": "a name under which the stream can be resumed, `auto` for the answer's id",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+}
 
 
 def _parameter(name: str, about: str) -> Schema:

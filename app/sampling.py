@@ -1,7 +1,9 @@
 """The sampling fields that all text routes share, and the fields that are refused by name."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from app.constraints import Constraint, parse_constraint
 from app.errors import ContextLengthExceeded, RequestError, Unsupported
 from app.fields import Fields, as_integer, as_number, shown, wrong_type
 from app.settings import SamplingDefaults
@@ -29,15 +31,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": ([],),
-    "guided_grammar": (),
-    "regex": (),
+    "guided_whitespace_pattern": (),
     "ebnf": (),
-    "json_schema": (),
     "grammar": (),
     "allowed_token_ids": (),
     "logits_processors": ([],),
@@ -94,6 +89,7 @@ class Sampling:
     truncate: int | None = None  # the most prompt tokens to keep; -1: as many as the context has room for
     priority: int = 0
     prompt_logprobs: int | None = None  # alternatives for each token of the prompt; None: it is not scored
+    constraint: Constraint | None = None
 
     def cut(self, prompt: list[int], info: ModelInfo) -> list[int]:
         """The end of the prompt that `truncate` leaves."""
@@ -102,8 +98,12 @@ class Sampling:
         room = max(info.max_model_len - (self.max_tokens or 1), 1)
         return prompt[-(room if self.truncate == -1 else self.truncate) :]
 
-    def params(self, prompt_tokens: int, info: ModelInfo, prompt_field: str) -> SamplingParams:
-        """For a prompt of this length. Raises ContextLengthExceeded with both numbers."""
+    def params(
+        self, prompt_tokens: int, info: ModelInfo, prompt_field: str, grammar: str | None = None
+    ) -> SamplingParams:
+        """For a prompt of this length. grammar: what `constraint` was compiled to. Raises
+        ContextLengthExceeded with both numbers.
+        """
         room = info.max_model_len - prompt_tokens
         if room <= 0:
             raise ContextLengthExceeded(
@@ -137,13 +137,17 @@ class Sampling:
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            grammar=grammar,
         )
 
 
-def refuse_unsupported(fields: Fields) -> None:
+def refuse_unsupported(fields: Fields, *, known: Collection[str] = ()) -> None:
+    """`known`: fields that the route acts on."""
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
-        if value is not None and not any(_same(value, harmless) for harmless in neutral):
+        if value is None or name in known:
+            continue
+        if not any(_same(value, harmless) for harmless in neutral):
             why = REFUSED_BECAUSE.get(name)
             raise Unsupported(name, f"{why}." if why else "")
 
@@ -167,6 +171,12 @@ def parse_sampling(
     limit = fields.integer("max_completion_tokens", least_tokens, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
     top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    constraint = parse_constraint(fields)
+    if constraint is not None and fields.boolean("ignore_eos"):
+        message = (
+            f"'ignore_eos' cannot be had with '{constraint.field}': that answer ends when it is complete."
+        )
+        raise RequestError("invalid_value", message, "ignore_eos")
     salt = (fields.string("cache_salt") or "").encode()
     if len(salt) > MAX_SALT:
         raise RequestError("out_of_range", f"'cache_salt' is longer than {MAX_SALT} bytes.", "cache_salt")
@@ -196,6 +206,7 @@ def parse_sampling(
         truncate=_parse_truncate(fields, info),
         priority=_parse_priority(fields, allow_priority),
         prompt_logprobs=prompt_logprobs,
+        constraint=constraint,
     )
 
 

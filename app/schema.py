@@ -5,6 +5,7 @@ Fields that nobody knows are ignored, known fields that this server does not act
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
@@ -12,8 +13,10 @@ from app.errors import ApiError, ContextLengthExceeded, RequestError, Unsupporte
 from app.fields import Fields, as_integer, as_object, kind, missing, shown, wrong_type
 from app.sampling import MAX_LOGPROBS, MAX_TOKENS, Sampling, parse_sampling, refuse_unsupported
 from app.settings import HttpSettings
+from app.tools import FIELDS as TOOL_FIELDS
+from app.tools import NO_TOOLS, ToolUse, parse_tool_calls, parse_tools, tool_call_id
 from engine.messages import ModelInfo
-from engine.text import ChatMessage
+from engine.text import ChatMessage, ToolCall
 
 log = logging.getLogger("fastpath.http")
 
@@ -41,6 +44,7 @@ class ChatRequest:
     continue_final: bool
     sampling: Sampling
     delivery: Delivery
+    tools: ToolUse | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +68,21 @@ def served_names(info: ModelInfo, settings: HttpSettings) -> tuple[str, ...]:
     return settings.served_names or (info.name,)
 
 
-def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> ChatRequest:
-    """Raises ApiError (400, 404)."""
+def parse_chat(
+    body: dict[str, object], info: ModelInfo, settings: HttpSettings, tool_source: str | None = None
+) -> ChatRequest:
+    """tool_source: the text of the model's chat template, if it knows tools. Raises ApiError (400, 404)."""
     fields = Fields(body)
     check_names(fields, CHAT_NAMES, settings)
-    refuse_unsupported(fields)
+    tools = parse_tools(fields, tool_source, settings.tool_call_parser)
+    refuse_unsupported(fields, known=TOOL_FIELDS)
     for name in ("echo", "add_special_tokens"):
         if fields.boolean(name):
             raise Unsupported(name, "chat prompts are built by the model's template.")
     if fields.integer("best_of", 1, MAX_TOKENS) not in (None, 1):
         raise Unsupported("best_of", "only /v1/completions chooses among more choices than it returns.")
     delivery = _parse_delivery(fields, info, settings)
-    messages = parse_messages(fields)
+    messages = parse_messages(fields, tool_source is not None)
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
@@ -89,7 +96,12 @@ def parse_chat(body: dict[str, object], info: ModelInfo, settings: HttpSettings)
         allow_priority=settings.allow_priority,
         prompt_logprobs=delivery.prompt_logprobs,
     )
-    return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery)
+    if tools is not None and delivery.prompt_logprobs is not None:
+        raise Unsupported("prompt_logprobs", "not together with 'tools'.")
+    if tools is not None and tools.constrained and sampling.ignore_eos:
+        message = "'ignore_eos' cannot be had with calls that have to be: such an answer ends with them."
+        raise RequestError("invalid_value", message, "ignore_eos")
+    return ChatRequest(messages, parse_continue(fields, messages), sampling, delivery, tools)
 
 
 def parse_completion(body: dict[str, object], info: ModelInfo, settings: HttpSettings) -> CompletionRequest:
@@ -191,7 +203,7 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     )
 
 
-def parse_messages(fields: Fields) -> list[ChatMessage]:
+def parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
     items = fields.items("messages")
     if items is None:
         raise missing("messages")
@@ -199,25 +211,44 @@ def parse_messages(fields: Fields) -> list[ChatMessage]:
         raise RequestError("invalid_value", "'messages' must not be empty.", "messages")
     if len(items) > MAX_MESSAGES:
         raise RequestError("out_of_range", f"'messages' holds more than {MAX_MESSAGES} messages.", "messages")
-    return [_parse_message(as_object(item, f"messages[{k}]")) for k, item in enumerate(items)]
+    messages: list[ChatMessage] = []
+    called: dict[str, str] = {}  # the function of each call so far, by the call's id
+    for k, item in enumerate(items):
+        message = _parse_message(as_object(item, f"messages[{k}]"), knows_tools, called)
+        called.update((call.id, call.name) for call in message.tool_calls)
+        messages.append(message)
+    return messages
 
 
-def _parse_message(fields: Fields) -> ChatMessage:
+def _parse_message(fields: Fields, knows_tools: bool, called: Mapping[str, str]) -> ChatMessage:
     role = fields.string("role")
     if role is None:
         raise missing(fields.name("role"))
-    if role in ("tool", "function"):
-        raise Unsupported(fields.name("role"), "this server has no function calling.")
-    if role not in ROLES:
-        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, got '{shown(role)}'."
+    if role == "function":
+        raise Unsupported(fields.name("role"), "use the role 'tool' instead.")
+    if role == "tool" and not knows_tools:
+        raise Unsupported(fields.name("role"), NO_TOOLS)
+    if role not in (*ROLES, "tool"):
+        message = f"'{fields.name('role')}' must be one of {', '.join(ROLES)}, tool, got '{shown(role)}'."
         raise RequestError("invalid_value", message, fields.name("role"))
-    for name in ("tool_calls", "function_call"):
-        if fields.get(name) not in (None, []):
-            raise Unsupported(fields.name(name))
+    if fields.get("function_call") is not None:
+        raise Unsupported(fields.name("function_call"), "use 'tool_calls' instead.")
+    calls: tuple[ToolCall, ...] = ()
+    if fields.get("tool_calls") not in (None, []):
+        if not knows_tools:
+            raise Unsupported(fields.name("tool_calls"), NO_TOOLS)
+        if role != "assistant":
+            message = f"'{fields.name('tool_calls')}' belong to the role 'assistant'."
+            raise RequestError("invalid_value", message, fields.name("tool_calls"))
+        calls = parse_tool_calls(fields)
     content = fields.get("content")
-    if content is None:
+    if content is None and not calls:
         raise missing(fields.name("content"))
-    return ChatMessage(role, _parse_content(content, fields.name("content")))
+    text = "" if content is None else _parse_content(content, fields.name("content"))
+    if role == "tool":
+        id = tool_call_id(fields, "tool_call_id")
+        return ChatMessage(role, text, tool_call_id=id, name=fields.string("name") or called.get(id))
+    return ChatMessage(role, text, calls)
 
 
 def _parse_content(content: object, name: str) -> str:

@@ -20,6 +20,10 @@ class PromptScores:
         self.ranks: list[int] = []
         self.alternatives: list[list[tuple[int, float]]] = []  # of each token, best first
 
+    def clear(self) -> None:
+        """Another engine begins anew."""
+        self.logprobs, self.ranks, self.alternatives = [], [], []
+
     @property
     def complete(self) -> bool:
         return len(self.logprobs) + 1 == len(self.prompt)
@@ -81,6 +85,11 @@ class ScoredChoice(Choice):
         super().__init__(index, stream, prompt, sampling, text, prompt_text=prompt_text)
         self.scores = scores
         self._silent = sampling.max_tokens == 0
+
+    def restart(self) -> None:
+        super().restart()
+        if self.scores is not None:
+            self.scores.clear()
 
     def feed(self, delta: Delta) -> list[Piece]:
         assert self.scores is not None

@@ -5,9 +5,11 @@ The port is taken first, so that a busy one is told at once; HTTP answers while 
 """
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -19,15 +21,21 @@ from app.console import EXIT_FAULT, EXIT_OK, EXIT_PORT, announce, complain, say,
 from app.context import Context
 from app.fleet import Fleet
 from app.httpserver import BACKLOG, allow_many_connections, http_server
+from app.notify import Notifier
 from app.options import UsageError
+from app.prometheus import Exporter, heartbeat_age
+from app.scrape import MetricsPort
 from app.server import create_app
+from app.stdio import hold_standard_files
 from app.stopping import Stopping
-from app.supervisor import EngineFailed, ManagedEngine, ProcessEngine
+from app.supervisor import EngineFailed, ManagedEngine, Patience, ProcessEngine
 from app.text import TextService
 from engine.messages import ModelInfo
 
 log = logging.getLogger("fastpath")
 
+
+SEND_BUFFER = 128 * 1024
 
 MakeEngine = Callable[[Config], ManagedEngine]
 
@@ -42,11 +50,14 @@ def make_engine(config: Config) -> ManagedEngine:
         from app.inline import InlineEngine
 
         return InlineEngine(config.engine_config())
-    return ProcessEngine(config.engine_config())
+    server = config.server
+    patience = Patience(hang=server.engine_hang_timeout, step=server.step_timeout)
+    return ProcessEngine(config.engine_config(), patience=patience)
 
 
 def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
     """Serves until told to stop; returns the exit code. Raises UsageError for an address not to be had."""
+    hold_standard_files()
     try:
         listener = listen(config.server.host, config.server.port)
     except PortInUse:
@@ -57,16 +68,32 @@ def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
         )
         return EXIT_PORT
 
+    try:
+        scraped = listen_for_scrapes(config)
+    except PortInUse:
+        listener.close()
+        print(
+            f"Port {config.server.metrics_port} on {config.server.host} is in use by another program. "
+            "Choose another port with --metrics-port (0 takes a free one).",
+            file=sys.stderr,
+        )
+        return EXIT_PORT
+
     allow_many_connections()
 
     async def serve() -> int:
         engine = make_engine(config)
         if config.server.api_workers == 1:
-            return await _Service(config, engine, listener).run()
+            return await _Service(config, engine, listener, scraped).run()
         assert isinstance(engine, ProcessEngine)
-        return await Fleet(config, engine, listener, url_of(config.server.host, listener)).run()
+        url = url_of(config.server.host, listener)
+        return await Fleet(config, engine, listener, url, scraped).run()
 
-    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        listener,
+        scraped or contextlib.nullcontext(),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         return runner.run(serve())
 
 
@@ -100,7 +127,7 @@ def loaded(config: Config, make_engine: MakeEngine = make_engine) -> ModelInfo:
         return runner.run(load())
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, port_flag: str = "--port") -> socket.socket:
     """A listening socket. Raises PortInUse, and UsageError for an address that this machine has not got."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -110,6 +137,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Else the kernel takes megabytes for a reader that reads nothing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(address)
         listener.listen(BACKLOG)  # now, because two sockets may be bound to one port but only one may listen
         listener.setblocking(False)
@@ -117,9 +146,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUse from None
-        flag = "--port" if isinstance(error, PermissionError) else "--host"
+        flag = port_flag if isinstance(error, PermissionError) else "--host"
         raise UsageError(f"{flag}: cannot listen on {host} port {port}: {error.strerror}") from None
     return listener
+
+
+def listen_for_scrapes(config: Config) -> socket.socket | None:
+    """The socket of `--metrics-port`, if there is to be one. Raises PortInUse, UsageError."""
+    port = config.server.metrics_port
+    return None if port is None else listen(config.server.host, port, "--metrics-port")
 
 
 def url_of(host: str, listener: socket.socket) -> str:
@@ -133,7 +168,13 @@ def url_of(host: str, listener: socket.socket) -> str:
 class _Service:
     """One run of the server. `outcome` is its exit code, once something has decided it."""
 
-    def __init__(self, config: Config, engine: ManagedEngine, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: ManagedEngine,
+        listener: socket.socket,
+        scraped: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self.engine = engine
         self.listener = listener
@@ -145,6 +186,9 @@ class _Service:
         context = app.state.context
         assert isinstance(context, Context)
         self.lifecycle = context.lifecycle
+        self.context = context
+        self.scraped = scraped
+        self.notifier = Notifier(os.environ, lambda: heartbeat_age(engine))
         self.http = http_server(app, config.server)
 
     async def run(self) -> int:
@@ -153,6 +197,7 @@ class _Service:
         log.info("listening on %s, loading the model", url)
         serving = asyncio.create_task(self.http.serve(sockets=[self.listener]), name="http")
         serving.add_done_callback(lambda _: self._decide(EXIT_FAULT))
+        metrics = self._open_metrics()
         await self.engine.start()
         others = [
             asyncio.create_task(self._announce(url), name="announce"),
@@ -164,9 +209,23 @@ class _Service:
         await asyncio.wait({serving})
         for task in others:
             task.cancel()
+        self.notifier.close()
+        if metrics is not None:
+            await metrics.close()
         await self.engine.close()
         log.info("stopped")
         return code
+
+    def _open_metrics(self) -> MetricsPort | None:
+        if self.scraped is None:
+            return None
+        exporter = Exporter(self.engine, self.lifecycle)
+
+        async def render() -> bytes:
+            return exporter.render(await self.context.counts())
+
+        log.info("metrics on port %d, without a key", self.scraped.getsockname()[1])
+        return MetricsPort(self.scraped, self.config.server, render)
 
     def _decide(self, code: int) -> None:
         if not self.outcome.done():
@@ -185,6 +244,7 @@ class _Service:
         gc.collect()
         gc.freeze()
         announce(self.config, info, url, self.listener.getsockname()[1])
+        self.notifier.ready()
 
     async def _mourn(self) -> None:
         """Ends the server when its engine is gone for good; a draining server ends by itself."""
@@ -193,13 +253,16 @@ class _Service:
             self._decide(complain(failure))
 
     def _start_drain(self) -> None:
+        self.notifier.stopping()
         self.drain = asyncio.create_task(self._drain(), name="drain")
 
     async def _drain(self) -> None:
-        timeout = self.config.server.drain_timeout
-        log.info("stopping: %d open answers get up to %g s", self.lifecycle.open_answers, timeout)
+        server = self.config.server
+        log.info(
+            "stopping: %d open answers get up to %g s", self.lifecycle.open_answers, server.drain_timeout
+        )
         self.engine.retire()
         try:
-            await self.lifecycle.drain(timeout)
+            await self.lifecycle.drain(server.drain_timeout, delay=server.drain_delay)
         finally:
             self._decide(EXIT_OK)

@@ -8,6 +8,7 @@ The application neither starts nor closes the engine: whoever made the client do
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
@@ -21,12 +22,15 @@ from app.about import About
 from app.context import Context
 from app.errors import ApiError, Unavailable, error_response
 from app.fields import shown
-from app.middleware import Faults, RequestIds
+from app.lag import LoopLag
+from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
+from app.observe import Observed
 from app.openai import ChatCompletions, Completions, Models, embeddings
 from app.openapi import Description
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
+from app.resume import StreamRoute
 from app.settings import HttpSettings
 from app.status import Status
 from app.text import TextService
@@ -49,9 +53,13 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
 
     app = Starlette(
         routes=_routes(context),
-        middleware=[Middleware(RequestIds), Middleware(Faults)],
+        middleware=[
+            Middleware(Observed, context=context),
+            Middleware(RequestIds, context.lifecycle),
+            Middleware(Faults),
+        ],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
-        lifespan=_lifespan,
+        lifespan=partial(_lifespan, context),
     )
     app.router.redirect_slashes = False
     app.state.context = context
@@ -72,6 +80,7 @@ def _routes(context: Context) -> list[BaseRoute]:
         Route("/detokenize", Detokenize(context), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{id:path}", models.show),
+        Route("/v1/streams/{id}", StreamRoute(context.streams, key_id), methods=["GET", "DELETE"]),
         Route("/chat/completions", NanochatCompletions(context), methods=["POST"]),
         Route("/health", status.health),
         Route("/ping", status.health),
@@ -93,10 +102,18 @@ def _docs(settings: HttpSettings) -> list[BaseRoute]:
 
 
 @asynccontextmanager
-async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+async def _lifespan(context: Context, app: Starlette) -> AsyncIterator[None]:
     # By default sse-starlette cuts its streams 0.4 s after SIGTERM; ours end through the lifecycle.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    if context.settings.otlp_endpoint is not None:
+        from app.otlp import OtlpSpans  # of the extra `otel`
+
+        context.spans = OtlpSpans(context.settings.otlp_endpoint)
+    lag = LoopLag(context.metrics)
     yield
+    lag.close()
+    if context.spans is not None:
+        await context.spans.close()
 
 
 async def _on_http_error(request: HttpRequest, error: Exception) -> Response:

@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+CallFormatName = Literal["auto", "hermes", "llama3", "mistral"]
 
 
 def package_version() -> str:
@@ -39,10 +42,15 @@ class HttpSettings:
     status.
     ping_interval: silence after which a comment line keeps a stream alive (0: never).
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
+    resume_grace: how long a resumable stream goes on without a reader. resumable: whether there are any.
+    stuck_seconds: how long a step may take before /ready says no.
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
     strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
     urgent they are. docs: whether /openapi.json and /docs are served.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
+    access_log: a log line for each request; log_content: with what the client wrote.
+    otlp_endpoint: the collector that gets a span of each request.
+    tool_call_parser: how the model writes function calls; auto: as its chat template shows.
     """
 
     served_names: tuple[str, ...] = ()
@@ -55,12 +63,19 @@ class HttpSettings:
     ping_interval: float = 15.0
     send_timeout: float = 30.0
     request_timeout: float = 600.0
+    resume_grace: float = 30.0
+    resumable: bool = True
+    stuck_seconds: float = 10.0
     stats_interval: float = 0.5
     max_n: int = 8
     max_choices: int = 256
     max_queue: int = 512
     tools: bool = True
+    tool_call_parser: CallFormatName = "auto"
     ui: bool = True
     strict_fields: bool = False
     allow_priority: bool = False
     docs: bool = True
+    access_log: bool = False
+    log_content: bool = False
+    otlp_endpoint: str | None = None

@@ -45,9 +45,24 @@ def schemas() -> dict[str, object]:
         "system_fingerprint": STRING,
         "seed": {"type": "integer"},
     }
-    message = shape(role={"const": "assistant"}, content=null_string, refusal={"type": "null"})
+    message = shape(
+        {"tool_calls": items(ref("ToolCall"))},
+        role={"const": "assistant"},
+        content=null_string,
+        refusal={"type": "null"},
+    )
     return {
-        "Message": shape(role={"enum": list(ROLES)}, content={"anyOf": [STRING, items(part)]}),
+        "Message": shape(
+            {
+                "content": {"anyOf": [STRING, items(part), {"type": "null"}]},
+                "tool_calls": {"anyOf": [items(ref("ToolCall")), {"type": "null"}]},
+                "tool_call_id": null_string,
+            },
+            role={"enum": [*ROLES, "tool"]},
+        ),
+        "ToolCall": shape(
+            id=STRING, type={"const": "function"}, function=shape(name=STRING, arguments=STRING)
+        ),
         "Error": shape(
             {"detail": STRING},
             error=shape(message=STRING, type=STRING, param=null_string, code=STRING),
@@ -88,6 +103,7 @@ def schemas() -> dict[str, object]:
             meta=OBJECT,
         ),
         "Models": shape(object={"const": "list"}, data=items(ref("Model"))),
+        "Deleted": shape(id=STRING, object={"const": "stream"}, deleted={"const": True}),
         "Cancelled": shape(id=STRING, cancelled={"const": True}),
         "Health": shape(
             status={"const": "ok"},

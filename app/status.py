@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.context import Context
-from app.prometheus import CONTENT_TYPE, Exporter
+from app.prometheus import CONTENT_TYPE, Exporter, Watched
 from engine.messages import EngineState, EngineUnavailable, ModelInfo
 
 
@@ -42,7 +42,10 @@ class Status:
         context = self.context
         if context.ready:
             return _json({"ready": True, "state": "ready"})
-        state = "draining" if context.lifecycle.draining else str(context.client.state)
+        lifecycle = context.lifecycle
+        state = "draining" if lifecycle.leaving or lifecycle.draining else str(context.client.state)
+        if state == EngineState.READY:
+            state = "stuck"
         return _json({"ready": False, "state": state}, 503, {"retry-after": "2"})
 
     async def stats(self, request: HttpRequest) -> Response:
@@ -72,7 +75,7 @@ class Status:
             "state": "draining" if context.lifecycle.draining else str(context.client.state),
             "model": None if info is None else info.name,
             "max_rows": 0 if info is None else info.max_rows,
-            **msgspec.structs.asdict(context.client.stats()),
+            **self._engine(),
             "open_answers": counts.open_answers,
             "open_choices": counts.open_choices,
             "tokens_per_second": round(counts.tokens_per_second, 2),
@@ -80,7 +83,19 @@ class Status:
             "ttft_p95_seconds": p95,
             "disconnects": counts.disconnects,
             "slow_reader_aborts": counts.slow_readers,
+            "replays": counts.replays,
+            "resumable_streams": len(context.streams),
         }
+        return stats
+
+    def _engine(self) -> dict[str, object]:
+        """The engine's counters; its histograms and its memory are for /metrics."""
+        client = self.context.client
+        stats = msgspec.structs.asdict(client.stats())
+        for name in ("step_histograms", "resident_bytes"):
+            del stats[name]
+        if isinstance(client, Watched):
+            stats |= {"heartbeat_age_seconds": client.heartbeat_age, "engine_restarts": client.revivals}
         return stats
 
     async def _snapshots(self) -> AsyncIterator[bytes]:

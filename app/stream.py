@@ -14,17 +14,20 @@ from starlette.types import Receive, Scope, Send
 
 from app.answers import Format
 from app.choices import Piece
-from app.direct import DirectWrite, direct_write
+from app.direct import DirectWrite, cut, direct_write
 from app.errors import ApiError, DeadlineExceeded, InternalError
 from app.generation import Generation, Update
 from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import key_id
+from app.record import timing_headers
 from app.settings import HttpSettings
 
 log = logging.getLogger("fastpath.http")
 
+MAX_BACKLOG = 256 * 1024  # bytes that may wait for a reader that is behind
+LOOK_SECONDS = 1.0  # how often a reader that is behind is looked at
 PING = b": ping\n"  # one line and no blank one: a blank line would dispatch an event in some clients
 EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -55,6 +58,7 @@ class Answer:
         self.settings = settings
         self.lifecycle = lifecycle
         self.metrics = metrics
+        self._scope: Scope = {}
         self.write: DirectWrite | None = None
 
     def interrupt(self, error: ApiError) -> None:
@@ -63,6 +67,7 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self.generation
         self.write = direct_write(scope)
+        self._scope = scope
         try:
             opened = self.lifecycle.answering(self, len(generation.choices), self.format.id, key_id(scope))
             with opened:
@@ -78,7 +83,7 @@ class Answer:
         try:
             await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
             if not worker.done():
-                self.metrics.disconnects += 1
+                self.generation.leave()
         finally:
             deadline.cancel()
             self.generation.close()
@@ -97,6 +102,8 @@ class JsonAnswer(Answer):
 
     async def answer(self, send: Send) -> None:
         generation = self.generation
+        generation.whole = True
+        attempt = generation.attempts
         collected: dict[int, list[Piece]] = {choice.index: [] for choice in generation.choices}
         lanes: dict[int, WaitingLane] = {}
         for choice in generation.choices:
@@ -110,8 +117,14 @@ class JsonAnswer(Answer):
             if generation.done:
                 break
             updates = await generation.next()
+            if generation.attempts != attempt:
+                attempt = generation.attempts
+                for index, pieces in collected.items():
+                    pieces.clear()
+                    lanes[index].take()
         body = self.format.body([(c, collected[c.index]) for c in generation.choices], generation.usage())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += timing_headers(generation)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -140,7 +153,9 @@ class EventStream(Answer):
             if not self._stalled:
                 raise
             self.metrics.slow_readers += 1
-            log.info("a reader took nothing for %g s; its request was aborted", self.settings.send_timeout)
+            self.generation.left = "slow_reader"
+            log.info("a reader took nothing for %g s or was far behind; aborted", self.settings.send_timeout)
+            cut(self._scope)
         finally:
             self._timer.cancel()
 
@@ -197,8 +212,9 @@ class EventStream(Answer):
         if not updates:
             return b""
         events = [self.format.event(choice, piece) for choice, pieces in updates for piece in pieces]
-        self.metrics.sent(len(events))
-        return b"".join(events)
+        data = b"".join(events)
+        self.metrics.sent(len(events), len(data))
+        return data
 
     def _rest(self) -> bytes:
         """Events that were held back, when a failure ends the stream."""
@@ -230,16 +246,16 @@ class EventStream(Answer):
         return min(self.settings.ping_interval or self.settings.send_timeout, self.settings.send_timeout)
 
     def _tick(self) -> None:
-        """Wakes a silent stream for its ping, ends one whose reader takes nothing."""
+        """Wakes a silent stream for its ping, ends one whose reader takes nothing or is far behind."""
         wait = self._interval()
         if self._sending_since is not None:
             stuck = perf_counter() - self._sending_since
-            if stuck >= self.settings.send_timeout:
+            if stuck >= self.settings.send_timeout or self.generation.backlog > MAX_BACKLOG:
                 self._stalled = True
                 if self._task is not None:
                     self._task.cancel()
                 return
-            wait = min(wait, self.settings.send_timeout - stuck)
+            wait = min(wait, self.settings.send_timeout - stuck, LOOK_SECONDS)
         elif self._silent():
             self.generation.nudge()
         elif self.settings.ping_interval > 0:

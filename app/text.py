@@ -21,6 +21,7 @@ from engine.text import (
     StandInTokenizer,
     StopMatcher,
     Tokenizer,
+    Tool,
     load_chat_template,
     load_tokenizer,
 )
@@ -103,16 +104,37 @@ class TextService:
             lambda: [first + tokenizer.encode(text) if text else list(alone) for text in texts],
         )
 
-    async def render(self, messages: list[ChatMessage], *, continue_final: bool = False) -> list[int]:
-        """The conversation as the model's template writes it, ready for the assistant's turn."""
-        template = self._template
-        if template is None:
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises EngineGone (503) until `prepare` has been called."""
+        if self._template is None:
             raise EngineGone("The chat template has not been loaded yet.")
-        chars = sum(len(message.content) for message in messages)
-        return await _aside(chars, lambda: template.render(messages, continue_final=continue_final))
+        return self._template
 
-    def decoder(self, *, skip_special: bool, hidden: Collection[int] = frozenset()) -> IncrementalDecoder:
-        return IncrementalDecoder(self.tokenizer, skip_special, hidden)
+    async def render(
+        self, messages: list[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        """The conversation as the model's template writes it, ready for the assistant's turn."""
+        template = self.template
+        # Tools are walked several times, and written as JSON.
+        chars = THREAD_ABOVE * len(tools) + sum(len(message.content) for message in messages)
+        return await _aside(
+            chars, lambda: template.render(messages, continue_final=continue_final, tools=tools)
+        )
+
+    def decoder(
+        self,
+        *,
+        skip_special: bool,
+        hidden: Collection[int] = frozenset(),
+        shown: Collection[int] = frozenset(),
+    ) -> IncrementalDecoder:
+        return IncrementalDecoder(self.tokenizer, skip_special, hidden, shown)
+
+    def ids_of(self, spellings: Sequence[str]) -> dict[int, str]:
+        """Those of the spellings that are special tokens, by id."""
+        specials = self.tokenizer.special_tokens
+        return {specials[spelling]: spelling for spelling in spellings if spelling in specials}
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)

@@ -36,7 +36,7 @@ class Tokenize(Endpoint):
                 if fields.get(name) is not None:
                     message = f"'messages' and '{name}' exclude each other."
                     raise RequestError("invalid_value", message, name)
-            messages = parse_messages(fields)
+            messages = parse_messages(fields, self.context.text.template.tool_source is not None)
             return await self.context.render(messages, continue_final=parse_continue(fields, messages))
         name = "content" if fields.get("prompt") is None and fields.get("content") is not None else "prompt"
         prompt = fields.string(name)

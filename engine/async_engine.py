@@ -7,6 +7,7 @@ Used in the engine process (frames go to a socket through `on_frame`) and direct
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -136,6 +137,13 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Starts the step loop on the running event loop."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._work.set)
+
+        self.core.forms.wake = wake
         self._task = asyncio.create_task(self._run(), name="step loop")
         self._state = EngineState.READY
 
@@ -146,6 +154,7 @@ class AsyncEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self.core.runner.close)  # a step may still run
+        await asyncio.to_thread(self.core.forms.close)
         if self.core.tracer is not None:
             self.core.tracer.close()
         self._router.fail_all("the engine was closed")
@@ -217,6 +226,8 @@ class AsyncEngine:
                 # Nothing may be in flight when the pool moves, so nothing is launched ahead of that.
                 ahead = self.config.lookahead and not self.core.wants_blocks
                 launched = self.core.launch() if ahead or in_flight is None else None
+                if launched is not None and launched.plan.admitted:
+                    self._emit_soon()  # who got a row is told while the step runs
                 if in_flight is not None:
                     await self._collect(in_flight)
                 elif launched is None and not self.core.wants_blocks:

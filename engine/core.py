@@ -13,9 +13,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
+from engine.forms import Forms
 from engine.memory import grown_pool
-from engine.messages import EngineStats, Finish, Frame, PromptLogprobs, Request, TokenLogprobs
-from engine.messages.wire import FinishReason
+from engine.messages import (
+    EngineStats,
+    Finish,
+    Frame,
+    PromptLogprobs,
+    Request,
+    Started,
+    TokenLogprobs,
+)
+from engine.messages.wire import FaultCode, FinishReason, StepHistograms
 from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
@@ -60,6 +69,7 @@ class EngineCore:
         self.tracer = tracer
         self._tokenizer = tokenizer
         self._tools: dict[int, ToolMachine] = {}
+        self.forms = Forms(tokenizer, runner.vocab_size, terminal_ids, runner.early_masks)
         self._terminals = frozenset(terminal_ids)
         self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
         self._failures = 0  # in a row
@@ -69,6 +79,11 @@ class EngineCore:
         self._page = page
         self._last_plan: Plan | None = None
         self._last_seconds = 0.0
+        self._rows = self._nonfinite = 0
+        self._histograms = StepHistograms()
+        self._young: list[Sequence] = []  # have a row and no token yet
+        self.resident_bytes = 0  # of this process; whoever owns it measures
+        self._waiting_since: float | None = None  # for a step to end; monotonic, None while nobody waits
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -90,10 +105,14 @@ class EngineCore:
             stops = frozenset(stop_ids(request.params, self.terminal_ids))
         for sequence in sequences:
             self._stops[sequence.id] = stops
+            if request.params.grammar is not None:
+                self.forms.open(sequence, request.params.grammar)
             if request.tools:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
             if self.tracer is not None:
                 self.tracer.queued(sequence)
+        if self._waiting_since is None:
+            self._waiting_since = now
         self._changed = True
 
     def abort(self, streams: Iterable[int]) -> None:
@@ -121,6 +140,7 @@ class EngineCore:
             raise ValueError(f"logit_bias has more than {MAX_BIASES} entries")
         if request.n < 1:
             raise ValueError(f"n is {request.n}")
+        self.forms.check(request)
 
     # -- steps
     # -------------------------------------------------------------------------------------------------
@@ -132,17 +152,21 @@ class EngineCore:
         started again: the device is lost, or it fails time and again.
         """
         started = time.perf_counter()
-        for attempt in range(LAUNCH_ATTEMPTS):
-            plan = self._plan()
-            if plan is None:
-                return None
+        if self.forms:
+            for sequence, error in self.forms.failed():
+                self._finish(sequence, "error", message=f"the grammar failed: {error}")
+        attempt = 0
+        while (plan := self._plan()) is not None:
             planned = time.perf_counter()
             try:
                 handle = self.runner.launch(plan)
             except Exception as error:
                 self._launch_failed(plan, error, attempt)
+                attempt += 1
                 continue
             self.scheduler.launched(plan)
+            if plan.admitted:
+                self._report_start(plan.admitted)
             ended = time.perf_counter()
             self.overhead.plan += ended - started
             if self.tracer is not None:
@@ -162,15 +186,33 @@ class EngineCore:
 
     def _launch_failed(self, plan: Plan, error: Exception, attempt: int) -> None:
         """Prepares for another attempt; raises `error` when none makes sense."""
-        if is_device_lost(error) or attempt + 1 >= LAUNCH_ATTEMPTS:
+        without_memory = is_out_of_memory(error)
+        if is_device_lost(error) or (attempt + 1 >= LAUNCH_ATTEMPTS and not without_memory):
             raise error
         _log.warning("launching a step failed", exc_info=error)
-        if attempt == 0 and is_out_of_memory(error):
-            # Nobody fails: what runs is computed again in smaller steps.
-            self.scheduler.budget.shrink()
-            self.scheduler.recompute(keep_cache=True)
+        if without_memory:
+            self._count_failure(error)
+            self._make_room(plan, error, launched=False)
         else:
             self.fail(plan, error)
+
+    def _count_failure(self, error: BaseException) -> None:
+        """Raises the error again when the device is lost with it, or too many steps have failed in a row."""
+        self._failures += 1
+        if is_device_lost(error) or self._failures > MAX_FAILURES:
+            raise error
+
+    def _make_room(self, plan: Plan, error: BaseException, *, launched: bool) -> None:
+        """A step found no memory: what runs is computed again in smaller steps. Where the one before failed,
+        too, the newest of its sequences ends with an error, so that the others can go on.
+        """
+        self.scheduler.budget.shrink()
+        current = [chunk.sequence for chunk in plan.chunks if chunk.epoch == chunk.sequence.epoch]
+        if self._failures > 1 and current:
+            newest = max(current, key=lambda sequence: sequence.rank)
+            message = f"there was no memory for the request: {type(error).__name__}: {error}"
+            self._finish(newest, "error", message=message, poisoned=launched, code="out_of_memory")
+        self.scheduler.recompute(keep_cache=not launched)
 
     def process(self, plan: Plan, result: StepResult) -> None:
         """Looks at the tokens of a finished step."""
@@ -178,6 +220,9 @@ class EngineCore:
         self._steps += 1
         self._failures = 0
         self._last_plan, self._last_seconds = plan, result.seconds
+        self._rows += len(plan.chunks)
+        self._histograms.observe(plan.num_tokens, result.seconds)
+        self._waiting_since = time.monotonic()
         self._changed = True
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
@@ -185,7 +230,7 @@ class EngineCore:
         for chunk, scores in zip(plan.scored, result.scores, strict=True):
             self._add_scores(chunk, scores)
         sampled = iter(result.tokens)
-        token, stops, tools = self.scheduler.token, self._stops, self._tools
+        token, stops, watched = self.scheduler.token, self._stops, bool(self._tools or self.forms)
         streams, tokens = self._frame.streams, self._frame.tokens
         before = len(tokens)
         for chunk in plan.chunks:
@@ -197,19 +242,22 @@ class EngineCore:
                 if not token(chunk, id):
                     continue
                 if got.error is not None:
+                    self._nonfinite += got.error == NOT_FINITE
                     self._finish(sequence, "error", message=got.error, poisoned=True)
                     continue
                 if got.logprob is not None:
                     self._add_logprobs(got)
                 streams.append(sequence.id)
                 tokens.append(id)
-                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or tools:
+                if id in stops[sequence.id] or len(sequence.tokens) >= sequence.limit or watched:
                     self._after_token(sequence, id)
             except Exception as error:  # whatever it is, it belongs to this request
                 _log.exception("stream %d failed", sequence.id)
                 message = f"the token could not be used: {type(error).__name__}: {error}"
                 self._finish(sequence, "error", message=message, poisoned=True)
         self._generated += len(tokens) - before
+        if self._young:
+            self._note_first_tokens()
         self.overhead.step += result.seconds
         self.overhead.forward += result.forward_seconds
         ended = time.perf_counter()
@@ -218,13 +266,17 @@ class EngineCore:
             self.tracer.processed(started, ended)
 
     def fail(self, plan: Plan, error: BaseException) -> None:
-        """A step did not come back: its sequences end with an error, all others go on.
+        """A step did not come back: its sequences end with an error, all others go on. One that found no
+        memory is made again first.
 
         Raises the error again when the device is lost with it, or too many steps have failed in a row.
         """
-        self._failures += 1
-        if is_device_lost(error) or self._failures > MAX_FAILURES:
-            raise error
+        self._count_failure(error)
+        self._waiting_since = time.monotonic()
+        if is_out_of_memory(error):
+            _log.warning("a step found no memory", exc_info=error)
+            self._make_room(plan, error, launched=True)
+            return
         message = f"the step failed: {type(error).__name__}: {error}"
         for chunk in plan.chunks:
             self._finish(chunk.sequence, "error", message=message, poisoned=True)
@@ -272,15 +324,16 @@ class EngineCore:
     # ----------------------------------------------------------------------------------------------
 
     def _after_token(self, sequence: Sequence, token: int) -> None:
-        """Whether a token was the last one, or calls a tool."""
+        """Whether a token was the last one, or calls a tool, or what it means to a grammar."""
         if token in self._stops[sequence.id]:
             output = len(sequence.tokens) - sequence.prompt_length
-            if output > sequence.request.params.min_tokens:
+            least = sequence.request.params.min_tokens
+            if output > least or self.forms.completes(sequence, token):
                 self._finish(sequence, "stop", stop_token=token)
                 return
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
-        elif sequence.id in self._tools:
+        elif not self.forms.accept(sequence, token) and sequence.id in self._tools:
             self._run_tool(sequence, token)
 
     def _run_tool(self, sequence: Sequence, token: int) -> None:
@@ -300,6 +353,49 @@ class EngineCore:
             self._frame.tokens.append(id)
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
+
+    # -- what is measured, once per request
+    # ------------------------------------------------------------------------------------------------------
+
+    def _report_start(self, admitted: Iterable[Sequence]) -> None:
+        for sequence in admitted:
+            if sequence.first_token or sequence in self._young:
+                continue  # it was preempted and is back
+            self._young.append(sequence)
+            sequence.steps_before, sequence.rows_before = self._steps, self._rows
+            waited = sequence.admitted - sequence.arrival
+            self._frame.started.append(Started(sequence.id, waited, sequence.cached_tokens))
+            self._changed = True
+
+    def _note_first_tokens(self) -> None:
+        now = time.monotonic()
+        still: list[Sequence] = []
+        for sequence in self._young:
+            if len(sequence.tokens) > sequence.prompt_length:
+                sequence.first_token = sequence.first_token or now
+            elif sequence.state is not State.FINISHED:
+                still.append(sequence)
+        self._young = still
+
+    def _ended(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop: int | None,
+        message: str | None,
+        code: FaultCode | None,
+    ) -> Finish:
+        """Its end, with what was measured."""
+        prefill = decode = rows = None
+        if sequence.admitted and len(sequence.tokens) > sequence.prompt_length:
+            now = time.monotonic()
+            first = sequence.first_token = sequence.first_token or now
+            prefill, decode = first - sequence.admitted, now - first
+        steps = self._steps - sequence.steps_before
+        if sequence.admitted and steps:
+            rows = (self._rows - sequence.rows_before) / steps
+        measured = prefill, decode, sequence.preemptions, rows
+        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured, code)
 
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
@@ -329,10 +425,11 @@ class EngineCore:
         stop_token: int | None = None,
         message: str | None = None,
         poisoned: bool = False,
+        code: FaultCode | None = None,
     ) -> None:
         if sequence.state is not State.FINISHED:
             self.scheduler.finish(sequence, poisoned=poisoned)
-            self._report_end(sequence, reason, stop_token, message)
+            self._report_end(sequence, reason, stop_token, message, code)
 
     def _report_end(
         self,
@@ -340,12 +437,14 @@ class EngineCore:
         reason: FinishReason,
         stop_token: int | None = None,
         message: str | None = None,
+        code: FaultCode | None = None,
     ) -> None:
         self._tools.pop(sequence.id, None)
+        self.forms.forget(sequence)
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)
-        self._frame.finished.append(Finish(sequence.id, reason, stop_token, sequence.cached_tokens, message))
+        self._frame.finished.append(self._ended(sequence, reason, stop_token, message, code))
         self._changed = True
 
     def take_frame(self, *, always: bool = False) -> Frame | None:
@@ -356,11 +455,15 @@ class EngineCore:
             return None
         frame, self._changed = self._frame, False
         self._frame = Frame([], [], [], [], [], EngineStats())
-        lists = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
-        return Frame(*lists, self.stats(), frame.prompts)
+        told = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
+        return Frame(*told, self.stats(), frame.prompts, frame.started)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
+        oldest = stats.oldest_arrival
+        if not (stats.running or stats.waiting):
+            self._waiting_since = None
+        since = self._waiting_since
         return EngineStats(
             running=stats.running,
             waiting=stats.waiting,
@@ -379,4 +482,10 @@ class EngineCore:
             late_tokens=stats.late_tokens,
             kv_growths=self._growths,
             graph_recaptures=self.runner.graph_recaptures,
+            deferred=stats.deferred,
+            oldest_wait_seconds=time.monotonic() - oldest if oldest is not None else 0.0,
+            nonfinite=self._nonfinite,
+            resident_bytes=self.resident_bytes,
+            step_histograms=self._histograms,
+            step_age_seconds=0.0 if since is None else time.monotonic() - since,
         )

@@ -201,7 +201,7 @@ class Exchange:
 
     def push(self, frame: Frame) -> None:
         """Sends each link its part of a frame. Counters that changed without a token are for all."""
-        if not (frame.streams or frame.finished or frame.prompts):
+        if not (frame.streams or frame.finished or frame.prompts or frame.started):
             for link in self._links:
                 link.outbox.push(Frame([], [], [], [], [], frame.stats))
         elif len(self._links) == 1:
@@ -221,7 +221,9 @@ class Exchange:
     def _share_out(self, frame: Frame) -> None:
         owners = [self._owners.get(id) for id in frame.streams]
         finishers = [self._owners.get(finish.stream) for finish in frame.finished]
-        concerned = {*owners, *finishers, *(self._owners.get(scores.stream) for scores in frame.prompts)}
+        starters = [self._owners.get(started.stream) for started in frame.started]
+        scored = [self._owners.get(scores.stream) for scores in frame.prompts]
+        concerned = {*owners, *finishers, *starters, *scored}
         for link in self._links:
             if link not in concerned:
                 continue
@@ -233,7 +235,8 @@ class Exchange:
                 [],
                 [finish for finish, owner in zip(frame.finished, finishers, strict=True) if owner is link],
                 frame.stats,
-                [scores for scores in frame.prompts if self._owners.get(scores.stream) is link],
+                [scores for scores, owner in zip(frame.prompts, scored, strict=True) if owner is link],
+                [started for started, owner in zip(frame.started, starters, strict=True) if owner is link],
             )
             if frame.forced or frame.logprobs:
                 _move_marks(frame, part, mine)

@@ -42,6 +42,11 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._sequences)
 
+    @property
+    def oldest(self) -> float | None:
+        """Arrival of the first within the most urgent priority; None where nobody waits."""
+        return self._sequences[0].arrival if self._sequences else None
+
     def push(self, sequence: Sequence) -> None:
         insort(self._sequences, sequence, key=_rank)
 

@@ -103,6 +103,7 @@ class ModelRunner:
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids
         self.graph_recaptures = 0  # there are no graphs
+        self.early_masks = False  # the step thread waits for them behind the forward
         self.hooks = hooks or KernelHooks()
         self.state = RowState(max_rows, model.config.vocab_size, self.device)
         # torch's CPU threads form one team per calling thread, and a second team, even an idle one, keeps the

@@ -1,11 +1,13 @@
 """Turns the sampling parameters of a step's rows into the tensors that kernels.sampling works on."""
 
 import math
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from engine.grammar import Mask, allowed_ids
 from engine.messages import SamplingParams
 from engine.plan import Chunk
 from engine.state import RowState
@@ -24,6 +26,7 @@ class SamplingRow:
     choice: int
     position: int  # of the token to be sampled
     banned: tuple[int, ...]  # ids that may not be sampled yet (min_tokens)
+    mask: "Future[Mask] | None" = None  # the ids that its grammar allows
 
     @property
     def penalised(self) -> bool:
@@ -59,7 +62,7 @@ def has_penalty(params: SamplingParams) -> bool:
 
 def is_drawn(row: SamplingRow) -> bool:
     """Whether a row needs nothing of its logits but a token, by temperature, filters and penalties alone."""
-    return row.params.logprobs is None and not row.banned and not row.params.logit_bias
+    return row.params.logprobs is None and not row.banned and not row.params.logit_bias and row.mask is None
 
 
 def is_plain(row: SamplingRow) -> bool:
@@ -78,11 +81,14 @@ def sampling_row(chunk: Chunk, terminal_ids: tuple[int, ...]) -> SamplingRow:
     position = chunk.start + chunk.length
     early = position - sequence.prompt_length < params.min_tokens
     banned = stop_ids(params, terminal_ids) if early else ()
-    return SamplingRow(chunk.row, params, sequence.choice, position, banned)
+    mask = sequence.grammar.mask if sequence.grammar is not None else None
+    return SamplingRow(chunk.row, params, sequence.choice, position, banned, mask)
 
 
 def sampling_batch(rows: list[SamplingRow], state: RowState, device: torch.device) -> SamplingBatch:
-    """Only parameters that some row of the step uses become tensors."""
+    """Only parameters that some row of the step uses become tensors. Waits for the rows' masks, and raises
+    GrammarError where there is none.
+    """
     params = [row.params for row in rows]
 
     def column(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -109,7 +115,7 @@ def sampling_batch(rows: list[SamplingRow], state: RowState, device: torch.devic
         batch.frequency = column("frequency_penalty", torch.float32)
         index = torch.tensor([row.row for row in rows], dtype=torch.int64, device=device)
         batch.prompt_seen, batch.output_counts = state.counts(index)
-    _add_bias(batch, rows, device)
+    _add_bias(batch, rows, state.vocab_size, device)
     wanting = [index for index, p in enumerate(params) if p.logprobs is not None]
     if wanting:
         batch.logprob_rows = torch.tensor(wanting, dtype=torch.int64, device=device)
@@ -117,12 +123,17 @@ def sampling_batch(rows: list[SamplingRow], state: RowState, device: torch.devic
     return batch
 
 
-def _add_bias(batch: SamplingBatch, rows: list[SamplingRow], device: torch.device) -> None:
+def _add_bias(batch: SamplingBatch, rows: list[SamplingRow], vocab_size: int, device: torch.device) -> None:
     biased = [(index, id) for index, row in enumerate(rows) for id in row.params.logit_bias]
     if biased:
         values = [value for row in rows for value in row.params.logit_bias.values()]
         batch.bias = torch.tensor(biased, dtype=torch.int64, device=device).unbind(1)
         batch.bias_values = torch.tensor(values, dtype=torch.float32, device=device)
+    masks = [(index, row.mask.result()) for index, row in enumerate(rows) if row.mask is not None]
+    if masks:
+        batch.masked = torch.tensor([index for index, _ in masks], dtype=torch.int64, device=device)
+        allowed = allowed_ids([mask for _, mask in masks], vocab_size)
+        batch.allowed = torch.from_numpy(allowed).to(device)
     banned = [(index, id) for index, row in enumerate(rows) for id in row.banned]
     if banned:
         batch.banned = torch.tensor(banned, dtype=torch.int64, device=device).unbind(1)

@@ -237,9 +237,12 @@ class Scheduler:
         return list(self._unfinished.values())
 
     def stats(self) -> SchedulerStats:
+        waiting = self._waiting
         return SchedulerStats(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(waiting),
+            deferred=len(waiting) if waiting.wake_at is not None else 0,
+            oldest_arrival=waiting.oldest,
             blocks_used=self.pool.used,
             blocks_cached=self.pool.free_cached,
             blocks_free=self.pool.free - self.pool.free_cached,
@@ -277,6 +280,9 @@ class Scheduler:
             reach = len(sequence.tokens) + in_flight
             if reach >= sequence.limit:
                 continue  # ends with the token in flight
+            grammar = sequence.grammar
+            if grammar is not None and (in_flight or (grammar.early and not grammar.ready)):
+                continue
             table = sequence.block_table
             while reach > len(table) * size:
                 if not pool.free:
@@ -357,6 +363,8 @@ class Scheduler:
                 break
             if not self._waiting.belongs(sequence) or (sequence.waits_for_leader and self._shares(sequence)):
                 continue
+            if sequence.grammar is not None and not sequence.grammar.ready:
+                continue
             self._suspects.append(sequence)
             # Strictly in order: what the first cannot have yet, a smaller one behind it must not take.
             # A preempted sequence needs the token that it left in flight, which may even be its last.
@@ -365,6 +373,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             sequence.state, sequence.extended = State.RUNNING, False
+            sequence.admitted = sequence.admitted or now
             sequence.row = heappop(self._free_rows)
             self._running[sequence.row] = sequence
             admitted.append(sequence)

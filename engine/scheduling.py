@@ -44,6 +44,8 @@ class SchedulerStats:
 
     running: int
     waiting: int
+    deferred: int  # of those that wait: the gather window is open
+    oldest_arrival: float | None  # of those that wait
     blocks_used: int
     blocks_cached: int  # free ones that the prefix cache may serve again
     blocks_free: int  # free ones without content

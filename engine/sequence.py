@@ -7,9 +7,13 @@ values, never a token. This module knows nothing about text or devices.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from engine.blocks import BlockId
 from engine.messages import Request
+
+if TYPE_CHECKING:
+    from engine.grammar import GrammarState
 
 
 class State(Enum):
@@ -21,6 +25,7 @@ class State(Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Choice `choice` of `request`. The scheduler writes all the fields below `leader`; others only read.
+    (But for `first_token`, `steps_before` and `rows_before`, which the core measures.)
 
     leader: choice 0 of the same request, for its other choices: they share its prompt blocks.
     tokens: the prompt and the output ids that the host has seen.
@@ -30,9 +35,13 @@ class Sequence:
         a release replaces the list, so that a plan in flight keeps the one it was made with.
     epoch: moves when tokens in flight become void (extension, end); results of an older epoch are late.
     limit: most tokens that the sequence may reach, prompt included.
+    admitted, first_token: when it first got a row, and when its first token was seen (monotonic; 0: not yet).
+    steps_before, rows_before: steps of the engine, and rows of all of them, until it first got a row.
     cached_tokens: prompt tokens that its first admission found in the prefix cache.
     extended: forced tokens were appended since the row's state was last built.
     digests: hash chain over the full blocks of tokens, as far as it was needed.
+    grammar: what its answer has to look like, if that was asked for. Which tokens may come next is known only
+        when the last one was seen, so such a sequence is planned without tokens in flight.
     published: leading blocks of the table that came from the prefix cache or were offered to it.
     unscored: index of the first prompt token whose logprobs are wanted and not known to the host yet; the
         prompt's length when there is none.
@@ -54,12 +63,17 @@ class Sequence:
     limit: int = field(init=False, default=0)
     arrival: float = field(init=False, default=0.0)
     order: int = field(init=False, default=-1)
+    admitted: float = field(init=False, default=0.0)
+    first_token: float = field(init=False, default=0.0)
+    steps_before: int = field(init=False, default=0)
+    rows_before: int = field(init=False, default=0)
     cached_tokens: int = field(init=False, default=0)
     preemptions: int = field(init=False, default=0)
     extended: bool = field(init=False, default=False)
     digests: list[bytes] = field(init=False, default_factory=list)
     published: int = field(init=False, default=0)
     unscored: int = field(init=False)
+    grammar: "GrammarState | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.id = self.request.id + self.choice

@@ -14,6 +14,7 @@ class RowState:
 
     def __init__(self, rows: int, vocab_size: int, device: torch.device) -> None:
         self.last_token = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.vocab_size = vocab_size
         self._shape = (rows, vocab_size)
         self._prompt_seen: torch.Tensor | None = None
         self._output_counts: torch.Tensor | None = None

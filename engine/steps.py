@@ -45,11 +45,13 @@ class StepHandle:
 class Runner(Protocol):
     """Runs steps strictly in launch order; no method blocks the loop.
 
-    graph_recaptures: times that captured graphs were given up because the KV pool had moved.
+    graph_recaptures: times that captured graphs were given up because the KV pool had moved. early_masks:
+    whether a sequence's grammar has to be ready before its step is launched, and not just before it samples.
     """
 
     vocab_size: int
     graph_recaptures: int
+    early_masks: bool
 
     def launch(self, plan: Plan) -> StepHandle:
         """Copies what the step needs out of the plan and queues it. May raise whatever the device raises."""

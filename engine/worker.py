@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.links import FAREWELL_SECONDS, Exchange, FirstLink
 from engine.messages import EngineConfig, Failed
+from engine.messages.resident import resident_bytes
 from engine.messages.wire import HEARTBEAT_SECONDS, encode
 
 if TYPE_CHECKING:
@@ -117,8 +118,10 @@ async def serve(sock: socket.socket, listener: socket.socket | None = None) -> i
     gc.freeze()
     exchange.open(engine)
     ended = asyncio.ensure_future(engine.wait_closed())
+    engine.core.resident_bytes = resident_bytes()
     while not (gone.done() or ended.done()):
         await asyncio.wait({gone, ended}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        engine.core.resident_bytes = resident_bytes()
         exchange.beat()
     code = 0
     if not gone.done():

@@ -1,10 +1,10 @@
 """From logits to tokens, reference version: plain torch, per-row parameters, no row looks at another.
 
-Order: logprobs of the raw logits; logit bias; repetition, presence and frequency penalties; banned ids; then
-greedy rows take the argmax (lowest id wins ties), the others divide by temperature and keep what passes
-top-k, top-p and min-p. All three filters are thresholds on the logit, so tokens that tie at the border stay
-or go together, and the draw runs over the vocabulary in id order: one uniform number against the cumulative
-sum, in float64.
+Order: logprobs of the raw logits; logit bias; repetition, presence and frequency penalties; what a grammar
+allows; banned ids; then greedy rows take the argmax (lowest id wins ties), the others divide by temperature
+and keep what passes top-k, top-p and min-p. All three filters are thresholds on the logit, so tokens that tie
+at the border stay or go together, and the draw runs over the vocabulary in id order: one uniform number
+against the cumulative sum, in float64.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ class SamplingBatch:
     bias: tuple[torch.Tensor, ...] | None = None
     bias_values: torch.Tensor | None = None
     banned: tuple[torch.Tensor, ...] | None = None
+    masked: torch.Tensor | None = None  # int64, rows that may sample only what is
+    allowed: torch.Tensor | None = None  # true in [masked rows, vocab] bool
     logprob_rows: torch.Tensor | None = None  # int64, rows whose logprobs are wanted
     logprob_count: int = 0  # alternatives to report for them
 
@@ -80,7 +82,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
 
 
 def _adjust(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Bias, penalties, bans. A row with every id banned keeps its logits: it must still end."""
+    """Bias, penalties, masks, bans. A row with every id banned keeps its logits: it must still end."""
     if batch.bias is not None:
         assert batch.bias_values is not None
         logits = logits.index_put(batch.bias, batch.bias_values, accumulate=True)
@@ -93,6 +95,10 @@ def _adjust(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         logits = torch.where(logits > 0, logits / factor, logits * factor)
         logits = logits - batch.frequency.unsqueeze(1) * counts
         logits = logits - batch.presence.unsqueeze(1) * (counts > 0)
+    if batch.masked is not None:
+        assert batch.allowed is not None
+        kept = torch.where(batch.allowed, logits[batch.masked], float("-inf"))
+        logits = logits.index_copy(0, batch.masked, kept)
     if batch.banned is not None:
         remaining = logits.index_put(batch.banned, logits.new_tensor(float("-inf")))
         possible = torch.isfinite(remaining).any(dim=-1, keepdim=True)

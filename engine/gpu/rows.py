@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engine.gpu.inputs import Ints, PinnedRing
+from engine.grammar import Mask
 from engine.plan import Chunk, Plan
 from engine.sampler import has_penalty, stop_ids
 from engine.sequence import Sequence
@@ -19,7 +20,7 @@ ALWAYS = 2**62  # a position that no row reaches
 
 # Order of the packed parameters of some rows: their seeds, two words each, then a line for each of these.
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
-_INTS = ("top_k", "choice", "logprobs", "min_position", "stop_count", "bias_count", "penalised")
+_INTS = ("top_k", "choice", "logprobs", "min_position", "stop_count", "bias_count", "penalised", "masked")
 _LINES = 1 + len(_FLOATS) + len(_INTS)  # the row's number first
 _PACKED = 2 + _LINES
 
@@ -50,7 +51,7 @@ class DeviceRows:
         self._parameter_buffer = torch.zeros(rows * _PACKED, dtype=torch.int32, device=device)
 
     def needs_full(self, plan: Plan) -> bool:
-        """Whether a row of the step has penalties, biases, bans or wants logprobs."""
+        """Whether a row of the step has penalties, biases, bans, a grammar or wants logprobs."""
         full = self._full
         return bool(full) and any(full.get(c.row, 0) > c.start + c.length for c in plan.chunks)
 
@@ -63,6 +64,19 @@ class DeviceRows:
                     self._on_device[sequence.row] = 0
             self._stage_parameters(fresh, terminal_ids)
         self._stage_blocks(plan.chunks)
+        formed = [chunk for chunk in plan.chunks if chunk.samples and chunk.sequence.grammar is not None]
+        if formed:
+            self._stage_masks(formed)
+
+    def _stage_masks(self, chunks: list[Chunk]) -> None:
+        """What the grammars of these rows allow next. The scheduler has waited for it."""
+        masks: list[Mask] = []
+        for chunk in chunks:
+            assert chunk.sequence.grammar is not None
+            masks.append(chunk.sequence.grammar.mask.result(timeout=0))
+        rows = self._ids([chunk.row for chunk in chunks]).long()
+        host = self._pinned(torch.from_numpy(np.stack(masks)))
+        self.sampling.masks.index_copy_(0, rows, host.to(self.device, non_blocking=True))
 
     def _stage_blocks(self, chunks: tuple[Chunk, ...]) -> None:
         """New entries of the block tables, as (row, index, block) triples."""
@@ -130,8 +144,9 @@ class DeviceRows:
             len(bans),
             len(params.logit_bias),
             penalised,
+            params.grammar is not None,
         )
-        if penalised or params.logit_bias or params.logprobs is not None:
+        if params.grammar is not None or penalised or params.logit_bias or params.logprobs is not None:
             self._full[row] = ALWAYS
         elif bans:
             self._full[row] = sequence.prompt_length + params.min_tokens

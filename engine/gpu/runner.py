@@ -77,6 +77,7 @@ class GpuRunner:
         self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
         self._launched = 0
         self.graph_recaptures = 0
+        self.early_masks = True  # they are uploaded in front of the step
         self._plain: dict[int, SampledToken] = {}  # most results are a bare token: one object for each
         self._waiter = ThreadPoolExecutor(1, "results", torch.cuda.set_device, (stream.device,))
 

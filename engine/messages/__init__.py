@@ -20,6 +20,7 @@ from engine.messages.wire import (
     Request,
     SamplingParams,
     Shutdown,
+    Started,
     Submit,
     TokenLogprobs,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Shutdown",
+    "Started",
     "StreamRouter",
     "Submit",
     "TokenLogprobs",

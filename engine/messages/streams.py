@@ -7,17 +7,28 @@ that can do its part at once, without waiting for anything, offers a `Lane` and 
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from time import perf_counter
 from typing import Protocol
 
-from engine.messages.wire import EngineStats, Finish, Frame, PromptLogprobs, Request, TokenLogprobs, merge
+from engine.messages.wire import (
+    EngineStats,
+    Finish,
+    Frame,
+    PromptLogprobs,
+    Request,
+    Started,
+    TokenLogprobs,
+    merge,
+)
 
 log = logging.getLogger("fastpath.engine")
 
 ROWS_PER_TURN = 128  # streams served before the event loop gets its turn
+ARRIVALS = 4096  # frames with tokens whose times are remembered
 
 
 @dataclass(slots=True)
@@ -56,13 +67,37 @@ class TokenStream:
     The consumer waits in `next`, or has `listener` called when something is pending and fetches it with
     `take`. `lane`, while it is set and nothing is pending, gets the tokens that do not end the stream; the
     consumer takes it away before it does anything that would have to come before the next token.
+
+    What nobody needs for the tokens themselves: `request`, as the engine was asked; `started`, once the
+    choice has got a row; `arrivals`, for all streams of a router: when frames with tokens came
+    (perf_counter), and how many steps the engine had made by then.
     """
 
-    __slots__ = ("_waiter", "finished", "held", "id", "lane", "listener", "wants_logprobs")
+    __slots__ = (
+        "_waiter",
+        "arrivals",
+        "finished",
+        "held",
+        "id",
+        "lane",
+        "listener",
+        "request",
+        "started",
+        "wants_logprobs",
+    )
 
-    def __init__(self, id: int, wants_logprobs: bool = False) -> None:
+    def __init__(
+        self,
+        id: int,
+        wants_logprobs: bool = False,
+        request: Request | None = None,
+        arrivals: Sequence[tuple[float, int]] = (),
+    ) -> None:
         self.id = id
+        self.started: Started | None = None
+        self.arrivals = arrivals
         self.wants_logprobs = wants_logprobs
+        self.request = request
         self.finished = False
         self.held: Delta | None = None  # what is pending
         self.lane: Lane | None = None
@@ -105,9 +140,10 @@ class TokenStream:
 class StreamRouter:
     """Knows the open streams and hands each frame's tokens to them. Lives on one event loop."""
 
-    __slots__ = ("_streams", "orphan_tokens", "stats")
+    __slots__ = ("_arrivals", "_streams", "orphan_tokens", "stats")
 
     def __init__(self) -> None:
+        self._arrivals: deque[tuple[float, int]] = deque(maxlen=ARRIVALS)
         self._streams: dict[int, TokenStream] = {}
         self.stats = EngineStats()
         self.orphan_tokens = 0  # tokens for streams that had been closed before they arrived
@@ -118,7 +154,8 @@ class StreamRouter:
     def open(self, request: Request) -> list[TokenStream]:
         """One stream per choice. Raises ValueError if an id is already open."""
         wants = request.params.logprobs is not None
-        streams = [TokenStream(request.id + k, wants) for k in range(request.n)]
+        ids = range(request.id, request.id + request.n)
+        streams = [TokenStream(id, wants, request, self._arrivals) for id in ids]
         if any(stream.id in self._streams for stream in streams):
             raise ValueError(f"request id {request.id} is already open")
         for stream in streams:
@@ -146,6 +183,12 @@ class StreamRouter:
                 delta = scored.pending()
                 delta.prompt = (*delta.prompt, scores)
                 scored.wake()
+        if frame.tokens:
+            self._arrivals.append((now, frame.stats.steps))
+        for started in frame.started:
+            stream = self._streams.get(started.stream)
+            if stream is not None:
+                stream.started = started
         # A last token goes the same way as the end it came with, so that one event can say both.
         ending = {finish.stream for finish in frame.finished}
         if len(set(frame.streams)) == len(frame.streams):
@@ -219,7 +262,7 @@ class StreamRouter:
         """Ends every open stream with an error: the engine is gone."""
         for id, stream in list(self._streams.items()):
             stream.finished = True
-            stream.pending().finish = Finish(id, "error", message=message)
+            stream.pending().finish = Finish(id, "error", message=message, code="engine_unavailable")
             stream.wake()
         self._streams.clear()
 

@@ -5,6 +5,7 @@ once, then `Submit`, `Abort` and `Shutdown`; back come `Ready` or `Failed` once,
 (and one whenever the counters changed without a step, and at least every `HEARTBEAT_SECONDS`).
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Literal
 
@@ -15,7 +16,15 @@ from engine.messages.config import EngineConfig
 HEARTBEAT_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
+# Upper bounds of the histograms that the engine counts itself.
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+STEP_SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
+
 FinishReason = Literal["stop", "length", "abort", "error"]
+FaultCode = Literal["engine_unavailable", "out_of_memory"]  # faults that a client is told by name
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,8 +32,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature 0 is greedy (lowest id wins ties). top_k 0, top_p 1, min_p 0, penalties 0 or 1 mean "off".
     `logprobs` is None for none, else how many alternatives to report beside the sampled token (0..20); they
-    are the log-softmax of the model's logits before penalties, bias, temperature and filters.
+    are the log-softmax of the model's logits before penalties, bias, temperature, filters and grammar.
     `prompt_logprobs`, likewise, asks for those of the prompt's tokens, each given the ones before it.
+    `grammar` is text of llguidance's (its Lark, or its JSON): the output is a text that it generates, ended
+    by one of the model's terminals where it may end.
     """
 
     max_tokens: int
@@ -42,6 +53,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,14 +106,50 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
         return PromptLogprobs(self.stream, first, *(values[skipped:] for values in lists))  # type: ignore[arg-type]
 
 
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """A choice got a row for the first time, `queue_seconds` after the engine had taken its request."""
+
+    stream: int
+    queue_seconds: float
+    cached_tokens: int  # prompt tokens that the prefix cache had
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """End of one choice. `stop_token` is the terminal or stop id behind it, `message` explains an error."""
+    """End of one choice. `stop_token` is the terminal or stop id behind it, `message` explains an error.
+
+    prefill_seconds: from its row to its first token; decode_seconds: from there to its last. Both are the
+    engine's own times, None where it did not come so far. batch_rows: rows of the average step between its
+    row and its end. `code` is set where more is known about an error: the engine went away, or had no memory
+    for the request.
+    """
 
     stream: int
     reason: FinishReason
     stop_token: int | None = None
     cached_tokens: int = 0
     message: str | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    preemptions: int = 0
+    batch_rows: float | None = None
+    code: FaultCode | None = None
+
+
+class StepHistograms(msgspec.Struct, array_like=True):
+    """Steps by size and duration: how many up to each bound of `STEP_TOKENS`, `STEP_SECONDS`, and beyond."""
+
+    tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
+    token_total: int = 0
+    seconds: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
+    second_total: float = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        self.tokens[bisect_left(STEP_TOKENS, tokens)] += 1
+        self.token_total += tokens
+        self.seconds[bisect_left(STEP_SECONDS, seconds)] += 1
+        self.second_total += seconds
+
+    code: FaultCode | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -124,6 +172,12 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     late_tokens: int = 0  # sampled tokens dropped because their row had been released
     kv_growths: int = 0  # times that the KV pool became larger
     graph_recaptures: int = 0  # times that captured graphs were given up, because the pool had moved
+    deferred: int = 0  # of those that wait, held back although there is room: an idle engine gathers a batch
+    oldest_wait_seconds: float = 0.0  # how long the one that waits longest has been there
+    nonfinite: int = 0  # sequences that ended because their logits were not finite
+    resident_bytes: int = 0  # memory of the engine's process, where it has one of its own
+    step_histograms: StepHistograms = msgspec.field(default_factory=StepHistograms)
+    step_age_seconds: float = 0.0  # for how long work has waited for a step to end; 0 while there is none
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +242,7 @@ class Frame(msgspec.Struct, frozen=True, tag="frame", array_like=True):
     finished: list[Finish]
     stats: EngineStats
     prompts: list[PromptLogprobs] = []
+    started: list[Started] = []
 
 
 ToEngine = EngineConfig | Submit | Abort | Shutdown
@@ -215,9 +270,12 @@ def merge(first: Frame, second: Frame) -> Frame:
         for item in second.logprobs
     )
     first.finished.extend(second.finished)
-    first.prompts.extend(second.prompts)
-    merged = first.streams, first.tokens, first.forced, first.logprobs, first.finished
-    return Frame(*merged, second.stats, first.prompts)
+    return Frame(
+        *(first.streams, first.tokens, first.forced, first.logprobs, first.finished),
+        second.stats,
+        first.prompts + second.prompts,
+        first.started + second.started,
+    )
 
 
 class Unframer:

@@ -18,7 +18,7 @@ class IncrementalDecoder:
     no text, nor does what stands in a tool block: from a token of `tokenizer.block_starts` up to the next
     special token, whichever that is, so that a block that the model forgets to close costs as little of the
     answer as can be. Without, special tokens read as their spelling. `hidden` ids never have text (the
-    terminal ids, for instance).
+    terminal ids, for instance), `shown` ones always have theirs.
 
     `in_block` says whether the last token opened a block, or stands in one.
     """
@@ -26,11 +26,15 @@ class IncrementalDecoder:
     __slots__ = ("_codec", "_decode", "_opening", "_skipped", "_token_bytes", "in_block")
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_special: bool = True, hidden: Collection[int] = frozenset()
+        self,
+        tokenizer: Tokenizer,
+        skip_special: bool = True,
+        hidden: Collection[int] = frozenset(),
+        shown: Collection[int] = frozenset(),
     ) -> None:
         self._token_bytes = tokenizer.token_bytes
         skipped = frozenset(hidden)
-        self._skipped = skipped | tokenizer.special_ids if skip_special else skipped
+        self._skipped = (skipped | tokenizer.special_ids if skip_special else skipped).difference(shown)
         self._opening: frozenset[int] = tokenizer.block_starts if skip_special else frozenset()
         self._codec = codecs.getincrementaldecoder("utf-8")("replace")
         self._decode = self._codec.decode

@@ -6,11 +6,15 @@ not. So a mark is put before every character of a message where such a spelling 
 across the message's edge); in the rendered text a marked character is literal, and the marks vanish. Text
 between special tokens is encoded in one piece, so borders between template and message tokenise as they do in
 training.
+
+A template that reads the variable `tools` knows tools. They are shown to it as OpenAI's clients send them,
+and calls of earlier turns with their arguments as objects; every text in them is marked as messages are,
+except plain words, which templates compare and look up.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -22,10 +26,12 @@ import jinja2.parser
 import jinja2.sandbox
 
 from engine.text.files import CONFIG, read_json, token_spelling
-from engine.text.template import ChatMessage, TemplateError, checked, terminal_ids
+from engine.text.template import ChatMessage, TemplateError, Tool, checked, refuse_tools, terminal_ids
 from engine.text.tokenizer import Tokenizer, TokenizerError
 
 MAX_RENDERED_CHARACTERS = 2**24
+
+_WORD = re.compile(r"\w*")
 
 
 class JinjaTemplate:
@@ -33,10 +39,11 @@ class JinjaTemplate:
 
     The template sees `messages`, `add_generation_prompt`, the named special tokens of tokenizer_config.json,
     and what transformers offers: `raise_exception`, `strftime_now`, `tojson`, loop controls, generation
-    blocks. Raises TokenizerError when the template does not compile.
+    blocks, and `tools`. `tool_use` is another template that conversations with tools take. Raises
+    TokenizerError when a template does not compile.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, folder: Path, tool_use: str | None = None) -> None:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
@@ -45,8 +52,11 @@ class JinjaTemplate:
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
         try:
             self._template = environment.from_string(source)
+            self._tool_template = environment.from_string(tool_use or source)
+            knows_tools = _reads(environment.parse(tool_use or source), "tools")
         except jinja2.TemplateError as error:
             raise TokenizerError(f"the chat template does not compile: {error}") from error
+        self.tool_source = (tool_use or source) if knows_tools else None
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         spellings = {name: token_spelling(value) for name, value in config.items() if name.endswith("_token")}
         self._names = {name: spelling for name, spelling in spellings.items() if spelling is not None}
@@ -63,27 +73,34 @@ class JinjaTemplate:
         self._longest = len(longest_first[0])
         self.terminal_ids = terminal_ids(folder, tokenizer)
 
-    def render(self, messages: Sequence[ChatMessage], *, continue_final: bool = False) -> list[int]:
-        turns = checked(messages, continue_final)
-        mark, end = _unused_characters("".join(turn.content for turn in turns))
-        content = [self._shield(turn.content, mark) for turn in turns]
+    def render(
+        self, messages: Sequence[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        if self.tool_source is None:
+            refuse_tools(tools)
+        turns = checked(messages, continue_final, tools=self.tool_source is not None)
+        mark, end = _unused_characters("".join(_texts([_as_given(turn) for turn in turns], list(tools))))
+        shielded = [self._shield_turn(turn, mark) for turn in turns]
         if continue_final:
-            content[-1] += end
-        shielded = [{"role": turn.role, "content": text} for turn, text in zip(turns, content, strict=True)]
-        text = self._run(shielded, not continue_final)
+            shielded[-1]["content"] = f"{shielded[-1]['content']}{end}"
+        text = self._run(shielded, [self._shield_all(tool, mark) for tool in tools], not continue_final)
         if continue_final:
             text, found, _ = text.rpartition(end)
             if not found:
                 raise TemplateError("the model's chat template does not show the message to be continued")
         return self._encode(text, mark)
 
-    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _run(
+        self, messages: list[dict[str, object]], tools: list[object], add_generation_prompt: bool
+    ) -> str:
         given = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        with_tools = bool(tools) or any("tool_calls" in turn or turn["role"] == "tool" for turn in messages)
+        template = self._tool_template if with_tools else self._template
         try:
             # Piece by piece, so that a runaway template is stopped before it fills the memory.
             pieces: list[str] = []
             size = 0
-            for piece in self._template.generate(given, tools=None, documents=None, **self._names):
+            for piece in template.generate(given, tools=tools or None, documents=None, **self._names):
                 pieces.append(piece)
                 size += len(piece)
                 if size > MAX_RENDERED_CHARACTERS:
@@ -93,6 +110,24 @@ class JinjaTemplate:
             raise
         except Exception as error:  # the template's own program failed, with whatever error it caused
             raise TemplateError(f"the model's chat template refuses this conversation: {error}") from error
+
+    def _shield_turn(self, turn: ChatMessage, mark: str) -> dict[str, object]:
+        given = _as_given(turn)
+        content = self._shield(turn.content, mark)
+        rest = {key: value for key, value in given.items() if key not in ("role", "content")}
+        return {"role": turn.role, "content": content} | {
+            key: self._shield_all(value, mark) for key, value in rest.items()
+        }
+
+    def _shield_all(self, value: object, mark: str) -> object:
+        """`value` with every text in it shielded that is more than one word."""
+        if isinstance(value, str):
+            return value if _WORD.fullmatch(value) else self._shield(value, mark)
+        if isinstance(value, Mapping):
+            return {self._shield_all(key, mark): self._shield_all(item, mark) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._shield_all(item, mark) for item in value]
+        return value
 
     def _shield(self, text: str, mark: str) -> str:
         """`text` with a mark before each character that must not begin (or carry on) a special token."""
@@ -132,6 +167,40 @@ class JinjaTemplate:
 
     def _piece(self, text: str, first: bool) -> list[int]:
         return self._tokenizer.encode(text) if first else self._tokenizer.encode_inside(text)
+
+
+def _as_given(turn: ChatMessage) -> dict[str, object]:
+    """A message as templates know it: OpenAI's, but with the arguments of calls as objects."""
+    given: dict[str, object] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        given["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.tool_calls
+        ]
+    if turn.tool_call_id is not None:
+        given["tool_call_id"] = turn.tool_call_id
+    if turn.name is not None:
+        given["name"] = turn.name
+    return given
+
+
+def _texts(*values: object) -> list[str]:
+    """Every text in JSON values, keys among them."""
+    found: list[str] = []
+    open: list[object] = [*values]
+    while open:
+        value = open.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            open += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            open += value
+    return found
+
+
+def _reads(template: jinja2.nodes.Template, variable: str) -> bool:
+    return any(name.name == variable and name.ctx == "load" for name in template.find_all(jinja2.nodes.Name))
 
 
 def _unused_characters(text: str) -> tuple[str, str]:

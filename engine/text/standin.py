@@ -7,7 +7,7 @@ that consists of such words becomes their ids again; any other text becomes one 
 import re
 from collections.abc import Sequence
 
-from engine.text.template import ChatMessage, checked
+from engine.text.template import ChatMessage, Tool, checked, refuse_tools
 from engine.text.tokenizer import Tokenizer, TokenizerError
 
 BOS = "<|bos|>"
@@ -43,12 +43,17 @@ class StandInTokenizer(Tokenizer):
 class PlainTemplate:
     """BOS, a line "role: text" for each turn, and "assistant:" for the answer."""
 
+    tool_source: str | None = None
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.terminal_ids = [tokenizer.get_bos_token_id()]
 
-    def render(self, messages: Sequence[ChatMessage], *, continue_final: bool = False) -> list[int]:
-        """Raises TemplateError for an unknown role, or a last turn that cannot be continued."""
+    def render(
+        self, messages: Sequence[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        """Raises TemplateError for an unknown role, tools, or a last turn that cannot be continued."""
+        refuse_tools(tools)
         text = "\n".join(f"{turn.role}: {turn.content}" for turn in checked(messages, continue_final))
         if not continue_final:
             text += "\nassistant:"

@@ -40,6 +40,7 @@ class SamplingRows:
     0 to 20, or -1 for no logprobs at all. min_position: the first stop_count of stop_ids [rows, 80] are
     banned for tokens before this position. bias_count, bias_ids [rows, 1024], bias_values [rows, 1024]
     float32: each id at most once. penalised: 1 where repetition, presence or frequency are to be looked at.
+    masked: 1 where only those ids may be sampled whose bits are set in masks [rows, ceil(vocab / 32)].
     prompt_seen: [rows, vocab] uint8; output_counts: [rows, vocab] int16, counting up to 32,767; None until
     `ensure_penalties`, and without them no row is penalised.
     """
@@ -62,6 +63,8 @@ class SamplingRows:
     bias_ids: torch.Tensor
     bias_values: torch.Tensor
     penalised: torch.Tensor
+    masked: torch.Tensor
+    masks: torch.Tensor
     prompt_seen: torch.Tensor | None = None
     output_counts: torch.Tensor | None = None
 
@@ -94,6 +97,8 @@ class SamplingRows:
             bias_ids=ints(rows, MAX_BIASES),
             bias_values=floats(rows, MAX_BIASES),
             penalised=ints(rows),
+            masked=ints(rows),
+            masks=ints(rows, triton.cdiv(vocab, 32)),
         )
 
     def ensure_penalties(self) -> None:
@@ -199,7 +204,7 @@ def sample(
     logits: [entries, at least vocab] bfloat16 or float32, rows of any stride, left as they are; softcap is
     applied to them on the way, infinite ones excepted. entry_rows: [entries] int32, -1 for padding; no two
     live entries may share a row. entry_positions: [entries] int32, of the tokens to be sampled.
-    full: penalties, biases, bans and logprobs are looked at; without it they are ignored.
+    full: penalties, biases, masks, bans and logprobs are looked at; without it they are ignored.
     """
     entries = entry_rows.size(0)
     if not entries:
@@ -292,6 +297,8 @@ def _adjust(
         rows.bias_ids,
         rows.bias_values,
         rows.penalised,
+        rows.masked,
+        rows.masks,
         rows.prompt_seen,
         counts,
         out.adjusted,
@@ -302,6 +309,7 @@ def _adjust(
         logits.stride(0),
         rows.stop_ids.stride(0),
         rows.bias_ids.stride(0),
+        rows.masks.stride(0),
         counts.stride(0) if counts is not None else 0,
         out.adjusted.stride(0),
         out.saved.stride(0),

@@ -1,5 +1,5 @@
 """First half of the sampler: what each group of 64 neighbouring ids holds, and the adjusted logits of rows
-that have penalties, biases or bans.
+that have penalties, biases, masks or bans.
 
 A group's largest value says whether any of its ids can pass a filter, so what follows looks at some dozen
 groups and not at the vocabulary. Groups do not depend on how many programs share a row, so a row's bits do
@@ -157,6 +157,8 @@ def adjust_kernel(
     bias_ids,
     bias_values,
     penalised,
+    masked,
+    masks,
     prompt_seen,
     output_counts,
     adjusted,
@@ -167,6 +169,7 @@ def adjust_kernel(
     stride_logits,
     stride_stop,
     stride_bias,
+    stride_masks,
     stride_counts,
     stride_adjusted,
     stride_saved,
@@ -178,7 +181,7 @@ def adjust_kernel(
     BIAS_BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Bias, penalties and bans of the rows that have some, and their groups anew. Grid as groups_kernel.
+    """Bias, penalties, masks and bans of rows that have some, and their groups anew. Grid as groups_kernel.
 
     state: [entries], 0 where the raw logits are sampled from, 1 where the adjusted ones are, 2 with bans in
     them. saved: what the banned ids had before.
@@ -194,9 +197,10 @@ def adjust_kernel(
         last = tl.minimum(first + tiles_each, TILES)
         biases = tl.load(bias_count + row)
         counted = tl.load(penalised + row) != 0
+        formed = tl.load(masked + row) != 0
         bans = tl.load(stop_count + row)
         bans = tl.where(tl.load(entry_positions + entry) < tl.load(min_position + row), bans, 0)
-        touched = (biases > 0) | counted | (bans > 0)
+        touched = (biases > 0) | counted | formed | (bans > 0)
         if tl.program_id(0) == 0:
             tl.store(state + entry, tl.where(bans > 0, 2, touched.to(tl.int32)))
         if touched:
@@ -235,6 +239,15 @@ def adjust_kernel(
                         once,
                         often,
                     )
+                    tl.store(target + ids, x, mask=inside)
+            if formed:
+                tl.debug_barrier()
+                for tile in range(first, last):
+                    ids = tile * TILE + lane
+                    inside = ids < VOCAB
+                    word = tl.load(masks + row * stride_masks + ids // 32, mask=inside, other=0)
+                    x = tl.load(target + ids, mask=inside, other=0.0)
+                    x = tl.where(((word >> (ids % 32)) & 1) != 0, x, float("-inf"))
                     tl.store(target + ids, x, mask=inside)
             tl.debug_barrier()
             if bans > 0:

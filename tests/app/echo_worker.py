@@ -30,6 +30,9 @@ HOLD = 97  # one token, then nothing
 CRASH = 98  # one token, then the process dies
 FREEZE = 99  # one token, then the event loop stops
 STUCK = 100  # one token, then steps stop while the heart beats on
+SILENT = 101  # no token, ever
+PACED = 102  # the rest of the prompt, a token every millisecond
+FLOOD = 103  # more than the socket can take, and in the middle of it the event loop stops
 
 
 class Link(asyncio.Protocol):
@@ -69,6 +72,8 @@ class Echo:
         self.steps = 0
         self.ready = False
         self.server: asyncio.Server | None = None
+        self.context = 1024
+        self.tasks: set[asyncio.Task[None]] = set()
 
     def greet(self, link: Link) -> None:
         if self.ready:
@@ -99,16 +104,36 @@ class Echo:
         first = request.prompt[0] if request.prompt else 0
         assert request.id not in self.open, "two front ends use one id"
         self.open[request.id] = link
+        if first == SILENT:
+            self.beat()
+            return
         self.frame(link, [request.id], [first], [])
         if first == CRASH:
             os.kill(os.getpid(), signal.SIGKILL)
         elif first == FREEZE:
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif first == FLOOD:
+            many = 1 << 20
+            link.transport.write(encode(Frame([1 << 40] * many, [5] * many, [], [], [], EngineStats())))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif first == PACED:
+            task = asyncio.create_task(self.play(link, request))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
         elif first not in (HOLD, STUCK):
             self.open.pop(request.id)
             for token in request.prompt[1:]:
                 self.frame(link, [request.id], [token], [])
             self.frame(link, [], [], [Finish(request.id, "stop")])
+
+    async def play(self, link: Link, request: Request) -> None:
+        for token in request.prompt[1 : request.params.max_tokens]:
+            await asyncio.sleep(0.001)
+            if request.id not in self.open:
+                return
+            self.frame(link, [request.id], [token], [])
+        self.open.pop(request.id)
+        self.frame(link, [], [], [Finish(request.id, "stop")])
 
     def info(self, config: EngineConfig) -> ModelInfo:
         return ModelInfo(
@@ -116,7 +141,7 @@ class Echo:
             path=config.model or "",
             generation="G1",
             vocab_size=512,
-            max_model_len=1024,
+            max_model_len=self.context,
             terminal_ids=[0],
             max_rows=config.max_rows or 8,
             block_size=config.block_size or 16,
@@ -130,6 +155,7 @@ class Echo:
 async def serve(options: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     echo = Echo()
+    echo.context = options.context
     await loop.create_unix_connection(lambda: Link(echo), sock=socket.socket(fileno=options.fd))
     if options.listen is not None:
         listener = socket.socket(fileno=options.listen)
@@ -170,6 +196,7 @@ def main() -> None:
     parser.add_argument("--die", action="store_true", help="end while the model loads")
     parser.add_argument("--once", help="a file: only the first start works, and creates it")
     parser.add_argument("--never-ready", action="store_true", help="the model loads for ever")
+    parser.add_argument("--context", type=int, default=1024, help="longest sequence")
     options = parser.parse_args()
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)

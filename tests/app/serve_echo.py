@@ -20,7 +20,8 @@ def main() -> int:
 
     def make_engine(config: Config) -> ProcessEngine:
         command = [sys.executable, str(ECHO), *worker_flags]
-        patience = Patience(backoff=(0.0, 0.0, 0.0))
+        hang, step = config.server.engine_hang_timeout, config.server.step_timeout
+        patience = Patience(hang=hang, step=step, backoff=(0.0, 0.0, 0.0))
         return ProcessEngine(config.engine_config(), command=command, patience=patience)
 
     return run(config, make_engine)

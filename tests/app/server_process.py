@@ -57,9 +57,9 @@ class Server:
             connection.request("GET", path)
             return connection.getresponse().status
 
-    def ask(self, prompt: list[int], stream: bool = True) -> http.client.HTTPResponse:
+    def ask(self, prompt: list[int], stream: bool = True, max_tokens: int = 100) -> http.client.HTTPResponse:
         """Opens a completion; its connection ends with the response."""
-        body = {"prompt": prompt, "max_tokens": 100, "stream": stream}
+        body = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream}
         connection = self.connect()
         headers = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
@@ -79,11 +79,18 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str], *flags: str, ready: bool = True, cwd: Path = ROOT, **more: str
+    command: Sequence[str],
+    *flags: str,
+    ready: bool = True,
+    cwd: Path = ROOT,
+    port: int = 0,
+    **more: str,
 ) -> Iterator[Server]:
-    """A server on a free port; `ready`: wait for its ready line, else for its listening line."""
+    """A server on a free port, if `port` names none. `ready`: wait for its ready line, else for its
+    listening line.
+    """
     process = subprocess.Popen(
-        [*command, "--port", "0", "--log-format", "json", *flags],
+        [*command, "--port", str(port), "--log-format", "json", *flags],
         cwd=cwd,
         env=environment() | more,
         stdout=subprocess.PIPE,

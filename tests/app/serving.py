@@ -17,7 +17,7 @@ from app.direct import DirectHttpProtocol
 from app.server import create_app
 from app.settings import HttpSettings
 from app.text import TextService
-from engine.text import Tokenizer
+from engine.text import ChatTemplate, Tokenizer
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer
 
 
@@ -50,9 +50,10 @@ async def served(
     *,
     direct: bool = True,
     tokenizer: Tokenizer | None = None,
+    template: ChatTemplate | None = None,
 ) -> AsyncIterator[Served]:
     """`direct`: with the ASGI extension of app/direct.py, as the real server has it."""
-    text = TextService(tokenizer or byte_tokenizer(), byte_template())
+    text = TextService(tokenizer or byte_tokenizer(), template or byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
     # uvloop, which the server runs on, does this by itself; asyncio does not know that this is TCP.

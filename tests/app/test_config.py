@@ -61,6 +61,7 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         "te_weight_dtype": "mxfp8",
         "clustered_attention_impl": "a.module:f",
         "persistent_decode_impl": "a.module:f",
+        "otlp_endpoint": "http://collector:4318",
     }
     for entry in table(Config()):
         if entry.flag.is_switch:
@@ -229,3 +230,12 @@ def test_weight_dtype(kind: str) -> None:
         check(parse("--weight-dtype", kind, "--use-te-weight-only"))
     with pytest.raises(UsageError, match="--weight-dtype"):
         parse("--weight-dtype", "int4")
+
+
+def test_the_parser_of_calls_has_a_name() -> None:
+    assert parse().http_settings().tool_call_parser == "auto"
+    assert parse("--tool-call-parser", "mistral").http_settings().tool_call_parser == "mistral"
+    with pytest.raises(
+        UsageError, match=r"--tool-call-parser: 'lama3' is none of auto, hermes, llama3, mistral"
+    ):
+        parse("--tool-call-parser", "lama3")

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -91,7 +92,7 @@ def test_requests_are_spread_and_every_process_answers_for_all() -> None:
             assert (stats["open_choices"], stats["running"]) == (4, 4)
         for answer in answers:
             answer.close()
-        until(lambda: metric(server, "fastpath_disconnects_total") == 4)
+        until(lambda: metric(server, "fastpath_disconnects_total", phase="decode") == 4)
         until(lambda: metric(server, "vllm:num_requests_running") == 0)
 
 
@@ -167,11 +168,14 @@ def test_a_dead_engine_fails_the_streams_of_all_and_returns() -> None:
 
 def test_an_engine_that_keeps_dying_ends_the_server_with_1() -> None:
     with serving([*SERVE_ECHO, *MODEL]) as server:
+        numbers = itertools.count()
 
         def ended() -> bool:
-            """Asks again and again: the other process may not know yet that there is no engine."""
+            """Asks again and again: the other process may not know yet that there is no engine. Each time
+            another request, because the same one would be refused as poison.
+            """
             with contextlib.suppress(OSError, http.client.HTTPException):
-                server.ask([CRASH]).read()
+                server.ask([CRASH, next(numbers) % 500]).read()
             return server.process.poll() is not None
 
         until(ended)

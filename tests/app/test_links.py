@@ -25,6 +25,7 @@ from engine.messages import (
     Request,
     SamplingParams,
     Shutdown,
+    Started,
     Submit,
     TokenLogprobs,
 )
@@ -101,6 +102,9 @@ async def test_each_link_gets_its_own_part() -> None:
     assert third.frames == []
     exchange.push(Frame([], [], [], [], [], EngineStats(steps=8)))
     assert [pipe.frames[-1].stats.steps for pipe in (first, second, third)] == [8, 8, 8]
+    starts = [Started(2, 0.5, 0), Started(99, 0.5, 0)]
+    exchange.push(Frame([], [], [], [], [], stats, started=starts))
+    assert [pipe.frames[-1].started for pipe in (first, second, third)] == [starts[:1], [], []]
     exchange.push(Frame([10], [1], [], [], [], stats))  # late: the stream has ended
     assert len(second.frames) == 2
 

@@ -6,6 +6,7 @@ bit with the one that the request gets alone, in one chunk, without cache. New f
 
 import asyncio
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +56,7 @@ AXES: dict[str, dict[str, object]] = {
 
 
 def asks(seed: int) -> list[Ask]:
-    """Requests that differ in everything: lengths, sharing, sampling, penalties, ends, choices, tools."""
+    """Requests that differ in everything: length, sharing, sampling, penalties, ends, choices, tools."""
     rng = random.Random(seed)
 
     def prompt(length: int) -> list[int]:
@@ -108,9 +109,16 @@ def asks(seed: int) -> list[Ask]:
             ),
             tools=True,
         ),
+        Ask(
+            shared[:50],
+            SamplingParams(max_tokens=40, temperature=1.0, seed=9, logprobs=1, grammar=NUMBERS),
+            n=2,
+        ),
+        Ask(prompt(6), SamplingParams(max_tokens=20, temperature=0, min_tokens=9, grammar=NUMBERS)),
     ]
 
 
+NUMBERS = r'start: "[" /[0-9]{1,7}/ ("," /-?[1-9]{2}\.[0-9]+/){1,4} "]"'
 TOKENIZER = load_tokenizer(G1 / "tokenizer")
 TOOL_START, TOOL_END = (TOKENIZER.encode_special(f"<|python_{side}|>") for side in ("start", "end"))
 
@@ -233,6 +241,8 @@ def test_the_asks_reach_what_they_are_meant_to(reference: list[list[tuple[object
     assert {reason for _, _, _, reason, *_ in contents} == {"stop", "length"}
     assert len({content[0] for content in reference[2]}) == 3
     assert [[len(content[-1]) for content in choices] for choices in reference[3:5]] == [[78], [49, 0, 0]]  # type: ignore[arg-type]
+    formed = [TOKENIZER.decode(content[0][:-1]) for choices in reference[-2:] for content in choices]  # type: ignore[index]
+    assert any(re.fullmatch(r"\[[0-9]{1,7}(,-?[1-9]{2}\.[0-9]+){1,4}\]", text) for text in formed), formed
 
 
 async def test_choice_zero_of_many_equals_the_only_one(model: GPT | Llama, weights: WeightName) -> None:

@@ -81,7 +81,7 @@ AXES: dict[str, dict[str, object]] = {
 
 
 def asks(seed: int) -> list[Ask]:
-    """Greedy and sampled, short and long, sharing prompts, with penalties, biases and bans."""
+    """Greedy and sampled, short and long, sharing prompts, with penalties, biases, bans and a grammar."""
     rng = random.Random(seed)
 
     def prompt(length: int) -> list[int]:
@@ -120,6 +120,10 @@ def asks(seed: int) -> list[Ask]:
             SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logprobs=BEST),
             tools=True,
         ),
+        Ask(
+            prompt(11),
+            SamplingParams(max_tokens=30, temperature=0, logprobs=BEST, grammar="start: /([0-9]{3} ){2}x/"),
+        ),
         # Short prompts that grow: what a small pool runs out of blocks with.
         *(
             Ask(prompt(5), SamplingParams(max_tokens=70, temperature=0, ignore_eos=True, logprobs=BEST))
@@ -129,9 +133,10 @@ def asks(seed: int) -> list[Ask]:
 
 
 def loose(ask: Ask) -> bool:
-    """Whether the raw logprobs do not tell how close the second choice was: drawn, or penalised."""
+    """Whether the raw logprobs do not tell how close the second choice was: drawn, penalised, or masked."""
     params = ask.params
-    return params.temperature > 0 or bool(params.logit_bias) or params.repetition_penalty != 1.0
+    moved = bool(params.logit_bias) or params.repetition_penalty != 1.0 or params.grammar is not None
+    return params.temperature > 0 or moved
 
 
 def apart(answer: Answer, reference: Answer, tolerance: float, loose: bool = False) -> float:

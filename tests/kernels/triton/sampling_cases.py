@@ -99,6 +99,11 @@ def batch_of(step: Step, full: bool) -> reference.SamplingBatch:
         values += rows.bias_values[row, :count].tolist()
         if position < int(rows.min_position[row]):
             banned += [(entry, id) for id in rows.stop_ids[row, : int(rows.stop_count[row])].tolist()]
+    masked = [entry for entry, row in enumerate(step.entry_rows) if int(rows.masked[row])]
+    if masked:
+        words = rows.masks.cpu()[index[masked]].numpy().view(np.uint8)
+        bits = np.unpackbits(words, axis=1, bitorder="little", count=step.vocab)
+        batch.masked, batch.allowed = torch.tensor(masked), torch.from_numpy(bits).bool()
     if biased:
         batch.bias, batch.bias_values = torch.tensor(biased).unbind(1), torch.tensor(values)
     if banned:

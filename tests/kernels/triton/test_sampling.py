@@ -53,7 +53,7 @@ def test_soft_cap_and_bfloat16() -> None:
 
 
 def fill_extras(step: Step, seed: int) -> None:
-    """Penalties, biases, bans, in about half of the rows each."""
+    """Penalties, biases, bans, masks, in about half of the rows each."""
     generator = torch.Generator().manual_seed(seed)
     rows, count, vocab = step.rows, step.rows.temperature.size(0), step.vocab
     rows.ensure_penalties()
@@ -75,6 +75,37 @@ def fill_extras(step: Step, seed: int) -> None:
             rows.stop_ids[row, :70] = torch.cat((best, best[:10])).int().to(DEVICE)  # some of them twice
             rows.stop_count[row] = 70
             rows.min_position[row] = 17 + 5 * row
+        if row % 5 in (1, 3, 4):
+            few = torch.randperm(vocab, generator=generator)[: (3, vocab // 2, 60)[row % 3]]
+            rows.masks[row] = mask_of(few, vocab).to(DEVICE)
+            rows.masked[row] = 1
+
+
+def mask_of(ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    """The ids as bits, int32; the bits behind the vocabulary are set, and may not matter."""
+    bits = torch.zeros(-(-vocab // 32) * 32, dtype=torch.bool)
+    bits[ids], bits[vocab:] = True, True
+    packed = np.packbits(bits.numpy(), bitorder="little").view(np.int32)
+    return torch.from_numpy(packed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_grammar_wins_over_bans(temperature: float, top_k: int) -> None:
+    """The best ids are not allowed, and of two allowed ones one is banned, or both."""
+    vocab = 5003
+    step = new_step(randn(2, vocab, dtype=torch.float32), vocab)
+    rows, (one, both) = step.rows, step.entry_rows
+    rows.temperature.fill_(temperature)
+    rows.top_k.fill_(top_k)
+    rows.masks.copy_(mask_of(torch.tensor([31, 4999]), vocab).to(DEVICE).expand_as(rows.masks))
+    rows.masked.fill_(1)
+    rows.stop_ids[:, 0], rows.stop_ids[:, 1] = 31, 4999
+    rows.stop_count[one], rows.stop_count[both] = 1, 2
+    rows.min_position.fill_(1000)
+    step.run(full=True)
+    assert_tokens(step, expected(step, full=True))
+    assert step.tokens[0] == 4999 and step.tokens[1] in (31, 4999) and step.valid == [1, 1]
 
 
 @pytest.mark.parametrize("vocab", VOCABS)

@@ -1,0 +1,115 @@
+"""What the engine measures: when a choice got its row, how long it computed, steps by size and duration."""
+
+import time
+
+import pytest
+
+from engine.async_engine import AsyncEngine
+from engine.messages import EngineStats, Finish, Frame, Request, SamplingParams, Started, TokenStream
+from engine.messages.wire import STEP_SECONDS, STEP_TOKENS, encode, from_engine, merge
+from engine.model import GPT
+from engine.text import load_tokenizer
+from tests.engine.checkpoints import make_model
+from tests.engine.golden import G1
+from tests.engine.serving import read, started
+
+TOKENIZER = load_tokenizer(G1 / "tokenizer")
+
+
+def request(engine: AsyncEngine, prompt: list[int], max_tokens: int, n: int = 1) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    return Request(id=engine.next_id(n), prompt=prompt, params=params, n=n)
+
+
+def measured(stream: TokenStream, finish: Finish | None) -> tuple[float, float, float]:
+    assert stream.started is not None and stream.started.stream == stream.id
+    assert finish is not None and finish.prefill_seconds is not None and finish.decode_seconds is not None
+    return stream.started.queue_seconds, finish.prefill_seconds, finish.decode_seconds
+
+
+async def test_times_add_up_and_steps_are_counted() -> None:
+    """One row only, so that the second request waits for the first, whose chunks leave one last position."""
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, max_rows=1, max_chunk=20)
+    try:
+        begin = time.monotonic()
+        (one,) = engine.submit(request(engine, list(range(41)), 12))
+        (two,) = engine.submit(request(engine, list(range(100, 130)), 1))
+        ends = [await read(stream) for stream in (one, two)]
+        elapsed = time.monotonic() - begin
+        first, second = (measured(s, end.finish) for s, end in zip((one, two), ends, strict=True))
+        for times in (first, second):
+            assert all(seconds >= 0 for seconds in times) and sum(times) <= elapsed
+        assert first[1] > 0 and first[2] > 0, "a prompt and twelve tokens take time"
+        assert second[0] >= first[1] + first[2], "it got the row behind the first one's last token"
+        assert second[2] < first[2], "one token takes no time to decode"
+        stats = engine.stats()
+        seen = stats.step_histograms
+        assert sum(seen.tokens) == sum(seen.seconds) == stats.steps
+        # A step that ran ahead of an end computed for nothing; beyond that, every position once.
+        assert 41 + 11 + 30 <= seen.token_total <= 41 + 11 + 30 + 2
+        assert 0 < seen.second_total <= elapsed
+        assert all(end.finish is not None and end.finish.batch_rows == 1 for end in ends)
+        assert (stats.oldest_wait_seconds, stats.deferred, stats.nonfinite) == (0, 0, 0)
+    finally:
+        await engine.close()
+
+
+async def test_the_company_of_a_choice_is_measured() -> None:
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, enable_prefix_caching=True)
+    try:
+        streams = engine.submit(request(engine, list(range(48)), 16, n=4))
+        ends = [await read(stream) for stream in streams]
+        rows = [end.finish.batch_rows for end in ends if end.finish is not None]
+        assert all(number is not None and 2 < number <= 4 for number in rows), rows
+        cached = [stream.started.cached_tokens for stream in streams if stream.started is not None]
+        assert cached[0] == 0 and cached[1:] == [end.finish.cached_tokens for end in ends[1:] if end.finish]
+        assert all(number > 0 for number in cached[1:])
+    finally:
+        await engine.close()
+
+
+async def test_who_waits_is_told_apart() -> None:
+    """An idle engine gathers: then who waits is deferred, and its age is that of the head of the queue."""
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, batch_timeout_ms=60_000.0)
+    try:
+        streams = engine.submit(request(engine, [1, 2, 3], 4, n=2))
+        frames: list[Frame] = []
+        engine.on_frame = frames.append
+        engine.core.launch()
+        stats = engine.stats()
+        assert (stats.waiting, stats.deferred) == (2, 2)
+        assert 0 < stats.oldest_wait_seconds < 60
+        engine.abort(stream.id for stream in streams)
+        ends = engine.core.take_frame()
+        assert ends is not None
+        assert [(e.reason, e.prefill_seconds, e.batch_rows) for e in ends.finished] == [
+            ("abort", None, None)
+        ] * 2
+    finally:
+        await engine.close()
+
+
+def test_starts_survive_the_wire_and_merging() -> None:
+    one, two = (
+        Frame([], [], [], [], [], EngineStats(steps=step), started=[Started(step, 0.5 * step, step)])
+        for step in (1, 2)
+    )
+    merged = merge(one, two)
+    assert [item.stream for item in merged.started] == [1, 2] and merged.stats.steps == 2
+    decoded = from_engine.decode(encode(merged)[4:])
+    assert decoded == merged
+    assert len(merged.stats.step_histograms.tokens) == len(STEP_TOKENS) + 1
+    assert len(merged.stats.step_histograms.seconds) == len(STEP_SECONDS) + 1
+
+
+async def test_a_row_that_is_not_finite_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER)
+    try:
+        original = GPT.logits
+        monkeypatch.setattr(GPT, "logits", lambda self, hidden: original(self, hidden) * float("nan"))
+        (stream,) = engine.submit(request(engine, [1, 2, 3], 4))
+        end = (await read(stream)).finish
+        assert end is not None and end.reason == "error"
+        assert engine.stats().nonfinite == 1
+    finally:
+        await engine.close()
