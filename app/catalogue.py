@@ -188,7 +188,7 @@ def _delivery() -> list[Field]:
     return [
         Field("stream", BOOLEAN, "answer with server-sent events", "false"),
         Field("stream_options", STREAM_OPTIONS, "only with `stream`"),
-        Field("stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "1"),
+        Field("stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "the server's"),
         Field("return_token_ids", BOOLEAN, "add the ids of prompt and answer", "false"),
         Field(
             "return_tokens_as_token_ids", BOOLEAN, "logprobs name tokens `token_id:N`, not by text", "false"

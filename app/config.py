@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
+from app.catalogue import MAX_INTERVAL
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
 from app.settings import CallFormatName, HttpSettings, SamplingDefaults
@@ -260,6 +261,9 @@ class Requests:
         "how the model writes function calls: auto (as its chat template shows), hermes, llama3 or mistral",
         metavar="NAME",
     )
+    stream_interval: int = option(
+        1, whole(1, MAX_INTERVAL), "tokens per event of streams whose request does not say", metavar="TOKENS"
+    )
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
@@ -446,6 +450,7 @@ class Config:
             max_body_bytes=requests.max_body_bytes,
             max_queue=requests.max_queue,
             ping_interval=requests.sse_ping_interval,
+            stream_interval=requests.stream_interval,
             tool_call_parser=requests.tool_call_parser,
             send_timeout=requests.send_timeout,
             resume_grace=requests.resume_grace,

@@ -6,9 +6,9 @@ varies treats them alike:
 - sizes: continuous batching with each `--batch-size`, under `--clients` closed loops of streams;
 - timeouts: static and continuous batching with each `--batch-timeout-ms`, batch size 8, eight closed loops.
 
-A figure is the best of the rounds, the one that other programs of the machine disturbed least; `spread` says
-how far the rounds were apart. `--save` keeps them in benchmarks/results, draws docs/tuning.svg and writes the
-tables of docs/tuning.md; `--draw FILE` does the latter two from a kept result.
+A figure is the median of the rounds; `spread` says how far they were apart. `--save` keeps the result in
+benchmarks/results, draws docs/tuning.svg and writes the tables of docs/tuning.md; `--draw FILE` does so from
+a kept result.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHORT_ROUNDS = 3  # a round of the second set takes a fraction of one of the fir
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting's figures: each the best of the rounds, times in milliseconds. spread: of tok_s, slowest to
+    """One setting's figures: medians of the rounds, times in milliseconds. spread: of tok_s, slowest to
     fastest over the median.
     """
 
@@ -114,11 +114,11 @@ def _point(setting: Setting, rows: Sequence[Row]) -> Point:
     pace = [row.tok_s for row in rows]
     return Point(
         **asdict(setting),
-        tok_s=max(pace),
+        tok_s=statistics.median(pace),
         spread=(max(pace) - min(pace)) / statistics.median(pace),
-        ttft_p50_ms=min(row.ttft_p50_ms for row in rows),
-        ttft_p99_ms=min(row.ttft_p99_ms for row in rows),
-        tpot_ms=min(row.tpot_ms for row in rows),
+        ttft_p50_ms=statistics.median(row.ttft_p50_ms for row in rows),
+        ttft_p99_ms=statistics.median(row.ttft_p99_ms for row in rows),
+        tpot_ms=statistics.median(row.tpot_ms for row in rows),
     )
 
 
@@ -162,10 +162,11 @@ def figures(kept: Mapping[str, object]) -> str:
     """A kept result as Markdown: where it comes from, and a table for each set."""
     machine, told, points = kept["machine"], kept["settings"], kept["rows"]
     assert isinstance(machine, dict) and isinstance(told, dict) and isinstance(points, list)
-    rounds = f"{told['rounds']} rounds ({SHORT_ROUNDS * told['rounds']} in the second table)"
+    rounds = f"{told['rounds']} rounds, {SHORT_ROUNDS * told['rounds']} in the second table"
+    work = f"prompts of {told['prompt']} tokens, {told['new']} new"
     lines = [
         f"`python -m benchmarks.tuning` on {about(machine)}:",
-        f"the embedded model over HTTP, prompts of {told['prompt']} tokens, {told['new']} new; the best of {rounds}.",
+        f"the embedded model over HTTP, {work}; medians of {rounds}.",
         "Other programs shared the machine; *spread* is how far the rounds were apart, over their median.",
         "",
         f"| `--batch-size`, {told['clients']} clients | {COLUMNS} |",
