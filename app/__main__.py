@@ -1,5 +1,6 @@
 """`python -m app`: the command line of the server."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from app.config import Config
 from app.options import Action, CommandLine, UsageError, to_toml
 from app.settings import package_version
 from app.stdio import hold_standard_files
+
+log = logging.getLogger("fastpath")
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -96,7 +99,7 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
         return EXIT_OK
     check(config)
     if "print-config" in actions:
-        print(to_toml(config), end="")
+        print(to_toml(config, masked=True), end="")
         return EXIT_OK
     check_device(config)
 
@@ -105,6 +108,8 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
     from app.serve import dry_run, run
 
     set_up_logging(config.server.log_level, config.server.log_format)
+    for name in line.secrets(argv):
+        log.warning("%s: everybody on this machine can read it; use a file, or the environment", name)
     return dry_run(config) if "dry-run" in actions else run(config)
 
 

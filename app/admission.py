@@ -6,6 +6,7 @@ from app.choices import Choice
 from app.context import Context
 from app.sampling import Sampling
 from app.scores import PromptScores, ScoredChoice
+from app.settings import HttpSettings
 from app.text import TextService
 from engine.messages import ModelInfo, Request, SamplingParams, TokenStream
 
@@ -29,9 +30,13 @@ def submit(
     """One engine request per prompt; without `params` nothing is generated. Choice index: prompt * n + k.
 
     `hidden` ids have no text; `make` is the kind of choice. Either every prompt is submitted or none. Raises
-    Unavailable (503), or RequestError for a prompt that the engine can never serve.
+    QueueFull (429), Unavailable (503), or RequestError for a prompt that the engine can never serve.
     """
-    context.check_room(len(prompts) * sampling.n, info)
+    place = context.place
+    if place is not None and params:
+        longest = max(each.max_tokens for each in params)
+        place.queue([len(prompt) for prompt, _ in prompts], sampling.n, longest, info)
+    salt = cache_salt(sampling, place.key if place is not None else "", context.settings)
     choices: list[Choice] = []
     try:
         for at, (prompt, text) in enumerate(prompts):
@@ -47,7 +52,7 @@ def submit(
                 params=params[at],
                 n=sampling.n,
                 tools=tools,
-                cache_salt=sampling.cache_salt,
+                cache_salt=salt,
                 priority=sampling.priority,
             )
             streams = enumerate(context.submit(request), at * sampling.n)
@@ -64,4 +69,15 @@ def submit(
     except BaseException:
         context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])
         raise
+    for choice in choices:
+        choice.place = place
+        if choice.stream is not None and place is not None:
+            choice.stream.on_admission = place.admit
     return choices
+
+
+def cache_salt(sampling: Sampling, key: str, settings: HttpSettings) -> bytes:
+    """What separates cached prompts. No client can name the salt of another key: its own comes first, and all
+    keys' ids have one length.
+    """
+    return key.encode() + sampling.cache_salt if settings.cache_salt_per_key else sampling.cache_salt

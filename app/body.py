@@ -11,8 +11,6 @@ from app.settings import HttpSettings
 
 MAX_DEPTH = 64
 THREAD_ABOVE = 128 * 1024  # bytes; decoding more than this would hold up the streams of others
-_LINGER_BYTES = 64 * 1024 * 1024
-_LINGER_SECONDS = 2.0
 
 _decoder = msgspec.json.Decoder()
 
@@ -88,7 +86,6 @@ async def _read(headers: Headers, receive: Receive, limit: int) -> bytearray:
     declared = headers.get("content-length", "")
     data = bytearray()
     if declared.isdecimal() and int(declared) > limit:
-        await _discard(receive)
         raise TooLarge(limit)
     more = True
     while more:
@@ -98,26 +95,8 @@ async def _read(headers: Headers, receive: Receive, limit: int) -> bytearray:
         data += message.get("body", b"")
         more = message.get("more_body", False)
         if len(data) > limit:
-            if more:
-                await _discard(receive)
             raise TooLarge(limit)
     return data
-
-
-async def _discard(receive: Receive) -> None:
-    """Takes what the client still sends, for a while: closing on unread data would destroy our answer."""
-    seen = 0
-    try:
-        async with asyncio.timeout(_LINGER_SECONDS):
-            while seen < _LINGER_BYTES:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                seen += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
 
 
 def _check_depth(value: object) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from app.child import environment
 from app.config import Config
 from app.fastpath import spelled
 from app.options import UsageError
+from app.settings import Key
 from engine.flags import ABOUT, Setting, check_kernels, check_packages, check_weights, resolve
 from engine.messages import check_pool
 
@@ -32,6 +34,7 @@ def check(config: Config) -> None:
         check_kernels(config.engine_config().flags)
     except (ValueError, ImportError) as error:
         raise UsageError(spelled(str(error))) from None
+    _check_access(config)
     tokens = config.batching.max_num_batched_tokens
     if tokens is not None and tokens < (config.batching.batch_size or 1):
         raise UsageError(
@@ -60,6 +63,26 @@ def _installed(*modules: str) -> bool:
         except ModuleNotFoundError:
             return False
     return True
+
+
+def _check_access(config: Config) -> None:
+    access = config.access
+    keys = [Key.of(key) for key in config.with_keys_read().access.api_key]
+    if len({key.id for key in keys}) < len(keys):
+        raise UsageError("--api-key: two keys have the same short name in the logs; replace one of them")
+    if config.requests.max_concurrent_per_key is not None and not keys:
+        raise UsageError("--max-concurrent-per-key: there are no keys; give --api-key-file, too")
+    if access.cache_salt_per_key and not keys:
+        raise UsageError("--cache-salt-per-key: there are no keys; give --api-key-file, too")
+    if (access.ssl_certfile is None) != (access.ssl_keyfile is None):
+        raise UsageError("--ssl-certfile and --ssl-keyfile are given together or not at all")
+    if access.ssl_certfile is not None and access.ssl_keyfile is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(access.ssl_certfile, access.ssl_keyfile)
+        except (OSError, ssl.SSLError) as error:
+            files = f"{access.ssl_certfile} and {access.ssl_keyfile}"
+            message = f"--ssl-certfile, --ssl-keyfile: {files} cannot be used: {error.strerror or error}"
+            raise UsageError(message) from None
 
 
 def check_device(config: Config) -> None:

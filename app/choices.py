@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.gate import Place
 from app.sampling import Sampling
 from app.text import TextService, matcher
 from engine.messages import Delta, Finish, TokenLogprobs, TokenStream
@@ -86,6 +87,7 @@ class Choice:
         "first_token_at",
         "index",
         "last_token_at",
+        "place",
         "prompt",
         "prompt_text",
         "reason",
@@ -108,6 +110,7 @@ class Choice:
         self.prompt = prompt
         self.prompt_text = prompt_text  # echoed before the answer
         self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
+        self.place: Place | None = None  # its request's, where that is counted
         self._sampling = sampling
         self._special = text.is_special
         self._text = text

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
+from app import settings
+from app.access import allowed_hosts, key, origin, read_keys, root_path
 from app.catalogue import MAX_INTERVAL
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
@@ -250,7 +252,35 @@ class Requests:
         None, whole(0, 2**63 - 1), "seed of requests that bring none", shown="a new one for each"
     )
     max_queue: int = option(
-        512, whole(0), "choices that may wait for a row before new requests get 503", metavar="CHOICES"
+        128,
+        whole(0),
+        "choices that may wait for a row before new requests get 503",
+        "--max-num-queued-reqs",
+        metavar="CHOICES",
+    )
+    max_queued_tokens: int = option(
+        256 * 1024,
+        whole(0),
+        "prompt tokens that may wait before new requests get 503",
+        "--max-num-queued-tokens",
+        metavar="TOKENS",
+    )
+    max_concurrent_per_key: int | None = option(
+        None,
+        whole(1),
+        "open requests of one API key, beyond which its next one gets 429",
+        metavar="REQUESTS",
+        shown="any number",
+    )
+    queue_timeout: float = option(
+        60.0,
+        real(0, 86_400),
+        "seconds that a request may wait for its first step; one that would wait longer is refused at once; "
+        "0: any time",
+        metavar="SECONDS",
+    )
+    request_timeout: float = option(
+        600.0, real(0.001, 86_400), "seconds that a request may take in all", metavar="SECONDS"
     )
     max_body_bytes: int = option(4 << 20, whole(1), "largest request body")
     strict_fields: bool = switch(False, "refuse requests with a field that nobody knows")
@@ -281,6 +311,51 @@ class Requests:
         real(0, 3600),
         "seconds that a stream with an X-Stream-Id goes on without a reader",
         metavar="SECONDS",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may ask, from where, and what a connection may cost."""
+
+    api_key: tuple[str, ...] = many(
+        key,
+        "keys, one of which a request needs; better in APP_API_KEY or a file, for others see command lines",
+        metavar="KEY",
+        secret=True,
+    )
+    api_key_file: str | None = option(
+        None, text, "file with such keys, one a line, # begins a comment", metavar="FILE", shown="none"
+    )
+    cache_salt_per_key: bool = switch(False, "keep cached prompts of one key from requests of another")
+    allowed_hosts: tuple[str, ...] = many(
+        text,
+        "further names that the server answers for, * for any; without them a server on a loopback address "
+        "knows its own names only, and any other server does not look",
+        metavar="NAME",
+    )
+    allowed_origins: tuple[str, ...] = many(
+        origin, "origins whose pages may ask besides the server's own", metavar="ORIGIN"
+    )
+    max_connections: int = option(2048, whole(1), "connections at one time, idle ones too", metavar="COUNT")
+    header_timeout: float = option(
+        10.0, real(0.001, 3600), "seconds for a request's headers to arrive", metavar="SECONDS"
+    )
+    body_timeout: float = option(
+        30.0, real(0.001, 3600), "seconds for a request's body to arrive", metavar="SECONDS"
+    )
+    keep_alive_timeout: float = option(
+        15.0, real(0.001, 3600), "seconds that a connection may be idle between requests", metavar="SECONDS"
+    )
+    root_path: str = option("", root_path, "path that a proxy in front takes away", metavar="PATH")
+    ssl_certfile: str | None = option(
+        None, text, "certificate, for HTTPS; needs --ssl-keyfile", metavar="FILE", shown="none"
+    )
+    ssl_keyfile: str | None = option(
+        None, text, "private key of the certificate", metavar="FILE", shown="none"
+    )
+    uds: str | None = option(
+        None, text, "Unix socket to listen at, in place of --host and --port", metavar="PATH", shown="none"
     )
 
 
@@ -364,6 +439,7 @@ class Config:
     gpu: Gpu = field(default_factory=Gpu)
     fastpath: FastPath = field(default_factory=FastPath)
     requests: Requests = field(default_factory=Requests)
+    access: Access = field(default_factory=Access)
     server: Server = field(default_factory=Server)
 
     def mode(self) -> tuple[BatchingMode, int | None]:
@@ -449,6 +525,13 @@ class Config:
             chat=filled(own.chat),
             max_body_bytes=requests.max_body_bytes,
             max_queue=requests.max_queue,
+            max_queued_tokens=requests.max_queued_tokens,
+            max_concurrent_per_key=requests.max_concurrent_per_key,
+            queue_timeout=requests.queue_timeout,
+            request_timeout=requests.request_timeout,
+            body_timeout=self.access.body_timeout,
+            cache_salt_per_key=self.access.cache_salt_per_key,
+            access=self._access(),
             ping_interval=requests.sse_ping_interval,
             stream_interval=requests.stream_interval,
             tool_call_parser=requests.tool_call_parser,
@@ -464,4 +547,32 @@ class Config:
             else self.server.access_log,
             log_content=self.server.log_content,
             otlp_endpoint=self.server.otlp_endpoint,
+        )
+
+    def with_keys_read(self) -> "Config":
+        """The same with the keys of `api_key_file` among `api_key`, each once. Raises UsageError."""
+        access = self.access
+        keys = access.api_key
+        if access.api_key_file is not None:
+            keys += read_keys(access.api_key_file)
+        return replace(self, access=replace(access, api_key=tuple(dict.fromkeys(keys)), api_key_file=None))
+
+    def _access(self) -> settings.Access:
+        access = self.access
+        return settings.Access(
+            keys=tuple(settings.Key.of(key) for key in self.with_keys_read().access.api_key),
+            hosts=allowed_hosts(self.server.host, access.allowed_hosts) if access.uds is None else None,
+            origins=frozenset(access.allowed_origins),
+        )
+
+    def connection_limits(self) -> settings.ConnectionLimits:
+        """Those of one front-end process, which gets its share of the connections."""
+        access, workers = self.access, self.server.api_workers
+        own = settings.ConnectionLimits()
+        return settings.ConnectionLimits(
+            connections=-(-access.max_connections // workers),
+            message=max(own.message, 8 * self.requests.max_body_bytes),
+            head_timeout=access.header_timeout,
+            body_timeout=access.body_timeout,
+            keep_alive=access.keep_alive_timeout,
         )

@@ -1,14 +1,19 @@
 """What every route needs, and the one place where a request is let in."""
 
-import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 
+from starlette.types import Scope
+
 from app.constraints import Constraint, GrammarCompiler
-from app.errors import Draining, EngineGone, RequestError, Unavailable
+from app.errors import Draining, EngineGone, RequestError
 from app.fields import shown
+from app.gate import Gate, Place
 from app.lifecycle import Lifecycle
 from app.metrics import Counts, Metrics
+from app.middleware import key_id
 from app.record import Spans
 from app.replay import Replays
 from app.resume import Streams
@@ -25,11 +30,14 @@ class Context:
     With several front-end processes, `gather` turns what this one counted into what all have counted, and
     `cancel_elsewhere` ends an answer (id, owner) that another one has open, and says whether there was one.
     `spans` is where a span of each request goes, if anywhere.
+    `place` is the one of the request at hand, see `entering`.
     """
 
     client: EngineClient
     text: TextService
     settings: HttpSettings
+    gate: Gate
+    place: Place | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     metrics: Metrics = field(default_factory=Metrics)
     spans: Spans | None = None
@@ -83,16 +91,13 @@ class Context:
             raise EngineGone(str(error)) from error
         return info
 
-    def check_room(self, choices: int, info: ModelInfo) -> None:
-        """Raises Unavailable (503) when too many choices wait already."""
-        # This process knows its own at once; the engine knows those of all processes, a message ago.
-        stats = self.client.stats()
-        waiting = max(self.lifecycle.open_choices, stats.running + stats.waiting) - info.max_rows
-        if waiting + choices > self.settings.max_queue and waiting > 0:
-            seconds = math.ceil(self.metrics.mean_latency() * (waiting / max(info.max_rows, 1)))
-            raise Unavailable(
-                "overloaded", f"The queue is full ({waiting} waiting).", min(max(seconds, 1), 60)
-            )
+    @contextmanager
+    def entering(self, scope: Scope) -> "Iterator[Context]":
+        """A context for the one request of `scope`. Raises QueueFull (429) or Overloaded (503)."""
+        with self.gate.entering(key_id(scope)) as place:
+            context = copy(self)  # its parts are shared
+            context.place = place
+            yield context
 
     async def grammar(self, wanted: Constraint | None) -> str | None:
         """What the engine is told of a constraint. Raises RequestError for one that does not compile."""

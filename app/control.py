@@ -25,11 +25,15 @@ GATHER_SECONDS = 0.5  # how long a scrape waits for the counts of the others
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
-    """`serial` is new for every process; `engine` is the Unix socket on which the engine is found."""
+    """`serial` is new for every process; `engine` is the Unix socket on which the engine is found. `board` is
+    the file on which the front ends count together, `row` what of it is this one's.
+    """
 
     config: Config
     serial: int
     engine: str
+    board: str
+    row: int
 
 
 class Gather(msgspec.Struct, frozen=True, tag="gather"):

@@ -4,14 +4,19 @@ Every error answers with `{"error": {"message", "type", "param", "code"}}`, code
 becomes an SSE event when it happens after the headers have left.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 SERVER_ERROR = "server_error"
 INVALID_REQUEST = "invalid_request_error"
 UNAVAILABLE = "service_unavailable"
+
+_LINGER_BYTES = 64 * 1024 * 1024
+_LINGER_SECONDS = 2.0
 
 
 class ApiError(Exception):
@@ -70,6 +75,33 @@ class Unavailable(ApiError):
 
     def __init__(self, code: str, message: str, retry_after: int = 1) -> None:
         super().__init__(503, code, message, type=UNAVAILABLE, headers={"retry-after": str(retry_after)})
+
+
+class Overloaded(Unavailable):
+    """Too many requests of all clients together; `milliseconds` is `seconds` more exactly."""
+
+    def __init__(self, message: str, seconds: int, milliseconds: int) -> None:
+        super().__init__("overloaded", message, seconds)
+        self.headers |= {"retry-after-ms": str(milliseconds), "x-should-retry": "true"}
+
+
+class QueueTimeout(Unavailable):
+    def __init__(self, waited: float, seconds: int, milliseconds: int) -> None:
+        message = f"The request waited for {waited:g} seconds, and its turn did not come."
+        super().__init__("queue_timeout", message, seconds)
+        self.headers |= {"retry-after-ms": str(milliseconds), "x-should-retry": "true"}
+
+
+class QueueFull(ApiError):
+    """Too many requests of this one client (its key): status 429."""
+
+    def __init__(self, message: str, seconds: int, milliseconds: int) -> None:
+        headers = {
+            "retry-after": str(seconds),
+            "retry-after-ms": str(milliseconds),
+            "x-should-retry": "true",
+        }
+        super().__init__(429, "queue_full", message, type="rate_limit_error", headers=headers)
 
 
 class EngineGone(Unavailable):
@@ -160,7 +192,34 @@ def error_body(error: ApiError, *, detail: bool = False) -> bytes:
     return msgspec.json.encode(body)
 
 
+class _Early(Response):
+    """An answer to a request whose body is still on its way.
+
+    It is sent first; then what the client still sends is taken for a while, for closing on unread data would
+    destroy the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await _discard(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    seen, more = 0, True
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while more and seen < _LINGER_BYTES:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
+    except TimeoutError:
+        pass
+
+
 def error_response(error: ApiError, *, detail: bool = False) -> Response:
-    return Response(
+    response = _Early if isinstance(error, TooLarge) else Response
+    return response(
         error_body(error, detail=detail), error.status, headers=error.headers, media_type="application/json"
     )

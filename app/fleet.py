@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+from app.board import Board
 from app.child import environment
 from app.config import Config
 from app.console import EXIT_FAULT, EXIT_OK, announce, complain
@@ -46,6 +47,7 @@ from app.control import (
     Unable,
     from_front,
 )
+from app.gate import columns
 from app.lifecycle import Lifecycle
 from app.metrics import Counts
 from app.notify import Notifier
@@ -239,7 +241,7 @@ class Fleet:
         self.config = config
         self.engine = engine
         self.url = url
-        self.port: int = listener.getsockname()[1]
+        self.port: int = 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
         self.fronts: dict[int, FrontProcess] = {}  # by number
         self.past = Counts()  # of processes that have ended
         self.dispatcher = Dispatcher(listener, self._open_fronts)
@@ -252,13 +254,17 @@ class Fleet:
         self.scraped = scraped
         self.lifecycle = Lifecycle()  # only to tell that the server drains
         self.notifier = Notifier(os.environ, lambda: engine.heartbeat_age)
+        self._board_path = self.folder / "board"
 
     async def run(self) -> int:
         self.stopping.listen()
         log.info("listening on %s, loading the model", self.url)
         metrics = self._open_metrics()
         path = self.folder / "engine"
+        width, workers = columns(len(self.config.access.api_key)), self.config.server.api_workers
         try:
+            Board.create(self._board_path, width, workers)
+            self.board = Board(width, rows=workers, path=self._board_path)
             with socket.socket(socket.AF_UNIX) as found:
                 found.bind(str(path))
                 found.listen(ENGINE_BACKLOG)
@@ -312,7 +318,8 @@ class Fleet:
         while not self._ending:
             front = FrontProcess(number, self._on_message)
             try:
-                await front.spawn(Begin(self.config, next(self.serials), path))
+                board = str(self._board_path)
+                await front.spawn(Begin(self.config, next(self.serials), path, board, number - 1))
             except OSError as error:
                 self._fail(f"a front end could not be started: {error}", EXIT_FAULT)
                 return
@@ -321,6 +328,7 @@ class Fleet:
                 front.tell(Drain(self.config.server.drain_timeout))
             status = await front.wait(self.engine.patience)
             del self.fronts[number]
+            self.board.clear(number - 1)
             self.past = self.past.plus(front.counts.past())
             self.dispatcher.update()
             if self._ending:
@@ -384,7 +392,7 @@ class Fleet:
             return exporter.render(await self._totals(None))
 
         log.info("metrics on port %d, without a key", self.scraped.getsockname()[1])
-        return MetricsPort(self.scraped, self.config.server, render)
+        return MetricsPort(self.scraped, self.config, render)
 
     async def _answer(self, front: FrontProcess, ask: int) -> None:
         front.send(Totals(ask, await self._totals(front)))

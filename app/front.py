@@ -20,6 +20,8 @@ from pathlib import Path
 
 import uvloop
 
+from app.board import Board
+from app.connection import GuardedHttpProtocol
 from app.console import EXIT_FAULT, EXIT_MODEL, EXIT_OK
 from app.context import Context
 from app.control import (
@@ -45,8 +47,8 @@ from app.control import (
     Unable,
     to_front,
 )
-from app.direct import DirectHttpProtocol
-from app.httpserver import HttpServer, allow_many_connections, http_server
+from app.gate import columns
+from app.httpserver import HttpServer, allow_many_connections, connection_limits, http_server
 from app.logs import set_up_logging
 from app.metrics import Counts
 from app.server import create_app
@@ -59,7 +61,7 @@ FDS_PER_READ = 64
 FAREWELL_SECONDS = 1.0
 
 
-class CountedHttpProtocol(DirectHttpProtocol):
+class CountedHttpProtocol(GuardedHttpProtocol):
     """Tells when its connection has ended."""
 
     ended: Callable[[], None]
@@ -77,15 +79,20 @@ class Front:
         self._connections = connections
         self._text = TextService()
         self._engine = SharedEngine(begin.engine, begin.serial)
-        self._app = create_app(self._engine, self._text, begin.config.http_settings())
+        settings = begin.config.http_settings()
+        workers = begin.config.server.api_workers
+        width = columns(len(settings.access.keys))
+        board = Board(width, rows=workers, row=begin.row, path=Path(begin.board))
+        self._app = create_app(self._engine, self._text, settings, board)
         context = self._app.state.context
         assert isinstance(context, Context)
         context.gather = self._gather
         context.cancel_elsewhere = self._cancel_elsewhere
         context.replays.on_poison = lambda print: channel.send(Poison(print))
         self._context = context
-        self._http: HttpServer = http_server(self._app, begin.config.server)
         self._cancelling = Cancelling(channel)
+        self._http: HttpServer = http_server(self._app, begin.config)
+        self._limits = connection_limits(begin.config)
         self._asks: dict[int, asyncio.Future[Counts]] = {}
         self._ask = itertools.count(1)
         self._closed = 0  # connections that ended and have not been reported
@@ -173,14 +180,16 @@ class Front:
     async def _open(self, connection: socket.socket) -> None:
         try:
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(self._protocol, connection)
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self._http.config.ssl)
         except OSError:  # it ended meanwhile
             connection.close()
             self._one_ended()
 
     def _protocol(self) -> CountedHttpProtocol:
         http = self._http
-        protocol = CountedHttpProtocol(http.config, http.server_state, http.lifespan.state)
+        protocol = CountedHttpProtocol(
+            http.config, http.server_state, http.lifespan.state, limits=self._limits
+        )
         protocol.ended = self._one_ended
         return protocol
 
@@ -246,7 +255,7 @@ async def serve(control: socket.socket, connections: socket.socket) -> int:
     await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=control)
     begin = await begun
     set_up_logging(begin.config.server.log_level, begin.config.server.log_format)
-    allow_many_connections()
+    allow_many_connections(begin.config.connection_limits().connections)
     front = Front(begin, channel, connections)
     for message in early:
         front.take(message)

@@ -89,6 +89,14 @@ class Generation:
     def done(self) -> bool:
         return not self._running
 
+    @property
+    def admitted(self) -> bool:
+        """Whether the engine has begun to work on it."""
+        return any(
+            choice.stream is None or choice.stream.admitted_at or choice.completion_tokens or choice.done
+            for choice in self.choices
+        )
+
     async def next(self) -> list[Update]:
         """Waits for news; an empty list is a nudge. Cancelling loses nothing.
 
@@ -183,6 +191,7 @@ class Generation:
         self._client.abort(
             [c.stream.id for c in self.choices if c.stream is not None and not c.stream.finished]
         )
+        self._free_place()
         for choice in self.choices:
             if not choice.done:
                 choice.reason = "abort"
@@ -221,6 +230,8 @@ class Generation:
             else:
                 choice.first_token_at = now
                 self._metrics.first_token(now - self.started, len(delta.tokens), now)
+                if choice.place is not None:
+                    choice.place.admit()  # where the engine has not said so
             choice.last_token_at = now
         pieces = choice.feed(delta)
         if choice.fault is not None:
@@ -289,6 +300,8 @@ class Generation:
                 for choice, stream in zip(choices, self._client.submit(again), strict=True):
                     choice.stream = stream
                     stream.listener = self._wake
+                    if choice.place is not None:
+                        stream.on_admission = choice.place.admit
                     self._streams.append((choice, stream))
         except (EngineUnavailable, ValueError) as error:
             self.interrupt(EngineGone(str(error)))
@@ -302,3 +315,11 @@ class Generation:
         choice.reason = reason
         if not self._running:
             self._metrics.answered(time.perf_counter() - self.started)
+            self._free_place()
+
+    def _free_place(self) -> None:
+        """Its place is free for others."""
+        output = sum(choice.completion_tokens for choice in self.choices)
+        for choice in self.choices:
+            if choice.place is not None:
+                choice.place.leave(output)

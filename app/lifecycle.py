@@ -70,7 +70,7 @@ class Lifecycle:
 
     def cancel(self, id: str, owner: str) -> bool:
         """Ends the owner's open answer of this id with `request_cancelled`; False if there is none."""
-        answer = self._named.get((id, owner))
+        answer = self._named.pop((id, owner), None)
         if answer is None:
             return False
         answer.interrupt(Cancelled())

@@ -223,11 +223,6 @@ class Metrics:
         self._fold(time.perf_counter())
         return self._rate
 
-    def mean_latency(self) -> float:
-        """Seconds that a request took on average, 1 if nothing is known."""
-        count = self.request_latency.count
-        return self.request_latency.total / count if count else 1.0
-
     def counts(self, lifecycle: Lifecycle) -> "Counts":
         """All of it at this moment, to be shown or added up."""
         return Counts(

@@ -22,7 +22,7 @@ def request_id(scope: Scope) -> str:
 
 
 def key_id(scope: Scope) -> str:
-    """Whose key the request came with: the beginning of its hash, empty where no key is asked for."""
+    """The id of the API key that came with this request; empty where the server has none."""
     value: object = scope.get("key_id")
     return value if isinstance(value, str) else ""
 

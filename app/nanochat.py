@@ -20,11 +20,12 @@ from starlette.types import Receive, Scope, Send
 from app.admission import submit
 from app.body import read_object
 from app.context import Context
+from app.deadlines import deadlines
 from app.errors import (
     ApiError,
     ClientGone,
-    DeadlineExceeded,
     InternalError,
+    QueueFull,
     RequestError,
     Unavailable,
     error_body,
@@ -61,16 +62,14 @@ class NanochatCompletions:
         generation: Generation | None = None
         with ExitStack() as stack:
             try:
+                context = stack.enter_context(self.context.entering(scope))
                 body = await read_object(scope, receive, settings)
-                info = await self.context.model()
-                generation = await self._submit(body, info, started)
+                info = await context.model()
+                generation = await self._submit(context, body, info, started)
                 stack.callback(generation.close)
                 record_of(scope).answers(generation, body, info.name)
                 stack.enter_context(self.context.lifecycle.answering(generation, 1))
-                limit = settings.request_timeout
-                loop = asyncio.get_running_loop()
-                timer = loop.call_later(limit, generation.interrupt, DeadlineExceeded(limit))
-                stack.callback(timer.cancel)
+                stack.enter_context(deadlines(generation, settings, context.gate))
                 updates = await _first(generation, receive, settings.header_grace)
             except ClientGone:
                 if generation is None:
@@ -79,7 +78,7 @@ class NanochatCompletions:
                     generation.leave()
                 return
             except ApiError as error:
-                if isinstance(error, Unavailable):
+                if isinstance(error, Unavailable | QueueFull):
                     self.context.metrics.rejected(error.code)
                 await error_response(error, detail=True)(scope, receive, send)
                 return
@@ -101,8 +100,9 @@ class NanochatCompletions:
             send_timeout=settings.send_timeout,
         )
 
-    async def _submit(self, body: dict[str, object], info: ModelInfo, started: float) -> Generation:
-        context = self.context
+    async def _submit(
+        self, context: Context, body: dict[str, object], info: ModelInfo, started: float
+    ) -> Generation:
         messages, sampling = parse(Fields(body), info, context.settings)
         prompt = await context.render(messages)
         room = info.max_model_len - len(prompt)

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from copy import copy
 from functools import partial
 from typing import TypeVar
 
@@ -46,22 +47,25 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        try:
-            body = await read_object(scope, receive, self.context.settings)
-        except ClientGone:
-            self.context.metrics.disconnected("body")
-            return
-        info = await self.context.model()
-        name = stream_name(scope)
-        if name is None:
-            answer = await self.prepare(body, info, started)
-            self._record(scope, answer, body, info)
-        else:
-            with self.context.streams.reserve(name, key_id(scope), body) as place:
-                inner = await self.prepare(body, info, started)
-                self._record(scope, inner, body, info)
-                answer = place.take(inner) if isinstance(inner, Answer) else inner
-        await answer(scope, receive, send)
+        with self.context.entering(scope) as context:
+            request = copy(self)
+            request.context = context
+            try:
+                body = await read_object(scope, receive, context.settings)
+            except ClientGone:
+                context.metrics.disconnected("body")
+                return
+            info = await context.model()
+            name = stream_name(scope)
+            if name is None:
+                answer = await request.prepare(body, info, started)
+                self._record(scope, answer, body, info)
+            else:
+                with context.streams.reserve(name, key_id(scope), body) as place:
+                    inner = await request.prepare(body, info, started)
+                    self._record(scope, inner, body, info)
+                    answer = place.take(inner) if isinstance(inner, Answer) else inner
+            await answer(scope, receive, send)
 
     def _record(self, scope: Scope, answer: ASGIApp, body: dict[str, object], info: ModelInfo) -> None:
         if isinstance(answer, Answer):
@@ -86,7 +90,7 @@ class Endpoint:
         kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
         if kind is EventStream and format.delivery.interval > 1:
             kind = IntervalStream
-        return kind(generation, format, context.settings, context.lifecycle, context.metrics)
+        return kind(generation, format, context.settings, context.lifecycle, context.metrics, context.gate)
 
 
 class ChatCompletions(Endpoint):

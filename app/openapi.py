@@ -30,7 +30,7 @@ OBJECT: Schema = {"type": "object"}
 
 # What can go wrong, by status; docs/errors.md lists the codes of each.
 ERRORS = {
-    400: "The body is no JSON object, a field has a wrong type or value, or the context is too short.",
+    400: "No proper HTTP, no JSON object, a field has a wrong type or value, or the context is too short.",
     401: "An API key is needed, and none or a wrong one came.",
     403: "The request comes from a place that may not ask.",
     404: "There is no such path, model or answer.",
@@ -39,6 +39,7 @@ ERRORS = {
     409: "A stream of this name is under way.",
     410: "The stream was ended, or has forgotten the events asked for.",
     413: "The body is too large.",
+    414: "The URL is too long.",
     415: "The body is not JSON.",
     429: "This client asks too much at once; Retry-After says when to come back.",
     431: "The headers are too large.",
@@ -48,7 +49,7 @@ ERRORS = {
     503: "Loading, draining, overloaded or without an engine; Retry-After says when to come back.",
     504: "The answer took too long.",
 }
-ALWAYS = (401, 403, 429, 431, 500)
+ALWAYS = (400, 401, 403, 414, 429, 431, 500)
 WITH_BODY = (400, 408, 413, 415, 503)
 
 

@@ -23,6 +23,7 @@ S = TypeVar("S", bound=str)
 ENV_PREFIX = "APP_"
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"0", "false", "no", "off"})
+MASK = "********"
 
 
 class UsageError(Exception):
@@ -45,6 +46,7 @@ class Flag:
     is_switch: bool = False
     is_many: bool = False
     is_positional: bool = False
+    is_secret: bool = False
     shown: str | None = None
 
 
@@ -77,9 +79,14 @@ def switch(default: T, help: str, *names: str, off: Sequence[str] = (), shown: s
     return field(default=default, metadata={"flag": flag})
 
 
-def many(parse: Callable[[str], T], help: str, *names: str, metavar: str = "") -> tuple[T, ...]:
-    """A field with any number of values: several after one flag, a list in TOML, commas in the variable."""
-    flag = Flag(help, parse, names, metavar=metavar, is_many=True)
+def many(
+    parse: Callable[[str], T], help: str, *names: str, metavar: str = "", secret: bool = False
+) -> tuple[T, ...]:
+    """A field with any number of values: several after one flag, a list in TOML, commas in the variable.
+
+    A `secret` one is printed as `MASK` for each value.
+    """
+    flag = Flag(help, parse, names, metavar=metavar, is_many=True, is_secret=secret)
     empty: tuple[T, ...] = ()
     return field(default=empty, metadata={"flag": flag})
 
@@ -269,6 +276,17 @@ class CommandLine(Generic[C]):
             if known.get(_dest(entry), known.get("positional " + entry.field)) is not None
         )
 
+    def secrets(self, argv: Sequence[str]) -> list[str]:
+        """The flags with secrets that stand on the command line."""
+        typed = {word.split("=", 1)[0] for word in argv}
+        return [
+            name
+            for entry in self.entries
+            if entry.flag.is_secret
+            for name in entry.on_strings
+            if name in typed
+        ]
+
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"unexpected argument {word!r}"
@@ -420,10 +438,10 @@ def _as_text(value: object, is_switch: bool) -> str:
     return str(value)
 
 
-def to_toml(config: _Section, *, without: Collection[str] = ()) -> str:
+def to_toml(config: _Section, *, masked: bool = False, without: Collection[str] = ()) -> str:
     """The configuration as a file that `--config` reads back; what is unset stands there as a comment.
 
-    without: fields that are left out.
+    masked: secrets are not told, and have to be filled in again. without: fields that are left out.
     """
     lines: list[str] = []
     section = ""
@@ -437,5 +455,7 @@ def to_toml(config: _Section, *, without: Collection[str] = ()) -> str:
             lines.append(f"# {entry.field} is not set")
         else:
             value = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+            if masked and entry.flag.is_secret and isinstance(value, list):
+                value = [MASK] * len(value)
             lines.append(f"{entry.field} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines[1:]) + "\n"

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.config import Server
+from app.config import Config
 from app.httpserver import http_server
 from app.prometheus import CONTENT_TYPE
 
@@ -21,7 +21,7 @@ class MetricsPort:
     """Serves GET /metrics, and nothing else, on a listening socket."""
 
     def __init__(
-        self, listener: socket.socket, config: Server, render: Callable[[], Awaitable[bytes]]
+        self, listener: socket.socket, config: Config, render: Callable[[], Awaitable[bytes]]
     ) -> None:
         async def metrics(request: HttpRequest) -> Response:
             return Response(await render(), headers={"content-type": CONTENT_TYPE})

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import uvloop
 
@@ -58,12 +59,15 @@ def make_engine(config: Config) -> ManagedEngine:
 def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
     """Serves until told to stop; returns the exit code. Raises UsageError for an address not to be had."""
     hold_standard_files()
+    config = config.with_keys_read()
+    uds = config.access.uds
     try:
-        listener = listen(config.server.host, config.server.port)
+        listener = listen_at(uds) if uds is not None else listen(config.server.host, config.server.port)
     except PortInUse:
+        where = uds or f"Port {config.server.port} on {config.server.host}"
         print(
-            f"Port {config.server.port} on {config.server.host} is in use by another program. "
-            "Stop that one, or choose another port with --port (0 takes a free one).",
+            f"{where} is in use by another program. Stop that one, or choose another "
+            + ("path with --uds." if uds else "port with --port (0 takes a free one)."),
             file=sys.stderr,
         )
         return EXIT_PORT
@@ -79,22 +83,25 @@ def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
         )
         return EXIT_PORT
 
-    allow_many_connections()
+    allow_many_connections(config.connection_limits().connections)
 
     async def serve() -> int:
         engine = make_engine(config)
         if config.server.api_workers == 1:
             return await _Service(config, engine, listener, scraped).run()
         assert isinstance(engine, ProcessEngine)
-        url = url_of(config.server.host, listener)
-        return await Fleet(config, engine, listener, url, scraped).run()
+        return await Fleet(config, engine, listener, url_of(config, listener), scraped).run()
 
-    with (
-        listener,
-        scraped or contextlib.nullcontext(),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        return runner.run(serve())
+    try:
+        with (
+            listener,
+            scraped or contextlib.nullcontext(),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(serve())
+    finally:
+        if uds is not None:
+            Path(uds).unlink(missing_ok=True)
 
 
 def dry_run(config: Config, make_engine: MakeEngine = make_engine) -> int:
@@ -157,12 +164,43 @@ def listen_for_scrapes(config: Config) -> socket.socket | None:
     return None if port is None else listen(config.server.host, port, "--metrics-port")
 
 
-def url_of(host: str, listener: socket.socket) -> str:
-    """Where a browser on this machine finds the server."""
-    port = listener.getsockname()[1]
+def listen_at(path: str) -> socket.socket:
+    """A listening Unix socket. What is left of a server that has ended is replaced. Raises PortInUse, and
+    UsageError for a path that cannot be had.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX) as other:
+                if other.connect_ex(path) == 0:
+                    raise PortInUse
+            Path(path).unlink()
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except PortInUse:
+        listener.close()
+        raise
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"--uds: cannot listen at {path}: {error.strerror or error}") from None
+    return listener
+
+
+def url_of(config: Config, listener: socket.socket) -> str:
+    """Where a browser on this machine finds the server; with --uds, the path."""
+    if config.access.uds is not None:
+        return f"unix:{config.access.uds}"
+    host, port = config.server.host, port_of(listener)
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1" if host != "::" else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if config.access.ssl_certfile is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def port_of(listener: socket.socket) -> int:
+    """0 for a Unix socket."""
+    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
 class _Service:
@@ -189,11 +227,11 @@ class _Service:
         self.context = context
         self.scraped = scraped
         self.notifier = Notifier(os.environ, lambda: heartbeat_age(engine))
-        self.http = http_server(app, config.server)
+        self.http = http_server(app, config)
 
     async def run(self) -> int:
         self.stopping.listen()
-        url = url_of(self.config.server.host, self.listener)
+        url = url_of(self.config, self.listener)
         log.info("listening on %s, loading the model", url)
         serving = asyncio.create_task(self.http.serve(sockets=[self.listener]), name="http")
         serving.add_done_callback(lambda _: self._decide(EXIT_FAULT))
@@ -225,7 +263,7 @@ class _Service:
             return exporter.render(await self.context.counts())
 
         log.info("metrics on port %d, without a key", self.scraped.getsockname()[1])
-        return MetricsPort(self.scraped, self.config.server, render)
+        return MetricsPort(self.scraped, self.config, render)
 
     def _decide(self, code: int) -> None:
         if not self.outcome.done():
@@ -243,7 +281,7 @@ class _Service:
             return
         gc.collect()
         gc.freeze()
-        announce(self.config, info, url, self.listener.getsockname()[1])
+        announce(self.config, info, url, port_of(self.listener))
         self.notifier.ready()
 
     async def _mourn(self) -> None:

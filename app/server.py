@@ -19,15 +19,19 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from app.about import About
+from app.board import Board
 from app.context import Context
-from app.errors import ApiError, Unavailable, error_response
+from app.errors import ApiError, QueueFull, Unavailable, error_response
 from app.fields import shown
+from app.gate import Gate
+from app.keys import DETAIL_PATHS, Keys
 from app.lag import LoopLag
 from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
 from app.observe import Observed
 from app.openai import ChatCompletions, Completions, Models, embeddings
 from app.openapi import Description
+from app.origins import Origins
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
 from app.resume import StreamRoute
@@ -37,17 +41,24 @@ from app.text import TextService
 from app.tokens import Detokenize, Render, Tokenize
 from engine.messages import EngineClient
 
-DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
+def create_app(
+    client: EngineClient,
+    text: TextService,
+    settings: HttpSettings | None = None,
+    board: Board | None = None,
+) -> Starlette:
+    """The server over one engine. `app.state.context` gives access to its parts.
 
-def create_app(client: EngineClient, text: TextService, settings: HttpSettings | None = None) -> Starlette:
-    """The server over one engine. `app.state.context` gives access to its parts."""
-    context = Context(client, text, settings or HttpSettings())
+    `board` is what several front-end processes count on together.
+    """
+    settings = settings or HttpSettings()
+    context = Context(client, text, settings, Gate(client, settings, board))
 
     async def on_api_error(request: HttpRequest, error: Exception) -> Response:
         if not isinstance(error, ApiError):
             raise error
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | QueueFull):
             context.metrics.rejected(error.code)
         return error_response(error, detail=request.url.path in DETAIL_PATHS)
 
@@ -57,6 +68,8 @@ def create_app(client: EngineClient, text: TextService, settings: HttpSettings |
             Middleware(Observed, context=context),
             Middleware(RequestIds, context.lifecycle),
             Middleware(Faults),
+            Middleware(Origins, settings.access),
+            Middleware(Keys, settings.access.keys),
         ],
         exception_handlers={ApiError: on_api_error, HTTPException: _on_http_error},
         lifespan=partial(_lifespan, context),

@@ -1,5 +1,6 @@
 """What the HTTP layer can be told; the command line fills it in."""
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,53 @@ class SamplingDefaults:
 
     def draw_seed(self) -> int:
         return secrets.randbelow(2**31) if self.seed is None else self.seed
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key, as its sha256; the key itself is not kept. `id` is what logs and limits know it by."""
+
+    digest: bytes
+
+    @classmethod
+    def of(cls, key: str) -> "Key":
+        return cls(hashlib.sha256(key.encode()).digest())
+
+    @property
+    def id(self) -> str:
+        return self.digest.hex()[:8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may ask.
+
+    keys: without any, everybody may. hosts: names that a Host header may hold (None: any). origins: web
+    origins, other than the server's own, whose pages may ask.
+    """
+
+    keys: tuple[Key, ...] = ()
+    hosts: frozenset[str] | None = None
+    origins: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What a connection may cost before a request has arrived whole. Times are in seconds, sizes in bytes.
+
+    head: request line and headers together; headers: how many; url: the request line's target. message: a
+    request in all, framing included. head_timeout counts from the connection or from the request's first
+    byte, body_timeout from the end of the headers; keep_alive: silence between two requests.
+    """
+
+    connections: int = 2048
+    head: int = 64 * 1024
+    headers: int = 100
+    url: int = 8 * 1024
+    message: int = 96 * 1024 * 1024
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0
+    keep_alive: float = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +118,11 @@ class HttpSettings:
     stats_interval: float = 0.5
     max_n: int = 8
     max_choices: int = 256
-    max_queue: int = 512
+    max_queue: int = 128
+    max_queued_tokens: int = 256 * 1024
+    max_concurrent_per_key: int | None = None
+    queue_timeout: float = 60.0
+    cache_salt_per_key: bool = False
     tools: bool = True
     tool_call_parser: CallFormatName = "auto"
     ui: bool = True
@@ -81,3 +133,4 @@ class HttpSettings:
     access_log: bool = False
     log_content: bool = False
     otlp_endpoint: str | None = None
+    access: Access = Access()

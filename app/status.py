@@ -9,6 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.context import Context
+from app.errors import Draining, EngineGone, Unavailable
 from app.prometheus import CONTENT_TYPE, Exporter, Watched
 from engine.messages import EngineState, EngineUnavailable, ModelInfo
 
@@ -43,10 +44,13 @@ class Status:
         if context.ready:
             return _json({"ready": True, "state": "ready"})
         lifecycle = context.lifecycle
-        state = "draining" if lifecycle.leaving or lifecycle.draining else str(context.client.state)
+        draining = lifecycle.leaving or lifecycle.draining
+        error: Unavailable = Draining() if draining else EngineGone()
+        state = "draining" if draining else str(context.client.state)
         if state == EngineState.READY:
             state = "stuck"
-        return _json({"ready": False, "state": state}, 503, {"retry-after": "2"})
+        body = {"ready": False, "state": state, "error": error.payload()}
+        return _json(body, 503, {"retry-after": "2"})
 
     async def stats(self, request: HttpRequest) -> Response:
         return _json(await self.snapshot())

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from app.answers import Format
 from app.choices import Piece
 from app.direct import DirectWrite, cut, direct_write
-from app.errors import ApiError, DeadlineExceeded, InternalError
+from app.errors import ApiError, InternalError
+from app.gate import Gate
 from app.generation import Generation, Update
 from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
@@ -52,6 +53,7 @@ class Answer:
         settings: HttpSettings,
         lifecycle: Lifecycle,
         metrics: Metrics,
+        gate: Gate,
     ) -> None:
         self.generation = generation
         self.format = format
@@ -59,6 +61,7 @@ class Answer:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self._scope: Scope = {}
+        self.gate = gate
         self.write: DirectWrite | None = None
 
     def interrupt(self, error: ApiError) -> None:
@@ -76,8 +79,6 @@ class Answer:
             generation.close()
 
     async def _race(self, receive: Receive, send: Send) -> None:
-        limit = self.settings.request_timeout
-        deadline = asyncio.get_running_loop().call_later(limit, self.interrupt, DeadlineExceeded(limit))
         worker = asyncio.ensure_future(self.answer(send))
         watcher = asyncio.ensure_future(departure(receive))
         try:
@@ -85,7 +86,6 @@ class Answer:
             if not worker.done():
                 self.generation.leave()
         finally:
-            deadline.cancel()
             self.generation.close()
             worker.cancel()
             watcher.cancel()

@@ -7,10 +7,11 @@ would end with: 0 where it would serve, 2 for settings and devices, 3 for the mo
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from app.fastpath import spelled
 from app.options import Action, CommandLine, Entry, UsageError, table
 from engine.messages.finding import Finding
 
+_LOOPBACK = ("localhost", "::1")
 SURVEY_SECONDS = 600  # a model of the hub is fetched within it
 ACTIONS = (
     Action("help", "show this and end"),
@@ -66,7 +68,8 @@ def survey(config: Config) -> list[Finding]:
     engine = _engine(config)
     # The engine's process looks at devices and models at once; a server takes its port between the two.
     early = [finding for finding in engine if finding.what in ("device", "fast paths")]
-    return [*findings, *early, _port(config), *(finding for finding in engine if finding not in early)]
+    findings += [_access(config), *early, *_addresses(config)]
+    return [*findings, *(finding for finding in engine if finding not in early)]
 
 
 def _of_usage(what: str, error: UsageError) -> Finding:
@@ -89,18 +92,48 @@ def _file(entry: Entry, path: Path) -> Finding:
     return Finding("files", "ok", f"{flag}: {path} can be read")
 
 
-def _port(config: Config) -> Finding:
-    """Whether the address can be had; it is given back at once."""
-    from app.serve import PortInUse, listen
+def _access(config: Config) -> Finding:
+    """Who may ask."""
+    keys, host = config.with_keys_read().access.api_key, config.server.host
+    if keys:
+        return Finding("access", "ok", f"{len(keys)} key{'s' * (len(keys) > 1)}")
+    if config.access.uds is not None or host in _LOOPBACK or host.startswith("127."):
+        return Finding("access", "ok", "no keys; only this machine reaches the server")
+    return Finding("access", "note", f"no keys, and others reach {host}", "--api-key-file")
 
-    host, port = config.server.host, config.server.port
+
+def _addresses(config: Config) -> list[Finding]:
+    """Whether the places to listen at can be had; they are given back at once."""
+    from app.serve import listen, listen_at
+
+    server, uds = config.server, config.access.uds
+    if uds is not None:
+
+        def at_path() -> socket.socket:
+            listener = listen_at(uds)
+            Path(uds).unlink()
+            return listener
+
+        findings = [_address("port", uds, "--uds", at_path)]
+    else:
+        where = f"{server.host}:{server.port}" if server.port else f"{server.host}, a free port"
+        findings = [_address("port", where, "--port", lambda: listen(server.host, server.port))]
+    if (port := server.metrics_port) is not None:
+        where = f"{server.host}:{port}" if port else f"{server.host}, a free port"
+        findings.append(_address("metrics port", where, "--metrics-port", lambda: listen(server.host, port)))
+    return findings
+
+
+def _address(what: str, where: str, flag: str, listen: Callable[[], socket.socket]) -> Finding:
+    from app.serve import PortInUse
+
     try:
-        listen(host, port).close()
+        listen().close()
     except PortInUse:
-        return Finding("port", "wrong", f"{port} on {host} is in use", "--port", EXIT_PORT)
+        return Finding(what, "wrong", f"{where} is in use", flag, EXIT_PORT)
     except UsageError as error:
-        return _of_usage("port", error)
-    return Finding("port", "ok", f"{host}:{port}" if port else f"{host}, a free port")
+        return _of_usage(what, error)
+    return Finding(what, "ok", where)
 
 
 def _engine(config: Config) -> list[Finding]:

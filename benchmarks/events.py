@@ -102,10 +102,8 @@ class Reader(asyncio.Protocol):
     """One client: counts events, and notes how late the last one of each read is."""
 
     def __init__(self, body: bytes, rate: float) -> None:
-        head = (
-            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-        )
-        self._request = f"{head}{len(body)}\r\n\r\n".encode() + body
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self._rate = rate
         self.events = 0
         self.reads = 0

@@ -73,6 +73,7 @@ class EngineCore:
         self._terminals = frozenset(terminal_ids)
         self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
         self._failures = 0  # in a row
+        self._short_at: tuple[int, int] | None = None  # the newest stream and its tokens when memory ran out
         self._frame = Frame([], [], [], [], [], EngineStats())
         self._changed = False
         self._steps = self._generated = self._growths = 0
@@ -203,15 +204,19 @@ class EngineCore:
             raise error
 
     def _make_room(self, plan: Plan, error: BaseException, *, launched: bool) -> None:
-        """A step found no memory: what runs is computed again in smaller steps. Where the one before failed,
-        too, the newest of its sequences ends with an error, so that the others can go on.
+        """A step found no memory: what runs is computed again in smaller steps. Where the newest of its
+        sequences has come no further since the last such step, it ends with an error, so that the others can
+        go on. Steps that succeeded in between do not count: they may have been those of the others.
         """
         self.scheduler.budget.shrink()
         current = [chunk.sequence for chunk in plan.chunks if chunk.epoch == chunk.sequence.epoch]
-        if self._failures > 1 and current:
+        if current:
             newest = max(current, key=lambda sequence: sequence.rank)
-            message = f"there was no memory for the request: {type(error).__name__}: {error}"
-            self._finish(newest, "error", message=message, poisoned=launched, code="out_of_memory")
+            reached = newest.id, len(newest.tokens)
+            if reached == self._short_at:
+                message = f"there was no memory for the request: {type(error).__name__}: {error}"
+                self._finish(newest, "error", message=message, poisoned=launched, code="out_of_memory")
+            self._short_at = reached
         self.scheduler.recompute(keep_cache=not launched)
 
     def process(self, plan: Plan, result: StepResult) -> None:

@@ -10,6 +10,8 @@ import { SpeedMeter } from "./speed.js";
  */
 
 const STATS_EVERY = 200; // milliseconds; faster cannot be read
+const MAX_WRITTEN = 65536; // characters in one frame, so that a flood of text does not freeze the page
+const FRAME_PATIENCE = 100; // milliseconds; a page that has just been hidden gets no frame
 
 /**
  * Gathers text and puts it on the screen once per frame. A hidden page has no frames, so its text waits until
@@ -29,14 +31,33 @@ class FrameWriter {
   /** @param {string} text */
   add(text) {
     this.#text += text;
-    this.#frame ??= requestAnimationFrame(() => this.flush());
+    this.#frame ??= requestAnimationFrame(() => this.#writeSome());
   }
 
-  flush() {
+  /** Writes all that is left, in as many frames as it takes. */
+  async finish() {
+    while (this.#text.length > MAX_WRITTEN && !document.hidden) {
+      await new Promise((done) => {
+        requestAnimationFrame(done);
+        setTimeout(done, FRAME_PATIENCE);
+      });
+      if (this.#frame === null) this.#writeSome();
+    }
     if (this.#frame !== null) cancelAnimationFrame(this.#frame);
     this.#frame = null;
-    const text = this.#text;
-    this.#text = "";
+    this.#take(this.#text.length);
+  }
+
+  #writeSome() {
+    this.#frame = null;
+    this.#take(MAX_WRITTEN);
+    if (this.#text !== "") this.#frame = requestAnimationFrame(() => this.#writeSome());
+  }
+
+  /** @param {number} length */
+  #take(length) {
+    const text = this.#text.slice(0, length);
+    this.#text = this.#text.slice(length);
     if (text !== "") this.#write(text);
   }
 }
@@ -77,7 +98,7 @@ export async function runAnswer({ message, view, request, signal, grown }) {
     error = signal.aborted ? null : problem;
     ending = signal.aborted ? "stopped" : "";
   }
-  writer.flush();
+  await writer.finish();
   if (due !== null) clearTimeout(due);
   view.showStats(meter.line(ending), meter.promptLine());
   view.settle();

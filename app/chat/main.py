@@ -3,9 +3,9 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
+from app.access import read_keys
 from app.chat.client import ChatFailed, Client
 from app.chat.conversation import Conversation
 from app.chat.own import NoServer, own_server
@@ -28,9 +28,13 @@ def main(argv: Sequence[str]) -> int:
             print(line.help(), end="")
             return EXIT_OK
         refuse(line, argv, config)
+        for name in line.secrets(argv):
+            print(
+                f"{name}: everybody on this machine can read it; use a file, or APP_API_KEY", file=sys.stderr
+            )
         once = _once(config)
         with _server(config) as url:
-            client = Client(url, _key(config, os.environ))
+            client = Client(url, _key(config))
             return _chat(client, config) if once is None else _answer(client, config, once)
     except UsageError as error:
         print(f"{line.prog}: {error}\nSee {line.prog} --help", file=sys.stderr)
@@ -68,21 +72,11 @@ def _server(config: ChatConfig) -> Iterator[str]:
         yield url
 
 
-def _key(config: ChatConfig, environ: Mapping[str, str]) -> str:
-    """The key for the server; "" for none. Raises UsageError."""
+def _key(config: ChatConfig) -> str:
+    """The key for the server: the first of the file, else of the environment; "" for none. Raises UsageError."""
     path = config.chat.api_key_file
-    if path is None:
-        return environ.get("APP_API_KEY", "").partition(",")[0].strip()
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"--api-key-file: {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--api-key-file: {path} is not a text in UTF-8") from None
-    for line in lines:
-        if key := line.partition("#")[0].strip():
-            return key
-    raise UsageError(f"--api-key-file: {path} holds no key")
+    keys = config.access.api_key if path is None else read_keys(path)
+    return keys[0] if keys else ""
 
 
 def _answer(client: Client, config: ChatConfig, question: str) -> int:

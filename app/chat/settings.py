@@ -15,8 +15,9 @@ _OTHERS = frozenset(
         *("ssl_certfile", "ssl_keyfile", "metrics_port", "otlp_endpoint", "log_content"),
     }
 )
-# What a running server is asked for with each request.
+# What a running server is asked for with each request, and what it needs to know whom it answers.
 _ASKED = ("temperature", "top_k", "max_tokens", "seed")
+_SHOWN = "api_key"
 
 ACTIONS = (Action("help", "show this and end"),)
 
@@ -99,6 +100,7 @@ def refuse(line: CommandLine[ChatConfig], argv: Sequence[str], config: ChatConfi
     typed = line.typed(argv)
     chat = {part.name for part in fields(Chat)}
     if config.chat.url is not None:
+        chat.add(_SHOWN)
         for name in sorted(typed - chat - set(_ASKED)):
             raise UsageError(f"{_flag(name)} is for a server that is started here; leave it out, or --url")
     for name in sorted(typed & (_OWN | _OTHERS) - chat):

@@ -71,16 +71,20 @@ class TokenStream:
     What nobody needs for the tokens themselves: `request`, as the engine was asked; `started`, once the
     choice has got a row; `arrivals`, for all streams of a router: when frames with tokens came
     (perf_counter), and how many steps the engine had made by then.
+    `admitted_at` is when the engine said that it works on the stream (perf_counter, 0: not yet), and
+    `on_admission` is called then.
     """
 
     __slots__ = (
         "_waiter",
+        "admitted_at",
         "arrivals",
         "finished",
         "held",
         "id",
         "lane",
         "listener",
+        "on_admission",
         "request",
         "started",
         "wants_logprobs",
@@ -102,6 +106,8 @@ class TokenStream:
         self.held: Delta | None = None  # what is pending
         self.lane: Lane | None = None
         self.listener: Callable[[], None] | None = None
+        self.admitted_at = 0.0
+        self.on_admission: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def pending(self) -> Delta:
@@ -177,6 +183,8 @@ class StreamRouter:
         """
         self.stats = frame.stats
         now = perf_counter()
+        if frame.started:
+            self._start(frame.started, now)
         for scores in frame.prompts:
             scored = self._streams.get(scores.stream)
             if scored is not None:
@@ -185,10 +193,6 @@ class StreamRouter:
                 scored.wake()
         if frame.tokens:
             self._arrivals.append((now, frame.stats.steps))
-        for started in frame.started:
-            stream = self._streams.get(started.stream)
-            if stream is not None:
-                stream.started = started
         # A last token goes the same way as the end it came with, so that one event can say both.
         ending = {finish.stream for finish in frame.finished}
         if len(set(frame.streams)) == len(frame.streams):
@@ -201,6 +205,15 @@ class StreamRouter:
                 stream.finished = True
                 stream.pending().finish = finish
                 stream.wake()
+
+    def _start(self, all_started: Iterable[Started], now: float) -> None:
+        for started in all_started:
+            stream = self._streams.get(started.stream)
+            if stream is not None and not stream.admitted_at:
+                stream.started = started
+                stream.admitted_at = now
+                if stream.on_admission is not None:
+                    stream.on_admission()
 
     def _deliver_step(self, frame: Frame, ending: set[int], now: float) -> Iterator[None]:
         """A frame with one token per stream."""

@@ -1,21 +1,21 @@
 """A real uvicorn server in the test's own event loop, on a port that the system chose."""
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import openai
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.connection import GuardedHttpProtocol
 from app.context import Context
-from app.direct import DirectHttpProtocol
 from app.server import create_app
-from app.settings import HttpSettings
+from app.settings import ConnectionLimits, HttpSettings
 from app.text import TextService
 from engine.text import ChatTemplate, Tokenizer
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer
@@ -51,15 +51,24 @@ async def served(
     direct: bool = True,
     tokenizer: Tokenizer | None = None,
     template: ChatTemplate | None = None,
+    limits: ConnectionLimits | None = None,
+    root_path: str = "",
 ) -> AsyncIterator[Served]:
-    """`direct`: with the ASGI extension of app/direct.py, as the real server has it."""
+    """`direct`: with the ASGI extension of app/direct.py and the guarded protocol, as the real server."""
     text = TextService(tokenizer or byte_tokenizer(), template or byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))
-    # uvloop, which the server runs on, does this by itself; asyncio does not know that this is TCP.
+    # As uvloop does it for the real server; else every second write waits 40 ms for an acknowledgement.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    http: type[asyncio.Protocol] = DirectHttpProtocol if direct else HttpToolsProtocol
-    config = uvicorn.Config(app, http=http, log_level="critical", timeout_graceful_shutdown=1)
+    http = partial(GuardedHttpProtocol, limits=limits) if direct else HttpToolsProtocol
+    config = uvicorn.Config(
+        app,
+        http=http,  # type: ignore[arg-type]
+        ws="none",
+        log_level="critical",
+        timeout_graceful_shutdown=1,
+        root_path=root_path,
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

@@ -24,7 +24,7 @@ async def connect(s: Served, path: str, **extra: object) -> tuple[asyncio.Stream
     """Sends a request by hand, so that the test decides how the connection ends."""
     body = json.dumps({**BODIES[path], **extra}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
     return reader, writer
@@ -128,7 +128,7 @@ async def test_leaving_while_the_body_is_sent_submits_nothing() -> None:
     async with served(engine) as s:
         _, writer = await asyncio.open_connection("127.0.0.1", s.port)
         writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"
         )
         await writer.drain()

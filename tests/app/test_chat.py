@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from app.chat.client import ChatFailed, Client
 from app.chat.conversation import BadFile, Conversation
 from app.chat.terminal import visible
+from app.settings import Access, HttpSettings, Key
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.server_process import GOLDEN, SERVER, Server, finish, gone, serving, until
 from tests.app.serving import served
@@ -182,6 +184,28 @@ async def test_pieces_are_the_answer_and_closing_is_noticed() -> None:
             await asyncio.to_thread(client.ask, [], {})
         with pytest.raises(ChatFailed, match="nothing at"):
             await asyncio.to_thread(client.get, "/nowhere")
+
+
+async def test_a_server_with_keys_is_given_one(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# whose\nright-key  # mine\n")
+    settings = HttpSettings(access=Access(keys=(Key.of("right-key"),)))
+    async with served(ScriptedEngine(says("welcome")), settings) as api:
+
+        def ask(*flags: str, **more: str) -> "subprocess.CompletedProcess[str]":
+            return finish([*CHAT, "--url", api.url, "-p", "hi", *flags], **more)
+
+        refused = await asyncio.to_thread(ask)
+        assert refused.returncode == 1 and "--api-key-file or in APP_API_KEY" in refused.stderr
+        assert (await asyncio.to_thread(ask, APP_API_KEY="wrong-key")).returncode == 1
+        for flags, more in (
+            (["--api-key-file", str(keys)], {}),
+            ([], {"APP_API_KEY": "right-key"}),
+            (["--api-key", "right-key"], {}),
+        ):
+            done = await asyncio.to_thread(ask, *flags, **more)
+            assert (done.returncode, done.stdout) == (0, "welcome\n")
+            assert ("everybody on this machine" in done.stderr) == ("--api-key" in flags)
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

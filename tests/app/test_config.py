@@ -60,6 +60,8 @@ def test_every_setting_has_its_three_spellings(tmp_path: Path) -> None:
         "engine": "inline",
         "kv_bytes": str(1 << 30),
         "te_weight_dtype": "mxfp8",
+        "allowed_origins": "https://chat.example,http://[::1]:3000",
+        "root_path": "/llm",
         "clustered_attention_impl": "a.module:f",
         "persistent_decode_impl": "a.module:f",
         "otlp_endpoint": "http://collector:4318",

@@ -40,6 +40,37 @@ def test_a_port_in_use_is_98_and_the_model_is_told_all_the_same() -> None:
     assert (rows["port"].flag, rows["model"].state) == ("--port", "ok")
 
 
+def test_who_may_ask_and_where_it_listens_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.survey._engine", lambda config: [])
+    keys = tmp_path / "keys"
+    keys.write_text("a-key\n# none\nanother\n")
+
+    def told(*flags: str) -> tuple[int, dict[str, Finding]]:
+        code = main(["--json", "--port", "0", *flags])
+        return code, rows_of(capsys.readouterr().out)[1]
+
+    code, rows = told("--host", "0.0.0.0")
+    assert (code, rows["access"].state, rows["access"].flag) == (0, "note", "--api-key-file")
+    code, rows = told("--host", "0.0.0.0", "--api-key-file", str(keys))
+    assert (code, rows["access"].says) == (0, "2 keys")
+    path = tmp_path / "socket"
+    code, rows = told("--uds", str(path), "--metrics-port", "0")
+    assert (code, rows["access"].state, rows["port"].says) == (0, "ok", str(path))
+    assert not path.exists()  # nothing is left behind
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        code, rows = told("--uds", str(path))
+        assert (code, rows["port"].flag) == (98, "--uds") and path.exists()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, rows = told("--metrics-port", str(taken.getsockname()[1]))
+    assert (code, rows["metrics port"].flag) == (98, "--metrics-port")
+    code, rows = told("--api-key-file", str(tmp_path / "no"))
+    assert (code, rows["settings"].flag) == (2, "--api-key-file")
+
+
 def test_settings_that_cannot_be_are_2_in_both_forms() -> None:
     done = finish([*CHECK, "--json", "--batch-sise", "4"])
     said, rows = rows_of(done.stdout)

@@ -383,3 +383,23 @@ def test_kinds_of_faults() -> None:
     assert all(is_device_lost(error) and not is_out_of_memory(error) for error in LOST)
     for other in (ValueError("CUDA error"), RuntimeError("shape mismatch"), KeyError(3)):
         assert not is_out_of_memory(other) and not is_device_lost(other)
+
+
+async def test_the_engine_tells_whom_it_works_on(model: GPT) -> None:
+    """Who holds a row has been told so before its first token; who waits for one has not."""
+    engine = await started(model, TOKENIZER, max_rows=1)
+    try:
+        params = SamplingParams(max_tokens=3, ignore_eos=True)
+        (first,), (second,) = (
+            engine.submit(Request(id=engine.next_id(1), prompt=[1, 2, 3], params=params)) for _ in range(2)
+        )
+        called: list[bool] = []
+        first.on_admission = lambda: called.append(first.held is None)
+        await first.next()
+        assert called == [True] and first.admitted_at > 0
+        assert not second.admitted_at
+        while (await second.next()).finish is None:
+            pass
+        assert second.admitted_at >= first.admitted_at
+    finally:
+        await engine.close()

