@@ -29,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_OK
         refuse(line, argv, config)
         for name in line.secrets(argv):
-            print(
-                f"{name}: everybody on this machine can read it; use a file, or APP_API_KEY", file=sys.stderr
-            )
+            warning = f"{name}: everybody on this machine can read it; use a file, or APP_API_KEY"
+            print(warning, file=sys.stderr)
         once = _once(config)
         with _server(config) as url:
             client = Client(url, _key(config))
@@ -73,7 +72,10 @@ def _server(config: ChatConfig) -> Iterator[str]:
 
 
 def _key(config: ChatConfig) -> str:
-    """The key for the server: the first of the file, else of the environment; "" for none. Raises UsageError."""
+    """The key for the server: the first of the file, else of the environment; "" for none.
+
+    Raises UsageError.
+    """
     path = config.chat.api_key_file
     keys = config.access.api_key if path is None else read_keys(path)
     return keys[0] if keys else ""
