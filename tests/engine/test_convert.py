@@ -12,6 +12,7 @@ from app.__main__ import main
 from engine import load_model
 from engine.checkpoint import CheckpointError
 from engine.convert import EXIT_FAULT, EXIT_MODEL, convert
+from engine.convert import main as program
 from tests.engine.checkpoints import GENERATIONS, write_checkpoint
 
 
@@ -68,11 +69,11 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path: Path, capfd: pytest.Cap
     assert main(["convert", str(base), str(out)]) == EXIT_MODEL
     assert "not an empty folder" in capfd.readouterr().err
     assert (out / "mine").read_text() == "x"
-    assert main(["convert", str(tmp_path / "none"), str(tmp_path / "new")]) == EXIT_MODEL
-    assert main(["convert", str(base), "/proc/nowhere/out"]) == EXIT_FAULT
+    assert program([str(tmp_path / "none"), str(tmp_path / "new")]) == EXIT_MODEL
+    assert program([str(base), "/proc/nowhere/out"]) == EXIT_FAULT
     weights = next((base / "chatsft_checkpoints").rglob("model_*.pt"))
     weights.write_bytes(weights.read_bytes()[:-200])
-    assert main(["convert", str(base), str(tmp_path / "new")]) == EXIT_MODEL
+    assert program([str(base), str(tmp_path / "new")]) == EXIT_MODEL
     assert "not a readable checkpoint" in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
