@@ -1,6 +1,7 @@
 """The terminal client: on a real terminal, against real servers, and by itself."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from app.chat.client import ChatFailed, Client
 from app.chat.conversation import BadFile, Conversation
+from app.chat.main import main
 from app.chat.terminal import visible
 from app.settings import Access, HttpSettings, Key
 from tests.app.scripted_engine import ScriptedEngine, says
@@ -159,10 +161,19 @@ def test_a_server_of_its_own_is_not_told_what_is_for_others() -> None:
         (["--url", "http://127.0.0.1:1"], 2, "holds no question"),
     ],
 )
-def test_what_goes_wrong_has_a_code_and_a_sentence(flags: list[str], code: int, said: str) -> None:
-    done = finish([*CHAT, *flags])
-    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
-    assert done.stdout == "" and "Traceback" not in done.stderr
+def test_what_goes_wrong_has_a_code_and_a_sentence(
+    flags: list[str],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    for name in [name for name in os.environ if name.startswith("APP_")]:
+        monkeypatch.delenv(name)
+    assert main(flags) == code
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
 
 
 async def test_pieces_are_the_answer_and_closing_is_noticed() -> None:
