@@ -50,7 +50,7 @@ def borrowed_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -
         include_usage=False,
         continuous_usage=False,
         token_ids=False,
-        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
+        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or settings.stream_interval,
     )
 
 

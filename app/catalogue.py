@@ -142,7 +142,9 @@ MESSAGE: Schema = {"$ref": "#/components/schemas/Message"}
 ROOM = "the room left in the context, or the server's --max-tokens"
 TEMPERATURE = "1 (or --temperature)"
 
-STREAM_INTERVAL = Field("stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "1")
+STREAM_INTERVAL = Field(
+    "stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "the server's"
+)
 MODEL = Field("model", STRING, "a name of the served model; another one is a 404", "the served model")
 
 IGNORED = (

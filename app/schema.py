@@ -198,7 +198,7 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
         continuous_usage=continuous,
         token_ids=fields.boolean("return_token_ids"),
         token_names=fields.boolean("return_tokens_as_token_ids"),
-        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
+        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or settings.stream_interval,
         prompt_logprobs=prompt_logprobs,
     )
 
