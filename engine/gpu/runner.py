@@ -15,7 +15,7 @@ from engine.gpu.graphs import GraphPool
 from engine.gpu.inputs import RING, StepShape
 from engine.gpu.memory import check_room
 from engine.gpu.network import Network
-from engine.gpu.scoring import PromptScores, queue_scores
+from engine.gpu.scoring import PromptScores, ScoreBuffers, queue_scores
 from engine.gpu.staging import StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
@@ -75,6 +75,7 @@ class GpuRunner:
         self._decode_graphs = GraphPool(network.step, staging.decode, use_graphs)
         self._mixed_graphs = GraphPool(network.step, staging.mixed, use_graphs)
         self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
+        self._scores = [ScoreBuffers(network) for _ in range(RING)]
         self._launched = 0
         self.graph_recaptures = 0
         self.early_masks = True  # they are uploaded in front of the step
@@ -97,7 +98,7 @@ class GpuRunner:
                 self._land_logprobs(landing, staged.entries)
             scores = None
             if plan.scored:
-                scores = queue_scores(network, plan)
+                scores = queue_scores(network, plan, self._scores[slot])
                 landing.ended.record()
         self._land_tokens(landing, slot)
         return StepHandle(plan, self._waiter.submit(self._await, landing, staged.entries, scores))

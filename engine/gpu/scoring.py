@@ -12,8 +12,33 @@ import torch
 from engine.gpu.network import Network
 from engine.messages import PromptLogprobs
 from engine.plan import Plan
+from engine.sampler import MAX_LOGPROBS
 from engine.scoring import ScoredSpan, positions_at_once, scored_span
 from kernels.scoring import Scored, score
+
+
+class ScoreBuffers:
+    """Pinned memory that the scores of one step are copied to, made when it is first needed and then kept:
+    given back by the thread that has read it, it would end a capture that is under way on the other one.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._tokens, self._pinned = network.scratch.x.size(0), network.rows.device.type == "cuda"
+        self._kept: list[torch.Tensor] = []  # float32, int32
+
+    def take(self, numbers: torch.Tensor, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where these two will be; the copies are queued on the current stream."""
+        if not self._kept:
+            size = self._tokens * (1 + MAX_LOGPROBS)
+            self._kept = [
+                torch.empty(size, dtype=dtype, pin_memory=self._pinned)
+                for dtype in (numbers.dtype, whole.dtype)
+            ]
+        first, second = (
+            kept[: values.numel()].view(values.shape).copy_(values, non_blocking=True)
+            for kept, values in zip(self._kept, (numbers, whole), strict=True)
+        )
+        return first, second
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +86,7 @@ def scored_spans(plan: Plan) -> list[ScoredSpan]:
     return spans
 
 
-def queue_scores(network: Network, plan: Plan) -> PromptScores:
+def queue_scores(network: Network, plan: Plan, buffers: ScoreBuffers) -> PromptScores:
     """Queues the scores of a plan with scored chunks on the current stream, right behind its step."""
     spans = scored_spans(plan)
     tokens = [token for span in spans for token in range(span.token, span.token + len(span.targets))]
@@ -77,7 +102,7 @@ def queue_scores(network: Network, plan: Plan) -> PromptScores:
     ranks = torch.cat([part.ranks for part in parts]).unsqueeze(1)
     numbers = torch.cat([logprobs, torch.cat([part.top_logprobs for part in parts])], dim=1)
     whole = torch.cat([ranks, torch.cat([part.top_ids for part in parts])], dim=1).int()
-    return PromptScores(spans, _downloaded(numbers), _downloaded(whole))
+    return PromptScores(spans, *buffers.take(numbers, whole))
 
 
 def _scored(network: Network, logits: torch.Tensor, targets: torch.Tensor, count: int) -> list[Scored]:
@@ -99,8 +124,3 @@ def _uploaded(values: list[int], dtype: torch.dtype, network: Network) -> torch.
     device = network.rows.device
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
-
-
-def _downloaded(values: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type == "cuda")
-    return host.copy_(values, non_blocking=True)

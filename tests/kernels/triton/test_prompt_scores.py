@@ -12,7 +12,7 @@ from engine.gpu.inputs import device_inputs
 from engine.gpu.linears import build_linears
 from engine.gpu.network import Network
 from engine.gpu.rows import DeviceRows
-from engine.gpu.scoring import queue_scores
+from engine.gpu.scoring import ScoreBuffers, queue_scores
 from engine.gpu.staging import StepStaging
 from engine.gpu.weights import network_weights
 from engine.messages import PromptLogprobs, Request, SamplingParams
@@ -51,7 +51,7 @@ class Steps:
         buffer = self.staging.decode if staged.decode else self.staging.mixed
         step = int(self.network.step_counter)
         self.network.step(staged.shape, device_inputs(buffer, staged.shape), False)
-        scores = queue_scores(self.network, plan).results() if plan.scored else []
+        scores = queue_scores(self.network, plan, ScoreBuffers(self.network)).results() if plan.scored else []
         return self.network.results[step % 4, 0, : len(staged.entries)].tolist(), scores
 
 
