@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.blocks import BlockPool
 from engine.messages import BatchingMode
@@ -38,9 +39,8 @@ class SchedulerConfig:
             raise ValueError(f"prefill_stretch {self.prefill_stretch} is less than 1")
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Totals count from the start; prompt tokens count once, at their sequence's first admission."""
+class SchedulerStats(NamedTuple):
+    """One for each frame. Totals count from the start; prompt tokens count once, at their sequence's first admission."""
 
     running: int
     waiting: int
