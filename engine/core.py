@@ -168,6 +168,8 @@ class EngineCore:
                 attempt += 1
                 continue
             self.scheduler.launched(plan)
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
             if plan.admitted:
                 self._report_start(plan.admitted)
             ended = time.perf_counter()
@@ -469,7 +471,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
         oldest = stats.oldest_arrival
-        if not (stats.running or stats.waiting):
+        if not stats.running and stats.waiting == stats.deferred:
             self._waiting_since = None
         since = self._waiting_since
         return EngineStats(
