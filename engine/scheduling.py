@@ -40,7 +40,7 @@ class SchedulerConfig:
 
 
 class SchedulerStats(NamedTuple):
-    """One for each frame. Totals count from the start; prompt tokens count once, at their sequence's first admission."""
+    """Totals count from the start; prompt tokens count once, at their sequence's first admission."""
 
     running: int
     waiting: int

@@ -1,5 +1,5 @@
-"""Grammars, scores, choices, tools, aborts and steps without memory, all in one engine: who is let finish gets
-what it gets alone, and nothing is left behind.
+"""Grammars, scores, choices, tools, aborts and steps without memory, all in one engine: who is let finish
+gets what it gets alone, and nothing is left behind.
 """
 
 import asyncio
