@@ -277,7 +277,7 @@ async def test_choices_share_the_making_of_their_grammar(
     assert all(a.finish is not None and a.finish.reason != "error" for choices in given for a in choices)
     assert built == [heavy]
     (broken,) = await answers(engine, [Ask(PROMPT, ask(BROKEN).params, n=4)], together=True)
-    assert all("look-ahead" in (a.finish and a.finish.message or "") for a in broken)
+    assert all("look-ahead" in ((a.finish and a.finish.message) or "") for a in broken)
     assert BROKEN not in engine.core.forms._grammars._compiled  # type: ignore[union-attr]
 
 
