@@ -37,6 +37,8 @@ from kernels.sampling import MAX_BIASES, MAX_STOP_IDS
 LAUNCH_ATTEMPTS = 3
 MAX_FAILURES = 8  # steps in a row that failed: the engine gives up, and is started again
 
+_UNTOLD = EngineStats()  # of a frame under way: what it tells is counted when it goes
+
 _log = logging.getLogger("fastpath.engine")
 
 
@@ -74,7 +76,7 @@ class EngineCore:
         self._stops: dict[int, frozenset[int]] = {}  # by stream id: the ids that end it
         self._failures = 0  # in a row
         self._short_at: tuple[int, int] | None = None  # the newest stream and its tokens when memory ran out
-        self._frame = Frame([], [], [], [], [], EngineStats())
+        self._frame = Frame([], [], [], [], [], _UNTOLD)
         self._changed = False
         self._steps = self._generated = self._growths = 0
         self._page = page
@@ -166,6 +168,8 @@ class EngineCore:
                 attempt += 1
                 continue
             self.scheduler.launched(plan)
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
             if plan.admitted:
                 self._report_start(plan.admitted)
             ended = time.perf_counter()
@@ -232,8 +236,9 @@ class EngineCore:
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
             self.tracer.arrived(plan, result.seconds, started)
-        for chunk, scores in zip(plan.scored, result.scores, strict=True):
-            self._add_scores(chunk, scores)
+        if plan.scored:
+            for chunk, scores in zip(plan.scored, result.scores, strict=True):
+                self._add_scores(chunk, scores)
         sampled = iter(result.tokens)
         token, stops, watched = self.scheduler.token, self._stops, bool(self._tools or self.forms)
         streams, tokens = self._frame.streams, self._frame.tokens
@@ -459,14 +464,14 @@ class EngineCore:
         if not (self._changed or always):
             return None
         frame, self._changed = self._frame, False
-        self._frame = Frame([], [], [], [], [], EngineStats())
+        self._frame = Frame([], [], [], [], [], _UNTOLD)
         told = frame.streams, frame.tokens, frame.forced, frame.logprobs, frame.finished
         return Frame(*told, self.stats(), frame.prompts, frame.started)
 
     def stats(self) -> EngineStats:
         stats, plan = self.scheduler.stats(), self._last_plan
         oldest = stats.oldest_arrival
-        if not (stats.running or stats.waiting):
+        if not stats.running and stats.waiting == stats.deferred:
             self._waiting_since = None
         since = self._waiting_since
         return EngineStats(

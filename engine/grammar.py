@@ -17,7 +17,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # loaded with the first grammar
     import llguidance
 
-THREADS = 4
+THREADS = 4  # for masks
+COMPILERS = 2  # threads of their own: a grammar may be long in the making, and rows wait for their masks
 REMEMBERED = 32  # compiled grammars that wait for more of their kind
 
 Mask = npt.NDArray[np.int32]  # [ceil(vocabulary / 32)], bit i of word j: id 32 * j + i is allowed
@@ -82,9 +83,11 @@ class Grammars:
         self._early = early
         self._wake = wake
         self._pool = ThreadPoolExecutor(THREADS, "grammar")
+        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar compiler")
         self._lock = threading.Lock()  # for the two below
         self._vocabulary: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()  # at their start
+        # At their start, and used last at the end.
+        self._compiled: OrderedDict[str, Future[llguidance.LLMatcher]] = OrderedDict()
 
     def open(self, text: str) -> GrammarState:
         """A matcher at its start; its mask comes when the grammar is compiled."""
@@ -100,13 +103,16 @@ class Grammars:
             return self._mask(matcher[0])
 
         return GrammarState(
-            self._submit(start), lambda token: self._submit(lambda: advance(token)), self._early
+            self._submit(self._compilers, start),
+            lambda token: self._submit(self._pool, lambda: advance(token)),
+            self._early,
         )
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._compilers, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, work: Callable[[], Mask]) -> "Future[Mask]":
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[[], Mask]) -> "Future[Mask]":
         def run() -> Mask:
             try:
                 return work()
@@ -115,7 +121,7 @@ class Grammars:
             except BaseException as error:  # a panic of the library is no Exception
                 raise GrammarError(f"{type(error).__name__}: {error}") from error
 
-        future = self._pool.submit(run)
+        future = pool.submit(run)
         future.add_done_callback(lambda done: self._wake())
         return future
 
@@ -123,25 +129,37 @@ class Grammars:
     # --------------------------------------------------------------------------------------
 
     def _matcher(self, text: str) -> "llguidance.LLMatcher":
+        """A copy of the compiled grammar. Where another thread is at it, this waits for that."""
+        with self._lock:
+            making = self._compiled.get(text)
+            mine = making is None
+            if making is None:
+                making = self._compiled[text] = Future()
+            self._compiled.move_to_end(text)
+            if len(self._compiled) > REMEMBERED:
+                self._compiled.popitem(last=False)
+        if mine:
+            try:
+                making.set_result(self._compile(text))
+            except BaseException as error:
+                making.set_exception(error)
+                with self._lock:
+                    self._compiled.pop(text, None)
+        found = making.result()
+        with self._lock:  # nobody else may copy it meanwhile
+            return found.deep_copy()
+
+    def _compile(self, text: str) -> "llguidance.LLMatcher":
         from llguidance import LLMatcher, LLParserLimits
 
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = self._build_vocabulary()
-            found = self._compiled.get(text)
-            if found is not None:
-                self._compiled.move_to_end(text)
-        if found is None:
-            limits = LLParserLimits(verbose_errors=False)
-            found = LLMatcher(self._vocabulary, text, log_level=0, limits=limits)
-            if found.is_error():
-                raise GrammarError(_reason(found))
-            with self._lock:
-                found = self._compiled.setdefault(text, found)
-                if len(self._compiled) > REMEMBERED:
-                    self._compiled.popitem(last=False)
-        with self._lock:  # nobody else may copy it meanwhile
-            return found.deep_copy()
+        limits = LLParserLimits(verbose_errors=False)
+        made = LLMatcher(self._vocabulary, text, log_level=0, limits=limits)
+        if made.is_error():
+            raise GrammarError(_reason(made))
+        return made
 
     def _build_vocabulary(self) -> "llguidance.LLTokenizer":
         from llguidance import LLTokenizer

@@ -4,7 +4,6 @@ A plan stays valid whatever happens to its sequences after it was made: it carri
 the block table of each chunk, and tokens are only ever appended.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.blocks import BlockId
@@ -55,8 +54,7 @@ class Chunk(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One step: its chunks, single positions first.
 
     Before the step, the state of a row is built from `sequence.tokens` for those in `admitted` (they got a

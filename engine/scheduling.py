@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.blocks import BlockPool
 from engine.messages import BatchingMode
@@ -38,8 +39,7 @@ class SchedulerConfig:
             raise ValueError(f"prefill_stretch {self.prefill_stretch} is less than 1")
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
+class SchedulerStats(NamedTuple):
     """Totals count from the start; prompt tokens count once, at their sequence's first admission."""
 
     running: int

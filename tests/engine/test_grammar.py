@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 import re
+import threading
 from collections.abc import AsyncIterator
 
 import jsonschema
@@ -233,6 +234,53 @@ async def test_a_matcher_that_gives_up_on_the_way_ends_its_row_only(
     assert len(free.tokens) == 20
 
 
+async def test_masks_come_while_other_grammars_are_compiled(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever answers already goes on, however many grammars are long in the making."""
+    compiled, go_on = Grammars._matcher, threading.Event()
+
+    def waits(self: Grammars, text: str) -> LLMatcher:
+        if "heavy" in text:
+            go_on.wait()
+        return compiled(self, text)
+
+    monkeypatch.setattr(Grammars, "_matcher", waits)
+    params = ask("start: /[a-z]{30}/").params
+    (early,) = engine.submit(Request(id=engine.next_id(1), prompt=PROMPT, params=params))
+    await early.next()
+    heavy = [asyncio.ensure_future(answers(engine, [ask('start: "heavy"')], together=True)) for _ in range(9)]
+    try:
+        async with asyncio.timeout(20):
+            assert (await read(early)).finish is not None
+        assert not any(task.done() for task in heavy)
+    finally:
+        go_on.set()
+        for task in heavy:
+            assert text_of((await task)[0][0]) == "heavy"
+
+
+async def test_choices_share_the_making_of_their_grammar(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    made = Grammars._compile
+
+    def counts(self: Grammars, text: str) -> LLMatcher:
+        built.append(text)
+        return made(self, text)
+
+    monkeypatch.setattr(Grammars, "_compile", counts)
+    heavy = grammar_of({"type": "integer", "multipleOf": 9973})
+    many = Ask(PROMPT, ask(heavy, max_tokens=4).params, n=9)
+    given = await answers(engine, [many, many], together=True)
+    assert all(a.finish is not None and a.finish.reason != "error" for choices in given for a in choices)
+    assert built == [heavy]
+    (broken,) = await answers(engine, [Ask(PROMPT, ask(BROKEN).params, n=4)], together=True)
+    assert all("look-ahead" in ((a.finish and a.finish.message) or "") for a in broken)
+    assert BROKEN not in engine.core.forms._grammars._compiled  # type: ignore[union-attr]
+
+
 async def test_requests_leave_while_their_grammar_is_compiled(engine: AsyncEngine) -> None:
     heavy = grammar_of({"type": "integer", "multipleOf": 9973})
     request = Request(id=engine.next_id(1), prompt=PROMPT, params=ask(heavy).params)
@@ -253,7 +301,8 @@ async def test_the_loop_stays_free_while_a_grammar_is_compiled(engine: AsyncEngi
         gaps.append(loop.time() - last)
         last = loop.time()
     assert last - began > 0.05, "it was not heavy"
-    assert sorted(gaps)[-3] < 0.05
+    # A thread that kept the interpreter for itself would leave one gap that is about as long as its work.
+    assert max(gaps) < 0.25 * (last - began)
 
 
 @pytest.mark.parametrize(

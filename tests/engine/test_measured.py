@@ -1,5 +1,7 @@
 """What the engine measures: when a choice got its row, how long it computed, steps by size and duration."""
 
+import asyncio
+import threading
 import time
 
 import pytest
@@ -8,6 +10,8 @@ from engine.async_engine import AsyncEngine
 from engine.messages import EngineStats, Finish, Frame, Request, SamplingParams, Started, TokenStream
 from engine.messages.wire import STEP_SECONDS, STEP_TOKENS, encode, from_engine, merge
 from engine.model import GPT
+from engine.runner import ModelRunner, StagedStep
+from engine.steps import StepResult
 from engine.text import load_tokenizer
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
@@ -79,6 +83,7 @@ async def test_who_waits_is_told_apart() -> None:
         stats = engine.stats()
         assert (stats.waiting, stats.deferred) == (2, 2)
         assert 0 < stats.oldest_wait_seconds < 60
+        assert stats.step_age_seconds == 0, "it waits for company, and for no step"
         engine.abort(stream.id for stream in streams)
         ends = engine.core.take_frame()
         assert ends is not None
@@ -86,6 +91,36 @@ async def test_who_waits_is_told_apart() -> None:
             ("abort", None, None)
         ] * 2
     finally:
+        await engine.close()
+
+
+async def test_a_step_that_hangs_is_told_by_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first one, and one that was launched when a batch had been gathered."""
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, batch_timeout_ms=30.0)
+    begun, go_on = threading.Event(), threading.Event()
+    execute = ModelRunner._execute
+
+    def hangs(self: ModelRunner, step: StagedStep) -> StepResult:
+        begun.set()
+        go_on.wait()
+        return execute(self, step)
+
+    monkeypatch.setattr(ModelRunner, "_execute", hangs)
+    try:
+        (stream,) = engine.submit(request(engine, [1, 2, 3], 1))
+        await asyncio.sleep(0)  # the loop looks, and gathers
+        assert engine.stats().step_age_seconds == 0
+        await asyncio.to_thread(begun.wait)
+        launched = time.monotonic()
+        first = engine.stats().step_age_seconds
+        while time.monotonic() == launched:
+            pass
+        assert engine.stats().step_age_seconds > first >= 0
+        go_on.set()
+        await read(stream)
+        assert engine.stats().step_age_seconds == 0
+    finally:
+        go_on.set()
         await engine.close()
 
 
