@@ -59,10 +59,12 @@ function answers(responses) {
   return rows(['status', 'when', 'body'], lines);
 }
 
-/** The address of a route with its parameters filled in. */
-function address(path, inputs) {
+/** The address of a route with its parameters filled in; `queries` that are empty are left out. */
+function address(path, inputs, queries) {
   const filled = path.replace(/\{(\w+)\}/g, (_, name) => inputs.get(name).value.split('/').map(encodeURIComponent).join('/'));
-  return new URL(filled.slice(1), document.baseURI);
+  const url = new URL(filled.slice(1), document.baseURI);
+  for (const name of queries) if (inputs.get(name).value) url.searchParams.set(name, inputs.get(name).value);
+  return url;
 }
 
 /** Reads an answer into `output` as it arrives. */
@@ -86,8 +88,11 @@ async function read(response, output) {
 function attempt(method, path, operation) {
   const inputs = new Map();
   const form = element('form', {}, element('h3', {}, 'Try it'));
-  for (const { name, description } of operation.parameters ?? []) {
-    const input = element('input', { required: true });
+  const queries = [], named = [];
+  for (const { name, description, required = false, in: place } of operation.parameters ?? []) {
+    const input = element('input', { required });
+    if (place === 'query') queries.push(name);
+    if (place === 'header') named.push(name);
     inputs.set(name, input);
     form.append(element('label', {}, `${name}: ${description} `, input));
   }
@@ -114,9 +119,10 @@ function attempt(method, path, operation) {
     output.textContent = '';
     try {
       const more = body ? { 'content-type': 'application/json' } : {};
+      for (const name of named) if (inputs.get(name).value) more[name] = inputs.get(name).value;
       const { signal } = running;
       const request = { method: method.toUpperCase(), headers: headers(more), body: body?.value, signal };
-      await read(await fetch(address(path, inputs), request), output);
+      await read(await fetch(address(path, inputs, queries), request), output);
     } catch (error) {
       output.append(`\n${error.message}`);
     } finally {

@@ -69,7 +69,7 @@ async def counters(api: Api) -> dict[str, float]:
     text = (await api.http.get("/metrics")).text
     ends = re.findall(r'^vllm:request_success_total\{.*finished_reason="(\w+)".*\} (\S+)$', text, re.M)
     left = re.findall(r"^fastpath_disconnects_total\{.*\} (\S+)$", text, re.M)
-    return {"left": float(left[0]), **{reason: float(number) for reason, number in ends}}
+    return {"left": sum(map(float, left)), **{reason: float(number) for reason, number in ends}}
 
 
 async def difference(api: Api, before: dict[str, float]) -> dict[str, float]:

@@ -503,9 +503,9 @@ def test_29_models_that_are_not_here(service: Service) -> None:
             reply = service.post(path, {"messages": USER, "prompt": "x", "model": name})
             refused(reply, 404, code="model_not_found", param="model")
             assert len(reply.body) < 1000
-    for name in ("nope", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%00", "x" * 20_000):
+    for name in ("nope", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%00", "x" * 5000, "x" * 20_000):
         reply = service.get(f"/v1/models/{name}")
-        refused(reply, 404)
+        refused(reply, 404 if len(name) < 8000 else 414)
         assert len(reply.body) < 1000 and b"root:" not in reply.body
     for name in ("/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/etc/passwd", "/static//etc/passwd"):
         assert service.get(name).status == 404
