@@ -237,20 +237,21 @@ class Scheduler:
         return list(self._unfinished.values())
 
     def stats(self) -> SchedulerStats:
-        waiting = self._waiting
+        waiting, pool = self._waiting, self.pool
+        # In the order of the fields, which is faster; one for each frame.
         return SchedulerStats(
-            running=len(self._running),
-            waiting=len(waiting),
-            deferred=len(waiting) if waiting.wake_at is not None else 0,
-            oldest_arrival=waiting.oldest,
-            blocks_used=self.pool.used,
-            blocks_cached=self.pool.free_cached,
-            blocks_free=self.pool.free - self.pool.free_cached,
-            preemptions=self._preemptions,
-            late_tokens=self._late_tokens,
-            prompt_tokens=self._prompt_tokens,
-            prefix_queries=self._prefix_queries,
-            cached_tokens=self._cached_tokens,
+            len(self._running),
+            len(waiting),
+            len(waiting) if waiting.wake_at is not None else 0,
+            waiting.oldest,
+            pool.used,
+            pool.free_cached,
+            pool.free - pool.free_cached,
+            self._preemptions,
+            self._late_tokens,
+            self._prompt_tokens,
+            self._prefix_queries,
+            self._cached_tokens,
         )
 
     def check(self) -> None:

@@ -4,19 +4,23 @@ import asyncio
 import threading
 import time
 
+import msgspec
 import pytest
 
 from engine.async_engine import AsyncEngine
 from engine.messages import EngineStats, Finish, Frame, Request, SamplingParams, Started, TokenStream
 from engine.messages.wire import STEP_SECONDS, STEP_TOKENS, encode, from_engine, merge
 from engine.model import GPT
+from engine.plan import Plan
 from engine.runner import ModelRunner, StagedStep
+from engine.scheduling import SchedulerStats
 from engine.steps import StepResult
 from engine.text import load_tokenizer
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
 from tests.engine.serving import read, started
 
+STATS = EngineStats.__struct_fields__
 TOKENIZER = load_tokenizer(G1 / "tokenizer")
 
 
@@ -121,6 +125,27 @@ async def test_a_step_that_hangs_is_told_by_its_age(monkeypatch: pytest.MonkeyPa
         assert engine.stats().step_age_seconds == 0
     finally:
         go_on.set()
+        await engine.close()
+
+
+async def test_counters_have_their_own_names() -> None:
+    """They are put together by their order."""
+    engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, batch_timeout_ms=60_000.0)
+    try:
+        core = engine.core
+        core._steps, core._generated, core._growths, core._nonfinite, core.resident_bytes = 11, 12, 13, 14, 15
+        core._last_seconds, core.runner.graph_recaptures = 0.5, 16
+        core._last_plan = Plan((), (), (), (), 17)
+        scheduled = SchedulerStats(21, 22, 22, None, 23, 24, 25, 26, 27, 28, 29, 30)
+        core.scheduler.stats = lambda: scheduled  # type: ignore[method-assign]
+        assert msgspec.structs.asdict(core.stats()) == {
+            **{name: getattr(scheduled, name) for name in scheduled._fields if name in STATS},
+            **{"blocks_total": core.scheduler.pool.usable, "steps": 11, "generated_tokens": 12},
+            **{"batch_rows": 0, "batch_tokens": 17, "step_seconds": 0.5, "kv_growths": 13},
+            **{"graph_recaptures": 16, "oldest_wait_seconds": 0.0, "nonfinite": 14, "resident_bytes": 15},
+            **{"step_histograms": core._histograms, "step_age_seconds": 0.0},
+        }
+    finally:
         await engine.close()
 
 
