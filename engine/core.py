@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from engine.faults import is_device_lost, is_out_of_memory
 from engine.forms import Forms
+from engine.measures import Measures
 from engine.memory import grown_pool
 from engine.messages import (
     EngineStats,
@@ -21,10 +22,9 @@ from engine.messages import (
     Frame,
     PromptLogprobs,
     Request,
-    Started,
     TokenLogprobs,
 )
-from engine.messages.wire import FaultCode, FinishReason, StepHistograms
+from engine.messages.wire import FaultCode, FinishReason
 from engine.plan import Chunk, Plan
 from engine.sampler import check_params, stop_ids
 from engine.scheduler import Scheduler
@@ -78,15 +78,10 @@ class EngineCore:
         self._short_at: tuple[int, int] | None = None  # the newest stream and its tokens when memory ran out
         self._frame = Frame([], [], [], [], [], _UNTOLD)
         self._changed = False
-        self._steps = self._generated = self._growths = 0
+        self._generated = self._growths = self._nonfinite = 0
         self._page = page
-        self._last_plan: Plan | None = None
-        self._last_seconds = 0.0
-        self._rows = self._nonfinite = 0
-        self._histograms = StepHistograms()
-        self._young: list[Sequence] = []  # have a row and no token yet
+        self._measures = Measures()
         self.resident_bytes = 0  # of this process; whoever owns it measures
-        self._waiting_since: float | None = None  # for a step to end; monotonic, None while nobody waits
 
     # -- requests
     # ----------------------------------------------------------------------------------------------
@@ -114,8 +109,7 @@ class EngineCore:
                 self._tools[sequence.id] = ToolMachine(self._tokenizer)
             if self.tracer is not None:
                 self.tracer.queued(sequence)
-        if self._waiting_since is None:
-            self._waiting_since = now
+        self._measures.expect(now)
         self._changed = True
 
     def abort(self, streams: Iterable[int]) -> None:
@@ -168,10 +162,10 @@ class EngineCore:
                 attempt += 1
                 continue
             self.scheduler.launched(plan)
-            if self._waiting_since is None:
-                self._waiting_since = time.monotonic()
-            if plan.admitted:
-                self._report_start(plan.admitted)
+            self._measures.expect(time.monotonic())
+            if plan.admitted and (told := self._measures.start(plan.admitted)):
+                self._frame.started.extend(told)
+                self._changed = True
             ended = time.perf_counter()
             self.overhead.plan += ended - started
             if self.tracer is not None:
@@ -226,12 +220,8 @@ class EngineCore:
     def process(self, plan: Plan, result: StepResult) -> None:
         """Looks at the tokens of a finished step."""
         started = time.perf_counter()
-        self._steps += 1
         self._failures = 0
-        self._last_plan, self._last_seconds = plan, result.seconds
-        self._rows += len(plan.chunks)
-        self._histograms.observe(plan.num_tokens, result.seconds)
-        self._waiting_since = time.monotonic()
+        self._measures.step(plan, result.seconds)
         self._changed = True
         self.scheduler.times.observe(plan.load, result.seconds)
         if self.tracer is not None:
@@ -266,8 +256,7 @@ class EngineCore:
                 message = f"the token could not be used: {type(error).__name__}: {error}"
                 self._finish(sequence, "error", message=message, poisoned=True)
         self._generated += len(tokens) - before
-        if self._young:
-            self._note_first_tokens()
+        self._measures.note_first_tokens()
         self.overhead.step += result.seconds
         self.overhead.forward += result.forward_seconds
         ended = time.perf_counter()
@@ -282,7 +271,7 @@ class EngineCore:
         Raises the error again when the device is lost with it, or too many steps have failed in a row.
         """
         self._count_failure(error)
-        self._waiting_since = time.monotonic()
+        self._measures.again(time.monotonic())
         if is_out_of_memory(error):
             _log.warning("a step found no memory", exc_info=error)
             self._make_room(plan, error, launched=True)
@@ -364,49 +353,6 @@ class EngineCore:
         if len(sequence.tokens) >= sequence.limit:
             self._finish(sequence, "length")
 
-    # -- what is measured, once per request
-    # ------------------------------------------------------------------------------------------------------
-
-    def _report_start(self, admitted: Iterable[Sequence]) -> None:
-        for sequence in admitted:
-            if sequence.first_token or sequence in self._young:
-                continue  # it was preempted and is back
-            self._young.append(sequence)
-            sequence.steps_before, sequence.rows_before = self._steps, self._rows
-            waited = sequence.admitted - sequence.arrival
-            self._frame.started.append(Started(sequence.id, waited, sequence.cached_tokens))
-            self._changed = True
-
-    def _note_first_tokens(self) -> None:
-        now = time.monotonic()
-        still: list[Sequence] = []
-        for sequence in self._young:
-            if len(sequence.tokens) > sequence.prompt_length:
-                sequence.first_token = sequence.first_token or now
-            elif sequence.state is not State.FINISHED:
-                still.append(sequence)
-        self._young = still
-
-    def _ended(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        stop: int | None,
-        message: str | None,
-        code: FaultCode | None,
-    ) -> Finish:
-        """Its end, with what was measured."""
-        prefill = decode = rows = None
-        if sequence.admitted and len(sequence.tokens) > sequence.prompt_length:
-            now = time.monotonic()
-            first = sequence.first_token = sequence.first_token or now
-            prefill, decode = first - sequence.admitted, now - first
-        steps = self._steps - sequence.steps_before
-        if sequence.admitted and steps:
-            rows = (self._rows - sequence.rows_before) / steps
-        measured = prefill, decode, sequence.preemptions, rows
-        return Finish(sequence.id, reason, stop, sequence.cached_tokens, message, *measured, code)
-
     # -- the outgoing frame
     # ------------------------------------------------------------------------------------
 
@@ -454,7 +400,9 @@ class EngineCore:
         self._stops.pop(sequence.id, None)
         if self.tracer is not None:
             self.tracer.ended(sequence, reason)
-        self._frame.finished.append(self._ended(sequence, reason, stop_token, message, code))
+        measured = self._measures.end(sequence)
+        finish = Finish(sequence.id, reason, stop_token, sequence.cached_tokens, message, *measured, code)
+        self._frame.finished.append(finish)
         self._changed = True
 
     def take_frame(self, *, always: bool = False) -> Frame | None:
@@ -469,11 +417,11 @@ class EngineCore:
         return Frame(*told, self.stats(), frame.prompts, frame.started)
 
     def stats(self) -> EngineStats:
-        stats, plan = self.scheduler.stats(), self._last_plan
+        stats, measures = self.scheduler.stats(), self._measures
+        plan = measures.last_plan
         oldest = stats.oldest_arrival
         if not stats.running and stats.waiting == stats.deferred:
-            self._waiting_since = None
-        since = self._waiting_since
+            measures.rest()
         # In the order of the fields: by their names this takes most of a microsecond in every step.
         return EngineStats(
             stats.running,
@@ -481,7 +429,7 @@ class EngineCore:
             stats.blocks_used,
             stats.blocks_cached,
             self.scheduler.pool.usable,
-            self._steps,
+            measures.steps,
             stats.prompt_tokens,
             stats.cached_tokens,
             stats.prefix_queries,
@@ -489,7 +437,7 @@ class EngineCore:
             stats.preemptions,
             len(plan.chunks) if plan else 0,
             plan.num_tokens if plan else 0,
-            self._last_seconds,
+            measures.last_seconds,
             stats.late_tokens,
             self._growths,
             self.runner.graph_recaptures,
@@ -497,6 +445,6 @@ class EngineCore:
             time.monotonic() - oldest if oldest is not None else 0.0,
             self._nonfinite,
             self.resident_bytes,
-            self._histograms,
-            0.0 if since is None else time.monotonic() - since,
+            measures.histograms,
+            measures.step_age,
         )

@@ -143,7 +143,7 @@ async def test_counters_have_their_own_names() -> None:
             **{"blocks_total": core.scheduler.pool.usable, "steps": 11, "generated_tokens": 12},
             **{"batch_rows": 0, "batch_tokens": 17, "step_seconds": 0.5, "kv_growths": 13},
             **{"graph_recaptures": 16, "oldest_wait_seconds": 0.0, "nonfinite": 14, "resident_bytes": 15},
-            **{"step_histograms": core._histograms, "step_age_seconds": 0.0},
+            **{"step_histograms": core._measures.histograms, "step_age_seconds": 0.0},
         }
     finally:
         await engine.close()
