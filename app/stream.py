@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.answers import Format
 from app.choices import Piece
+from app.deadlines import deadlines
 from app.direct import DirectWrite, cut, direct_write
 from app.errors import ApiError, InternalError
 from app.gate import Gate
@@ -73,7 +74,7 @@ class Answer:
         self._scope = scope
         try:
             opened = self.lifecycle.answering(self, len(generation.choices), self.format.id, key_id(scope))
-            with opened:
+            with opened, deadlines(generation, self.settings, self.gate):
                 await self._race(receive, send)
         finally:
             generation.close()

@@ -14,7 +14,7 @@ from app.board import Board
 from app.errors import ApiError
 from app.gate import SHARE, Gate, Pace, Place, columns
 from app.settings import Access, HttpSettings, Key
-from engine.messages import Finish, Frame
+from engine.messages import Finish, Frame, Started
 from tests.app.raw_http import is_empty, is_well
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, events, served
@@ -211,7 +211,7 @@ async def test_prompt_tokens_that_wait_are_bounded() -> None:
         await engine.until(lambda: len(engine.requests) == 2)
         assert "prompt tokens" in (await refused(s)).json()["error"]["message"]
         first = engine.requests[0].id
-        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), [first]))
+        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), started=[Started(first, 0.0, 0)]))
         # Only the second one waits now, and a short one finds room behind it.
         task = asyncio.ensure_future(s.complete(prompt="x"))
         await engine.until(lambda: len(engine.requests) == 3)
@@ -278,7 +278,7 @@ async def test_a_turn_that_does_not_come(path: str) -> None:
         first = asyncio.ensure_future(s.http.post(path, json=body | {"stream": True}))
         await engine.until(lambda: len(engine.requests) == 1)
         id = engine.requests[0].id
-        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), [id]))
+        engine.router.dispatch(Frame([], [], [], [], [], engine.stats(), started=[Started(id, 0.0, 0)]))
         for stream in (False, True):
             late = await s.http.post(path, json=body | {"stream": stream})
             if late.status_code == 200:
