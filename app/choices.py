@@ -229,11 +229,30 @@ class Choice:
         return token if token in self._sampling.stop_token_ids else None
 
 
+def merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """Consecutive pieces of one choice as few: text with text, and a call's arguments with more of them."""
+    runs: list[list[Piece]] = []
+    for piece in pieces:
+        if runs and _continues(runs[-1][-1].call, piece.call):
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return [joined(run) for run in runs]
+
+
+def _continues(call: CallPiece | None, more: CallPiece | None) -> bool:
+    if call is None or more is None:
+        return call is more
+    return call.index == more.index and bool(call.arguments and more.arguments)
+
+
 def joined(pieces: list[Piece]) -> Piece:
-    """Consecutive pieces of one choice as one."""
+    """Consecutive pieces of one choice as one: all of them text, or all of them arguments of one call."""
     if len(pieces) == 1:
         return pieces[0]
-    last = pieces[-1]
+    last, call = pieces[-1], pieces[0].call
+    if call is not None:
+        call = CallPiece(call.index, arguments="".join(piece.call.arguments for piece in pieces if piece.call))
     return Piece(
         "".join(piece.text for piece in pieces),
         [token for piece in pieces for token in piece.tokens],
@@ -242,4 +261,5 @@ def joined(pieces: list[Piece]) -> Piece:
         [item for piece in pieces for item in piece.silent],
         last.finish,
         last.stop_reason,
+        call,
     )
