@@ -144,6 +144,12 @@ class Choice:
         """Whether the next token's text is all there is to it: nothing waits, nothing is watched for."""
         return self._simple and not self._held_tokens and self._decoder.stateless and not self.done
 
+    @property
+    def shaped_by(self) -> str:
+        """The field of the request that the answer's grammar comes from, where it has one."""
+        constraint = self._sampling.constraint
+        return "tools" if constraint is None else constraint.field
+
     def feed(self, delta: Delta) -> list[Piece]:
         """The pieces that a delta completes, also when it ends in an error."""
         if self.done:
@@ -158,9 +164,8 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
-        self.ended = finish
-        if finish is not None and finish.reason in ("stop", "length"):
-            self.cached_tokens = finish.cached_tokens
+        if finish is not None:
+            self._hear(finish)
         last = len(delta.tokens) - 1
         for k, token in enumerate(delta.tokens):
             ends = k == last and finish is not None and finish.stop_token == token
@@ -209,11 +214,23 @@ class Choice:
             self._held_silent = []
         return piece
 
-    def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
+    def _hear(self, finish: Finish) -> None:
+        """What the engine says with the end, whether or not a stop string comes before it."""
+        self.ended = finish
+        if finish.reason in ("stop", "length"):
+            self.cached_tokens = finish.cached_tokens
+
+    def _ends(self, finish: Finish) -> bool:
+        """The engine's end is the choice's; False for one that is a fault."""
         self.done = True
         if finish.reason not in ("stop", "length"):
             self.fault = finish.message or f"The engine ended the request ({finish.reason})."
             self.fault_code = finish.code
+            return False
+        return True
+
+    def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
+        if not self._ends(finish):
             return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:

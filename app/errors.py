@@ -64,6 +64,13 @@ class ContextLengthExceeded(RequestError):
         super().__init__("context_length_exceeded", message, param)
 
 
+class GrammarFailed(RequestError):
+    """The form of the answer that `param` asks for compiled, but turned out to be too much on the way."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__("grammar_failed", f"'{param}': {message}", param)
+
+
 class TooLarge(ApiError):
     def __init__(self, limit: int) -> None:
         message = f"The request body is larger than {limit} bytes."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from app.choices import Choice, Piece
-from app.errors import ApiError, EngineGone, InternalError, OutOfMemory, PoisonRequest
+from app.errors import ApiError, EngineGone, GrammarFailed, InternalError, OutOfMemory, PoisonRequest
 from app.metrics import Metrics
 from app.replay import Replays
 from engine.messages import Delta, EngineClient, EngineState, EngineUnavailable, Lane, Request
@@ -250,6 +250,8 @@ class Generation:
         self.fault = message
         if choice.fault_code == "out_of_memory":
             error = OutOfMemory(message)
+        elif choice.fault_code == "grammar_failed":
+            error = GrammarFailed(message, choice.shaped_by)
         elif choice.fault_code is not None or self._client.state != EngineState.READY:
             error = EngineGone(message)
         else:

@@ -247,6 +247,27 @@ async def test_no_memory_for_a_request_is_a_503() -> None:
         assert s.context.metrics.finishes["error"] == 2
 
 
+async def test_a_grammar_that_fails_on_the_way_is_its_senders_fault() -> None:
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        finish = Finish(1, "error", message="the grammar failed: too much", code="grammar_failed")
+        for begun in (False, True):
+            for stream in (False, True):
+                task, request = await asked(s, prompt="x", stream=stream, structured_outputs={"regex": "a+"})
+                engine.emit(request.id, b"a" if begun else [])
+                await asyncio.sleep(0)
+                engine.emit(request.id, [], msgspec.structs.replace(finish, stream=request.id))
+                reply = await task
+                if begun and stream:
+                    assert reply.status_code == 200 and events(reply.text)[-1] == "[DONE]"
+                    error = events(reply.text)[-2]["error"]
+                else:
+                    assert reply.status_code == 400
+                    error = reply.json()["error"]
+                assert (error["code"], error["param"]) == ("grammar_failed", "structured_outputs.regex")
+                assert "too much" in error["message"]
+
+
 async def test_ready_says_when_a_step_does_not_end() -> None:
     engine = ScriptedEngine()
     async with served(engine, HttpSettings(stuck_seconds=5.0)) as s:
