@@ -14,10 +14,13 @@ from app.errors import ApiError, error_response
 from app.settings import Key
 
 OPEN_PATHS = frozenset(
-    {"/", "/health", "/ready", "/ping", "/docs", "/favicon.ico", "/favicon.svg", "/logo.svg"}
+    {
+        *("/", "/favicon.ico", "/favicon.svg", "/logo.svg", "/docs", "/docs/docs.js", "/docs/docs.css"),
+        *("/health", "/ready", "/ping"),
+    }
 )
 OPEN_FOLDER = "/static/"
-DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
+_DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
 
 class Keys:
@@ -29,11 +32,11 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["key_id"] = ""
-        if scope["type"] == "http" and self.keys and not is_open(path := route_path(scope)):
+        if scope["type"] == "http" and self.keys and not is_open(route_path(scope)):
             try:
                 scope["key_id"] = self.identify(scope)
             except ApiError as error:
-                await error_response(error, detail=path in DETAIL_PATHS)(scope, receive, send)
+                await error_response(error, detail=wants_detail(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -56,6 +59,11 @@ def route_path(scope: Scope) -> str:
     if root and (path == root or path.startswith(root + "/")):
         return path[len(root) :]
     return path
+
+
+def wants_detail(scope: Scope) -> bool:
+    """Whether an error is told in nanochat's dialect, too."""
+    return route_path(scope) in _DETAIL_PATHS
 
 
 def is_open(path: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError, error_response
+from app.keys import wants_detail
 from app.lifecycle import Lifecycle
 
 log = logging.getLogger("fastpath.http")
@@ -80,8 +81,7 @@ class Faults:
             log.exception("request %s failed", request_id(scope))
             if started:
                 raise  # too late for a status: the server closes the connection
-            detail = scope["path"] == "/chat/completions"
-            await error_response(InternalError(), detail=detail)(scope, receive, send)
+            await error_response(InternalError(), detail=wants_detail(scope))(scope, receive, send)
 
 
 class WithHeaders:

@@ -24,7 +24,7 @@ from app.context import Context
 from app.errors import ApiError, QueueFull, Unavailable, error_response
 from app.fields import shown
 from app.gate import Gate
-from app.keys import DETAIL_PATHS, Keys
+from app.keys import Keys, wants_detail
 from app.lag import LoopLag
 from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
@@ -60,7 +60,7 @@ def create_app(
             raise error
         if isinstance(error, Unavailable | QueueFull):
             context.metrics.rejected(error.code)
-        return error_response(error, detail=request.url.path in DETAIL_PATHS)
+        return error_response(error, detail=wants_detail(request.scope))
 
     app = Starlette(
         routes=_routes(context),
@@ -141,4 +141,4 @@ async def _on_http_error(request: HttpRequest, error: Exception) -> Response:
         answer = ApiError(405, "method_not_allowed", message, headers=error.headers)
     else:
         answer = ApiError(error.status_code, "http_error", str(error.detail), headers=error.headers)
-    return error_response(answer, detail=request.url.path in DETAIL_PATHS)
+    return error_response(answer, detail=wants_detail(request.scope))
