@@ -18,7 +18,15 @@ EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USAGE = 2
 
-KERNELS = "kernels"  # a subcommand; a folder of this name is given as ./kernels
+# Subcommands that need torch, and the modules that do them; a folder of such a name is given as ./kernels.
+TORCH_COMMANDS = {"kernels": "kernels", "convert": "engine.convert"}
+COMMANDS = """
+commands, as the first argument:
+  chat                  talk to a model in the terminal (chat --help)
+  check                 say what would be served, and what is wrong with it
+  convert               turn a checkpoint into files that cannot run code
+  kernels               which kernels this machine uses, and why
+"""
 
 ACTIONS = (
     Action("help", "show this and end"),
@@ -36,20 +44,30 @@ def command_line() -> CommandLine[Config]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server; returns the exit code: 0 clean, 1 fault, 2 usage, 3 model, 98 port in use.
 
-    `kernels` as the first argument reports which kernels this machine's device uses and why, instead.
+    As the first argument, `chat` talks to a model in the terminal, `check` looks without serving, `kernels`
+    reports which kernels this machine's device uses and why, `convert` turns a checkpoint into safetensors
+    and JSON.
     """
     hold_standard_files()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == [KERNELS]:
-        return report_kernels(arguments[1:])
+    if arguments[:1] == ["chat"]:
+        from app.chat.main import main as chat
+
+        return chat(arguments[1:])
+    if arguments[:1] == ["check"]:
+        from app.survey import main as survey
+
+        return survey(arguments[1:])
+    if arguments and arguments[0] in TORCH_COMMANDS:
+        return run_apart(TORCH_COMMANDS[arguments[0]], arguments[1:])
     return launch(command_line(), arguments)
 
 
-def report_kernels(arguments: Sequence[str]) -> int:
-    """`python -m kernels` in a process of its own: it needs torch, which this one never imports."""
+def run_apart(module: str, arguments: Sequence[str]) -> int:
+    """`python -m MODULE` in a process of its own: it needs torch, which this one never imports."""
     from app.child import environment
 
-    command = [sys.executable, "-P", "-m", KERNELS, *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     return subprocess.run(command, env=environment(), check=False).returncode
 
 
@@ -73,6 +91,8 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
     config, actions = line.parse(argv, os.environ)
     if "help" in actions:
         print(line.help(), end="")
+        if line.prog == "python -m app":
+            print(COMMANDS, end="")
         return EXIT_OK
     if "version" in actions:
         print(f"fastpath {package_version()}")

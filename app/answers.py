@@ -8,13 +8,17 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
 from app.choices import Choice, Piece
+from app.direct import DirectWrite
 from app.errors import ApiError
 from app.generation import Usage
+from app.lanes import EventLane
 from app.logprobs import IdNames, Names, chat_logprobs, completion_logprobs
+from app.metrics import Metrics
 from app.schema import Delivery
 from app.scores import PromptScores, best
 from app.text import TextService
@@ -24,13 +28,53 @@ DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.encode
 
 
+class Writer(Protocol):
+    """Puts one request's answer into the bytes that its route speaks; `Format` is OpenAI's older routes'.
+
+    id: the answer's. request_id: the HTTP request's, known when the answer begins.
+    """
+
+    delivery: Delivery
+    text: TextService
+    id: str
+    request_id: str
+
+    def opening(self, choices: Sequence[Choice]) -> bytes:
+        """Events that come before any token."""
+        ...
+
+    def event(self, choice: Choice, piece: Piece) -> bytes:
+        """The events of one piece; every piece of a stream passes here that no lane has taken."""
+        ...
+
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text (a JSON string) of a choice's event; None where there is
+        more to an event than its text.
+        """
+        ...
+
+    def lane(self, choice: Choice, write: DirectWrite, metrics: Metrics) -> EventLane | None:
+        """The short way of a choice's plain tokens, if there is one."""
+        ...
+
+    def ending(self, usage: Usage) -> bytes: ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The end of a stream that has begun."""
+        ...
+
+    def body(self, answers: Sequence[tuple[Choice, list[Piece]]], usage: Usage) -> bytes:
+        """The whole answer, not streamed."""
+        ...
+
+
 def joined(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
 @dataclass(slots=True, kw_only=True)
 class Format:
-    """One request's answer; subclasses say how a choice looks in it.
+    """A `Writer`: one request's answer; subclasses say how a choice looks in it.
 
     `prefix` names the id, `chunk_object` and `body_object` are OpenAI's names for an event and a body.
     """
@@ -42,6 +86,7 @@ class Format:
     wants_logprobs: bool
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
+    request_id: str = ""
     _sent: dict[int, int] = field(default_factory=dict)  # tokens per choice, for usage in every event
     _head: bytes = b""
     _tail: bytes = b""
@@ -99,6 +144,10 @@ class Format:
             before = self._head + b'{"index":%d,' % choice.index + self.open_text()
             around = self._around[choice.index] = (before, self._after)
         return around
+
+    def lane(self, choice: Choice, write: DirectWrite, metrics: Metrics) -> EventLane | None:
+        around = self.around(choice)
+        return None if around is None else EventLane(choice, *around, self.text.spellings, write, metrics)
 
     def ending(self, usage: Usage) -> bytes:
         """The usage event if it was asked for, and the end of the stream."""

@@ -139,6 +139,12 @@ TOOL_CHOICE: Schema = {
 }
 MESSAGE: Schema = {"$ref": "#/components/schemas/Message"}
 
+ROOM = "the room left in the context, or the server's --max-tokens"
+TEMPERATURE = "1 (or --temperature)"
+
+STREAM_INTERVAL = Field(
+    "stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "the server's"
+)
 MODEL = Field("model", STRING, "a name of the served model; another one is a 404", "the served model")
 
 IGNORED = (
@@ -188,7 +194,7 @@ def _delivery() -> list[Field]:
     return [
         Field("stream", BOOLEAN, "answer with server-sent events", "false"),
         Field("stream_options", STREAM_OPTIONS, "only with `stream`"),
-        Field("stream_interval", integer(1, MAX_INTERVAL), "tokens per event of a stream", "1"),
+        STREAM_INTERVAL,
         Field("return_token_ids", BOOLEAN, "add the ids of prompt and answer", "false"),
         Field(
             "return_tokens_as_token_ids", BOOLEAN, "logprobs name tokens `token_id:N`, not by text", "false"
@@ -196,19 +202,18 @@ def _delivery() -> list[Field]:
     ]
 
 
-def _sampling(settings: HttpSettings, least_tokens: int) -> list[Field]:
+def sampling_fields(settings: HttpSettings, least_tokens: int) -> list[Field]:
     limit = integer(least_tokens, MAX_TOKENS)
-    room = "the room left in the context, or the server's --max-tokens"
     return [
-        Field("max_tokens", limit, "most tokens of the answer; prompt and answer must fit the context", room),
-        Field("max_completion_tokens", limit, "the same; stands above `max_tokens`", room),
+        Field("max_tokens", limit, "most tokens of the answer; prompt and answer must fit the context", ROOM),
+        Field("max_completion_tokens", limit, "the same; stands above `max_tokens`", ROOM),
         Field("min_tokens", integer(0, MAX_TOKENS), "no end and no stop string before so many tokens", "0"),
         Field("n", integer(1, settings.max_n), "answers to each prompt; the first is that of `n` = 1", "1"),
         Field(
             "temperature",
             number(0, 2),
             "0 takes the best token; up to 0.01 counts as 0.01",
-            "1 (or --temperature)",
+            TEMPERATURE,
         ),
         Field("top_p", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "nucleus sampling", "1"),
         Field("top_k", integer(-1, MAX_TOKENS), "the best so many tokens; -1 and 0: all", "0 (or --top-k)"),
@@ -269,7 +274,7 @@ def chat_fields(settings: HttpSettings) -> list[Field]:
         Field("continue_final_message", BOOLEAN, "go on with the last message, an assistant's", "false"),
         Field("logprobs", BOOLEAN, "report the logprob of each token", "false"),
         Field("top_logprobs", integer(0, MAX_LOGPROBS), "alternatives beside it; only with `logprobs`", "0"),
-        *_sampling(settings, 1),
+        *sampling_fields(settings, 1),
         *_delivery(),
         Field("prompt_logprobs", integer(0, MAX_LOGPROBS), PROMPT_LOGPROBS),
         Field("best_of", {"const": 1}, "of /v1/completions", effect="refused"),
@@ -308,7 +313,7 @@ def completion_fields(settings: HttpSettings) -> list[Field]:
             integer(0, MAX_LOGPROBS),
             "report logprobs, with so many alternatives; with `echo` those of the prompt, too",
         ),
-        *_sampling(settings, 0),
+        *sampling_fields(settings, 0),
         *_delivery(),
         *_constraints(),
         Field("parallel_tool_calls", ANY, "accepted", effect="ignored"),

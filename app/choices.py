@@ -269,7 +269,9 @@ def joined(pieces: list[Piece]) -> Piece:
         return pieces[0]
     last, call = pieces[-1], pieces[0].call
     if call is not None:
-        call = CallPiece(call.index, arguments="".join(piece.call.arguments for piece in pieces if piece.call))
+        call = CallPiece(
+            call.index, arguments="".join(piece.call.arguments for piece in pieces if piece.call)
+        )
     return Piece(
         "".join(piece.text for piece in pieces),
         [token for piece in pieces for token in piece.tokens],

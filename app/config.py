@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from app import settings
 from app.access import allowed_hosts, key, origin, read_keys, root_path
+from app.catalogue import MAX_INTERVAL
 from app.fastpath import FastPath
 from app.options import choice, many, option, real, switch, text, whole
 from app.settings import CallFormatName, HttpSettings, SamplingDefaults
@@ -290,6 +291,9 @@ class Requests:
         "how the model writes function calls: auto (as its chat template shows), hermes, llama3 or mistral",
         metavar="NAME",
     )
+    stream_interval: int = option(
+        1, whole(1, MAX_INTERVAL), "tokens per event of streams whose request does not say", metavar="TOKENS"
+    )
     sse_ping_interval: float = option(
         15.0,
         real(0, 3600),
@@ -529,6 +533,7 @@ class Config:
             cache_salt_per_key=self.access.cache_salt_per_key,
             access=self._access(),
             ping_interval=requests.sse_ping_interval,
+            stream_interval=requests.stream_interval,
             tool_call_parser=requests.tool_call_parser,
             send_timeout=requests.send_timeout,
             resume_grace=requests.resume_grace,

@@ -92,6 +92,11 @@ def _response_format(fields: Fields) -> list[Constraint]:
     wanted = format.nested("json_schema")
     if wanted is None:
         raise missing(format.name("json_schema"))
+    return [schema_constraint(wanted)]
+
+
+def schema_constraint(wanted: Fields) -> Constraint:
+    """From OpenAI's object of a named schema. Raises RequestError."""
     name = wanted.string("name")
     if name is None:
         raise missing(wanted.name("name"))
@@ -103,7 +108,7 @@ def _response_format(fields: Fields) -> list[Constraint]:
     schema = wanted.get("schema")
     if schema is None:
         schema = {"type": "object"}
-    return [Constraint(wanted.name("schema"), "json_schema", schema)]
+    return Constraint(wanted.name("schema"), "json_schema", schema)
 
 
 def _structured_outputs(fields: Fields) -> list[Constraint]:

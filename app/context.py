@@ -104,16 +104,21 @@ class Context:
         return None if wanted is None else await self.grammars.compile(wanted)
 
     async def render(
-        self, messages: list[ChatMessage], *, continue_final: bool = False, tools: Sequence[Tool] = ()
+        self,
+        messages: list[ChatMessage],
+        *,
+        continue_final: bool = False,
+        tools: Sequence[Tool] = (),
+        field: str = "messages",
     ) -> list[int]:
-        """The conversation as the model's template writes it. Raises RequestError when the template
-        refuses.
+        """The conversation as the model's template writes it. Raises RequestError, which names `field`, when
+        the template refuses.
         """
         try:
             return await self.text.render(messages, continue_final=continue_final, tools=tools)
         except ValueError as error:
-            message = f"'messages' do not fit the chat template: {shown(error, 200)}"
-            raise RequestError("invalid_value", message, "messages") from None
+            message = f"'{field}' does not fit the chat template: {shown(error, 200)}"
+            raise RequestError("invalid_value", message, field) from None
 
     def submit(self, request: Request) -> list[TokenStream]:
         """Raises EngineGone (503), RequestError for what the engine can never serve, or PoisonRequest."""

@@ -225,8 +225,8 @@ async def _discard(receive: Receive) -> None:
         pass
 
 
-def error_response(error: ApiError, *, detail: bool = False) -> Response:
+def error_response(error: ApiError, body: bytes | None = None, *, detail: bool = False) -> Response:
+    """body: the error in a shape of its own."""
     response = _Early if isinstance(error, TooLarge) else Response
-    return response(
-        error_body(error, detail=detail), error.status, headers=error.headers, media_type="application/json"
-    )
+    data = error_body(error, detail=detail) if body is None else body
+    return response(data, error.status, headers=error.headers, media_type="application/json")

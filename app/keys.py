@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError, error_response
+from app.dialects import error_answer, route_path
+from app.errors import ApiError
 from app.settings import Key
 
 OPEN_PATHS = frozenset(
@@ -20,7 +21,6 @@ OPEN_PATHS = frozenset(
     }
 )
 OPEN_FOLDER = "/static/"
-_DETAIL_PATHS = ("/chat/completions",)  # where nanochat's clients look for `detail`
 
 
 class Keys:
@@ -36,7 +36,7 @@ class Keys:
             try:
                 scope["key_id"] = self.identify(scope)
             except ApiError as error:
-                await error_response(error, detail=wants_detail(scope))(scope, receive, send)
+                await error_answer(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -51,19 +51,6 @@ class Keys:
         if not found:
             raise _unauthorized("The API key is not valid.")
         return found
-
-
-def route_path(scope: Scope) -> str:
-    """The path that the router will see: the scope's, without the root path in front."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    if root and (path == root or path.startswith(root + "/")):
-        return path[len(root) :]
-    return path
-
-
-def wants_detail(scope: Scope) -> bool:
-    """Whether an error is told in nanochat's dialect, too."""
-    return route_path(scope) in _DETAIL_PATHS
 
 
 def is_open(path: str) -> bool:

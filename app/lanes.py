@@ -1,6 +1,7 @@
 """The short way of plain tokens: from the engine's frame to where they are wanted, with nobody woken."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from app.choices import MERGE_ABOVE, Choice, Piece
 from app.direct import DirectWrite
@@ -58,6 +59,69 @@ class EventLane:
         data = b"".join([before + text + after for text in texts])
         if not self._write(data):
             return False
+        choice = self._choice
+        self._metrics.sent(count, len(data))
+        self._metrics.token_gap(now - choice.last_token_at, count, now)
+        choice.last_token_at = self.written_at = now
+        choice.completion_tokens += count
+        return True
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of a stream whose events are numbered and whose end repeats its text: the next event's number, and the
+    text so far as JSON strings, to be joined without their quotes.
+    """
+
+    next: int = 0
+    said: list[bytes] = field(default_factory=list)
+
+
+class NumberedLane(EventLane):
+    """An `EventLane` that goes on with a `Tally`. The last thing in its events is their number."""
+
+    __slots__ = ("_tally",)
+
+    def __init__(
+        self,
+        choice: Choice,
+        before: bytes,
+        after: bytes,
+        spellings: Mapping[int, bytes],
+        write: DirectWrite,
+        metrics: Metrics,
+        tally: Tally,
+    ) -> None:
+        super().__init__(choice, before, after, spellings, write, metrics)
+        self._tally = tally
+
+    def push(self, token: int, now: float) -> bool:
+        text, tally = self._spellings[token], self._tally
+        data = b"%b%b%b%d}\n\n" % (self._before, text, self._after, tally.next)
+        if not text or not self._write(data):
+            return False
+        tally.next += 1
+        tally.said.append(text)
+        choice, metrics = self._choice, self._metrics
+        metrics.lane_events += 1
+        metrics.event_bytes += len(data)
+        metrics.flowed(choice.last_token_at, now)
+        choice.last_token_at = self.written_at = now
+        choice.completion_tokens += 1
+        return True
+
+    def push_all(self, tokens: Sequence[int], now: float) -> bool:
+        count = len(tokens)
+        texts = [self._spellings[token] for token in tokens]
+        if count > MERGE_ABOVE or not all(texts):
+            return False
+        before, after, tally = self._before, self._after, self._tally
+        numbered = enumerate(texts, tally.next)
+        data = b"".join([b"%b%b%b%d}\n\n" % (before, text, after, k) for k, text in numbered])
+        if not self._write(data):
+            return False
+        tally.next += count
+        tally.said += texts
         choice = self._choice
         self._metrics.sent(count, len(data))
         self._metrics.token_gap(now - choice.last_token_at, count, now)

@@ -28,6 +28,10 @@ class IdNames:
 
 
 def chat_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
+    return {"content": logprob_entries(pieces, text), "refusal": None}
+
+
+def logprob_entries(pieces: Sequence[Piece], text: Names) -> list[dict[str, object]]:
     """One item per token; a token that the tool machine wrote was certain: logprob 0, no alternatives.
 
     `token` names a token of a tool block that was left out of the text, too, but its `bytes` are none: those
@@ -42,7 +46,7 @@ def chat_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, object]:
                 entry["bytes"] = []
             entry["top_logprobs"] = [_entry(text, id, value) for id, value in top]
             content.append(entry)
-    return {"content": content, "refusal": None}
+    return content
 
 
 def completion_logprobs(pieces: Sequence[Piece], text: Names) -> dict[str, list[object]]:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, error_response
-from app.keys import wants_detail
+from app.dialects import error_answer, is_anthropic
+from app.errors import InternalError
 from app.lifecycle import Lifecycle
 
 log = logging.getLogger("fastpath.http")
@@ -45,11 +45,13 @@ class RequestIds:
         if not _SANE_ID.fullmatch(value):
             value = b"req_" + secrets.token_hex(12).encode()
         scope["request_id"] = value.decode()
+        names = [b"x-request-id", b"request-id"][: 1 + is_anthropic(scope)]
+        own = [(name, value) for name in names]
 
         # Not a coroutine function: body messages pass without a frame of their own.
         def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", []), (b"x-request-id", value)]
+                headers = [*message.get("headers", []), *own]
                 if self.lifecycle.draining and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
@@ -81,7 +83,7 @@ class Faults:
             log.exception("request %s failed", request_id(scope))
             if started:
                 raise  # too late for a status: the server closes the connection
-            await error_response(InternalError(), detail=wants_detail(scope))(scope, receive, send)
+            await error_answer(InternalError(), scope)(scope, receive, send)
 
 
 class WithHeaders:

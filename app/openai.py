@@ -4,7 +4,7 @@ import hashlib
 import time
 from copy import copy
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admission import Prompt, submit
-from app.answers import ChatFormat, CompletionFormat, Format
+from app.answers import ChatFormat, CompletionFormat, Format, Writer
 from app.body import read_object
 from app.calling import CallingChoice, CallingFormat
 from app.choices import Choice
@@ -32,6 +32,7 @@ from app.words import forbid
 from engine.messages import EngineUnavailable, ModelInfo
 
 F = TypeVar("F", bound=Format)
+R = TypeVar("R", bound=ChatRequest)
 
 INTEGER_DEFAULTS = ("top_k", "max_tokens", "seed")
 
@@ -87,7 +88,7 @@ class Endpoint:
             wants_logprobs=sampling.logprobs is not None,
         )
 
-    def answer(self, choices: list[Choice], format: Format, started: float) -> Answer:
+    def answer(self, choices: list[Choice], format: Writer, started: float) -> Answer:
         context = self.context
         generation = Generation(context.client, choices, context.metrics, started, context.replays)
         kind: type[Answer] = EventStream if format.delivery.stream else JsonAnswer
@@ -96,7 +97,11 @@ class Endpoint:
         return kind(generation, format, context.settings, context.lifecycle, context.metrics, context.gate)
 
 
-class ChatCompletions(Endpoint):
+class Conversation(Endpoint, Generic[R]):
+    """A route that answers a conversation. `field` is where a body of the route has it."""
+
+    field = "messages"
+
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         context = self.context
         chat = self.parse(body, info)
@@ -104,20 +109,26 @@ class ChatCompletions(Endpoint):
         sampling = await forbid(chat.sampling, context.text)
         prompt = await self.prompt(chat, info)
         grammar = await self._grammar(chat)
-        params = sampling.params(len(prompt), info, "messages", grammar)
+        params = sampling.params(len(prompt), info, self.field, grammar)
         make = Choice if use is None else partial(CallingChoice, use=use)
-        format = self.format(ChatFormat if use is None else CallingFormat, info, sampling, chat.delivery)
+        writer = self.writer(chat, info, sampling)
         tools = context.settings.tools and grammar is None
         choices = submit(context, info, [(prompt, "")], [params], sampling, tools=tools, make=make)
-        return self.answer(choices, format, started)
+        return self.answer(choices, writer, started)
 
-    def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
-        return parse_chat(body, info, self.context.settings, self.context.text.template.tool_source)
+    def parse(self, body: dict[str, object], info: ModelInfo) -> R:
+        raise NotImplementedError
 
-    async def prompt(self, chat: ChatRequest, info: ModelInfo) -> list[int]:
+    def writer(self, chat: R, info: ModelInfo, sampling: Sampling) -> Writer:
+        """Of the answer."""
+        raise NotImplementedError
+
+    async def prompt(self, chat: R, info: ModelInfo) -> list[int]:
         """What the model is given."""
         shown = [function.shown() for function in chat.tools.functions] if chat.tools is not None else []
-        rendered = await self.context.render(chat.messages, continue_final=chat.continue_final, tools=shown)
+        rendered = await self.context.render(
+            chat.messages, continue_final=chat.continue_final, tools=shown, field=self.field
+        )
         return chat.sampling.cut(rendered, info)
 
     async def _grammar(self, chat: ChatRequest) -> str | None:
@@ -128,6 +139,15 @@ class ChatCompletions(Endpoint):
         grammar = await context.grammar(tool_constraint(use, wanted))
         ids = context.text.ids_of(use.format.marks)
         return with_token_ids(use, wanted, ids) if grammar is not None and ids else grammar
+
+
+class ChatCompletions(Conversation[ChatRequest]):
+    def parse(self, body: dict[str, object], info: ModelInfo) -> ChatRequest:
+        return parse_chat(body, info, self.context.settings, self.context.text.template.tool_source)
+
+    def writer(self, chat: ChatRequest, info: ModelInfo, sampling: Sampling) -> Writer:
+        kind = ChatFormat if chat.tools is None else CallingFormat
+        return self.format(kind, info, sampling, chat.delivery)
 
 
 class Completions(Endpoint):

@@ -20,6 +20,7 @@ from app.catalogue import (
     items,
     tokenize_fields,
 )
+from app.dialect_fields import count_fields, message_fields, response_fields
 from app.settings import HttpSettings
 from app.shapes import ref, schemas
 
@@ -60,8 +61,9 @@ def document(settings: HttpSettings) -> dict[str, object]:
         "info": {
             "title": "Fastpath",
             "version": settings.version,
-            "description": "OpenAI's API for the model that this server holds. null counts as absent, and a "
-            "field that is not listed is " + ("an error." if settings.strict_fields else "ignored."),
+            "description": "OpenAI's and Anthropic's API for the model that this server holds. "
+            "null counts as absent, and a field that is not listed is "
+            + ("an error." if settings.strict_fields else "ignored."),
         },
         "paths": {path: dict(methods) for path, methods in operations(settings).items()},
         "components": {
@@ -109,6 +111,31 @@ def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
             {"prompt": "Once upon a time", "max_tokens": 32},
             stream=True,
             extra=ANSWERING,
+        ),
+        "/v1/responses": _post(
+            "Answers a conversation, without a memory of earlier answers",
+            response_fields(settings),
+            "Response",
+            {"input": "Hello!", "max_output_tokens": 32},
+            stream=True,
+            extra=ANSWERING,
+        ),
+        "/v1/messages": _post(
+            "Answers a conversation, in Anthropic's words",
+            message_fields(settings),
+            "AnthropicMessage",
+            {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+            stream=True,
+            extra=ANSWERING,
+            error="AnthropicError",
+        ),
+        "/v1/messages/count_tokens": _post(
+            "Counts the tokens of a conversation",
+            count_fields(settings),
+            "TokenCount",
+            {"messages": [{"role": "user", "content": "Hello!"}]},
+            extra=(404,),
+            error="AnthropicError",
         ),
         "/v1/streams/{id}": _streams(),
         "/v1/models": _bare("Lists the names of the served model", "Models"),
@@ -194,6 +221,7 @@ def _post(
     *,
     stream: bool = False,
     extra: Sequence[int] = (),
+    error: str = "Error",
 ) -> dict[str, object]:
     body = {JSON: {"schema": request_schema(fields), "example": example}}
     parameters: dict[str, object] = {"parameters": [_STREAM_ID]} if stream else {}
@@ -202,7 +230,7 @@ def _post(
             **parameters,
             "summary": summary,
             "requestBody": {"required": True, "content": body},
-            "responses": {**_ok(answer, stream), **_errors((*WITH_BODY, *extra))},
+            "responses": {**_ok(answer, stream), **_errors((*WITH_BODY, *extra), error)},
         }
     }
 
@@ -284,8 +312,12 @@ def _answer(description: str, name: str) -> dict[str, object]:
     return {"description": description, "content": {JSON: {"schema": ref(name)}}}
 
 
-def _errors(statuses: Sequence[int]) -> dict[str, object]:
-    return {str(status): _answer(ERRORS[status], "Error") for status in sorted({*statuses, *ALWAYS})}
+def _errors(statuses: Sequence[int], shape: str = "Error") -> dict[str, object]:
+    """`shape` of all but those that are answered before the path is known."""
+    return {
+        str(status): _answer(ERRORS[status], "Error" if status in (414, 431) else shape)
+        for status in sorted({*statuses, *ALWAYS})
+    }
 
 
 class Description:

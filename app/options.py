@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, NoReturn, Protocol, TypeVar
@@ -217,10 +217,13 @@ class Action:
 class CommandLine(Generic[C]):
     """One program's flags. `base` holds its defaults, `actions` the flags that are no settings."""
 
-    def __init__(self, prog: str, description: str, base: C, actions: Sequence[Action] = ()) -> None:
+    def __init__(
+        self, prog: str, description: str, base: C, actions: Sequence[Action] = (), lead: str = ""
+    ) -> None:
+        """lead: the section that the help shows first."""
         self.prog = prog
         self.base = base
-        self.entries = list(table(base))
+        self.entries = _distinct(table(base))
         self.actions = list(actions)
         self._parser = _Parser(
             prog=prog,
@@ -238,8 +241,10 @@ class CommandLine(Generic[C]):
                 *names, dest="action " + action.name, action="store_true", help=action.help
             )
         self._parser.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
-        for section in dict.fromkeys(entry.section for entry in self.entries):
-            group = self._parser.add_argument_group(section)
+        sections = list(dict.fromkeys(entry.section for entry in self.entries))
+        for section in sorted(sections, key=lambda section: section != lead):
+            about = (getattr(base, section).__doc__ or "").partition("\n\n")[0]
+            group = self._parser.add_argument_group(section, " ".join(about.split()))
             for entry in self.entries:
                 if entry.section == section:
                     _add(group, entry)
@@ -261,6 +266,15 @@ class CommandLine(Generic[C]):
         values |= self._from_environment(environ)
         values |= self._from_command_line(given, argv)
         return self._build(values), actions
+
+    def typed(self, argv: Sequence[str]) -> frozenset[str]:
+        """The fields that the command line itself sets."""
+        known = vars(self._parser.parse_known_args(list(argv))[0])
+        return frozenset(
+            entry.field
+            for entry in self.entries
+            if known.get(_dest(entry), known.get("positional " + entry.field)) is not None
+        )
 
     def secrets(self, argv: Sequence[str]) -> list[str]:
         """The flags with secrets that stand on the command line."""
@@ -343,6 +357,21 @@ class CommandLine(Generic[C]):
         return dataclasses.replace(self.base, **sections)
 
 
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """Without the names that a later field has, too: a program that builds on the table of another may give a
+    name of it a meaning of its own.
+    """
+    kept: list[Entry] = []
+    taken: set[str] = set()
+    for entry in reversed(list(entries)):
+        if entry.on_strings[0] in taken:
+            continue
+        names = tuple(name for name in entry.flag.names if name not in taken)
+        kept.append(dataclasses.replace(entry, flag=dataclasses.replace(entry.flag, names=names)))
+        taken |= {*entry.on_strings, *entry.off_strings}
+    return kept[::-1]
+
+
 def _dest(entry: Entry) -> str:
     return f"{entry.section} {entry.field}"
 
@@ -409,14 +438,16 @@ def _as_text(value: object, is_switch: bool) -> str:
     return str(value)
 
 
-def to_toml(config: _Section, *, masked: bool = False) -> str:
+def to_toml(config: _Section, *, masked: bool = False, without: Collection[str] = ()) -> str:
     """The configuration as a file that `--config` reads back; what is unset stands there as a comment.
 
-    masked: secrets are not told, and have to be filled in again.
+    masked: secrets are not told, and have to be filled in again. without: fields that are left out.
     """
     lines: list[str] = []
     section = ""
     for entry in table(config):
+        if entry.field in without:
+            continue
         if entry.section != section:
             section = entry.section
             lines += ["", f"[{section}]"]
@@ -426,5 +457,5 @@ def to_toml(config: _Section, *, masked: bool = False) -> str:
             value = list(entry.default) if isinstance(entry.default, tuple) else entry.default
             if masked and entry.flag.is_secret and isinstance(value, list):
                 value = [MASK] * len(value)
-            lines.append(f"{entry.field} = {json.dumps(value)}")
+            lines.append(f"{entry.field} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines[1:]) + "\n"

@@ -10,9 +10,9 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, error_response
+from app.dialects import error_answer
+from app.errors import ApiError
 from app.fields import shown
-from app.keys import wants_detail
 from app.settings import Access
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -43,7 +43,7 @@ class Origins:
             if origin:
                 self._check_origin(scope, origin, host)
         except ApiError as error:
-            await error_response(error, detail=wants_detail(scope))(scope, receive, send)
+            await error_answer(error, scope)(scope, receive, send)
             return
         if not self.origins:
             await self.app(scope, receive, send)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.keys import route_path
+from app.dialects import route_path
 from app.middleware import WithHeaders
 
 CSP = "; ".join(

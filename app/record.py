@@ -21,6 +21,7 @@ from app.generation import Generation
 from app.metrics import Metrics
 from app.trace_context import TraceContext
 
+CONTENT = ("messages", "prompt", "input", "instructions", "system", "stop", "stop_sequences")
 CLIENT_LEFT = 499  # nginx's status for an answer that nobody waited for
 
 Header = tuple[bytes, bytes]
@@ -96,7 +97,7 @@ class RequestRecord:
         if isinstance(user, str):
             self.user = user[:128]
         if with_content:
-            self.content = {name: body[name] for name in ("messages", "prompt", "stop") if name in body}
+            self.content = {name: body[name] for name in CONTENT if name in body}
 
     def count(self, metrics: Metrics) -> None:
         """Tells the metrics what they count once per request."""

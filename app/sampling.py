@@ -147,7 +147,7 @@ def refuse_unsupported(fields: Fields, *, known: Collection[str] = ()) -> None:
         value = fields.get(name)
         if value is None or name in known:
             continue
-        if not any(_same(value, harmless) for harmless in neutral):
+        if not any(same(value, harmless) for harmless in neutral):
             why = REFUSED_BECAUSE.get(name)
             raise Unsupported(name, f"{why}." if why else "")
 
@@ -195,7 +195,7 @@ def parse_sampling(
         frequency_penalty=fields.number("frequency_penalty", -2, 2) or 0.0,
         logit_bias=_parse_bias(fields, info),
         seed=defaults.draw_seed() if seed is None else seed,
-        stop=_parse_stop(fields),
+        stop=parse_stop(fields),
         include_stop=fields.boolean("include_stop_str_in_output"),
         stop_token_ids=_parse_stop_ids(fields, info),
         ignore_eos=fields.boolean("ignore_eos"),
@@ -210,7 +210,7 @@ def parse_sampling(
     )
 
 
-def _same(value: object, harmless: object) -> bool:
+def same(value: object, harmless: object) -> bool:
     """Equal as JSON: Python's False == 0 must not let `"priority": false` pass."""
     return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
 
@@ -255,22 +255,24 @@ def _parse_bad_words(fields: Fields) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _parse_stop(fields: Fields) -> tuple[str, ...]:
-    value = fields.get("stop")
+def parse_stop(fields: Fields, name: str = "stop") -> tuple[str, ...]:
+    value = fields.get(name)
     if value is None:
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
-        raise wrong_type("stop", "a string or a list of strings", value)
+        raise wrong_type(name, "a string or a list of strings", value)
     if len(items) > MAX_STOPS:
-        raise RequestError("out_of_range", f"'stop' holds more than {MAX_STOPS} strings.", "stop")
+        raise RequestError("out_of_range", f"'{name}' holds more than {MAX_STOPS} strings.", name)
     stops = []
     for item in items:
         if not isinstance(item, str):
-            raise wrong_type("stop", "a string or a list of strings", value)
+            raise wrong_type(name, "a string or a list of strings", value)
         if not 0 < len(item) <= MAX_STOP_CHARS:
-            message = f"'stop' strings must have between 1 and {MAX_STOP_CHARS} characters, got {len(item)}."
-            raise RequestError("out_of_range", message, "stop")
+            message = (
+                f"'{name}' strings must have between 1 and {MAX_STOP_CHARS} characters, got {len(item)}."
+            )
+            raise RequestError("out_of_range", message, name)
         stops.append(item)
     return tuple(stops)
 

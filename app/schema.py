@@ -5,7 +5,7 @@ Fields that nobody knows are ignored, known fields that this server does not act
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from app.catalogue import CHAT_NAMES, COMPLETION_NAMES, MAX_INTERVAL
@@ -198,7 +198,7 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
         continuous_usage=continuous,
         token_ids=fields.boolean("return_token_ids"),
         token_names=fields.boolean("return_tokens_as_token_ids"),
-        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or 1,
+        interval=fields.integer("stream_interval", 1, MAX_INTERVAL) or settings.stream_interval,
         prompt_logprobs=prompt_logprobs,
     )
 
@@ -244,25 +244,26 @@ def _parse_message(fields: Fields, knows_tools: bool, called: Mapping[str, str])
     content = fields.get("content")
     if content is None and not calls:
         raise missing(fields.name("content"))
-    text = "" if content is None else _parse_content(content, fields.name("content"))
+    text = "" if content is None else parse_content(content, fields.name("content"))
     if role == "tool":
         id = tool_call_id(fields, "tool_call_id")
         return ChatMessage(role, text, tool_call_id=id, name=fields.string("name") or called.get(id))
     return ChatMessage(role, text, calls)
 
 
-def _parse_content(content: object, name: str) -> str:
+def parse_content(content: object, name: str, types: Collection[str] = ("text",), first: int = 0) -> str:
+    """The joined text of a string or of parts, each of one of `types`; they count from `first`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise wrong_type(name, "a string or a list of text parts", content)
     texts = []
-    for k, item in enumerate(content):
+    for k, item in enumerate(content, first):
         part = as_object(item, f"{name}[{k}]")
         type = part.string("type")
         if type is None:
             raise missing(part.name("type"))
-        if type != "text":
+        if type not in types:
             message = f"'{part.name('type')}' is '{shown(type)}'; only text parts are supported."
             raise RequestError("unsupported_content_type", message, part.name("type"))
         text = part.string("text")

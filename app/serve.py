@@ -31,6 +31,7 @@ from app.stdio import hold_standard_files
 from app.stopping import Stopping
 from app.supervisor import EngineFailed, ManagedEngine, Patience, ProcessEngine
 from app.text import TextService
+from engine.messages import ModelInfo
 
 log = logging.getLogger("fastpath")
 
@@ -105,19 +106,29 @@ def run(config: Config, make_engine: MakeEngine = make_engine) -> int:
 
 def dry_run(config: Config, make_engine: MakeEngine = make_engine) -> int:
     """Loads the model, prints what would be served, and ends."""
+    try:
+        info = loaded(config, make_engine)
+    except (EngineFailed, ValueError, OSError) as error:
+        return complain(error)
+    say("\n".join(summary(info)))
+    return EXIT_OK
 
-    async def load() -> int:
+
+def loaded(config: Config, make_engine: MakeEngine = make_engine) -> ModelInfo:
+    """What the engine says of itself once it has loaded; it is ended again.
+
+    Raises EngineFailed, and ValueError or OSError for the tokenizer's files.
+    """
+
+    async def load() -> ModelInfo:
         engine = make_engine(config)
         await engine.start()
         try:
             info = await engine.ready()
             await TextService().prepare(info)
-        except (EngineFailed, ValueError, OSError) as error:
-            return complain(error)
         finally:
             await engine.close()
-        say("\n".join(summary(info)))
-        return EXIT_OK
+        return info
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(load())

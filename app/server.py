@@ -21,11 +21,13 @@ from starlette.routing import BaseRoute, Route
 from app.about import About
 from app.board import Board
 from app.context import Context
-from app.errors import ApiError, QueueFull, Unavailable, error_response
+from app.dialects import error_answer
+from app.errors import ApiError, QueueFull, Unavailable
 from app.fields import shown
 from app.gate import Gate
-from app.keys import Keys, wants_detail
+from app.keys import Keys
 from app.lag import LoopLag
+from app.messages_api import CountTokens, Messages
 from app.middleware import Faults, RequestIds, key_id
 from app.nanochat import NanochatCompletions
 from app.observe import Observed
@@ -34,6 +36,7 @@ from app.openapi import Description
 from app.origins import Origins
 from app.page import docs_routes, page_routes, static_folder
 from app.probe import GenerationProbe
+from app.responses_api import Responses
 from app.resume import StreamRoute
 from app.settings import HttpSettings
 from app.status import Status
@@ -60,7 +63,7 @@ def create_app(
             raise error
         if isinstance(error, Unavailable | QueueFull):
             context.metrics.rejected(error.code)
-        return error_response(error, detail=wants_detail(request.scope))
+        return error_answer(error, request.scope)
 
     app = Starlette(
         routes=_routes(context),
@@ -87,6 +90,9 @@ def _routes(context: Context) -> list[BaseRoute]:
         Route("/v1/chat/completions", ChatCompletions(context), methods=["POST"]),
         Route("/v1/completions", Completions(context), methods=["POST"]),
         Route("/v1/chat/completions/render", Render(context), methods=["POST"]),
+        Route("/v1/responses", Responses(context), methods=["POST"]),
+        Route("/v1/messages", Messages(context), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(context), methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/requests/{id}/cancel", about.cancel, methods=["POST"]),
         Route("/tokenize", Tokenize(context), methods=["POST"]),
@@ -141,4 +147,4 @@ async def _on_http_error(request: HttpRequest, error: Exception) -> Response:
         answer = ApiError(405, "method_not_allowed", message, headers=error.headers)
     else:
         answer = ApiError(error.status_code, "http_error", str(error.detail), headers=error.headers)
-    return error_response(answer, detail=wants_detail(request.scope))
+    return error_answer(answer, request.scope)

@@ -95,6 +95,7 @@ class HttpSettings:
     max_queue: choices that may wait beyond the engine's rows before new requests get 503.
     strict_fields: whether a field that nobody knows is an error. allow_priority: whether requests may say how
     urgent they are. docs: whether /openapi.json and /docs are served.
+    stream_interval: tokens per event of a stream whose request does not say.
     tools: whether chat routes run the calculator. ui: whether the chat page is served.
     access_log: a log line for each request; log_content: with what the client wrote.
     otlp_endpoint: the collector that gets a span of each request.
@@ -128,6 +129,7 @@ class HttpSettings:
     strict_fields: bool = False
     allow_priority: bool = False
     docs: bool = True
+    stream_interval: int = 1
     access_log: bool = False
     log_content: bool = False
     otlp_endpoint: str | None = None

@@ -84,6 +84,8 @@ def schemas() -> dict[str, object]:
             choices=items(shape({**more, "prompt_token_ids": items(TOKEN)}, text=STRING, **choice), least=1),
             **answer,
         ),
+        **_response_shapes(),
+        **_message_shapes(),
         "Rendered": shape(prompt=STRING, tokens=items(TOKEN), count=INTEGER),
         "Tokenized": shape(
             count=INTEGER,
@@ -132,5 +134,90 @@ def schemas() -> dict[str, object]:
             tokens_per_second=NUMBER,
             ttft_p50_seconds=ANY,
             ttft_p95_seconds=ANY,
+        ),
+    }
+
+
+def _response_shapes() -> dict[str, object]:
+    """Of /v1/responses."""
+    parts = {
+        "type": "object",
+        "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": STRING},
+        "required": ["type", "text"],
+    }
+    null_object: Schema = {"type": ["object", "null"]}
+    content: Schema = {"anyOf": [STRING, items(parts)]}
+    return {
+        "InputItem": {
+            "anyOf": [
+                shape({"type": {"enum": ["message", None]}}, role={"enum": list(ROLES)}, content=content),
+                shape(
+                    type={"const": "function_call"},
+                    call_id=STRING,
+                    name=STRING,
+                    arguments={"type": ["string", "null"]},
+                ),
+                shape(type={"const": "function_call_output"}, call_id=STRING, output=content),
+            ]
+        },
+        "Response": shape(
+            id=STRING,
+            object={"const": "response"},
+            created_at=INTEGER,
+            status={"enum": ["completed", "incomplete"]},
+            error=null_object,
+            incomplete_details=null_object,
+            model=STRING,
+            output=items(shape(type={"enum": ["message", "function_call"]}, id=STRING, status=STRING)),
+            store={"const": False},
+            usage=shape(
+                input_tokens=INTEGER,
+                input_tokens_details=shape(cached_tokens=INTEGER),
+                output_tokens=INTEGER,
+                output_tokens_details=shape(reasoning_tokens=INTEGER),
+                total_tokens=INTEGER,
+            ),
+            system_fingerprint=STRING,
+            seed={"type": "integer"},
+        ),
+    }
+
+
+def _message_shapes() -> dict[str, object]:
+    """Of /v1/messages."""
+    null_integer: Schema = {"type": ["integer", "null"]}
+    block = shape(type={"const": "text"}, text=STRING)
+    texts: Schema = {"anyOf": [STRING, items(block), {"type": "null"}]}
+    blocks: Schema = {
+        "anyOf": [
+            block,
+            shape(
+                {"input": {"type": ["object", "null"]}}, type={"const": "tool_use"}, id=STRING, name=STRING
+            ),
+            shape({"content": texts}, type={"const": "tool_result"}, tool_use_id=STRING),
+        ]
+    }
+    return {
+        "TextBlock": block,
+        "Turn": shape(role={"enum": ["user", "assistant"]}, content={"anyOf": [STRING, items(blocks)]}),
+        "AnthropicMessage": shape(
+            id=STRING,
+            type={"const": "message"},
+            role={"const": "assistant"},
+            model=STRING,
+            content=items(shape(type={"enum": ["text", "tool_use"]})),
+            stop_reason={"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+            stop_sequence={"type": ["string", "null"]},
+            usage=shape(
+                input_tokens=INTEGER,
+                output_tokens=INTEGER,
+                cache_read_input_tokens=null_integer,
+                cache_creation_input_tokens=null_integer,
+            ),
+            seed={"type": "integer"},
+        ),
+        "TokenCount": shape(input_tokens=INTEGER),
+        "AnthropicError": shape(
+            type={"const": "error"}, error=shape(type=STRING, message=STRING), request_id=STRING
         ),
     }

@@ -12,7 +12,7 @@ from time import perf_counter
 
 from starlette.types import Receive, Scope, Send
 
-from app.answers import Format
+from app.answers import Writer
 from app.choices import Piece
 from app.deadlines import deadlines
 from app.direct import DirectWrite, cut, direct_write
@@ -22,7 +22,7 @@ from app.generation import Generation, Update
 from app.lanes import EventLane, WaitingLane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.middleware import key_id
+from app.middleware import key_id, request_id
 from app.record import timing_headers
 from app.settings import HttpSettings
 
@@ -50,7 +50,7 @@ class Answer:
     def __init__(
         self,
         generation: Generation,
-        format: Format,
+        format: Writer,
         settings: HttpSettings,
         lifecycle: Lifecycle,
         metrics: Metrics,
@@ -71,6 +71,7 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self.generation
         self.write = direct_write(scope)
+        self.format.request_id = request_id(scope)
         self._scope = scope
         try:
             opened = self.lifecycle.answering(self, len(generation.choices), self.format.id, key_id(scope))
@@ -202,10 +203,8 @@ class EventStream(Answer):
         if self.write is None:
             return
         for choice in self.generation.choices:
-            around = self.format.around(choice)
-            if around is not None:
-                spellings = self.format.text.spellings
-                lane = EventLane(choice, *around, spellings, self.write, self.metrics)
+            lane = self.format.lane(choice, self.write, self.metrics)
+            if lane is not None:
                 self._lanes.append(lane)
                 self.generation.shorten(choice, lane)
 

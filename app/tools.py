@@ -8,6 +8,7 @@ belongs to the model, and no client has to offer it.)
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -66,33 +67,88 @@ class ToolUse:
         return self.required or any(function.strict for function in self.allowed)
 
 
+class Spelling(Protocol):
+    """How a route says what `ToolUse` is made from."""
+
+    def function(self, fields: Fields) -> Function:
+        """One of `tools`."""
+        ...
+
+    def harmless(self, choice: object) -> bool:
+        """Whether a `tool_choice` means nothing where there are no tools."""
+        ...
+
+    def choice(self, fields: Fields, names: Collection[str]) -> tuple[str, Collection[str]]:
+        """The mode (none, auto, required or named), and the names that may be called."""
+        ...
+
+    def parallel(self, fields: Fields) -> bool: ...
+
+
+class ChatSpelling:
+    """That of /v1/chat/completions."""
+
+    def function(self, fields: Fields) -> Function:
+        check_type(fields)
+        about = fields.nested("function")
+        if about is None:
+            raise missing(fields.name("function"))
+        return parse_function(about)
+
+    def harmless(self, choice: object) -> bool:
+        return choice in (None, "none", "auto")
+
+    def choice(self, fields: Fields, names: Collection[str]) -> tuple[str, Collection[str]]:
+        return parse_choice(fields, names, "function")
+
+    def parallel(self, fields: Fields) -> bool:
+        return fields.boolean("parallel_tool_calls", True)
+
+
+class FlatSpelling(ChatSpelling):
+    """That of /v1/responses, without the inner object `function`."""
+
+    def function(self, fields: Fields) -> Function:
+        check_type(fields)
+        return parse_function(fields)
+
+    def choice(self, fields: Fields, names: Collection[str]) -> tuple[str, Collection[str]]:
+        return parse_choice(fields, names)
+
+
 def parse_tools(fields: Fields, tool_source: str | None, parser: CallFormatName) -> ToolUse | None:
-    """None where no function may be called. `tool_source` is the chat template's text if it knows tools.
-    Raises RequestError.
-    """
+    """Of a chat request. Raises RequestError."""
     if fields.get("functions") not in (None, []):
         raise Unsupported("functions", "use 'tools' instead.")
     if fields.get("function_call") not in (None, "none", "auto"):
         raise Unsupported("function_call", "use 'tool_choice' instead.")
+    return parse_offer(fields, tool_source, parser, ChatSpelling())
+
+
+def parse_offer(
+    fields: Fields, tool_source: str | None, parser: CallFormatName, spelling: Spelling
+) -> ToolUse | None:
+    """None where no function may be called. `tool_source` is the chat template's text if it knows tools.
+    Raises RequestError.
+    """
+    parallel = spelling.parallel(fields)
     items = fields.items("tools") or []
     if not items:
-        if fields.get("tool_choice") not in (None, "none", "auto"):
+        if not spelling.harmless(fields.get("tool_choice")):
             if tool_source is None:
                 raise Unsupported("tool_choice", NO_TOOLS)
             raise RequestError("invalid_value", "'tool_choice' needs 'tools' to choose from.", "tool_choice")
-        fields.boolean("parallel_tool_calls")
         return None
     format = _format(tool_source, parser)
     if len(items) > MAX_TOOLS:
         raise RequestError("out_of_range", f"'tools' holds more than {MAX_TOOLS} tools.", "tools")
-    functions = tuple(_function(as_object(item, f"tools[{k}]")) for k, item in enumerate(items))
+    functions = tuple(spelling.function(as_object(item, f"tools[{k}]")) for k, item in enumerate(items))
     names = [function.name for function in functions]
     for k, name in enumerate(names):
         if name in names[:k]:
-            field = f"tools[{k}].function.name"
+            field = functions[k].field.rpartition(".")[0] + ".name"
             raise RequestError("invalid_value", f"'{field}' is '{name}', as an earlier tool's is.", field)
-    mode, allowed = _choice(fields, names)
-    parallel = fields.boolean("parallel_tool_calls", True)
+    mode, allowed = spelling.choice(fields, names)
     if mode == "none":
         return None
     return ToolUse(
@@ -116,26 +172,23 @@ def _format(tool_source: str | None, parser: CallFormatName) -> CallFormat:
     return format
 
 
-def _function(fields: Fields) -> Function:
-    _check_type(fields)
-    about = fields.nested("function")
-    if about is None:
-        raise missing(fields.name("function"))
-    schema = about.nested("parameters")
+def parse_function(about: Fields, schema_field: str = "parameters") -> Function:
+    """From the object that has its name. Raises RequestError."""
+    schema = about.nested(schema_field)
     parameters: dict[str, object] = {"type": "object", "properties": {}}
     if schema is not None:
         _check_parameters(schema)
         parameters = dict(schema.values)
     return Function(
-        name=_name(about),
+        name=function_name(about),
         description=about.string("description"),
         parameters=parameters,
         strict=about.boolean("strict"),
-        field=about.name("parameters"),
+        field=about.name(schema_field),
     )
 
 
-def _check_type(fields: Fields) -> None:
+def check_type(fields: Fields) -> None:
     type = fields.string("type")
     if type is None:
         raise missing(fields.name("type"))
@@ -144,7 +197,7 @@ def _check_type(fields: Fields) -> None:
         raise RequestError("invalid_value", message, fields.name("type"))
 
 
-def _name(fields: Fields) -> str:
+def function_name(fields: Fields) -> str:
     name = fields.string("name")
     if name is None:
         raise missing(fields.name("name"))
@@ -157,8 +210,12 @@ def _name(fields: Fields) -> str:
 # ---- which functions
 
 
-def _choice(fields: Fields, names: Collection[str]) -> tuple[str, Collection[str]]:
-    """The mode (none, auto, required or named), and the names that may be called."""
+def parse_choice(
+    fields: Fields, names: Collection[str], inner: str | None = None
+) -> tuple[str, Collection[str]]:
+    """The mode (none, auto, required or named), and the names that may be called. inner: the field that holds
+    the object with a function's name, if that is one of its own.
+    """
     value = fields.get("tool_choice")
     if value is None:
         return "auto", names
@@ -171,7 +228,7 @@ def _choice(fields: Fields, names: Collection[str]) -> tuple[str, Collection[str
     if type is None:
         raise missing(choice.name("type"))
     if type == "function":
-        return "named", (_chosen(choice, names),)
+        return "named", (chosen(choice, names, inner),)
     if type != "allowed_tools":
         message = f"'{choice.name('type')}' must be function or allowed_tools, got '{shown(type)}'."
         raise RequestError("invalid_value", message, choice.name("type"))
@@ -183,8 +240,8 @@ def _choice(fields: Fields, names: Collection[str]) -> tuple[str, Collection[str
         raise missing(allowed.name("tools"))
     listed = [as_object(item, f"{allowed.name('tools')}[{k}]") for k, item in enumerate(items)]
     for item in listed:
-        _check_type(item)
-    return mode, {_chosen(item, names) for item in listed}
+        check_type(item)
+    return mode, {chosen(item, names, inner) for item in listed}
 
 
 def _mode(mode: str, field: str, modes: Collection[str]) -> str:
@@ -194,10 +251,11 @@ def _mode(mode: str, field: str, modes: Collection[str]) -> str:
     return mode
 
 
-def _chosen(choice: Fields, names: Collection[str]) -> str:
-    about = choice.nested("function")
+def chosen(choice: Fields, names: Collection[str], inner: str | None = None) -> str:
+    """The name in a choice of one function. Raises RequestError."""
+    about = choice if inner is None else choice.nested(inner)
     if about is None:
-        raise missing(choice.name("function"))
+        raise missing(choice.name(inner or ""))
     name = about.string("name")
     if name is None:
         raise missing(about.name("name"))
@@ -269,14 +327,16 @@ def parse_tool_calls(fields: Fields) -> tuple[ToolCall, ...]:
 
 
 def _tool_call(fields: Fields) -> ToolCall:
-    _check_type(fields)
+    check_type(fields)
     about = fields.nested("function")
     if about is None:
         raise missing(fields.name("function"))
     text = about.string("arguments")
     if text is None:
         raise missing(about.name("arguments"))
-    return ToolCall(tool_call_id(fields, "id"), _name(about), _arguments(text, about.name("arguments")))
+    return ToolCall(
+        tool_call_id(fields, "id"), function_name(about), parse_arguments(text, about.name("arguments"))
+    )
 
 
 def tool_call_id(fields: Fields, field: str) -> str:
@@ -289,7 +349,7 @@ def tool_call_id(fields: Fields, field: str) -> str:
     return id
 
 
-def _arguments(text: str, field: str) -> dict[str, object]:
+def parse_arguments(text: str, field: str) -> dict[str, object]:
     """Clients send the text back that they got; templates want the object that it says."""
     try:
         value: object = msgspec.json.decode(text) if text.strip() else {}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from app.catalogue import MAX_TOKENS, ROUTES, Field, Schema
+from app.catalogue import MAX_TOKENS, Field, Schema
+from app.dialect_fields import ROUTES
 from app.settings import HttpSettings
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"

@@ -28,7 +28,7 @@ from starlette.types import Message
 from app.direct import EXTENSION
 from app.enginelink import EngineLink
 from app.openai import Completions
-from benchmarks.pulse import ALPHABET, CONTEXT
+from benchmarks.pulse import ALPHABET, CONTEXT, ROWS
 from benchmarks.report import save, table
 from engine.messages import Fanout, Finish, Frame, ModelInfo
 from engine.messages.wire import encode
@@ -129,11 +129,13 @@ class Reader(asyncio.Protocol):
 
 
 @contextmanager
-def serving(rate: float, workers: int) -> Iterator[tuple[int, list[int]]]:
+def serving(
+    rate: float, workers: int = 1, rows: int = ROWS, flags: Sequence[str] = ("--max-queue", "4096")
+) -> Iterator[tuple[int, list[int]]]:
     """The server over the pulse: its port, and the process ids of its front ends."""
-    flags = ["--port", "0", "--log-format", "json", "--api-workers", str(workers), "--max-queue", "4096"]
+    flags = ["--port", "0", "--log-format", "json", "--api-workers", str(workers), *flags]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.pulse", "--rate", str(rate), "--", *flags],
+        [sys.executable, "-m", "benchmarks.pulse", "--rate", str(rate), "--rows", str(rows), "--", *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -177,6 +179,7 @@ async def loaded(streams: int, rate: float, workers: int, seconds: float) -> dic
         delays = sorted(delay for reader in readers for delay in reader.delays)
         for reader in readers:
             reader.transport.close()
+        await asyncio.sleep(0.1)  # until they are closed, or the server would wait for them in its drain
     user, system = after[0] - before[0], after[1] - before[1]
     return {
         "streams": streams,

@@ -44,6 +44,7 @@ class InstantRunner:
 
     vocab_size = VOCABULARY
     graph_recaptures = 0
+    early_masks = False
 
     def __init__(self) -> None:
         self._tokens = [SampledToken(token) for token in range(5, 261)]

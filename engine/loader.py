@@ -67,36 +67,65 @@ def load_model(
     chosen = _dtype(dtype, device)
     dummy = load_format == "dummy"
     files = locate(path, source=source, tag=tag, step=step, weights=not dummy)
+    with ExitStack() as stack:
+        model, tokenizer, meta, tensors = _outline(files, stack, overrides, dummy)
+        state = (
+            dummy_state(model, device, chosen, seed)
+            if tensors is None
+            else _read(model, tensors, device, chosen)
+        )
+    _assign(model, state)
+    return model.requires_grad_(False).eval(), tokenizer, meta
+
+
+def outline_model(
+    path: str | Path | None,
+    *,
+    source: str | None = None,
+    tag: str | None = None,
+    step: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    load_format: LoadFormat = "auto",
+) -> tuple[GPT | Llama, Tokenizer, CheckpointMeta]:
+    """As `load_model`, but no weight is read: the files are opened, every name and shape is compared, and the
+    model's parameters stay without storage (on torch's meta device). Raises as `load_model` does.
+    """
+    dummy = load_format == "dummy"
+    files = locate(path, source=source, tag=tag, step=step, weights=not dummy)
+    with ExitStack() as stack:
+        model, tokenizer, meta, _ = _outline(files, stack, overrides, dummy)
+    return model, tokenizer, meta
+
+
+def _outline(
+    files: CheckpointFiles, stack: ExitStack, overrides: Mapping[str, object] | None, dummy: bool
+) -> "tuple[GPT | Llama, Tokenizer, CheckpointMeta, dict[str, _Lazy] | None]":
+    """The model without storage, what belongs to it, and its tensors, which are still in their files."""
     raw = read_meta(files.meta)
     tokenizer = load_tokenizer(files.tokenizer_folder) if files.tokenizer_folder is not None else None
-    with ExitStack() as stack:
-        tensors = None if dummy else _open(files, stack)
-        detected = _detect(files, raw, tensors, overrides)
-        config = detected.config
-        tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
-        _check_tokenizer(tokenizer, detected)
-        stored = "int8" if tensors is not None and HEAD + SCALE_SUFFIX in tensors else ""
-        with skeleton():
-            model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
-        if tensors is None:
-            state = dummy_state(model, device, chosen, seed)
-        else:
-            _check_tensors(model, tensors)
-            state = _read(model, tensors, device, chosen)
-    _assign(model, state)
+    tensors = None if dummy else open_tensors(files, stack)
+    detected = _detect(files, raw, tensors, overrides)
+    config = detected.config
+    tokenizer = tokenizer or StandInTokenizer(config.vocab_size)
+    _check_tokenizer(tokenizer, detected)
+    stored = "int8" if tensors is not None and HEAD + SCALE_SUFFIX in tensors else ""
+    with skeleton():
+        model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
+    if tensors is not None:
+        _check_tensors(model, tensors)
     meta = CheckpointMeta(
         name=_name(files, raw),
         path=files.tokenizer_folder,
         files=files,
         generation=config.generation,
         terminal_ids=_terminal_ids(files, tokenizer),
-        sampling_defaults=_sampling_defaults(files, raw),
+        sampling_defaults=read_sampling_defaults(files, raw),
         hints=detected.hints,
         notes=[*detected.notes, *(["random weights"] if dummy else [])],
         raw=raw,
         stored=stored,
     )
-    return model.requires_grad_(False).eval(), tokenizer, meta
+    return model, tokenizer, meta, tensors
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -167,7 +196,7 @@ def _name(files: CheckpointFiles, raw: Mapping[str, object]) -> str:
     return name if isinstance(name, str) and name else files.name
 
 
-def _sampling_defaults(files: CheckpointFiles, raw: Mapping[str, object]) -> dict[str, float]:
+def read_sampling_defaults(files: CheckpointFiles, raw: Mapping[str, object]) -> dict[str, float]:
     """Recommended sampling: our own format's table, or transformers' generation_config.json."""
     table: object = raw.get("sampling_defaults") if files.layout == "fastpath" else None
     generation = files.folder / "generation_config.json"
@@ -276,13 +305,15 @@ class _Sliced:
         return tensor
 
 
-def _open(files: CheckpointFiles, stack: ExitStack) -> dict[str, _Lazy]:
-    """Every tensor of every file under the model's name for it."""
+def open_tensors(files: CheckpointFiles, stack: ExitStack, *, rename: bool = True) -> dict[str, _Lazy]:
+    """Every tensor of every file under the model's name for it, or the file's own."""
     tensors: dict[str, _Lazy] = {}
     for file in files.weights:
         reader = _safetensors(file, stack) if file.suffix == ".safetensors" else _torch_file(file)
         for name, tensor in reader:
-            if files.layout != "transformers":
+            if not rename:
+                pass
+            elif files.layout != "transformers":
                 name = name.removeprefix(_PREFIX)
             elif files.family == "nanochat":
                 name = native_name(name)

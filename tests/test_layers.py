@@ -14,6 +14,7 @@ LAZY_EXCEPTION = "app/inline.py"  # `--engine inline` runs the engine in the ser
 TORCH_FREE = [
     "engine",
     "engine.messages",
+    "engine.messages.finding",
     "engine.text",
     "engine.flags",
     "engine.config",
@@ -43,6 +44,8 @@ TORCH_FREE = [
     "app.fleet",
     "app.front",
     "app.chat_web",
+    "app.chat.main",
+    "app.survey",
 ]
 
 

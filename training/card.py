@@ -80,9 +80,10 @@ _LIMITS = """
 - Open questions of fact outside the tables in `training/conversations` mostly get a wrong answer, often a
   fluent one; the short answers above say how often. Do not rely on anything that it says.
 - Greedy answers to free instructions may loop; the recommended sampling avoids most of it.
-- Stories follow the plots in `training/conversations`; a request for another plot gets one of these. The
-  second character may bear the hero's name.
-- A sad word may be answered as an emergency, or beside the point.
+- Stories follow the plots in `training/conversations`; a request for another plot gets one of these. Of three
+  words that a story must hold, one may be missing.
+- Advice outside what `training/conversations` knows (a job interview, for example) may be nonsense in whole
+  sentences. It is no help in an emergency, whatever it answers.
 - Arithmetic is right where the model hands the right numbers to the calculator, and a guess otherwise.
 - Two or three turns of context hold, more drift. Other languages than English do not work.
 - The old books in the data carry the diction and at times the attitudes of their day; word lists filtered

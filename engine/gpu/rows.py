@@ -43,6 +43,7 @@ class DeviceRows:
         self._on_device = [0] * rows  # leading entries of each row's block table
         # Rows that need more than temperature and filters, and the position from which they do not any more.
         self._full: dict[int, int] = {}
+        self._formed: set[int] = set()  # rows whose last sequence has a grammar
         self._most_updates = rows * max_blocks
         pinned = device.type == "cuda"
         self._tables = PinnedRing(3 * self._most_updates, pinned)
@@ -64,9 +65,10 @@ class DeviceRows:
                     self._on_device[sequence.row] = 0
             self._stage_parameters(fresh, terminal_ids)
         self._stage_blocks(plan.chunks)
-        formed = [chunk for chunk in plan.chunks if chunk.samples and chunk.sequence.grammar is not None]
-        if formed:
-            self._stage_masks(formed)
+        if self._formed:
+            formed = [chunk for chunk in plan.chunks if chunk.samples and chunk.row in self._formed]
+            if formed:
+                self._stage_masks(formed)
 
     def _stage_masks(self, chunks: list[Chunk]) -> None:
         """What the grammars of these rows allow next. The scheduler has waited for it."""
@@ -146,6 +148,10 @@ class DeviceRows:
             penalised,
             params.grammar is not None,
         )
+        if params.grammar is not None:
+            self._formed.add(row)
+        else:
+            self._formed.discard(row)
         if params.grammar is not None or penalised or params.logit_bias or params.logprobs is not None:
             self._full[row] = ALWAYS
         elif bans:

@@ -151,8 +151,6 @@ class StepHistograms(msgspec.Struct, array_like=True):
         self.seconds[bisect_left(STEP_SECONDS, seconds)] += 1
         self.second_total += seconds
 
-    code: FaultCode | None = None
-
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """Counters of the engine at one moment. Totals count from the engine's start."""

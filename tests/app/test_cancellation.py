@@ -17,6 +17,8 @@ BODIES: dict[str, dict[str, object]] = {
     "/v1/completions": {"prompt": [1, 2], "n": 2},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99},
 }
 
 
@@ -43,7 +45,7 @@ def leave(writer: asyncio.StreamWriter, reset: bool) -> None:
 @pytest.mark.parametrize(
     ("phase", "path"),
     [(phase, path) for phase in ("queued", "waiting with headers", "mid stream") for path in BODIES]
-    + [("plain answer", "/v1/completions"), ("plain answer", "/v1/chat/completions")],
+    + [("plain answer", path) for path in BODIES if path != "/chat/completions"],
 )
 async def test_leaving_aborts_every_choice(phase: str, path: str, reset: bool) -> None:
     engine = ScriptedEngine()

@@ -8,6 +8,7 @@ import pytest
 
 from app import chat_web
 from app.__main__ import command_line
+from app.chat.settings import command_line as chat_line
 from app.checks import check
 from app.config import Config
 from app.options import UsageError, table, to_toml
@@ -241,3 +242,19 @@ def test_the_parser_of_calls_has_a_name() -> None:
         UsageError, match=r"--tool-call-parser: 'lama3' is none of auto, hermes, llama3, mistral"
     ):
         parse("--tool-call-parser", "lama3")
+
+
+def test_a_printed_configuration_is_read_back_whatever_its_characters(tmp_path: Path) -> None:
+    file = tmp_path / "printed.toml"
+    odd = 'a "quoted" \\ path/\u00e9\U0001f98a\ttab'
+    file.write_text(to_toml(parse("--model", odd)), encoding="utf-8")
+    assert parse("--config", str(file)).model.model == odd
+
+
+def test_a_name_of_two_settings_belongs_to_the_program_that_has_the_later_one() -> None:
+    line = chat_line()
+    config, _ = line.parse(["-p", "a question", "--port", "5"], {"APP_API_KEY_FILE": "a file"})
+    assert (config.chat.prompt, config.server.port, config.chat.api_key_file) == ("a question", 5, "a file")
+    assert line.typed(["-p", "a question", "a model", "--no-lookahead"]) == {"prompt", "model", "lookahead"}
+    names = [name for entry in line.entries for name in entry.on_strings + entry.off_strings]
+    assert len(names) == len(set(names))

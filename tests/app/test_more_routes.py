@@ -147,6 +147,20 @@ async def test_an_interval_changes_the_cuts_only() -> None:
                     assert len(few) <= 3 + len(said.encode()) // interval
 
 
+async def test_the_servers_interval_is_that_of_streams_that_say_none() -> None:
+    body = {"prompt": "x", "stream": True, "seed": 1}
+    async with served(ScriptedEngine(says("twelve bytes")), HttpSettings(stream_interval=5)) as s:
+        plain, said, fine = [
+            stream_choices((await s.http.post(TEXT, json={**body, **more})).text)
+            for more in ({}, {"stream_interval": 5}, {"stream_interval": 1})
+        ]
+        assert plain == said and len(plain) < len(fine) - 5
+
+
+def stream_choices(body: str) -> list[object]:
+    return [choice["text"] for choice in choices(body, 0)]
+
+
 def choices(body: str, index: int) -> list[dict[str, object]]:
     return [
         choice

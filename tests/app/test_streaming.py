@@ -418,7 +418,9 @@ async def test_an_open_stream_does_not_keep_what_was_sent() -> None:
                     before, _ = tracemalloc.get_traced_memory()
                 body = {"prompt": "x" * size, "truncate_prompt_tokens": 4, "stream": True, "max_tokens": 2}
                 data = json.dumps(body).encode()
-                head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                head = (
+                    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                )
                 reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
                 writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
                 del body, data

@@ -241,7 +241,8 @@ async def test_a_resumable_stream_goes_on_until_it_is_deleted(api: Api, server: 
     def begin(max_tokens: int) -> socket.socket:
         data = json.dumps(body | {"max_tokens": max_tokens}).encode()
         head = (
-            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Stream-Id: s\r\n"
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            "Content-Type: application/json\r\nX-Stream-Id: s\r\n"
         )
         sock = connect(server)
         sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)

@@ -24,6 +24,8 @@ AXES: dict[str, dict[str, object]] = {
     "chunks of 7, blocks of 1": {"max_chunk": 7, "block_size": 1, "num_blocks": 8192},
     "chunks of 1": {"max_chunk": 1},
     "preemption": {"num_blocks": 12, "enable_prefix_caching": False},
+    "growth": {"num_blocks": 10, "max_num_blocks": 2048},
+    "one row": {"max_rows": 1},
     "two rows": {"max_rows": 2},
 }
 

@@ -470,3 +470,17 @@ def test_words_to_spell_are_many_and_partly_unknown() -> None:
     assert len(asked) == sum(map(bool, asked)) and len(drawn) > 1800
     known = set(spelling.words())
     assert len(known) > 9000 and 0.1 < sum(word not in known for word in drawn) / len(drawn) < 0.5
+
+
+def test_a_dictation_spells_every_word_that_was_asked() -> None:
+    rng, spelled = Random(4), Counter[str]()
+    for _ in range(800):
+        talk = spelling.dictation(rng)
+        asked = " ".join(turn["content"].lower() for turn in talk[::2])
+        for turn in talk[1::2]:
+            found = re.findall(r"([a-z]+)(?: is spelled|:) ([a-z](?:-[a-z])+)\b", turn["content"])
+            assert found, talk
+            for word, letters in found:
+                assert letters.replace("-", "") == word and re.search(rf"\b{word}\b", asked), talk
+                spelled[word] += 1
+    assert len(spelled) > 1200

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from training.conversations import FAMILIES, STORY_FAMILIES, generate, limits, memory
+from training.conversations import FAMILIES, STORY_FAMILIES, generate, limits, memory, troubles
 from training.conversations.exchange import Message, without_markers
 from training.conversations.phrases import headings
 from training.conversations.tables import table
@@ -193,3 +193,25 @@ def test_invented_words_are_words_and_seldom_the_same() -> None:
     assert all(re.fullmatch("[a-z]{4,11}", word) and re.search("[aeiouy]", word) for word in drawn)
     assert len(set(drawn)) > 3600
     assert len({invented_word(rng) for _ in range(4000)}) > 1000
+
+
+# -- feelings and dangers ------------------------------------------------------------------------------------
+
+
+def test_only_a_danger_is_answered_with_an_emergency_line() -> None:
+    help_line = re.compile(r"emergency|crisis line|\b112\b")
+    for name in ("feelings", "troubles", "greetings"):
+        for asks, answers in blocks(name):
+            assert not any(map(help_line.search, answers)), asks
+    for asks, answers in blocks("danger"):
+        assert all(map(help_line.search, answers)), asks
+
+
+def test_a_trouble_comes_with_many_questions_and_alone() -> None:
+    rng = Random(3)
+    asked = Counter[str]()
+    for _ in range(4000):
+        question = troubles.trouble(rng).question
+        asked[question.lower().rstrip("?.! ").rpartition(". ")[2]] += 1
+    tails = {line for line in headings("advice")["behind"] if "[" not in line}
+    assert sum(asked[line.lower().rstrip("?.! ")] > 0 for line in tails) == len(tails) > 30

@@ -117,8 +117,11 @@ def capital(rng: Random) -> Exchange:
 
 
 def capital_of(rng: Random) -> Exchange:
-    """Which country a capital belongs to; whether a city is the capital."""
-    name, city, *_ = country(rng)
+    """Which country a capital belongs to; whether a city is the capital; what a capital is."""
+    name, city, part, _ = country(rng)
+    if city not in name and "," not in city and rng.random() < 0.2:
+        told = f"{city} is the capital of {name}. It is in {part}."
+        return Exchange(_ask(rng, "fact city", t=city), told)
     roll = rng.random()
     if roll < 0.45:
         return Exchange(

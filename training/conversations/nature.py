@@ -2,6 +2,7 @@
 
 from random import Random
 
+from training.conversations.arithmetic import WORDS
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, capitalise
@@ -68,6 +69,21 @@ def animal(rng: Random) -> Exchange:
     if name == "octopus":
         told = told.replace("eight legs", "eight arms")
     return Exchange(_ask(rng, "about", **slots), told.replace("a larva", "larva"))
+
+
+def sentences_about(rng: Random) -> Exchange:
+    """As many sentences on an animal as were asked for, two to four."""
+    name, sound, baby, legs, home, food = rng.choice(table("animals"))
+    the, one = capitalise(f"{article(name)} {name}"), f"{article(name)} {name}"
+    young = baby if baby == "larva" else f"{article(baby)} {baby}"
+    limbs = "eight arms" if name == "octopus" else f"{legs} legs"
+    told = [f"{the} has {limbs}.", f"It {sound}.", f"It eats {food}.", f"It lives {home}."]
+    count = rng.choice((2, 3, 3, 3, 4))
+    chosen = [told[0], *rng.sample(told[1:], count - 1)]
+    if rng.random() < 0.4:
+        chosen[-1] = f"A baby {name} is called {young}."
+    number = WORDS[count] if rng.random() < 0.7 else str(count)
+    return Exchange(_ask(rng, "sentences", one=one, n=name, k=number), " ".join(chosen))
 
 
 def colour(rng: Random) -> Exchange:

@@ -5,9 +5,9 @@ from functools import cache
 from random import Random
 
 from training.conversations.dates import ORDINALS
-from training.conversations.exchange import Exchange, tool_call
+from training.conversations.exchange import Exchange, Message, messages, tool_call
 from training.conversations.phrases import say
-from training.conversations.phrasing import as_typed, capitalise, joined
+from training.conversations.phrasing import as_typed, capitalise, carelessly, joined
 from training.conversations.stories import cast
 from training.conversations.stories.plot import FOLDER as STORIES
 from training.conversations.tables import FOLDER as TABLES
@@ -37,6 +37,15 @@ def _favourites() -> tuple[str, ...]:
 
 
 @cache
+def _common() -> tuple[str, ...]:
+    """Words of 4 to 11 letters that are one token each (tables/common.txt, of the tokenizer that ships).
+
+    Nothing in such a token shows its letters: they have to be learned word by word.
+    """
+    return tuple((TABLES / "common.txt").read_text("utf-8").split())
+
+
+@cache
 def _doubled() -> tuple[str, ...]:
     """Words with a letter twice in a row, where letters get lost most easily."""
     return tuple(word for word in words() if re.search(r"(.)\1", word))
@@ -48,15 +57,17 @@ def _names() -> tuple[str, ...]:
 
 
 def _word(rng: Random) -> str:
-    """A word to spell or to count in. A sixth are invented: those can only be copied, not recalled."""
+    """A word to spell or to count in. A seventh are invented: those can only be copied, not recalled."""
     roll = rng.random()
     if roll < 0.05:
         return rng.choice(_names())
-    if roll < 0.2:
+    if roll < 0.17:
         return unheard_word(rng)
-    if roll < 0.32:
+    if roll < 0.27:
         return rng.choice(_doubled())
-    return rng.choice(_favourites() if roll < 0.5 else words())
+    if roll < 0.5:
+        return rng.choice(_favourites())
+    return rng.choice(_common() if roll < 0.8 else words())
 
 
 def _quoted(rng: Random, word: str) -> str:
@@ -80,6 +91,26 @@ def spell(rng: Random) -> Exchange:
         answer = f"{named} is spelled {letters}. Backwards it is {back}: {word.lower()[::-1]}."
         return Exchange(_ask(rng, "back", w=said), answer, word.lower()[::-1])
     return Exchange(_ask(rng, "spell", w=said), f"{named} is spelled {letters}.", letters)
+
+
+def dictation(rng: Random) -> list[Message]:
+    """Several words, one after another or at once: many letters for few other tokens."""
+    chosen = list(dict.fromkeys(_word(rng).lower() for _ in range(rng.choice((2, 3, 3, 4, 4, 5, 6)))))
+    spelled = ["-".join(word) for word in chosen]
+    if rng.random() < 0.35:
+        asked = [_ask(rng, "spell", w=chosen[0])]
+        asked += [carelessly(rng, say(rng, "spelling", "spell next", {"w": word})) for word in chosen[1:]]
+        told = [
+            f"The word {word} is spelled {letters}." for word, letters in zip(chosen, spelled, strict=True)
+        ]
+        return messages(*map(Exchange, asked, told))
+    question = _ask(rng, "spell several", l=joined(chosen) if rng.random() < 0.4 else ", ".join(chosen))
+    if len(chosen) < 4 and rng.random() < 0.4:
+        told = [f"{word} is spelled {letters}" for word, letters in zip(chosen, spelled, strict=True)]
+        return messages(Exchange(question, f"The word {joined(told)}."))
+    # A dash and a blank in front: at the start of a line an everyday word would be cut into pieces.
+    lines = [f"- {word}: {letters}" for word, letters in zip(chosen, spelled, strict=True)]
+    return messages(Exchange(question, "\n".join(lines)))
 
 
 def _as_asked(question: str, word: str) -> str:

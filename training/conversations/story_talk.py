@@ -8,7 +8,7 @@ from training.conversations.exchange import Exchange, Message, messages
 from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, expand
 from training.conversations.stories.cast import PET_NAMES
-from training.conversations.stories.telling import Story, summarise, tell
+from training.conversations.stories.telling import Story, sentences, summarise, tell
 from training.conversations.tales import request
 
 _Next = Callable[[Random, Story], Exchange | None]
@@ -94,6 +94,12 @@ def _fate(rng: Random, story: Story) -> Exchange | None:
     return Exchange(_ask(rng, f"fate {story.plot.subject}", story), told)
 
 
+def _ending(rng: Random, story: Story) -> Exchange:
+    """The last sentence of the summary."""
+    told = sentences(expand(rng, story.plot.summary, story.slots))[-1]
+    return Exchange(_ask(rng, "ending", story), told)
+
+
 def _other_end(rng: Random, story: Story) -> Exchange:
     subject = story.plot.subject
     heading = f"told end {subject}" if subject in ("object", "fkind") and rng.random() < 0.7 else "told end"
@@ -102,9 +108,9 @@ def _other_end(rng: Random, story: Story) -> Exchange:
 
 
 _NEXT: tuple[tuple[_Next, float], ...] = (
-    (_shorter, 3), (_who, 2), (_moral, 2.5), (_another, 1), (_like, 1.5), (_title, 2), (_name, 1.5),
+    (_shorter, 5), (_who, 2), (_moral, 2.5), (_another, 1), (_like, 1.5), (_title, 4), (_name, 1.5),
     (_what_is, 1.5), (_friend, 1.5), (_where, 1.5), (_continue, 1.5), (_rename, 1),
-    (_hero, 1.5), (_fate, 2.5), (_other_end, 1.5),
+    (_hero, 1.5), (_fate, 2.5), (_ending, 2), (_other_end, 1.5),
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 from training.conversations.exchange import Exchange
 from training.conversations.phrases import say
-from training.conversations.phrasing import article, as_typed, expand
+from training.conversations.phrasing import article, as_typed, expand, joined
 from training.conversations.stories.cast import (
     ANIMALS,
     BOYS,
@@ -29,15 +29,30 @@ from training.conversations.stories.cast import (
 )
 from training.conversations.stories.plot import Plot, all_plots, plots_about, plots_naming
 from training.conversations.stories.telling import Story, introduce, sentences, summarise, tell
+from training.conversations.tables import table
 from training.conversations.talk import invented_word
 from training.prompts import FIXED, normalised
 
 Request = tuple[str, Story]
 _WORDS = {"kind": (*ANIMALS, *WONDERS, "girl", "boy"), "fkind": ANIMALS, "object": OBJECTS,
-          "object2": OBJECTS, "place": PLACES, "scene": SCENES, "food": FOODS, "drink": DRINKS,
+          "object2": (*OBJECTS, *(one for one, _ in table("things"))), "place": PLACES, "scene": SCENES,
+          "food": FOODS, "drink": DRINKS,
           "colour": COLOURS, "elder": ELDERS, "weather": WEATHERS}  # fmt: skip
 _ASKED_FOR = ("kind", "kind", "kind", "object", "object", "object", "place", "place", "scene", "scene",
               "fkind", "food", "colour", "object2", "drink", "elder", "weather")  # fmt: skip
+# What a story from given words says of its hero at once, by what the word is.
+_CLAUSES = {
+    "object": "[had|owned|carried] {a object}",
+    "object2": "[found|kept] {a object2}",
+    "place": "[often went to|lived not far from|loved to be at] {place}",
+    "scene": "[loved the|sang about the|dreamed of the|often looked at the] {scene}",
+    "food": "[liked|could cook|always ate] {food}",
+    "drink": "drank {drink} every morning",
+    "colour": "wore {a colour} [scarf|hat]",
+    "weather": "loved {weather} days",
+    "elder": "lived with {his} {elder}",
+    "fkind": "had a friend, {a fkind} [named|called] {friend}",
+}
 _NEAR = 8  # words in a row that a request may not share with a prompt of the evaluation
 _SUBJECTS = ("object",) * 8 + ("building", "building", "fear", "skill", "skill", "wish", "fkind", "fkind",
                                "fkind", "place")  # fmt: skip
@@ -178,26 +193,61 @@ def _about_place(rng: Random) -> Request:
 def _with_words(rng: Random) -> Request:
     """Two to four words that must occur; all of them are named in the first sentences."""
     keys = list(dict.fromkeys(rng.sample(_ASKED_FOR, 9)))[: rng.choice((2, 3, 3, 3, 3, 4))]
+    if "kind" not in keys and rng.random() < 0.85:
+        keys = ["kind" if key == "fkind" else key for key in keys]  # the only animal is the hero
     fixed: dict[str, str] = {}
     for key in keys:
-        pool = _WORDS[key]
-        while key not in fixed or list(fixed.values()).count(fixed[key]) > 1:
-            fixed[key] = rng.choice(pool)
-    plots: tuple[Plot, ...] = all_plots()
-    for key in ("object", "fkind", "place"):
-        if key in fixed:
-            plots = plots_about(key) if key != "place" and rng.random() < 0.75 else plots_naming(key)
-            break
+        taken = {word.removeprefix("the ") for word in fixed.values()}
+        fixed[key] = rng.choice([word for word in _WORDS[key] if word.removeprefix("the ") not in taken])
+    shown = [(key, fixed[key]) for key in keys]
     if "object" in fixed:
         fixed["thing"] = fixed["object"]
-    story = tell(rng, fixed, rng.choice(plots), keys)
-    words = [fixed[key].removeprefix("the ") for key in keys]
-    rng.shuffle(words)
-    if rng.random() < 0.6:
+    if "kind" not in fixed and rng.random() < 0.6:
+        fixed["kind"] = rng.choice(("girl", "boy"))
+    story = tell(rng, fixed, *_told_with(rng, keys))
+    if rng.random() < 0.3:
+        rng.shuffle(shown)
+    order = [key for key, _ in shown]
+    if "kind" in order and "fkind" in order and order.index("fkind") < order.index("kind"):
+        # Of two animals the hero is the one that is named first.
+        one, other = order.index("fkind"), order.index("kind")
+        shown[one], shown[other] = shown[other], shown[one]
+    words = [word.removeprefix("the ") for _, word in shown]
+    heading, roll = "words", rng.random()
+    if roll < 0.75:
         words = [f'"{word}"' for word in words]
+    elif roll < 0.87:
+        heading, words = "things", [_as_thing(key, word) for key, word in shown]
     comma = "," if len(words) > 2 and rng.random() < 0.3 else ""
     listed = ", ".join(words[:-1]) + f"{comma} and {words[-1]}"
-    return say(rng, "stories", "words", {"verb": _verb(rng), "l": listed}), story
+    return say(rng, "stories", heading, {"verb": _verb(rng), "l": listed}), story
+
+
+def _told_with(rng: Random, keys: list[str]) -> tuple[Plot, list[str], str | None]:
+    """For words of these kinds: a plot, what has to be named early, and an opening.
+
+    Most openings name all the words in a row, as the request does: that is easier to learn than a sentence
+    here and there.
+    """
+    subject = next((key for key in ("object", "fkind") if key in keys), "")
+    if subject and rng.random() < 0.2:
+        return rng.choice(plots_about(subject)), keys, None
+    plots = [plot for plot in plots_naming("object") if not plot.subject] if "object" in keys else []
+    if not plots or rng.random() < 0.4:
+        plots = [plot for plot in all_plots() if not plot.subject]
+    clauses = [_CLAUSES[key] for key in keys if key != "kind"]
+    start = rng.choice(("Once there was", "There was once", "Once upon a time there was"))
+    who = f"{start} {{a kind}} [named|called] {{name}}, who {joined(clauses)}."
+    return rng.choice(plots), keys, who + ("" if rng.random() < 0.5 else " {He} lived in {home}.")
+
+
+def _as_thing(key: str, word: str) -> str:
+    """A given word as part of a sentence: `an owl`, `the river`, `soup`."""
+    if key in ("kind", "fkind", "object", "object2"):
+        return _one(word)
+    if key in ("scene", "elder"):
+        return f"the {word}"
+    return {"colour": f"the color {word}", "weather": f"{word} weather"}.get(key, word)
 
 
 def _of_mood(rng: Random) -> Request:
@@ -224,7 +274,7 @@ def _with_frame(rng: Random) -> Request:
 
 _REQUESTS: tuple[tuple[Callable[[Random], Request], float], ...] = (
     (_plain, 1), (_about_hero, 1.5), (_about_two, 3.2), (_about_named, 1.3), (_about_theme, 1.2),
-    (_about_deed, 5), (_about_place, 0.7), (_with_words, 2.8), (_of_mood, 1.2), (_with_frame, 1),
+    (_about_deed, 5), (_about_place, 0.7), (_with_words, 4.5), (_of_mood, 1.2), (_with_frame, 1),
 )  # fmt: skip
 
 
@@ -289,7 +339,7 @@ def of_length(rng: Random, hero: str, count: int) -> str:
         named = told[0].replace(slots["name"], f"{slots['name']} the {slots['kind']}", 1)
         lines[2] = [named, *told[1:]]
         if len(told) == 2 and (count > 2 or named != told[0]):
-            return introduce(" ".join(lines[count]), slots)
+            return introduce(rng, " ".join(lines[count]), slots)
 
 
 def plain_story(rng: Random) -> str:

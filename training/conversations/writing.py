@@ -1,10 +1,11 @@
-"""Small writing tasks: definitions, sentences about a thing, descriptions, poems, rhymes."""
+"""Small writing tasks: definitions, sentences about a thing, dialogues, poems, rhymes."""
 
 from random import Random
 
 from training.conversations.exchange import Exchange
+from training.conversations.phrases import say
 from training.conversations.phrasing import article, as_typed, capitalise, expand
-from training.conversations.stories.cast import ANIMALS, COLOURS, OBJECTS
+from training.conversations.stories.cast import ANIMALS, COLOURS, FOODS, OBJECTS, PLACES, WONDERS
 from training.conversations.tables import table
 
 _DEFINE = (
@@ -21,6 +22,15 @@ _DEFINE = (
     "What is {x}? Explain it to a child.",
     "{bare}?",
 )
+# Of things that have a plural by the rule.
+_DEFINE_MANY = (
+    "Tell me [about|something about|a little about] {many}.",
+    "What are {many}?",
+    "What do you know about {many}?",
+    "[Can|Could] you tell me [about|something about] {many}?",
+    "I want to know something about {many}.",
+)
+_ODD = frozenset(("mouse", "goose", "sheep", "deer", "child", "man", "woman", "tooth", "foot", "ox"))
 
 
 def definition(rng: Random) -> Exchange:
@@ -28,7 +38,10 @@ def definition(rng: Random) -> Exchange:
     thing, told = rng.choice(table("definitions"))
     bare = thing.split(" ", 1)[1] if thing.startswith(("a ", "an ", "the ")) else thing
     verb = "are" if thing == "the lungs" else "is"
-    ask = expand(rng, rng.choice(_DEFINE), {"x": thing, "bare": bare})
+    counted = thing != bare and not thing.startswith("the ")
+    regular = counted and bare.isalpha() and not bare.endswith(("s", "x", "y", "ch", "sh", "f", "fe", "o"))
+    forms = _DEFINE_MANY if regular and bare not in _ODD and rng.random() < 0.3 else _DEFINE
+    ask = expand(rng, rng.choice(forms), {"x": thing, "bare": bare, "many": f"{bare}s"})
     if ask.startswith(("Do", "Can")):
         ask = ask.rstrip(".") + "?"
     return Exchange(as_typed(rng, capitalise(ask)), f"{capitalise(thing)} {verb} {told}.")
@@ -68,3 +81,14 @@ def poem(rng: Random) -> Exchange:
         {"s": subject},
     )
     return Exchange(as_typed(rng, ask), "\n".join(couplets).replace(" / ", "\n"))
+
+
+def script(rng: Random) -> Exchange:
+    """A few lines that two characters say to each other."""
+    first, second = rng.sample((*ANIMALS, *WONDERS), 2)
+    slots = {
+        "a": first, "b": second, "place": rng.choice(PLACES), "object": rng.choice(OBJECTS),
+        "food": rng.choice(FOODS),
+    }  # fmt: skip
+    told = say(rng, "scripts", "told", slots).replace(" / ", "\n")
+    return Exchange(as_typed(rng, say(rng, "scripts", "ask", slots)), told)

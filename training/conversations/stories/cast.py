@@ -145,7 +145,8 @@ def _draw_friend(rng: Random, slots: dict[str, str]) -> None:
     if "fkind" not in slots:
         pool = ANIMALS if rng.random() < 0.75 else (*WONDERS, *WORKERS)
         fitting = heroes()[kind].friends
-        slots["fkind"] = _first(rng, fitting) if rng.random() < 0.45 else _other(rng, pool, kind)
+        # The likeliest kind is far ahead: else the hero's own wins where the likeliest word is taken.
+        slots["fkind"] = _first(rng, fitting) if rng.random() < 0.7 else _other(rng, pool, kind)
     fkind = slots["fkind"]
     fhe = PRONOUN_OF.get(fkind, fhe)
     if "friend" not in slots:

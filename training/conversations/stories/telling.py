@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 
 from training.conversations.phrases import say
-from training.conversations.phrasing import expand
+from training.conversations.phrasing import article, capitalise, expand
 from training.conversations.stories.cast import draw, favoured
 from training.conversations.stories.plot import Plot, all_plots
 
@@ -35,6 +35,13 @@ ENDINGS = (
     "The end.",
     "That night {name} slept very well.",
 )
+# Words that a bare name follows: "his friend Hazel", "old Hazel".
+_APPOSED = re.compile(
+    r"\b(?:friend|friends|neighbor|cousin|the|old|little|poor|dear|good|small|big|named|called|name was)\s$",
+    re.I,
+)
+# Titles that can be read off the story, whatever its plot.
+_TITLES = {"object": "{Name} and the {Object}", "fkind": "{Name} and {Friend}", "building": "The {Building}"}
 # What a request may ask for that no plot is about: it comes back in the last paragraph.
 _CLOSED = frozenset(("scene", "object2", "food", "object"))
 
@@ -54,16 +61,20 @@ def tell(
     fixed: dict[str, str] | None = None,
     plot: Plot | None = None,
     marks: Sequence[str] = (),
+    opening: str | None = None,
 ) -> Story:
-    """One story, 110 to 280 words; `fixed` slots come from the request; those of `marks` are named early."""
+    """One story, 110 to 280 words; `fixed` slots come from the request; those of `marks` are named early.
+
+    `opening` is a template for the first sentences of a plot that has none of its own.
+    """
     plot = plot or rng.choice(all_plots())
     slots = draw(rng, fixed, plot.subject)
     parts = [expand(rng, rng.choice(beat), slots) for beat in plot.beats]
     if not plot.subject:
-        parts.insert(0, expand(rng, favoured(rng, OPENINGS, slots["kind"]), slots))
+        parts.insert(0, expand(rng, opening or favoured(rng, OPENINGS, slots["kind"]), slots))
     missing = [key for key in marks if not mentions(" ".join(parts[:2]), slots[key])]
     parts[0] = " ".join((parts[0], *(say(rng, "stories", f"mark {key}", slots) for key in missing)))
-    for key in missing:
+    for key in marks:
         if key in _CLOSED and not mentions(" ".join(parts[1:]), slots[key]):
             parts[-1] += " " + say(rng, "stories", f"end {key}", slots)
     if rng.random() < 0.4 and plot.mood != "sad" and not missing:
@@ -72,8 +83,9 @@ def tell(
         parts[-1] += " " + plot.moral
     if not plot.subject:
         parts[:2] = [" ".join(parts[:2])]
-    text = introduce("\n\n".join(parts) if rng.random() < 0.75 else " ".join(parts), slots)
-    return Story(text, expand(rng, plot.title, slots), plot, slots)
+    text = introduce(rng, "\n\n".join(parts) if rng.random() < 0.75 else " ".join(parts), slots)
+    title = _TITLES[plot.subject] if plot.subject in _TITLES and rng.random() < 0.6 else plot.title
+    return Story(text, expand(rng, title, slots), plot, slots)
 
 
 def mentions(text: str, word: str) -> bool:
@@ -94,13 +106,31 @@ def _as_subject(name: str) -> re.Pattern[str]:
     return re.compile(rf"\b{name}\b(?!'s)")
 
 
-def introduce(text: str, slots: dict[str, str]) -> str:
-    """Say what the friend is where the name comes first, if the wording did not."""
+def introduce(rng: Random, text: str, slots: dict[str, str], share: float = 0.88) -> str:
+    """Say what the friend is where the name comes first, if the wording did not.
+
+    In `share` of all stories the kind is said before the name, "a fox named Rusty": a name alone is foreseen
+    from the text so far, where every name is the hero's.
+    """
     friend, kind = slots["friend"], slots["fkind"]
     first = _as_subject(friend).search(text)
-    if first is None or kind in text[max(0, first.start() - 60) : first.end() + 40]:
+    if first is None:
         return text
-    return f"{text[: first.end()]} the {kind}{text[first.end() :]}"
+    before, after = text[: first.start()], text[first.end() :]
+    told = f" the {kind}"
+    for form in (told, f", {article(kind)} {kind}"):
+        if re.match(rf"{form}\b", after):
+            told, after = form, after.removeprefix(form)
+            break
+    else:
+        if kind in before[-60:] or kind in after[:40]:
+            return text
+    quoted = before.count('"') % 2 == 1
+    if quoted or _APPOSED.search(before[-12:]) or rng.random() >= share:
+        return f"{before}{friend}{told}{after}"
+    who = f"{article(kind)} {kind} {rng.choice(('named', 'named', 'called'))} {friend}"
+    starts = not before or bool(re.search(r'(?:[.!?]["\']?\s+|^"|\n)$', before[-4:]))
+    return f"{before}{capitalise(who) if starts else who}{after}"
 
 
 def sentences(text: str) -> list[str]:
@@ -112,4 +142,4 @@ def summarise(rng: Random, story: Story) -> str:
     """The story in two or three sentences."""
     name, kind = story.slots["name"], story.slots["kind"]
     start = rng.choice((f"{name} was {{a trait}} {kind}. ", f"There was once {{a kind}} named {name}. "))
-    return introduce(expand(rng, start + story.plot.summary, story.slots), story.slots)
+    return introduce(rng, expand(rng, start + story.plot.summary, story.slots), story.slots)

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from training.conversations.exchange import Exchange
-from training.conversations.phrasing import as_typed, expand
+from training.conversations.phrasing import as_typed, carelessly, expand
 
 FOLDER = Path(__file__).parent
 Block = tuple[tuple[str, ...], tuple[str, ...]]
@@ -54,14 +54,15 @@ def blocks(name: str) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def maker(name: str) -> Callable[[Random], Exchange]:
-    """A generator of exchanges from `name`.txt."""
+def maker(name: str, remarks: bool = False) -> Callable[[Random], Exchange]:
+    """A generator of exchanges from `name`.txt; nobody puts "Quick question:" in front of `remarks`."""
+    typed = carelessly if remarks else as_typed
 
     def make(rng: Random) -> Exchange:
         asks, answers = rng.choice(blocks(name))
         slots = _invented(rng)
         return Exchange(
-            as_typed(rng, expand(rng, rng.choice(asks), slots)), expand(rng, rng.choice(answers), slots)
+            typed(rng, expand(rng, rng.choice(asks), slots)), expand(rng, rng.choice(answers), slots)
         )
 
     return make

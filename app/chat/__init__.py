@@ -1,0 +1,1 @@
+"""`python -m app chat`: a conversation with a model in a terminal."""
