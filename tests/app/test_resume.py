@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
 import app.resume
-from app.config import Config, Server
+from app.config import Config
 from app.generation import Generation
 from app.middleware import key_id
 from app.resume import Reader, Record, Streams
+from app.sections import Server
 from app.settings import HttpSettings
 from app.stream import EventStream
 from engine.messages import Finish
