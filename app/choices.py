@@ -80,6 +80,7 @@ class Choice:
         "_text",
         "cached_tokens",
         "completion_tokens",
+        "counted",
         "done",
         "ended",
         "fault",
@@ -111,6 +112,7 @@ class Choice:
         self.prompt_text = prompt_text  # echoed before the answer
         self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
         self.place: Place | None = None  # its request's, where that is counted
+        self.counted = False  # its end, in the metrics; once, however often it begins
         self._sampling = sampling
         self._special = text.is_special
         self._text = text

@@ -114,6 +114,25 @@ def test_a_plain_answer_is_the_same_wherever_the_engine_died(data: st.DataObject
     assert asyncio.run(body(True)) == asyncio.run(body(False))
 
 
+async def test_a_choice_that_began_again_is_counted_once() -> None:
+    engine = MortalEngine()
+    async with served(engine) as s:
+        task, first = await asked(s, prompt="x", n=2)
+        engine.say(first, BODY)
+        engine.say(first, BODY[:3], 1)
+        metrics = s.context.metrics
+        while not metrics.finishes["stop"]:
+            await asyncio.sleep(0)
+        engine.die()
+        await asyncio.sleep(0)
+        engine.revive()
+        second = await engine.next_request()
+        engine.say(second, BODY)
+        engine.say(second, BODY, 1)
+        assert (await task).status_code == 200
+        assert {reason: count for reason, count in metrics.finishes.items() if count} == {"stop": 2}
+
+
 async def test_a_stream_that_has_said_something_ends_with_an_error() -> None:
     engine = MortalEngine()
     async with served(engine, QUICK) as s:
