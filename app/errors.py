@@ -68,7 +68,8 @@ class GrammarFailed(RequestError):
     """The form of the answer that `param` asks for compiled, but turned out to be too much on the way."""
 
     def __init__(self, message: str, param: str) -> None:
-        super().__init__("grammar_failed", f"'{param}': {message}", param)
+        reason = message.partition(";")[0]  # behind it the library has advice for who runs it
+        super().__init__("grammar_failed", f"'{param}': {reason}.", param)
 
 
 class TooLarge(ApiError):
