@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.__main__ import ACTIONS, launch
-from app.config import Batching, Config, Server
+from app.config import Config
 from app.options import CommandLine, option, switch
+from app.sections import Batching, Server
 
 
 def _one(value: str) -> int:

@@ -80,6 +80,7 @@ class Choice:
         "_text",
         "cached_tokens",
         "completion_tokens",
+        "counted",
         "done",
         "ended",
         "fault",
@@ -111,6 +112,7 @@ class Choice:
         self.prompt_text = prompt_text  # echoed before the answer
         self.scores: PromptScores | None = None  # where the prompt's logprobs are wanted
         self.place: Place | None = None  # its request's, where that is counted
+        self.counted = False  # its end, in the metrics; once, however often it begins
         self._sampling = sampling
         self._special = text.is_special
         self._text = text
@@ -144,6 +146,12 @@ class Choice:
         """Whether the next token's text is all there is to it: nothing waits, nothing is watched for."""
         return self._simple and not self._held_tokens and self._decoder.stateless and not self.done
 
+    @property
+    def shaped_by(self) -> str:
+        """The field of the request that the answer's grammar comes from, where it has one."""
+        constraint = self._sampling.constraint
+        return "tools" if constraint is None else constraint.field
+
     def feed(self, delta: Delta) -> list[Piece]:
         """The pieces that a delta completes, also when it ends in an error."""
         if self.done:
@@ -158,9 +166,8 @@ class Choice:
                 return [Piece(text, delta.tokens)]
             self._held_tokens = delta.tokens
             return pieces
-        self.ended = finish
-        if finish is not None and finish.reason in ("stop", "length"):
-            self.cached_tokens = finish.cached_tokens
+        if finish is not None:
+            self._hear(finish)
         last = len(delta.tokens) - 1
         for k, token in enumerate(delta.tokens):
             ends = k == last and finish is not None and finish.stop_token == token
@@ -209,11 +216,23 @@ class Choice:
             self._held_silent = []
         return piece
 
-    def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
+    def _hear(self, finish: Finish) -> None:
+        """What the engine says with the end, whether or not a stop string comes before it."""
+        self.ended = finish
+        if finish.reason in ("stop", "length"):
+            self.cached_tokens = finish.cached_tokens
+
+    def _ends(self, finish: Finish) -> bool:
+        """The engine's end is the choice's; False for one that is a fault."""
         self.done = True
         if finish.reason not in ("stop", "length"):
             self.fault = finish.message or f"The engine ended the request ({finish.reason})."
             self.fault_code = finish.code
+            return False
+        return True
+
+    def _finish(self, finish: Finish, pieces: list[Piece]) -> None:
+        if not self._ends(finish):
             return
         rest, stop = self._match(self._decoder.flush())
         if stop is None and self._matcher is not None:
@@ -229,11 +248,32 @@ class Choice:
         return token if token in self._sampling.stop_token_ids else None
 
 
+def merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """Consecutive pieces of one choice as few: text with text, and a call's arguments with more of them."""
+    runs: list[list[Piece]] = []
+    for piece in pieces:
+        if runs and _continues(runs[-1][-1].call, piece.call):
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return [joined(run) for run in runs]
+
+
+def _continues(call: CallPiece | None, more: CallPiece | None) -> bool:
+    if call is None or more is None:
+        return call is more
+    return call.index == more.index and bool(call.arguments and more.arguments)
+
+
 def joined(pieces: list[Piece]) -> Piece:
-    """Consecutive pieces of one choice as one."""
+    """Consecutive pieces of one choice as one: all of them text, or all of them arguments of one call."""
     if len(pieces) == 1:
         return pieces[0]
-    last = pieces[-1]
+    last, call = pieces[-1], pieces[0].call
+    if call is not None:
+        call = CallPiece(
+            call.index, arguments="".join(piece.call.arguments for piece in pieces if piece.call)
+        )
     return Piece(
         "".join(piece.text for piece in pieces),
         [token for piece in pieces for token in piece.tokens],
@@ -242,4 +282,5 @@ def joined(pieces: list[Piece]) -> Piece:
         [item for piece in pieces for item in piece.silent],
         last.finish,
         last.stop_reason,
+        call,
     )

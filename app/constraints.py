@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from app.errors import RequestError, Unsupported
+from app.errors import Overloaded, RequestError, Unsupported
 from app.fields import Fields, missing, shown, wrong_type
 from app.json_schema import check_schema
 
@@ -30,6 +30,7 @@ MAX_CHOICES = 10_000
 MAX_CHOICE_CHARS = 1024
 MAX_NAME = 64
 COMPILE_SECONDS = 0.9
+WAIT_SECONDS = 10.0  # for its turn to be compiled
 COMPILERS = 2  # threads
 REMEMBERED = 64  # grammars that are known to be good
 
@@ -250,11 +251,24 @@ class GrammarCompiler:
         self._slots = asyncio.Semaphore(COMPILERS)
 
     async def compile(self, wanted: Constraint) -> str:
-        """The grammar's text. Raises RequestError (400) that names the field."""
-        async with self._slots:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, self._compile, wanted)
+        """The grammar's text. Raises RequestError (400) that names the field, or Overloaded (503) where so
+        many wait that its turn does not come.
+        """
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise _busy() from None
+        try:
+            work = self._pool.submit(self._compile, wanted)
+            future = asyncio.wrap_future(work)
             done, _ = await asyncio.wait((future,), timeout=COMPILE_SECONDS)
-        if not done:  # its own limits end it soon; nobody waits for it any more
+        finally:
+            self._slots.release()
+        if not done:
+            if work.cancel():  # no thread was free: the fault of others
+                raise _busy()
+            # Its own limits end it soon; nobody waits for it any more.
             future.add_done_callback(lambda late: late.exception())
             raise _too_complex(wanted.field)
         text = future.result()
@@ -306,6 +320,10 @@ def _wrong(wanted: Constraint, error: str) -> RequestError:
     if wanted.kind == "json_schema":
         return RequestError("invalid_schema", message, wanted.field)
     return RequestError("invalid_grammar", message, wanted.field)
+
+
+def _busy() -> Overloaded:
+    return Overloaded("Too many answers are asked for in forms that have to be compiled first.", 2, 2000)
 
 
 def _too_complex(field: str, error: str = "") -> RequestError:

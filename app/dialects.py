@@ -27,7 +27,7 @@ def error_answer(error: ApiError, scope: Scope) -> Response:
     """The answer to a request that failed before its answer began."""
     if is_anthropic(scope):
         body = msgspec.json.encode(anthropic_error(error, scope.get("request_id", "")))
-        return Response(body, error.status, headers=error.headers, media_type="application/json")
+        return error_response(error, body)
     return error_response(error, detail=route_path(scope) in DETAIL_PATHS)
 
 

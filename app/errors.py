@@ -64,6 +64,14 @@ class ContextLengthExceeded(RequestError):
         super().__init__("context_length_exceeded", message, param)
 
 
+class GrammarFailed(RequestError):
+    """The form of the answer that `param` asks for compiled, but turned out to be too much on the way."""
+
+    def __init__(self, message: str, param: str) -> None:
+        reason = message.partition(";")[0]  # behind it the library has advice for who runs it
+        super().__init__("grammar_failed", f"'{param}': {reason}.", param)
+
+
 class TooLarge(ApiError):
     def __init__(self, limit: int) -> None:
         message = f"The request body is larger than {limit} bytes."
@@ -218,8 +226,8 @@ async def _discard(receive: Receive) -> None:
         pass
 
 
-def error_response(error: ApiError, *, detail: bool = False) -> Response:
+def error_response(error: ApiError, body: bytes | None = None, *, detail: bool = False) -> Response:
+    """body: the error in a shape of its own."""
     response = _Early if isinstance(error, TooLarge) else Response
-    return response(
-        error_body(error, detail=detail), error.status, headers=error.headers, media_type="application/json"
-    )
+    data = error_body(error, detail=detail) if body is None else body
+    return response(data, error.status, headers=error.headers, media_type="application/json")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from app.choices import Choice, Piece
-from app.errors import ApiError, EngineGone, InternalError, OutOfMemory, PoisonRequest
+from app.errors import ApiError, EngineGone, GrammarFailed, InternalError, OutOfMemory, PoisonRequest
 from app.metrics import Metrics
 from app.replay import Replays
 from engine.messages import Delta, EngineClient, EngineState, EngineUnavailable, Lane, Request
@@ -195,7 +195,7 @@ class Generation:
         for choice in self.choices:
             if not choice.done:
                 choice.reason = "abort"
-                self._metrics.finished("abort")
+                self._count(choice, "abort")
 
     def _take(self) -> list[tuple[Choice, Delta]]:
         return [(choice, delta) for choice, stream in self._streams if (delta := stream.take()) is not None]
@@ -246,10 +246,12 @@ class Generation:
         if choice.fault_code == "engine_unavailable" and self._replays is not None:
             self._crash = message
             return
-        self._metrics.finished("error")
+        self._count(choice, "error")
         self.fault = message
         if choice.fault_code == "out_of_memory":
             error = OutOfMemory(message)
+        elif choice.fault_code == "grammar_failed":
+            error = GrammarFailed(message, choice.shaped_by)
         elif choice.fault_code is not None or self._client.state != EngineState.READY:
             error = EngineGone(message)
         else:
@@ -276,8 +278,8 @@ class Generation:
         caught = [request for request, choices in self._requests() if any(c in faulty for c in choices)]
         poison = replays.caught(caught, self._engine)
         if poison or not replays.possible or self.attempts > 1 or (self._given and not self.whole):
-            for _ in faulty:
-                self._metrics.finished("error")
+            for choice in faulty:
+                self._count(choice, "error")
             self.fault = message
             self._error = self._error or (PoisonRequest() if poison else EngineGone(message))
             return False
@@ -311,11 +313,16 @@ class Generation:
         stream = choice.stream
         if stream is not None and not stream.finished:
             self._client.abort([stream.id])  # a stop string: the engine does not know yet
-        self._metrics.finished("stop" if reason == "tool_calls" else reason)
+        self._count(choice, "stop" if reason == "tool_calls" else reason)
         choice.reason = reason
         if not self._running:
             self._metrics.answered(time.perf_counter() - self.started)
             self._free_place()
+
+    def _count(self, choice: Choice, reason: str) -> None:
+        if not choice.counted:
+            choice.counted = True
+            self._metrics.finished(reason)
 
     def _free_place(self) -> None:
         """Its place is free for others."""

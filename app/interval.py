@@ -7,7 +7,7 @@ so that the stream's task sleeps through them.
 from collections.abc import Sequence
 from time import perf_counter
 
-from app.choices import Choice, Piece, joined
+from app.choices import Choice, Piece, merged
 from app.direct import DirectWrite
 from app.generation import Update
 from app.metrics import Metrics
@@ -135,7 +135,7 @@ class IntervalStream(EventStream):
             waiting += lane.take() + pieces
             kept = sum(len(piece.tokens) for piece in waiting)
             if waiting and (begins or not pieces or kept >= interval or waiting[-1].finish is not None):
-                events.append(self.format.event(choice, joined(waiting)))
+                events += [self.format.event(choice, piece) for piece in merged(waiting)]
                 waiting.clear()
                 kept = 0
             lane.room = interval - kept - 1

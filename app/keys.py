@@ -15,7 +15,10 @@ from app.errors import ApiError
 from app.settings import Key
 
 OPEN_PATHS = frozenset(
-    {"/", "/health", "/ready", "/ping", "/docs", "/favicon.ico", "/favicon.svg", "/logo.svg"}
+    {
+        *("/", "/favicon.ico", "/favicon.svg", "/logo.svg", "/docs", "/docs/docs.js", "/docs/docs.css"),
+        *("/health", "/ready", "/ping"),
+    }
 )
 OPEN_FOLDER = "/static/"
 

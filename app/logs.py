@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TextIO
 
-from app.config import LogFormat, LogLevel
+from app.sections import LogFormat, LogLevel
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _CONTROLS |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029)}

@@ -67,7 +67,8 @@ class NanochatCompletions:
                 info = await context.model()
                 generation = await self._submit(context, body, info, started)
                 stack.callback(generation.close)
-                record_of(scope).answers(generation, body, info.name)
+                record_of(scope).answers(generation, body, info.name, with_content=settings.log_content)
+                del body  # not to be kept as long as the answer takes
                 stack.enter_context(self.context.lifecycle.answering(generation, 1))
                 stack.enter_context(deadlines(generation, settings, context.gate))
                 updates = await _first(generation, receive, settings.header_grace)

@@ -66,11 +66,14 @@ class Endpoint:
                     inner = await request.prepare(body, info, started)
                     self._record(scope, inner, body, info)
                     answer = place.take(inner) if isinstance(inner, Answer) else inner
+            del body  # not to be kept as long as the answer takes
             await answer(scope, receive, send)
 
     def _record(self, scope: Scope, answer: ASGIApp, body: dict[str, object], info: ModelInfo) -> None:
         if isinstance(answer, Answer):
-            record_of(scope).answers(answer.generation, body, info.name, answer.format.id)
+            content = self.context.settings.log_content
+            record = record_of(scope)
+            record.answers(answer.generation, body, info.name, answer.format.id, with_content=content)
 
     async def prepare(self, body: dict[str, object], info: ModelInfo, started: float) -> ASGIApp:
         """Validates and submits. What it submitted is owned by the answer, so submitting comes last."""

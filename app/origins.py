@@ -18,7 +18,7 @@ from app.settings import Access
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PREFLIGHT_SECONDS = b"600"
 _METHODS = b"GET, HEAD, POST, DELETE"
-_EXPOSED = b"x-request-id, retry-after, retry-after-ms, x-should-retry"
+_EXPOSED = b"x-request-id, x-stream-id, retry-after, retry-after-ms, x-should-retry"
 _FIELD_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~ ,\-]{1,2048}")
 
 Headers = list[tuple[bytes, bytes]]
@@ -58,7 +58,11 @@ class Origins:
                 raise ApiError(400, "invalid_host", "A request needs exactly one Host header.")
             return b""
         if self.hosts is not None and host_name(hosts[0]) not in self.hosts:
-            message = f"This server does not answer for the host '{shown(hosts[0].decode('latin-1'), 100)}'."
+            name = shown(host_name(hosts[0]), 100)
+            message = (
+                f"This server does not answer for the host '{name}'. "
+                f"Whoever runs it can let that name in with '--allowed-hosts {name}'."
+            )
             raise ApiError(403, "host_not_allowed", message, type="permission_error")
         return hosts[0]
 
@@ -73,7 +77,11 @@ class Origins:
         own = origin[0].partition(b"://")[2].lower() == host.lower() and bool(host)
         if len(origin) == 1 and (own or _values(scope["headers"], b"sec-fetch-site") == [b"same-origin"]):
             return
-        message = f"Pages of the origin '{shown(origin[0].decode('latin-1'), 100)}' may not use this server."
+        name = shown(origin[0].decode("latin-1"), 100)
+        message = (
+            f"Pages of the origin '{name}' may not use this server. "
+            f"Whoever runs it can let them in with '--allowed-origins {name}'."
+        )
         raise ApiError(403, "origin_not_allowed", message, type="permission_error")
 
     async def _allow(self, origin: bytes, scope: Scope, receive: Receive, send: Send) -> None:

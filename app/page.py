@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from app.dialects import route_path
 from app.middleware import WithHeaders
 
 CSP = "; ".join(
@@ -75,7 +76,7 @@ def page_routes(folder: Path | None) -> Sequence[BaseRoute]:
     files = StaticFiles(directory=folder)
 
     async def show(request: HttpRequest) -> Response:
-        name = request.url.path.lstrip("/") or "index.html"
+        name = route_path(request.scope).lstrip("/") or "index.html"
         if not (folder / name).is_file():
             raise HTTPException(404)
         response = await files.get_response(name, request.scope)

@@ -81,14 +81,23 @@ class RequestRecord:
     content: dict[str, object] = field(default_factory=dict)
 
     def answers(
-        self, generation: Generation, body: dict[str, object], model: str, response_id: str = ""
+        self,
+        generation: Generation,
+        body: dict[str, object],
+        model: str,
+        response_id: str = "",
+        *,
+        with_content: bool = False,
     ) -> None:
-        """The request asks for a generation; `body` is what it sent, `model` what answers it."""
+        """The request asks for a generation; `body` is what it sent, `model` what answers it. Without
+        `with_content` nothing is kept of its texts, which can be much larger than what the engine is given.
+        """
         self.generation, self.model, self.response_id = generation, model, response_id
         user = body.get("safety_identifier") or body.get("user")
         if isinstance(user, str):
             self.user = user[:128]
-        self.content = {name: body[name] for name in CONTENT if name in body}
+        if with_content:
+            self.content = {name: body[name] for name in CONTENT if name in body}
 
     def count(self, metrics: Metrics) -> None:
         """Tells the metrics what they count once per request."""

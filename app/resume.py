@@ -75,13 +75,12 @@ class Record:
         self.ended = False
         self.failure: Exception | None = None  # before its headers
         self._events: deque[bytes] = deque()
-        self._answer = answer
+        self._answer: EventStream | None = answer  # until its end
         self._grace = grace
         self._on_end = ended
         self._readers: dict[object, asyncio.Event] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._unread = asyncio.Event()  # for too long
-        self._cancelled = False
         self._task: asyncio.Task[None] | None = None
 
     # -- the stream
@@ -92,26 +91,24 @@ class Record:
 
     async def cancel(self) -> None:
         """Ends it; what it held in the engine has been given up when this returns."""
-        if self._task is not None and not self.ended:
-            self._cancelled = True
-            self._task.cancel()
+        if self._answer is not None and self._task is not None:
+            self._answer.interrupt(StreamCancelled())
             await asyncio.wait({self._task})
 
     async def _run(self, scope: Scope) -> None:
+        answer = self._answer
+        assert answer is not None
         try:
-            await self._answer({**scope, "extensions": {}}, self._receive, self._send)
-        except asyncio.CancelledError:
-            self._add(self._answer.format.failure(StreamCancelled()))
-            if not self._cancelled:
-                raise
+            await answer({**scope, "extensions": {}}, self._receive, self._send)
         except Exception as error:
             if self.started.is_set():
                 log.exception("a resumable stream failed")
-                self._add(self._answer.format.failure(InternalError()))
+                self._add(answer.format.failure(InternalError()))
             else:
                 self.failure = error
         finally:
             self.ended = True
+            self._answer = None  # what it said is all that is kept
             self.started.set()
             self._wake()
             if self._timer is not None:

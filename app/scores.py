@@ -99,12 +99,8 @@ class ScoredChoice(Choice):
         finish = delta.finish
         if finish is None:
             return []
-        self.done = True
-        if finish.reason not in ("stop", "length"):
-            self.fault = finish.message or f"The engine ended the request ({finish.reason})."
-            return []
-        self.cached_tokens = finish.cached_tokens
-        return [Piece("", [], finish="length")]
+        self._hear(finish)
+        return [Piece("", [], finish="length")] if self._ends(finish) else []
 
 
 def offsets(text: TextService, prompt: list[int], echoed: str) -> list[int]:

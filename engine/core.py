@@ -151,7 +151,8 @@ class EngineCore:
         started = time.perf_counter()
         if self.forms:
             for sequence, error in self.forms.failed():
-                self._finish(sequence, "error", message=f"the grammar failed: {error}")
+                message = f"the grammar failed: {error}"
+                self._finish(sequence, "error", message=message, code="grammar_failed")
         attempt = 0
         while (plan := self._plan()) is not None:
             planned = time.perf_counter()

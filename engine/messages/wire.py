@@ -24,7 +24,9 @@ STEP_SECONDS = (
 )
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-FaultCode = Literal["engine_unavailable", "out_of_memory"]  # faults that a client is told by name
+FaultCode = Literal[  # faults that a client is told by name
+    "engine_unavailable", "out_of_memory", "grammar_failed"
+]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -237,6 +237,22 @@ async def test_bodies_over_the_limit() -> None:
         assert (await s.complete(prompt="x")).status_code == 200
 
 
+@pytest.mark.parametrize("path", [TEXT, NANO, "/v1/messages"])
+async def test_who_sends_too_much_can_read_why(path: str) -> None:
+    """Also who looks for an answer only when everything has been sent."""
+    size = 12 << 20
+    async with served(ScriptedEngine(says("ok")), HttpSettings(max_body_bytes=1000)) as s:
+        reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode())
+        for _ in range(size >> 16):
+            writer.write(b" " * (1 << 16))
+            await writer.drain()
+        assert (await reader.readline()).split()[1] == b"413"
+        assert b"larger than 1000 bytes" in await reader.read()
+        writer.close()
+
+
 async def test_a_body_that_never_arrives() -> None:
     async with served(ScriptedEngine(), HttpSettings(body_timeout=0.05)) as s:
         reader, writer = await asyncio.open_connection("127.0.0.1", s.port)

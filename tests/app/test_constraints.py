@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import httpx
@@ -327,6 +328,31 @@ async def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     async with served(ScriptedEngine(says("ok"))) as s:
         error = await refusal(s, ROUTES[0][0], ROUTES[0][1] | HEAVY[0])
         assert (error["code"], error["param"]) == ("grammar_too_complex", "guided_json")
+
+
+async def test_a_schema_is_not_at_fault_for_the_schemas_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread is free, or no turn comes, that is the server's load: trying again makes sense."""
+    monkeypatch.setattr(app.constraints, "COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr(app.constraints, "WAIT_SECONDS", 0.05)
+    path, body = ROUTES[0]
+    wanted = body | {"guided_json": POINT}
+    async with served(ScriptedEngine(says("ok"))) as s:
+        grammars, free = s.context.grammars, threading.Event()
+        busy = [grammars._pool.submit(free.wait) for _ in range(2 * app.constraints.COMPILERS)]
+        replies = [await s.http.post(path, json=wanted)]
+        free.set()
+        for future in busy:
+            future.result()
+        for _ in range(app.constraints.COMPILERS):
+            await grammars._slots.acquire()
+        replies.append(await s.http.post(path, json=wanted))
+        for _ in range(app.constraints.COMPILERS):
+            grammars._slots.release()
+        for reply in replies:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "overloaded")
+            assert reply.headers["retry-after"]
+        monkeypatch.setattr(app.constraints, "COMPILE_SECONDS", 5.0)
+        assert (await s.http.post(path, json=wanted)).status_code == 200
 
 
 async def test_many_at_once_wait_for_each_other() -> None:

@@ -114,6 +114,25 @@ def test_a_plain_answer_is_the_same_wherever_the_engine_died(data: st.DataObject
     assert asyncio.run(body(True)) == asyncio.run(body(False))
 
 
+async def test_a_choice_that_began_again_is_counted_once() -> None:
+    engine = MortalEngine()
+    async with served(engine) as s:
+        task, first = await asked(s, prompt="x", n=2)
+        engine.say(first, BODY)
+        engine.say(first, BODY[:3], 1)
+        metrics = s.context.metrics
+        while not metrics.finishes["stop"]:
+            await asyncio.sleep(0)
+        engine.die()
+        await asyncio.sleep(0)
+        engine.revive()
+        second = await engine.next_request()
+        engine.say(second, BODY)
+        engine.say(second, BODY, 1)
+        assert (await task).status_code == 200
+        assert {reason: count for reason, count in metrics.finishes.items() if count} == {"stop": 2}
+
+
 async def test_a_stream_that_has_said_something_ends_with_an_error() -> None:
     engine = MortalEngine()
     async with served(engine, QUICK) as s:
@@ -245,6 +264,27 @@ async def test_no_memory_for_a_request_is_a_503() -> None:
             reply = await task
             assert code(reply) == (503, "out_of_memory") and reply.headers["retry-after"]
         assert s.context.metrics.finishes["error"] == 2
+
+
+async def test_a_grammar_that_fails_on_the_way_is_its_senders_fault() -> None:
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        finish = Finish(1, "error", message="the grammar failed: too much", code="grammar_failed")
+        for begun in (False, True):
+            for stream in (False, True):
+                task, request = await asked(s, prompt="x", stream=stream, structured_outputs={"regex": "a+"})
+                engine.emit(request.id, b"a" if begun else [])
+                await asyncio.sleep(0)
+                engine.emit(request.id, [], msgspec.structs.replace(finish, stream=request.id))
+                reply = await task
+                if begun and stream:
+                    assert reply.status_code == 200 and events(reply.text)[-1] == "[DONE]"
+                    error = events(reply.text)[-2]["error"]
+                else:
+                    assert reply.status_code == 400
+                    error = reply.json()["error"]
+                assert (error["code"], error["param"]) == ("grammar_failed", "structured_outputs.regex")
+                assert "too much" in error["message"]
 
 
 async def test_ready_says_when_a_step_does_not_end() -> None:

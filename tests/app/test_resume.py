@@ -3,6 +3,7 @@ it reads.
 """
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,13 +12,16 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 import app.resume
-from app.config import Config, Server
+from app.config import Config
+from app.generation import Generation
 from app.middleware import key_id
-from app.resume import Reader, Streams
+from app.resume import Reader, Record, Streams
+from app.sections import Server
 from app.settings import HttpSettings
+from app.stream import EventStream
 from engine.messages import Finish
 from tests.app.scripted_engine import END, ScriptedEngine
 from tests.app.serving import Served, events, served, stream_text
@@ -298,6 +302,47 @@ async def test_memory_of_all_streams_is_bounded(monkeypatch: pytest.MonkeyPatch)
             async with begun(s, "three") as third:
                 assert third.status_code == 503 and third.headers["retry-after"]
             assert len(engine.requests) == 3
+
+
+async def test_what_is_kept_of_an_ended_stream_is_what_it_said() -> None:
+    """Its prompt can be far larger, and many ended streams are kept."""
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        for name in ("one", "two"):
+            task = asyncio.create_task(_read(s, name))
+            await engine.until(lambda name=name: bool(engine.requests) and engine.open_streams == 1)
+            say(engine, [*b"a" * 40, END])
+            await task
+        assert len(s.context.streams) == 2
+        await s.http.get("/health")  # a connection remembers its last request
+        gc.collect()
+        assert [each for each in gc.get_objects() if type(each) in (Generation, EventStream)] == []
+
+
+async def _read(s: Served, name: str) -> None:
+    async with begun(s, name) as reply:
+        await reply.aread()
+
+
+async def test_a_delete_before_the_first_step_frees_everything() -> None:
+    """The stream's task is cancelled in the same turn of the loop that made it."""
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        begin = Record.start
+        ending: list[asyncio.Task[None]] = []
+
+        def cancelled_at_once(self: Record, scope: Scope) -> None:
+            ending.append(asyncio.create_task(self.cancel()))  # its first step comes before the stream's
+            begin(self, scope)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Record, "start", cancelled_at_once)
+            async with asyncio.timeout(5), begun(s, "one") as reply:
+                assert reply.status_code == 410
+                assert json.loads(await reply.aread())["error"]["code"] == "stream_cancelled"
+        await asyncio.gather(*ending)
+        assert engine.open_streams == 0 and s.context.lifecycle.open_answers == 0
+        assert s.context.gate.board.total(0) == 0
 
 
 async def test_a_stream_belongs_to_its_key() -> None:

@@ -148,6 +148,17 @@ async def test_numbers_that_json_does_not_have() -> None:
         assert logprobs_of(body)["token_logprobs"] == [None, -9999.0]
 
 
+async def test_no_memory_for_a_score_is_a_503() -> None:
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        task = asyncio.create_task(s.complete(prompt="abc", max_tokens=0, echo=True, logprobs=1))
+        await engine.until(lambda: len(engine.requests) == 1)
+        id = engine.requests[0].id
+        engine.emit(id, [], Finish(id, "error", message="there was no memory", code="out_of_memory"))
+        reply = await task
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "out_of_memory")
+
+
 async def test_an_engine_that_fails_while_it_scores() -> None:
     async with served(ScriptedEngine()) as s:
         task = asyncio.ensure_future(s.complete(prompt="ab", echo=True, logprobs=1, max_tokens=0))

@@ -1,6 +1,9 @@
 """The order and the bytes of a stream, over a real server."""
 
 import asyncio
+import gc
+import json
+import tracemalloc
 from time import perf_counter
 
 import httpx
@@ -400,3 +403,36 @@ async def test_openai_client() -> None:
         s.engine.state = EngineState.DEAD
         with pytest.raises(openai.InternalServerError):
             await client.chat.completions.create(model="scripted", messages=messages)
+
+
+async def test_an_open_stream_does_not_keep_what_was_sent() -> None:
+    """A prompt that was cut to a few tokens can be megabytes of text, and its stream can be open for long."""
+    size, count = 400_000, 4
+    connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    engine = ScriptedEngine()
+    async with served(engine) as s:
+        tracemalloc.start()
+        try:
+            for k in range(count + 1):
+                if k == 1:  # the first one warms up whatever is made once
+                    before, _ = tracemalloc.get_traced_memory()
+                body = {"prompt": "x" * size, "truncate_prompt_tokens": 4, "stream": True, "max_tokens": 2}
+                data = json.dumps(body).encode()
+                head = (
+                    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                )
+                reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
+                writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+                del body, data
+                connections.append((reader, writer))
+                await engine.until(lambda k=k: len(engine.requests) == k + 1)
+                engine.emit(engine.requests[-1].id, b"a")
+                await asyncio.sleep(0)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert engine.open_streams == count + 1
+        for _, writer in connections:
+            writer.close()
+    assert after - before < size

@@ -241,6 +241,17 @@ async def test_streamed_as_in_one_piece() -> None:
                 assert plain == streamed
 
 
+@pytest.mark.parametrize("interval", [2, 7, 1000])
+async def test_an_interval_loses_no_call(interval: int) -> None:
+    """A stream with several tokens in one event says what one with an event for each says."""
+    spoken = ["Hi. " + block() + "\n" + block("clock", "{}"), block(), "Just text.", block() + block("none")]
+    for text in spoken:
+        async with calling(says(text)) as s:
+            one, fine = await both(s)
+            coarse_one, coarse = await both(s, stream_interval=interval)
+            assert coarse == fine and coarse_one == one
+
+
 async def test_only_one_call() -> None:
     text = block() + "\n" + block("clock", "{}")
     async with calling(says(text)) as s:

@@ -4,11 +4,13 @@ import enum
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from openai import LengthFinishReasonError, OpenAI
 from pydantic import BaseModel, Field
 
 from tests.app.server_process import Server
+from tests.app.serving import events
 from tests.e2e.conftest import start
 from tests.engine.golden import G5
 
@@ -78,6 +80,19 @@ def test_a_stream_is_parsed_while_it_comes(client: OpenAI) -> None:
     assert kinds.count("content.delta") > 3 and kinds[-1] != "content.delta"
     whole = client.chat.completions.parse(model="tiny", messages=ASK, response_format=Pet, seed=6)  # type: ignore[arg-type]
     assert whole.choices[0].message.content == final.choices[0].message.content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_turns_out_to_be_too_much_is_the_senders_fault(server: Server, stream: bool) -> None:
+    """A few characters can ask for more than a matcher may do, which shows only while it works."""
+    body = {"prompt": "x", "regex": ".*" * 1000 + "x{20}", "max_tokens": 50, "stream": stream}
+    for _ in range(2):
+        reply = httpx.post(f"http://127.0.0.1:{server.port}/v1/completions", json=body, timeout=60)
+        error = reply.json()["error"] if reply.status_code == 400 else events(reply.text)[-2]["error"]
+        assert (error["code"], error["param"]) == ("grammar_failed", "regex"), reply.text
+        fine = body | {"regex": "ab", "stream": False}
+        reply = httpx.post(f"http://127.0.0.1:{server.port}/v1/completions", json=fine, timeout=60)
+        assert reply.json()["choices"][0]["text"] == "ab"
 
 
 def test_an_answer_that_is_cut_says_so(client: OpenAI) -> None:

@@ -208,7 +208,7 @@ async def test_a_grammar_that_fails_fails_alone(engine: AsyncEngine) -> None:
     assert text_of(fine[0]) == "fine" and free[0].finish is not None and free[0].finish.reason != "error"
     for answer in [*broken, *all_broken]:
         assert answer.finish is not None and answer.finish.reason == "error" and not answer.tokens
-        assert "look-ahead" in (answer.finish.message or "")
+        assert "look-ahead" in (answer.finish.message or "") and answer.finish.code == "grammar_failed"
 
 
 async def test_a_matcher_that_gives_up_on_the_way_ends_its_row_only(
