@@ -133,7 +133,8 @@ async def test_counters_have_their_own_names() -> None:
     engine = await started(make_model("G1", 3, n_layer=2), TOKENIZER, batch_timeout_ms=60_000.0)
     try:
         core = engine.core
-        core._measures.steps, core._generated, core._growths, core._nonfinite, core.resident_bytes = 11, 12, 13, 14, 15
+        core._measures.steps, core._generated, core._growths = 11, 12, 13
+        core._nonfinite, core.resident_bytes = 14, 15
         core._measures.last_seconds, core.runner.graph_recaptures = 0.5, 16
         core._measures.last_plan = Plan((), (), (), (), 17)
         scheduled = SchedulerStats(21, 22, 22, None, 23, 24, 25, 26, 27, 28, 29, 30)
