@@ -23,16 +23,16 @@ class ScoreBuffers:
     """
 
     def __init__(self, network: Network) -> None:
-        self._tokens, self._pinned = network.scratch.x.size(0), network.rows.device.type == "cuda"
+        self._network = network
         self._kept: list[torch.Tensor] = []  # float32, int32
 
     def take(self, numbers: torch.Tensor, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where these two will be; the copies are queued on the current stream."""
         if not self._kept:
-            size = self._tokens * (1 + MAX_LOGPROBS)
+            size = self._network.scratch.x.size(0) * (1 + MAX_LOGPROBS)
+            pinned = self._network.rows.device.type == "cuda"
             self._kept = [
-                torch.empty(size, dtype=dtype, pin_memory=self._pinned)
-                for dtype in (numbers.dtype, whole.dtype)
+                torch.empty(size, dtype=dtype, pin_memory=pinned) for dtype in (numbers.dtype, whole.dtype)
             ]
         first, second = (
             kept[: values.numel()].view(values.shape).copy_(values, non_blocking=True)
