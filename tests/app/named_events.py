@@ -20,5 +20,5 @@ def named_events(body: str) -> list[dict[str, object]]:
 
 def timeless(body: str) -> str:
     """Without what differs between two answers of the same text."""
-    body = re.sub(r'"(created_at|system_fingerprint)":("[^"]*"|\d+)', r'"\1":0', body)
+    body = re.sub(r'"(created_at|system_fingerprint)": ?("[^"]*"|\d+)', r'"\1":0', body)
     return re.sub(r"\b(resp|msg|fc|call|toolu|req)_[0-9a-f]{24,}", r"\1", body)
