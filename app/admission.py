@@ -68,6 +68,8 @@ def submit(
             ]
     except BaseException:
         context.client.abort([choice.stream.id for choice in choices if choice.stream is not None])
+        if place is not None:
+            place.leave()
         raise
     for choice in choices:
         choice.place = place

@@ -14,7 +14,7 @@ from app.board import Board
 from app.errors import ApiError
 from app.gate import SHARE, Gate, Pace, Place, columns
 from app.settings import Access, HttpSettings, Key
-from engine.messages import Finish, Frame, Started
+from engine.messages import EngineUnavailable, Finish, Frame, Request, Started, TokenStream
 from tests.app.raw_http import is_empty, is_well
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, events, served
@@ -309,3 +309,31 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
             engine.emit(request.id, b"a", Finish(request.id, "length"))
         await asyncio.gather(*tasks)
         assert is_empty(s)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b"]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+async def test_a_place_is_given_back_where_the_engine_dies_at_the_last_moment(
+    path: str, body: dict[str, object]
+) -> None:
+    class Dying(ScriptedEngine):
+        """Is there when it is asked, and gone when it is needed, with the second prompt at the latest."""
+
+        def submit(self, request: Request) -> list[TokenStream]:
+            if self.requests or "prompt" not in body:
+                raise EngineUnavailable("gone")
+            return super().submit(request)
+
+    engine = Dying()
+    async with served(engine) as s:
+        reply = await s.http.post(path, json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_unavailable")
+        board = s.context.gate.board
+        assert [board.total(column) for column in range(columns(0))] == [0] * columns(0)
+        assert engine.open_streams == 0
