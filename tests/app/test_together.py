@@ -1,4 +1,4 @@
-"""All that can happen to a request, at the same time, in any order: nothing is held or miscounted in the end."""
+"""All that can happen to a request, at the same time, in any order: in the end nothing is held or lost."""
 
 import asyncio
 import random

@@ -57,13 +57,13 @@ def oai(server: Server) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def claude(server: Server) -> Iterator[anthropic.Anthropic]:
+def rival(server: Server) -> Iterator[anthropic.Anthropic]:
     url = f"http://127.0.0.1:{server.port}"
     with anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0, timeout=60) as client:
         yield client
 
 
-def test_three_routes_one_answer(oai: OpenAI, claude: anthropic.Anthropic) -> None:
+def test_three_routes_one_answer(oai: OpenAI, rival: anthropic.Anthropic) -> None:
     messages = [{"role": "system", "content": SYSTEM}, *TURNS]
     chat = oai.chat.completions.create(  # type: ignore[call-overload]
         model="tiny", messages=messages, max_tokens=24, **HOW, extra_body=MORE
@@ -81,18 +81,18 @@ def test_three_routes_one_answer(oai: OpenAI, claude: anthropic.Anthropic) -> No
     assert events[-1].type == "response.incomplete" and events[-1].response.output_text == text
 
     mine = {"model": "tiny", "messages": TURNS, "system": SYSTEM, "max_tokens": 24}
-    message = claude.messages.create(**mine, extra_body=HOW | MORE)  # type: ignore[call-overload]
+    message = rival.messages.create(**mine, extra_body=HOW | MORE)  # type: ignore[call-overload]
     assert (message.content[0].text, message.stop_reason) == (text, "max_tokens")
-    with claude.messages.stream(**mine, extra_body=HOW | MORE) as stream:  # type: ignore[arg-type]
+    with rival.messages.stream(**mine, extra_body=HOW | MORE) as stream:  # type: ignore[arg-type]
         assert "".join(stream.text_stream) == text
         final = stream.get_final_message()
     assert final.usage == message.usage
     read = message.usage.cache_read_input_tokens or 0
-    counted = claude.messages.count_tokens(model="tiny", messages=TURNS, system=SYSTEM)  # type: ignore[arg-type]
+    counted = rival.messages.count_tokens(model="tiny", messages=TURNS, system=SYSTEM)  # type: ignore[arg-type]
     assert message.usage.input_tokens + read == counted.input_tokens == chat.usage.prompt_tokens
 
 
-def test_calls_that_have_to_be(oai: OpenAI, claude: anthropic.Anthropic) -> None:
+def test_calls_that_have_to_be(oai: OpenAI, rival: anthropic.Anthropic) -> None:
     flat = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]  # type: ignore[dict-item]
     about = {"model": "tiny", "input": "Weather?", "tools": flat, "parallel_tool_calls": False}
     choice = {"type": "function", "name": "get_weather"}
@@ -104,7 +104,7 @@ def test_calls_that_have_to_be(oai: OpenAI, claude: anthropic.Anthropic) -> None
     tools = [{"name": "get_weather", "input_schema": FUNCTION["parameters"]}]  # type: ignore[index]
     mine = {"model": "tiny", "messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 300}
     choose = {"type": "any", "disable_parallel_tool_use": True}
-    with claude.messages.stream(**mine, tools=tools, tool_choice=choose, extra_body={"seed": 3}) as opened:  # type: ignore[arg-type]
+    with rival.messages.stream(**mine, tools=tools, tool_choice=choose, extra_body={"seed": 3}) as opened:  # type: ignore[arg-type]
         message = opened.get_final_message()
     (use,) = message.content
     assert use.type == "tool_use" and message.stop_reason == "tool_use"
@@ -120,14 +120,14 @@ def test_calls_that_have_to_be(oai: OpenAI, claude: anthropic.Anthropic) -> None
         {"role": "assistant", "content": message.content},
         {"role": "user", "content": results},
     ]
-    claude.messages.create(model="tiny", max_tokens=5, messages=turns, tools=tools)  # type: ignore[arg-type]
+    rival.messages.create(model="tiny", max_tokens=5, messages=turns, tools=tools)  # type: ignore[arg-type]
 
 
-def test_schemas(oai: OpenAI, claude: anthropic.Anthropic) -> None:
+def test_schemas(oai: OpenAI, rival: anthropic.Anthropic) -> None:
     format = {"type": "json_schema", "name": "mood", "schema": SCHEMA, "strict": True}
     response = oai.responses.create(model="tiny", input="Mood?", text={"format": format})  # type: ignore[call-overload]
     jsonschema.validate(json.loads(response.output_text), SCHEMA)
-    message = claude.messages.create(
+    message = rival.messages.create(
         model="tiny",
         max_tokens=100,
         messages=[{"role": "user", "content": "Mood?"}],
@@ -137,18 +137,18 @@ def test_schemas(oai: OpenAI, claude: anthropic.Anthropic) -> None:
     parsed = oai.responses.parse(model="tiny", input="Mood?", text_format=Mood)
     assert isinstance(parsed.output_parsed, Mood)
     turn = {"role": "user", "content": "Mood?"}
-    said = claude.messages.parse(model="tiny", max_tokens=100, messages=[turn], output_format=Mood)  # type: ignore[list-item]
+    said = rival.messages.parse(model="tiny", max_tokens=100, messages=[turn], output_format=Mood)  # type: ignore[list-item]
     assert isinstance(said.parsed_output, Mood)
 
 
-def test_leaving_frees_the_row(oai: OpenAI, claude: anthropic.Anthropic, server: Server) -> None:
+def test_leaving_frees_the_row(oai: OpenAI, rival: anthropic.Anthropic, server: Server) -> None:
     endless = {"ignore_eos": True}
     stream = oai.responses.create(model="tiny", input="x", stream=True, extra_body=endless)
     for event in stream:
         if event.type == "response.output_text.delta":
             break
     stream.close()
-    with claude.messages.stream(
+    with rival.messages.stream(
         model="tiny", max_tokens=3000, messages=[{"role": "user", "content": "x"}], extra_body=endless
     ) as opened:
         next(iter(opened.text_stream))
