@@ -21,12 +21,17 @@ async def goodput(seconds: float, flags: list[str]) -> list[dict[str, object]]:
     """One row per factor of the capacity, each on a server of its own."""
     rows = []
     for factor in FACTORS:
-        with serving(RATE, rows=ROWS, flags=flags) as (port, fronts):
-            rows.append(await _offered(port, fronts, factor, seconds) | {"flags": " ".join(flags)})
+        rows.append(await offered(factor, seconds, flags))
     best = max(float(str(row["goodput_per_second"])) for row in rows)
     for row in rows:
         row["share_of_best"] = float(str(row["goodput_per_second"])) / best
     return rows
+
+
+async def offered(factor: float, seconds: float, flags: list[str]) -> dict[str, object]:
+    """`factor` times the capacity, for `seconds`, on a server with `flags`."""
+    with serving(RATE, rows=ROWS, flags=flags) as (port, fronts):
+        return await _offered(port, fronts, factor, seconds) | {"flags": " ".join(flags)}
 
 
 async def _offered(port: int, fronts: list[int], factor: float, seconds: float) -> dict[str, object]:

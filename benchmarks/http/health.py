@@ -41,7 +41,7 @@ async def _prefill(port: int, tokens: int, stop: asyncio.Event) -> int:
     rng = random.Random(1)
     done = 0
     while not stop.is_set():
-        prompt = [rng.randrange(300, 8000) for _ in range(tokens)]
+        prompt = [rng.randrange(300, 500) for _ in range(tokens)]
         client = await send(port, post({"prompt": prompt, "stream": True, "max_tokens": 1}))
         await client.over
         done += 1
