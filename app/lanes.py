@@ -55,16 +55,24 @@ class EventLane:
         texts = [self._spellings[token] for token in tokens]
         if count > MERGE_ABOVE or not all(texts):
             return False
-        before, after = self._before, self._after
-        data = b"".join([before + text + after for text in texts])
+        data = self._joined(texts)
         if not self._write(data):
             return False
+        self._said(texts)
         choice = self._choice
         self._metrics.sent(count, len(data))
         self._metrics.token_gap(now - choice.last_token_at, count, now)
         choice.last_token_at = self.written_at = now
         choice.completion_tokens += count
         return True
+
+    def _joined(self, texts: Sequence[bytes]) -> bytes:
+        """Their events."""
+        before, after = self._before, self._after
+        return b"".join([before + text + after for text in texts])
+
+    def _said(self, texts: Sequence[bytes]) -> None:
+        """They have been written."""
 
 
 @dataclass(slots=True)
@@ -110,24 +118,14 @@ class NumberedLane(EventLane):
         choice.completion_tokens += 1
         return True
 
-    def push_all(self, tokens: Sequence[int], now: float) -> bool:
-        count = len(tokens)
-        texts = [self._spellings[token] for token in tokens]
-        if count > MERGE_ABOVE or not all(texts):
-            return False
-        before, after, tally = self._before, self._after, self._tally
-        numbered = enumerate(texts, tally.next)
-        data = b"".join([b"%b%b%b%d}\n\n" % (before, text, after, k) for k, text in numbered])
-        if not self._write(data):
-            return False
-        tally.next += count
-        tally.said += texts
-        choice = self._choice
-        self._metrics.sent(count, len(data))
-        self._metrics.token_gap(now - choice.last_token_at, count, now)
-        choice.last_token_at = self.written_at = now
-        choice.completion_tokens += count
-        return True
+    def _joined(self, texts: Sequence[bytes]) -> bytes:
+        before, after = self._before, self._after
+        numbered = enumerate(texts, self._tally.next)
+        return b"".join([b"%b%b%b%d}\n\n" % (before, text, after, k) for k, text in numbered])
+
+    def _said(self, texts: Sequence[bytes]) -> None:
+        self._tally.next += len(texts)
+        self._tally.said += texts
 
 
 class WaitingLane:

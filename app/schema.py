@@ -203,7 +203,8 @@ def _parse_delivery(fields: Fields, info: ModelInfo, settings: HttpSettings) -> 
     )
 
 
-def parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
+def message_items(fields: Fields) -> list[object]:
+    """`messages`, of which there must be some, and not too many. Raises RequestError."""
     items = fields.items("messages")
     if items is None:
         raise missing("messages")
@@ -211,9 +212,13 @@ def parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
         raise RequestError("invalid_value", "'messages' must not be empty.", "messages")
     if len(items) > MAX_MESSAGES:
         raise RequestError("out_of_range", f"'messages' holds more than {MAX_MESSAGES} messages.", "messages")
+    return items
+
+
+def parse_messages(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
     messages: list[ChatMessage] = []
     called: dict[str, str] = {}  # the function of each call so far, by the call's id
-    for k, item in enumerate(items):
+    for k, item in enumerate(message_items(fields)):
         message = _parse_message(as_object(item, f"messages[{k}]"), knows_tools, called)
         called.update((call.id, call.name) for call in message.tool_calls)
         messages.append(message)

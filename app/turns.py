@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from app.errors import RequestError, Unsupported
 from app.fields import Fields, as_object, missing, shown, wrong_type
-from app.schema import MAX_MESSAGES, parse_content
+from app.schema import message_items, parse_content
 from app.tools import NO_TOOLS, Function, chosen, function_name, parse_function, tool_call_id
 from engine.text import ChatMessage, ToolCall
 
@@ -52,15 +52,8 @@ def parse_turns(fields: Fields, knows_tools: bool) -> list[ChatMessage]:
     system = fields.get("system")
     text = "" if system is None else parse_content(system, "system")
     messages = [ChatMessage("system", text)] if text else []
-    items = fields.items("messages")
-    if items is None:
-        raise missing("messages")
-    if not items:
-        raise RequestError("invalid_value", "'messages' must not be empty.", "messages")
-    if len(items) > MAX_MESSAGES:
-        raise RequestError("out_of_range", f"'messages' holds more than {MAX_MESSAGES} messages.", "messages")
     called: dict[str, str] = {}  # the function of each call so far, by the call's id
-    for k, item in enumerate(items):
+    for k, item in enumerate(message_items(fields)):
         for message in _turn(as_object(item, f"messages[{k}]"), knows_tools, called):
             called.update((call.id, call.name) for call in message.tool_calls)
             last = messages[-1] if messages else None
