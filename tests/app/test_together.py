@@ -98,6 +98,11 @@ async def one_request(s: Served, draw: random.Random, name: str) -> None:
         pass  # it left
 
 
+def watches_exit(task: "asyncio.Task[object]") -> bool:
+    """sse-starlette has one such task for each event loop, for as long as that lives."""
+    return "_shutdown_watcher" in repr(task.get_coro())
+
+
 @pytest.mark.parametrize("seed", range(2))
 async def test_nothing_is_held_and_every_choice_is_counted_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +125,7 @@ async def test_nothing_is_held_and_every_choice_is_counted_once(
     async with served(engine, SETTINGS) as s:
         context = s.context
         metrics, lifecycle = context.metrics, context.lifecycle
+        before = asyncio.all_tasks()
         life = Life(engine, draw)
         tasks = []
         for k in range(120):
@@ -130,11 +136,13 @@ async def test_nothing_is_held_and_every_choice_is_counted_once(
             while lifecycle.open_answers or metrics.open_streams:
                 await asyncio.sleep(0.01)
         life.task.cancel()
+        async with asyncio.timeout(5):  # no task of a request outlives it
+            while {task for task in asyncio.all_tasks() - before if not watches_exit(task)}:
+                await asyncio.sleep(0.01)
         columns = range(gate.columns(len(KEYS)))
         assert [context.gate.board.total(column) for column in columns] == [0] * len(columns)
         assert engine.open_streams == 0 and lifecycle.open_choices == 0
         assert context.streams.size <= len(context.streams) * 20_000, "no room is reserved any more"
         counted = sum(metrics.finishes.values())
         assert counted == asked_for() - again
-
         assert metrics.per_request["vllm:request_generation_tokens"].count == counted
