@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# A check in a module that several tests share shows its values when it fails, as one in a test does.
+pytest.register_assert_rewrite(
+    "tests.app", "tests.e2e", "tests.engine", "tests.faults", "tests.gpu", "tests.kernels", "tests.static"
+)
+
 if not torch.cuda.is_available():
     # Triton decides when it is imported: without a GPU its kernels run in the interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
