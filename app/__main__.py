@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from app.checks import check, check_device
-from app.config import Config
-from app.options import Action, CommandLine, UsageError, to_toml
-from app.settings import package_version
-from app.stdio import hold_standard_files
+from app.processes.stdio import hold_standard_files
+from app.settings.config import Config
+from app.settings.http import package_version
+from app.settings.options import Action, CommandLine, UsageError, to_toml
 
 log = logging.getLogger("fastpath")
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_apart(module: str, arguments: Sequence[str]) -> int:
     """`python -m MODULE` in a process of its own: it needs torch, which this one never imports."""
-    from app.child import environment
+    from app.processes.child import environment
 
     command = [sys.executable, "-P", "-m", module, *arguments]
     return subprocess.run(command, env=environment(), check=False).returncode
@@ -104,8 +104,8 @@ def _launch(line: CommandLine[Config], argv: Sequence[str]) -> int:
     check_device(config)
 
     # Only now: the web libraries take a third of a second to import.
-    from app.logs import set_up_logging
-    from app.serve import dry_run, run
+    from app.processes.serve import dry_run, run
+    from app.telemetry.logs import set_up_logging
 
     set_up_logging(config.server.log_level, config.server.log_format)
     for name in line.secrets(argv):

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.__main__ import ACTIONS, launch
-from app.config import Config
-from app.options import CommandLine, option, switch
-from app.sections import Batching, Server
+from app.settings.config import Config
+from app.settings.options import CommandLine, option, switch
+from app.settings.sections import Batching, Server
 
 
 def _one(value: str) -> int:

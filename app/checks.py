@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.child import environment
-from app.config import Config
-from app.fastpath import spelled
-from app.options import UsageError
-from app.settings import Key
+from app.processes.child import environment
+from app.settings.config import Config
+from app.settings.fastpath import spelled
+from app.settings.http import Key
+from app.settings.options import UsageError
 from engine.flags import ABOUT, Setting, check_kernels, check_packages, check_weights, resolve
 from engine.messages import check_pool
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import msgspec
 
 from app.checks import check
-from app.child import environment
-from app.config import Config
-from app.console import EXIT_FAULT, EXIT_MODEL, EXIT_OK, EXIT_PORT, EXIT_USAGE, summary
-from app.fastpath import spelled
-from app.options import Action, CommandLine, Entry, UsageError, table
+from app.processes.child import environment
+from app.processes.console import EXIT_FAULT, EXIT_MODEL, EXIT_OK, EXIT_PORT, EXIT_USAGE, summary
+from app.settings.config import Config
+from app.settings.fastpath import spelled
+from app.settings.options import Action, CommandLine, Entry, UsageError, table
 from engine.messages.finding import Finding
 
 _LOOPBACK = ("localhost", "::1")
@@ -104,7 +104,7 @@ def _access(config: Config) -> Finding:
 
 def _addresses(config: Config) -> list[Finding]:
     """Whether the places to listen at can be had; they are given back at once."""
-    from app.serve import listen, listen_at
+    from app.processes.serve import listen, listen_at
 
     server, uds = config.server, config.access.uds
     if uds is not None:
@@ -125,7 +125,7 @@ def _addresses(config: Config) -> list[Finding]:
 
 
 def _address(what: str, where: str, flag: str, listen: Callable[[], socket.socket]) -> Finding:
-    from app.serve import PortInUse
+    from app.processes.serve import PortInUse
 
     try:
         listen().close()
@@ -168,8 +168,8 @@ def _engine(config: Config) -> list[Finding]:
 
 def _load(config: Config) -> Finding:
     """What the engine says when it has loaded."""
-    from app.serve import loaded
-    from app.supervisor import EngineFailed
+    from app.processes.serve import loaded
+    from app.processes.supervisor import EngineFailed
 
     try:
         model, cache = summary(loaded(config))[:2]

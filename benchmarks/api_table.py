@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from app.catalogue import MAX_TOKENS, Field, Schema
-from app.dialect_fields import ROUTES
-from app.settings import HttpSettings
+from app.requests.catalogue import MAX_TOKENS, Field, Schema
+from app.requests.dialect_fields import ROUTES
+from app.settings.http import HttpSettings
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import uvloop
 from starlette.types import Message
 
-from app.direct import EXTENSION
-from app.enginelink import EngineLink
-from app.openai import Completions
+from app.http.direct import EXTENSION
+from app.processes.enginelink import EngineLink
+from app.routes.openai import Completions
 from benchmarks.pulse import ALPHABET, CONTEXT, ROWS
 from benchmarks.report import save, table
 from engine.messages import Fanout, Finish, Frame, ModelInfo
@@ -145,7 +145,9 @@ def serving(
         assert process.stdout is not None
         port = int(json.loads(process.stdout.readline())["port"])
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        fronts = [int(pid) for pid in children if "app.front" in Path(f"/proc/{pid}/cmdline").read_text()]
+        fronts = [
+            int(pid) for pid in children if "app.processes.front" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
         yield port, fronts or [process.pid]
     finally:
         process.send_signal(signal.SIGTERM)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable
 import uvloop
 
 from app.__main__ import command_line
-from app.config import Config
-from app.logs import set_up_logging
-from app.serve import run
-from app.supervisor import ProcessEngine
+from app.processes.serve import run
+from app.processes.supervisor import ProcessEngine
+from app.settings.config import Config
+from app.telemetry.logs import set_up_logging
 from engine.links import Exchange, FirstLink
 from engine.messages import EngineStats, Finish, Frame, ModelInfo, Request
 from engine.messages.wire import HEARTBEAT_SECONDS

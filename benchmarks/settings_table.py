@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from app.chat.settings import command_line as chat_line
-from app.config import Config
-from app.options import Entry, table
+from app.settings.config import Config
+from app.settings.options import Entry, table
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
 START, END = "<!-- settings -->\n", "<!-- end of settings -->"

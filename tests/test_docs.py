@@ -8,7 +8,7 @@ import pytest
 from app import chat_web
 from app.__main__ import command_line
 from app.chat.settings import command_line as chat_line
-from app.options import CommandLine
+from app.settings.options import CommandLine
 from app.survey import command_line as check_line
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = {"app", "engine", "kernels", "static", "models", "training", "benchmarks", "tests"}
 ENGINE_FOR_APP = ("engine.messages", "engine.text", "engine.flags")
-LAZY_EXCEPTION = "app/inline.py"  # `--engine inline` runs the engine in the server's own loop
+# Each imports of app/ only itself and those before it.
+APP_FOLDERS = ("settings", "http", "telemetry", "requests", "admission", "answers", "routes", "processes")
+LAZY_EXCEPTION = "app/processes/inline.py"  # `--engine inline` runs the engine in the server's own loop
 TORCH_FREE = [
     "engine",
     "engine.messages",
@@ -38,11 +40,11 @@ TORCH_FREE = [
     "engine.terminals",
     "engine.worker",
     "app.__main__",
-    "app.server",
-    "app.serve",
-    "app.supervisor",
-    "app.fleet",
-    "app.front",
+    "app.routes.server",
+    "app.processes.serve",
+    "app.processes.supervisor",
+    "app.processes.fleet",
+    "app.processes.front",
     "app.chat_web",
     "app.chat.main",
     "app.survey",
@@ -79,6 +81,15 @@ def test_app_reaches_only_the_torch_free_engine() -> None:
         if path == LAZY_EXCEPTION or name.split(".")[0] in ("app", "static", "models"):
             continue
         assert name.startswith(ENGINE_FOR_APP) or name == "engine", f"{path} imports {name}"
+
+
+def test_the_folders_of_app_point_downwards() -> None:
+    for number, folder in enumerate(APP_FOLDERS):
+        for path, name in project_imports(f"app/{folder}"):
+            parts = name.split(".")
+            if parts[0] == "app" and len(parts) > 1:
+                assert parts[1] in APP_FOLDERS[: number + 1], f"{path} imports {name}"
+    assert {path.parent.name for path in (ROOT / "app").glob("*/__init__.py")} == {*APP_FOLDERS, "chat"}
 
 
 def test_engine_and_kernels_point_downwards() -> None:

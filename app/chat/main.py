@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from app.access import read_keys
 from app.chat.client import ChatFailed, Client
 from app.chat.conversation import Conversation
 from app.chat.own import NoServer, own_server
 from app.chat.settings import ChatConfig, command_line, refuse
 from app.chat.terminal import Terminal, told, visible
-from app.console import EXIT_FAULT, EXIT_OK, EXIT_USAGE
-from app.options import UsageError
+from app.processes.console import EXIT_FAULT, EXIT_OK, EXIT_USAGE
+from app.settings.access import read_keys
+from app.settings.options import UsageError
 
 EXIT_INTERRUPTED = 130
 

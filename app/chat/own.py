@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from app.child import environment
-from app.options import ENV_PREFIX
+from app.processes.child import environment
+from app.settings.options import ENV_PREFIX
 
 COMMAND = (sys.executable, "-P", "-m", "app.chat.tethered")
 END_SECONDS = 10.0

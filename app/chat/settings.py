@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from urllib.parse import urlsplit
 
-from app.config import Config
-from app.options import Action, CommandLine, UsageError, option, text, to_toml
-from app.sections import Server
+from app.settings.config import Config
+from app.settings.options import Action, CommandLine, UsageError, option, text, to_toml
+from app.settings.sections import Server
 
 # What only matters to others than the client itself: its own server has these as it needs them.
 _OWN = frozenset({"host", "port", "ui", "docs", "api_workers", "log_level", "log_format", "access_log"})

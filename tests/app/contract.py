@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import served
 

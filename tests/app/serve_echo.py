@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from app.__main__ import command_line
-from app.config import Config
-from app.logs import set_up_logging
-from app.serve import run
-from app.supervisor import Patience, ProcessEngine
+from app.processes.serve import run
+from app.processes.supervisor import Patience, ProcessEngine
+from app.settings.config import Config
+from app.telemetry.logs import set_up_logging
 
 ECHO = Path(__file__).with_name("echo_worker.py")
 

@@ -12,11 +12,11 @@ import openai
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.connection import GuardedHttpProtocol
-from app.context import Context
-from app.server import create_app
-from app.settings import ConnectionLimits, HttpSettings
-from app.text import TextService
+from app.http.connection import GuardedHttpProtocol
+from app.requests.text import TextService
+from app.routes.context import Context
+from app.routes.server import create_app
+from app.settings.http import ConnectionLimits, HttpSettings
 from engine.text import ChatTemplate, Tokenizer
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer
 
@@ -54,7 +54,7 @@ async def served(
     limits: ConnectionLimits | None = None,
     root_path: str = "",
 ) -> AsyncIterator[Served]:
-    """`direct`: with the ASGI extension of app/direct.py and the guarded protocol, as the real server."""
+    """`direct`: with the ASGI extension of app/http/direct.py and the guarded protocol, as it is served."""
     text = TextService(tokenizer or byte_tokenizer(), template or byte_template())
     app = create_app(engine, text, settings or HttpSettings())
     sock = socket.create_server(("127.0.0.1", 0))

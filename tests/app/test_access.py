@@ -14,8 +14,8 @@ import pytest
 
 from app.__main__ import command_line
 from app.checks import check
-from app.config import Config
-from app.options import UsageError, to_toml
+from app.settings.config import Config
+from app.settings.options import UsageError, to_toml
 from tests.app.echo_worker import HOLD
 from tests.app.server_process import GOLDEN, SERVE_ECHO, Server, environment, finish, serving, until
 from tests.app.test_drain import read_event

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
 from engine.messages import Request, TokenStream
 from engine.text import NanochatTemplate
 from tests.app.scripted_engine import VOCAB, ScriptedEngine, says
@@ -267,7 +267,13 @@ async def test_a_body_that_never_arrives() -> None:
 
 async def test_paths_and_methods() -> None:
     async with served(ScriptedEngine(says("ok"))) as s:
-        for path in ("/nope", "/v1", "//v1/completions", "/v1/completions/", "/static/../app/server.py"):
+        for path in (
+            "/nope",
+            "/v1",
+            "//v1/completions",
+            "/v1/completions/",
+            "/static/../app/survey.py",
+        ):
             reply = await s.http.post(path, json={})
             assert (reply.status_code, reply.json()["error"]["type"]) == (404, "not_found_error"), path
         for path in (CHAT, TEXT, NANO):

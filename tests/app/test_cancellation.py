@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from app.openai import Completions
-from app.settings import HttpSettings
+from app.routes.openai import Completions
+from app.settings.http import HttpSettings
 from engine.messages import Finish
 from tests.app.scripted_engine import ScriptedEngine
 from tests.app.serving import Served, served

@@ -10,23 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
 
-from app.catalogue import (
+from app.http.errors import ApiError, RequestError
+from app.requests.catalogue import (
     Field,
     chat_fields,
     completion_fields,
     detokenize_fields,
     tokenize_fields,
 )
-from app.dialect_fields import OUTPUT_LOGPROBS, ROUTES, message_fields, response_fields
-from app.errors import ApiError, RequestError
-from app.messages_request import parse_message
-from app.openapi import ERRORS, operations
-from app.responses_request import parse_response
-from app.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
-from app.server import create_app
-from app.settings import HttpSettings
-from app.text import TextService
-from app.tokens import Detokenize, Tokenize
+from app.requests.dialect_fields import OUTPUT_LOGPROBS, ROUTES, message_fields, response_fields
+from app.requests.messages import parse_message
+from app.requests.openai import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from app.requests.responses import parse_response
+from app.requests.text import TextService
+from app.routes.openapi import ERRORS, operations
+from app.routes.server import create_app
+from app.routes.tokens import Detokenize, Tokenize
+from app.settings.http import HttpSettings
 from benchmarks.api_table import DOCS, with_tables
 from engine.messages import ModelInfo
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer

@@ -18,7 +18,7 @@ from app.chat.client import ChatFailed, Client
 from app.chat.conversation import BadFile, Conversation
 from app.chat.main import main
 from app.chat.terminal import visible
-from app.settings import Access, HttpSettings, Key
+from app.settings.http import Access, HttpSettings, Key
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.server_process import GOLDEN, SERVER, Server, finish, gone, serving, until
 from tests.app.serving import served

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.console import summary
+from app.processes.console import summary
 from engine.messages import ModelInfo
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, SERVER, environment, finish, serving
 from tests.engine.checkpoints import write_checkpoint
@@ -109,7 +109,8 @@ def test_the_real_engine_answers(transport: str, tmp_path: Path) -> None:
 
 def test_the_front_end_never_imports_torch() -> None:
     code = (
-        "import sys, app.__main__, app.chat_web, app.serve, app.server, app.inline; "
+        "import sys, app.__main__, app.chat_web; "
+        "import app.processes.serve, app.routes.server, app.processes.inline; "
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = finish([sys.executable, "-c", code])

@@ -10,8 +10,8 @@ from app import chat_web
 from app.__main__ import command_line
 from app.chat.settings import command_line as chat_line
 from app.checks import check
-from app.config import Config
-from app.options import UsageError, table, to_toml
+from app.settings.config import Config
+from app.settings.options import UsageError, table, to_toml
 from engine.messages import EngineConfig
 
 

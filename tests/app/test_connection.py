@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.settings import ConnectionLimits, HttpSettings
+from app.settings.http import ConnectionLimits, HttpSettings
 from tests.app.raw_http import SECONDS, exchange, is_well
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import served

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-import app.constraints
-from app.constraints import Constraint, GrammarCompiler, choice_grammar, grammar_text
-from app.json_schema import ANNOTATIONS, ENFORCED, FORMATS
+import app.requests.constraints
+from app.requests.constraints import Constraint, GrammarCompiler, choice_grammar, grammar_text
+from app.requests.json_schema import ANNOTATIONS, ENFORCED, FORMATS
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, served
 
@@ -191,7 +191,7 @@ async def test_depth() -> None:
     compiler = GrammarCompiler()
     await compiler.compile(Constraint("f", "json_schema", nested(63)))
     for schema in (nested(64), nested(5000)):
-        with pytest.raises(app.constraints.RequestError) as raised:
+        with pytest.raises(app.requests.constraints.RequestError) as raised:
             await compiler.compile(Constraint("f", "json_schema", schema))
         assert raised.value.code == "invalid_schema" and raised.value.param == "f"
 
@@ -324,7 +324,7 @@ async def test_heavy_grammars_are_served_or_refused_in_a_second_and_hold_nobody_
 
 
 async def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.constraints, "COMPILE_SECONDS", 0.01)
+    monkeypatch.setattr(app.requests.constraints, "COMPILE_SECONDS", 0.01)
     async with served(ScriptedEngine(says("ok"))) as s:
         error = await refusal(s, ROUTES[0][0], ROUTES[0][1] | HEAVY[0])
         assert (error["code"], error["param"]) == ("grammar_too_complex", "guided_json")
@@ -332,26 +332,26 @@ async def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_a_schema_is_not_at_fault_for_the_schemas_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread is free, or no turn comes, that is the server's load: trying again makes sense."""
-    monkeypatch.setattr(app.constraints, "COMPILE_SECONDS", 0.05)
-    monkeypatch.setattr(app.constraints, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(app.requests.constraints, "COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr(app.requests.constraints, "WAIT_SECONDS", 0.05)
     path, body = ROUTES[0]
     wanted = body | {"guided_json": POINT}
     async with served(ScriptedEngine(says("ok"))) as s:
         grammars, free = s.context.grammars, threading.Event()
-        busy = [grammars._pool.submit(free.wait) for _ in range(2 * app.constraints.COMPILERS)]
+        busy = [grammars._pool.submit(free.wait) for _ in range(2 * app.requests.constraints.COMPILERS)]
         replies = [await s.http.post(path, json=wanted)]
         free.set()
         for future in busy:
             future.result()
-        for _ in range(app.constraints.COMPILERS):
+        for _ in range(app.requests.constraints.COMPILERS):
             await grammars._slots.acquire()
         replies.append(await s.http.post(path, json=wanted))
-        for _ in range(app.constraints.COMPILERS):
+        for _ in range(app.requests.constraints.COMPILERS):
             grammars._slots.release()
         for reply in replies:
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "overloaded")
             assert reply.headers["retry-after"]
-        monkeypatch.setattr(app.constraints, "COMPILE_SECONDS", 5.0)
+        monkeypatch.setattr(app.requests.constraints, "COMPILE_SECONDS", 5.0)
         assert (await s.http.post(path, json=wanted)).status_code == 200
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.supervisor import Patience, ProcessEngine
+from app.processes.supervisor import Patience, ProcessEngine
 from engine.messages import EngineConfig, EngineState
 from tests.app.echo_worker import FLOOD, HOLD, SILENT, STUCK
 from tests.app.server_process import GOLDEN, SERVE_ECHO, Server, gone, serving, until

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from app.__main__ import command_line
-from app.config import Config
-from app.console import EXIT_MODEL, EXIT_PORT, EXIT_USAGE
-from app.httpserver import OPEN_FILES
+from app.processes.console import EXIT_MODEL, EXIT_PORT, EXIT_USAGE
+from app.processes.httpserver import OPEN_FILES
+from app.settings.config import Config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = (DEPLOY / "fastpath.service").read_text()
@@ -40,7 +40,7 @@ def test_the_unit_waits_for_the_drain_and_for_the_supervisor() -> None:
     config = parse(command.split()[3:])
     assert unit("Type") == ["notify"] and unit("Restart") == ["on-failure"]
     assert int(unit("TimeoutStopSec")[0]) == config.server.drain_timeout + 10
-    from app.supervisor import Patience
+    from app.processes.supervisor import Patience
 
     assert int(unit("WatchdogSec")[0]) > Patience().hang, "the server mends a silent engine itself, first"
     assert int(unit("LimitNOFILE")[0]) == OPEN_FILES
@@ -77,7 +77,7 @@ def test_compose_agrees_with_the_server_and_prometheus() -> None:
 
 
 def _settings() -> list:  # type: ignore[type-arg]
-    from app.options import table
+    from app.settings.options import table
 
     return list(table(Config()))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import E2E_BUCKETS, Counts, Histogram, Metrics
-from app.shared import SharedEngine
+from app.processes.shared import SharedEngine
+from app.telemetry.metrics import E2E_BUCKETS, Counts, Histogram, Metrics
 from tests.app.echo_worker import CRASH, HOLD
 from tests.app.server_process import GOLDEN, SERVE_ECHO, Server, finish, gone, serving, until
 from tests.app.test_drain import read_event
@@ -22,7 +22,7 @@ MODEL = ["--", "--model", str(GOLDEN / "tokenizer"), "--api-workers", "2"]
 
 
 def fronts(server: Server) -> list[int]:
-    return [pid for pid in server.children() if "app.front" in command(pid)]
+    return [pid for pid in server.children() if "app.processes.front" in command(pid)]
 
 
 def engine(server: Server) -> int:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.board import Board
-from app.errors import ApiError
-from app.gate import SHARE, Gate, Pace, Place, columns
-from app.settings import Access, HttpSettings, Key
+from app.admission.board import Board
+from app.admission.gate import SHARE, Gate, Pace, Place, columns
+from app.http.errors import ApiError
+from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineUnavailable, Finish, Frame, Request, Started, TokenStream
 from tests.app.raw_http import is_empty, is_well
 from tests.app.scripted_engine import ScriptedEngine, says

@@ -6,10 +6,10 @@ import httpx
 import openai
 import pytest
 
-from app import keys
-from app.keys import OPEN_PATHS, Keys, is_open
-from app.page import static_folder
-from app.settings import Access, HttpSettings, Key
+from app.http import keys
+from app.http.keys import OPEN_PATHS, Keys, is_open
+from app.http.page import static_folder
+from app.settings.http import Access, HttpSettings, Key
 from tests.app.raw_http import exchange, is_empty
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, served

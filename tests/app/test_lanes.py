@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.choices import MERGE_ABOVE
-from app.direct import EXTENSION
-from app.openai import Completions
-from app.settings import HttpSettings
-from app.text import Spellings
+from app.answers.choices import MERGE_ABOVE
+from app.http.direct import EXTENSION
+from app.requests.text import Spellings
+from app.routes.openai import Completions
+from app.settings.http import HttpSettings
 from engine.messages import (
     EngineStats,
     Fanout,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import uvloop
 
-from app.shared import SharedEngine
-from app.supervisor import Patience, ProcessEngine
+from app.processes.shared import SharedEngine
+from app.processes.supervisor import Patience, ProcessEngine
 from engine.links import Exchange, Link
 from engine.messages import (
     Abort,

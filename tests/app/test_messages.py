@@ -7,7 +7,7 @@ import re
 import anthropic
 import pytest
 
-from app.settings import Access, HttpSettings, Key
+from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineState, Finish
 from tests.app.named_events import named_events, timeless
 from tests.app.scripted_engine import END, Script, ScriptedEngine, says

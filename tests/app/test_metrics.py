@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import ITL_BUCKETS, PER_REQUEST, Counts, Histogram, Metrics
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
+from app.telemetry.metrics import ITL_BUCKETS, PER_REQUEST, Counts, Histogram, Metrics
 from engine.messages import EngineStats, Finish, Frame, Started
 from engine.messages.wire import StepHistograms
 from tests.app.scripted_engine import ScriptedEngine, says
@@ -212,7 +212,7 @@ def test_two_front_ends_count_as_one_would(
     one: list[tuple[str, float]], two: list[tuple[str, float]]
 ) -> None:
     def counted(values: list[tuple[str, float]]) -> Counts:
-        from app.lifecycle import Lifecycle
+        from app.http.lifecycle import Lifecycle
 
         metrics = Metrics()
         for name, number in values:

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from app import probe
-from app.settings import HttpSettings
+from app.routes import probe
+from app.settings.http import HttpSettings
 from engine.messages import EngineState, Finish
 from tests.app.scripted_engine import BOS, END, VOCAB, ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import Served, events, served, stream_text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.notify import Notifier, watchdog_seconds
+from app.processes.notify import Notifier, watchdog_seconds
 from tests.app.echo_worker import FREEZE
 from tests.app.server_process import GOLDEN, SERVE_ECHO, serving, until
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.access import allowed_hosts
-from app.origins import host_name
-from app.settings import Access, HttpSettings, Key
+from app.http.origins import host_name
+from app.settings.access import allowed_hosts
+from app.settings.http import Access, HttpSettings, Key
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import served
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.replay import POISON_SECONDS, Suspects, fingerprint
-from app.settings import HttpSettings
+from app.admission.replay import POISON_SECONDS, Suspects, fingerprint
+from app.settings.http import HttpSettings
 from engine.messages import EngineState, Finish, Request, SamplingParams
 from tests.app.scripted_engine import END, ScriptedEngine, byte_tokenizer
 from tests.app.serving import Served, events, served, stream_text

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.choices import Choice
-from app.fields import Fields
-from app.logs import HELD_BYTES, JsonFormatter, PatientHandler, RequestLine, TextFormatter
-from app.nanochat import parse
-from app.record import gap_quantiles
-from app.settings import HttpSettings
-from app.text import TextService
+from app.answers.choices import Choice
+from app.answers.record import gap_quantiles
+from app.http.fields import Fields
+from app.requests.text import TextService
+from app.routes.nanochat import parse
+from app.settings.http import HttpSettings
+from app.telemetry.logs import HELD_BYTES, JsonFormatter, PatientHandler, RequestLine, TextFormatter
 from engine.messages import Finish, Frame, Request, SamplingParams, Started, StreamRouter
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer, says
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, Server, environment, until

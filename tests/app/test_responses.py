@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
 from engine.messages import EngineState, Finish, Request
 from tests.app.named_events import named_events, timeless
 from tests.app.scripted_engine import END, Script, ScriptedEngine, says

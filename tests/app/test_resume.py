@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
-import app.resume
-from app.config import Config
-from app.generation import Generation
-from app.middleware import key_id
-from app.resume import Reader, Record, Streams
-from app.sections import Server
-from app.settings import HttpSettings
-from app.stream import EventStream
+import app.answers.resume
+from app.answers.generation import Generation
+from app.answers.resume import Reader, Record, Streams
+from app.answers.stream import EventStream
+from app.http.middleware import key_id
+from app.settings.config import Config
+from app.settings.http import HttpSettings
+from app.settings.sections import Server
 from engine.messages import Finish
 from tests.app.scripted_engine import END, ScriptedEngine
 from tests.app.serving import Served, events, served, stream_text
@@ -265,7 +265,7 @@ async def test_a_failure_before_the_first_byte_keeps_its_status() -> None:
 
 
 async def test_bad_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.resume, "RING_BYTES", 2000)
+    monkeypatch.setattr(app.answers.resume, "RING_BYTES", 2000)
     engine = ScriptedEngine(lambda request, choice: [*b"abcdefghijklmnop", END])
     async with served(engine) as s:
         async with begun(s) as reply:
@@ -288,7 +288,7 @@ async def test_bad_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_memory_of_all_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.resume, "TOTAL_BYTES", 2 * app.resume.RING_BYTES + 5000)
+    monkeypatch.setattr(app.answers.resume, "TOTAL_BYTES", 2 * app.answers.resume.RING_BYTES + 5000)
     engine = ScriptedEngine()
     async with served(engine, HttpSettings(header_grace=0.0)) as s:
         async with begun(s, "old") as reply:
@@ -297,7 +297,7 @@ async def test_memory_of_all_streams_is_bounded(monkeypatch: pytest.MonkeyPatch)
             await reply.aread()
         assert s.context.streams.size > 0
         async with begun(s, "one"), begun(s, "two"):
-            assert s.context.streams.size <= app.resume.TOTAL_BYTES
+            assert s.context.streams.size <= app.answers.resume.TOTAL_BYTES
             assert (await s.http.get("/v1/streams/old")).status_code == 404, "the oldest had to go"
             async with begun(s, "three") as third:
                 assert third.status_code == 503 and third.headers["retry-after"]
@@ -357,16 +357,16 @@ async def test_a_stream_belongs_to_its_key() -> None:
         async with begun(s, "s") as reply:
             await reply.aread()
         assert s.context.streams.find("s", "").key == ("", "s")
-        with pytest.raises(app.resume.ApiError) as caught:
+        with pytest.raises(app.answers.resume.ApiError) as caught:
             s.context.streams.find("s", mine)
-        with pytest.raises(app.resume.ApiError) as unknown:
+        with pytest.raises(app.answers.resume.ApiError) as unknown:
             s.context.streams.find("t", mine)
         assert caught.value.payload() == unknown.value.payload() and caught.value.status == 404
 
 
 def _parts() -> tuple[object, object]:
-    from app.lifecycle import Lifecycle
-    from app.metrics import Metrics
+    from app.http.lifecycle import Lifecycle
+    from app.telemetry.metrics import Metrics
 
     return Lifecycle(), Metrics()
 
@@ -415,7 +415,7 @@ async def test_shutdown_ends_a_stream_that_nobody_reads() -> None:
 
 async def test_a_reader_that_falls_behind_the_ring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not over a socket: the kernel would take many events before a write blocks."""
-    monkeypatch.setattr(app.resume, "RING_BYTES", 3000)
+    monkeypatch.setattr(app.answers.resume, "RING_BYTES", 3000)
     engine = ScriptedEngine()
     async with served(engine, HttpSettings(header_grace=0.0)) as s, begun(s) as reply:
         await engine.until(lambda: bool(engine.requests))

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from app.access import allowed_hosts
-from app.settings import Access, HttpSettings, Key
+from app.settings.access import allowed_hosts
+from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineState
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import served

@@ -14,8 +14,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.openapi import document
-from app.settings import HttpSettings
+from app.routes.openapi import document
+from app.settings.http import HttpSettings
 from tests.app.contract import Contract, contract_server
 
 SETTINGS = HttpSettings(allow_priority=True)

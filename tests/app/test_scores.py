@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.scores import offsets
-from app.text import TextService
+from app.answers.scores import offsets
+from app.requests.text import TextService
 from engine.messages import Finish, PromptLogprobs, Request
 from tests.app.scripted_engine import (
     BOS,

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.page import CSP, page_routes, static_folder
-from app.settings import HttpSettings
-from app.text import token_string
+from app.http.page import CSP, page_routes, static_folder
+from app.requests.text import token_string
+from app.settings.http import HttpSettings
 from engine.messages import EngineState, EngineStats, Finish, TokenLogprobs
 from tests.app.scripted_engine import ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import events, served
@@ -209,7 +209,7 @@ async def test_page_headers() -> None:
         assert again.status_code == 304
         absent = await s.http.get("/static/nothing.js")
         assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
-        for path in ("/static/%2e%2e/app/server.py", "/static/..%2fpyproject.toml"):
+        for path in ("/static/%2e%2e/app/routes/server.py", "/static/..%2fpyproject.toml"):
             assert (await s.http.get(path)).status_code == 404
 
 

@@ -12,7 +12,7 @@ from openai._streaming import SSEDecoder
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
 from tests.app.scripted_engine import END, ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import Served, events, served
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from app.settings import HttpSettings
+from app.settings.http import HttpSettings
 from engine.messages import EngineState, Finish
 from tests.app.scripted_engine import BOS, END, PYTHON_START, ScriptedEngine, says
 from tests.app.serving import Served, events, served, stream_text

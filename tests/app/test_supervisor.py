@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.supervisor import EngineFailed, Patience, ProcessEngine
+from app.processes.supervisor import EngineFailed, Patience, ProcessEngine
 from engine.messages import (
     Delta,
     EngineConfig,

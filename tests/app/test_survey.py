@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.options import table
+from app.settings.options import table
 from app.survey import command_line, main
 from engine.messages.finding import Finding
 from tests.app.server_process import GOLDEN, SERVER, finish

@@ -6,9 +6,9 @@ import random
 import httpx
 import pytest
 
-from app import gate
-from app.generation import Generation
-from app.settings import Access, HttpSettings, Key
+from app.admission import gate
+from app.answers.generation import Generation
+from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineState, Finish, Frame, Started
 from tests.app.scripted_engine import END
 from tests.app.serving import Served, served

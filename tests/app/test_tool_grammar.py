@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pytest
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from app.constraints import Constraint
-from app.errors import RequestError
-from app.fields import Fields
-from app.tool_grammar import tool_constraint, with_token_ids
-from app.tools import ToolUse, parse_tools
+from app.http.errors import RequestError
+from app.http.fields import Fields
+from app.requests.constraints import Constraint
+from app.requests.tool_grammar import tool_constraint, with_token_ids
+from app.requests.tools import ToolUse, parse_tools
 from engine.grammar import _Wrapper
 from engine.text import CALL_FORMATS, Tokenizer, load_tokenizer
 from tests.engine import tool_templates

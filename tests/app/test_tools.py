@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import RequestError
-from app.schema import parse_chat
-from app.settings import CallFormatName, HttpSettings
+from app.http.errors import RequestError
+from app.requests.openai import parse_chat
+from app.settings.http import CallFormatName, HttpSettings
 from engine.messages import Request
 from engine.text import BytePairTokenizer
 from engine.text.jinja import JinjaTemplate

@@ -15,11 +15,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.__main__ import main
 from app.checks import check
-from app.config import Config
-from app.options import CommandLine, UsageError
-from app.otlp import OtlpSpans
-from app.settings import HttpSettings
-from app.trace_context import trace_context
+from app.routes.otlp import OtlpSpans
+from app.settings.config import Config
+from app.settings.http import HttpSettings
+from app.settings.options import CommandLine, UsageError
+from app.telemetry.trace_context import trace_context
 from engine.messages import Finish, Frame, Started
 from tests.app.scripted_engine import ScriptedEngine, says
 from tests.app.serving import Served, served

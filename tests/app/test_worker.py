@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from app.supervisor import Patience, ProcessEngine
+from app.processes.supervisor import Patience, ProcessEngine
 from engine.links import Outbox
 from engine.messages import (
     EngineConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.text import TextService
+from app.requests.text import TextService
 from benchmarks.models import CONFIGS, dummy_config, write_dummy_folder
 from engine.checkpoint import CheckpointError
 from engine.loader import load_model

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher
 
-from app.constraints import Constraint, grammar_text
+from app.requests.constraints import Constraint, grammar_text
 from engine.async_engine import AsyncEngine
 from engine.checkpoint import embedded_folder
 from engine.grammar import GrammarError, Grammars, allowed_ids

@@ -296,8 +296,8 @@ def unharmed(service: Service, *, told: bool = False) -> Iterator[None]:
     """After what happens in here the server is what it was.
 
     A normal request is answered within a second, the statistics are balanced, the log has no traceback (with
-    `told` it may: of a fault that was put in). It begins at rest: an answer that a client has read to its end may be
-    open for some microseconds more, and would be missed afterwards.
+    `told` it may: of a fault that was put in). It begins at rest: an answer that a client has read to its end
+    may be open for some microseconds more, and would be missed afterwards.
     """
     service.until_stats(lambda stats: not any(stats[name] for name in BALANCED))
     before = service.balance()

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import app.supervisor
+import app.processes.supervisor
 
 DAY = 86_400.0
 WILD_CLOCK, NO_NAMES = "--wild-clock", "--no-names"
@@ -48,12 +48,12 @@ def main() -> int:
 
     worker = str(Path(__file__).with_name("faulty_worker.py"))
     command = (sys.executable, "-P", worker)
-    init = app.supervisor.ProcessEngine.__init__
+    init = app.processes.supervisor.ProcessEngine.__init__
 
-    def init_faulty(self: app.supervisor.ProcessEngine, config: object, **named: object) -> None:
+    def init_faulty(self: app.processes.supervisor.ProcessEngine, config: object, **named: object) -> None:
         init(self, config, **{**named, "command": command})  # type: ignore[arg-type]
 
-    app.supervisor.ProcessEngine.__init__ = init_faulty  # type: ignore[method-assign]
+    app.processes.supervisor.ProcessEngine.__init__ = init_faulty  # type: ignore[method-assign]
     from app.__main__ import command_line
 
     return launch(command_line(), arguments)

@@ -5,7 +5,7 @@ import torch
 
 from app.__main__ import command_line
 from app.checks import check
-from app.options import UsageError
+from app.settings.options import UsageError
 from benchmarks.flag_modes import MODES
 from engine import fastpath
 from engine.config import GPTConfig

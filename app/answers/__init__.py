@@ -1,0 +1,1 @@
+"""From token ids to the bytes of an answer, in the shape of each dialect."""

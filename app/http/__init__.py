@@ -1,0 +1,1 @@
+"""HTTP without any route: connections, bodies, keys, origins, errors, the static page."""

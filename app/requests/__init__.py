@@ -1,0 +1,1 @@
+"""From a JSON object to a typed request, in the words of each dialect."""

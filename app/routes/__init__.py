@@ -1,0 +1,1 @@
+"""The routes, and the ASGI application that they make up."""

@@ -1,0 +1,1 @@
+"""What the server is started with: flags, files, the environment, and what they may hold."""
