@@ -1,7 +1,8 @@
 """A front-end process: `python -m app.processes.front --control N --connections M`.
 
 app/processes/fleet.py starts it. It serves the connections that come through the socket M; what to do, and
-when to end, it hears through the socket N, and it ends when that closes. Signals are the first process's business.
+when to end, it hears through the socket N, and it ends when that closes. Signals are the first process's
+business.
 """
 
 import argparse
