@@ -47,6 +47,31 @@ HEADS = {"G1": (2, 2), "G2": (2, 2), "G3": (4, 2), "G4": (4, 1), "G5": (2, 2)}
 KINDS: tuple[CompiledKind, ...] = ("int8", "bf16")
 
 
+# Long enough that its mean says something of the model: over a text of 60 tokens int8 is 1 % off on one
+# processor and not on another, over thousands of tokens 0.15 % on both.
+TALE = """
+There was once an old miller who had three sons, and he had nothing in the world but his mill, his donkey
+and his cat. When he died, the eldest took the mill, the second took the donkey, and for the youngest
+there was only the cat. "What shall I do with a cat?" said the boy. "I can sell her fur and buy a pair of
+gloves, and then I shall have nothing more." But the cat had heard every word, and she said to him: "Do
+not be sad. Give me a bag and a pair of boots, so that I can walk through the thorns, and you will see
+that you have not been so badly treated." The boy did not believe her, but he had seen how clever she was
+when she caught rats and mice, and so he did as she asked. The cat pulled on her boots, threw the bag over
+her shoulder and went out into the forest, where there were many rabbits. She put some grass into the bag,
+lay down as if she were dead, and waited. Soon a young rabbit, who knew little of the world, came to look
+for the grass, and the cat pulled the strings and had him. Then she went to the king's house and asked to
+speak to him. "Sir," she said, and bowed very low, "I bring you a rabbit from the forest. My master sends
+it to you, and he hopes that you will like it." "Tell your master," answered the king, "that I thank him,
+and that it gives me great pleasure." The next day she hid in a field of corn and caught two birds, and
+took them to the king in the same way. So it went on for two or three months, and the king had a coin
+given to her every time, and in the end everybody in the house knew the cat with the boots. In the evening
+she sat by the fire with the boy and counted the money. "You see," she said, "we have bread for the winter
+already. Tomorrow the king will drive along the river with his daughter, and if you do what I tell you,
+you will never have to work in a mill again. Go down to the water and swim; the rest you can leave to me."
+The boy laughed, but he went, for he had learned that it was better to listen to her.
+"""
+
+
 def model_of(generation: Generation, dtype: torch.dtype = torch.float32) -> GPT:
     heads, kv_heads = HEADS[generation]
     model = make_model(
@@ -213,7 +238,7 @@ def test_the_loss_of_the_embedded_model() -> None:
     """docs/cpu.md has the figure on held-out text."""
     model, tokenizer, _ = load_model(embedded_folder())
     assert isinstance(model, GPT)
-    ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(STORY)]
+    ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(TALE)]
     targets = torch.tensor(ids[1:])
     wanted = torch.nn.functional.cross_entropy(model(torch.tensor([ids]))[0, :-1], targets)
     served = Served(model, "int8", length=1024)
