@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from app.answers.choices import CallPiece, Choice, Piece
+from app.answers.choices import Choice
 from app.answers.openai import ChatFormat
+from app.answers.pieces import CallPiece, Piece
 from app.requests.sampling import Sampling
 from app.requests.text import TextService
 from app.requests.tools import ToolUse

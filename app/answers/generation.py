@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from app.admission.replay import Replays
-from app.answers.choices import Choice, Piece
+from app.answers.choices import Choice
+from app.answers.pieces import Piece
 from app.http.errors import ApiError, EngineGone, GrammarFailed, InternalError, OutOfMemory, PoisonRequest
 from app.telemetry.metrics import Metrics
 from engine.messages import Delta, EngineClient, EngineState, EngineUnavailable, Lane, Request

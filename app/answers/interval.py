@@ -7,8 +7,9 @@ so that the stream's task sleeps through them.
 from collections.abc import Sequence
 from time import perf_counter
 
-from app.answers.choices import Choice, Piece, merged
+from app.answers.choices import Choice
 from app.answers.generation import Update
+from app.answers.pieces import Piece, merged
 from app.answers.stream import EventStream
 from app.http.direct import DirectWrite
 from app.requests.text import TextService

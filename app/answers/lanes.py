@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.answers.choices import MERGE_ABOVE, Choice, Piece
+from app.answers.choices import MERGE_ABOVE, Choice
+from app.answers.pieces import Piece
 from app.http.direct import DirectWrite
 from app.requests.text import TextService
 from app.telemetry.metrics import Metrics

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from app.answers.choices import Piece
+from app.answers.pieces import Piece
 from engine.messages import TokenLogprobs
 
 LOWEST = -9999.0  # JSON has no -Infinity

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from app.answers.choices import CallPiece, Choice, Piece
+from app.answers.choices import Choice
 from app.answers.generation import Usage
 from app.answers.lanes import EventLane
+from app.answers.pieces import CallPiece, Piece
 from app.http.dialects import anthropic_error
 from app.http.direct import DirectWrite
 from app.http.errors import ApiError

@@ -12,11 +12,13 @@ from typing import Protocol
 
 import msgspec
 
-from app.answers.choices import Choice, Piece
+from app.answers.choices import Choice
 from app.answers.generation import Usage
 from app.answers.lanes import EventLane
 from app.answers.logprobs import IdNames, Names, chat_logprobs, completion_logprobs
-from app.answers.scores import PromptScores, best
+from app.answers.pieces import Piece
+from app.answers.scored_choice import best
+from app.answers.scores import PromptScores
 from app.http.direct import DirectWrite
 from app.http.errors import ApiError
 from app.requests.openai import Delivery

@@ -8,10 +8,11 @@ from typing import Literal
 
 import msgspec
 
-from app.answers.choices import CallPiece, Choice, Piece
+from app.answers.choices import Choice
 from app.answers.generation import Usage
 from app.answers.lanes import NumberedLane, Tally
 from app.answers.logprobs import logprob_entries
+from app.answers.pieces import CallPiece, Piece
 from app.http.direct import DirectWrite
 from app.http.errors import ApiError
 from app.requests.openai import Delivery

@@ -13,11 +13,11 @@ from time import perf_counter
 from starlette.types import Receive, Scope, Send
 
 from app.admission.gate import Gate
-from app.answers.choices import Piece
 from app.answers.deadlines import deadlines
 from app.answers.generation import Generation, Update
 from app.answers.lanes import EventLane, WaitingLane
 from app.answers.openai import Writer
+from app.answers.pieces import Piece
 from app.answers.record import timing_headers
 from app.http.direct import DirectWrite, cut, direct_write
 from app.http.errors import ApiError, InternalError

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 
 from app.answers.choices import Choice
-from app.answers.scores import PromptScores, ScoredChoice
+from app.answers.scored_choice import ScoredChoice
+from app.answers.scores import PromptScores
 from app.requests.sampling import Sampling
 from app.requests.text import TextService
 from app.routes.context import Context
