@@ -26,6 +26,7 @@ from app.http.direct import cut, direct_write
 from app.http.errors import (
     ApiError,
     InternalError,
+    QueueFull,
     RequestError,
     StreamCancelled,
     StreamGap,
@@ -44,6 +45,7 @@ RING_BYTES = 1 << 20  # of one stream; older events are forgotten
 TOTAL_BYTES = 64 << 20  # of all streams
 EVENT_BYTES = 64  # what keeping an event costs beside its text
 KEEP_SECONDS = 120.0  # after a stream's end
+BUSY_SECONDS = 2  # to wait for one of others' streams to end
 
 _HEADER = HEADER.lower().encode()
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
@@ -286,6 +288,14 @@ class Streams:
         live = len(self._live) + len(self._reserved)
         return live * RING_BYTES + sum(record.size for record in self._ended.values())
 
+    @property
+    def _share(self) -> int | None:
+        """Streams that one of several keys may have under way: as many as half of the room holds."""
+        return TOTAL_BYTES // RING_BYTES // 2 if len(self.settings.access.keys) > 1 else None
+
+    def _begun(self, key_id: str) -> int:
+        return sum(owner == key_id for owner, _ in (*self._live, *self._reserved))
+
     @contextmanager
     def reserve(self, name: bytes, key_id: str, body: dict[str, object]) -> Iterator[Place]:
         """Takes a name and room for its stream while the request is prepared. Raises ApiError."""
@@ -300,10 +310,15 @@ class Streams:
         if key in self._live or (key in self._reserved and key[1] != AUTO):
             message = "A stream with this id is still under way."
             raise ApiError(409, "stream_exists", message, param=HEADER, headers={"x-should-retry": "false"})
+        if (share := self._share) is not None and self._begun(key_id) >= share:
+            message = f"This API key has {share} resumable streams under way, its share."
+            raise QueueFull(message, BUSY_SECONDS, 1000 * BUSY_SECONDS)
         while self._ended and self.size + RING_BYTES > TOTAL_BYTES:
             del self._ended[next(iter(self._ended))]
         if self.size + RING_BYTES > TOTAL_BYTES:
-            raise Unavailable("overloaded", "Too many resumable streams are under way.", retry_after=2)
+            raise Unavailable(
+                "overloaded", "Too many resumable streams are under way.", retry_after=BUSY_SECONDS
+            )
         self._reserved.append(key)
         try:
             yield Place(self, key)

@@ -20,7 +20,7 @@ from app.answers.resume import Reader, Record, Streams
 from app.answers.stream import EventStream
 from app.http.middleware import key_id
 from app.settings.config import Config
-from app.settings.http import HttpSettings
+from app.settings.http import Access, HttpSettings, Key
 from app.settings.sections import Server
 from engine.messages import Finish
 from tests.app.scripted_engine import END, ScriptedEngine
@@ -302,6 +302,25 @@ async def test_memory_of_all_streams_is_bounded(monkeypatch: pytest.MonkeyPatch)
             async with begun(s, "three") as third:
                 assert third.status_code == 503 and third.headers["retry-after"]
             assert len(engine.requests) == 3
+
+
+async def test_one_key_leaves_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.answers.resume, "TOTAL_BYTES", 2 * app.answers.resume.RING_BYTES)
+    settings = HttpSettings(access=Access(keys=(Key.of("one"), Key.of("two"))), header_grace=0.0)
+    async with served(ScriptedEngine(), settings) as s:
+        s.http.headers["authorization"] = "Bearer one"
+        async with begun(s, "a"):
+            async with begun(s, "b") as second:
+                error = json.loads(await second.aread())["error"]
+                assert (second.status_code, error["code"]) == (429, "queue_full")
+                assert second.headers["retry-after"] and "share" in error["message"]
+            s.http.headers["authorization"] = "Bearer two"
+            async with begun(s, "b") as other:
+                assert other.status_code == 200
+        s.http.headers["authorization"] = "Bearer one"
+        assert (await s.http.delete("/v1/streams/a")).status_code == 200
+        async with begun(s, "b") as again:
+            assert again.status_code == 200, "one that has ended is no part of the share"
 
 
 async def test_what_is_kept_of_an_ended_stream_is_what_it_said() -> None:
