@@ -1,27 +1,71 @@
 """Reads a JSON body: its type, its size while it arrives, its depth. Its fields are for others."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from app.http.errors import ApiError, ClientGone, RequestError, TooLarge
+from app.http.errors import ApiError, ClientGone, RequestError, TooLarge, Unavailable
 from app.settings.http import HttpSettings
 
 MAX_DEPTH = 64
+AT_ONCE = 64  # bodies of the largest size that are held at a time, or more smaller ones
+UPLOAD_SECONDS = 2  # to wait for room
 THREAD_ABOVE = 128 * 1024  # bytes; decoding more than this would hold up the streams of others
 
 _decoder = msgspec.json.Decoder()
 
 
-async def read_object(scope: Scope, receive: Receive, settings: HttpSettings) -> dict[str, object]:
-    """The body as a JSON object. Raises ApiError (400, 408, 413, 415), or ClientGone."""
+class Uploads:
+    """Bodies that are arriving or being decoded: their bytes together have a limit, whoever sends them."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.held = 0
+        self._limit = AT_ONCE * settings.max_body_bytes
+
+    def add(self, count: int) -> None:
+        """Raises Unavailable (503) where there is no room, and then has changed nothing."""
+        if self.held + count > self._limit:
+            error = Unavailable(
+                "overloaded", "Too many large request bodies arrive at a time.", UPLOAD_SECONDS
+            )
+            error.headers["connection"] = "close"
+            raise error
+        self.held += count
+
+    @contextmanager
+    def releasing(self, data: bytearray) -> Iterator[None]:
+        """Gives back, in the end, what `data` then holds."""
+        try:
+            yield
+        finally:
+            self.held -= len(data)
+
+
+async def read_object(
+    scope: Scope, receive: Receive, settings: HttpSettings, uploads: Uploads
+) -> dict[str, object]:
+    """The body as a JSON object. Raises ApiError (400, 408, 413, 415, 503), or ClientGone."""
+    data = bytearray()
+    with uploads.releasing(data):
+        await _arrived(data, scope, receive, settings, uploads)
+        if len(data) > THREAD_ABOVE:
+            return await asyncio.to_thread(parse_object, data)
+        return parse_object(data)
+
+
+async def _arrived(
+    data: bytearray, scope: Scope, receive: Receive, settings: HttpSettings, uploads: Uploads
+) -> None:
+    """Fills `data` with the body."""
     headers = Headers(scope=scope)
     _check_type(headers)
     try:
         async with asyncio.timeout(settings.body_timeout):
-            data = await _read(headers, receive, settings.max_body_bytes)
+            await _read(data, headers, receive, settings.max_body_bytes, uploads)
     except TimeoutError:
         raise ApiError(
             408,
@@ -30,9 +74,6 @@ async def read_object(scope: Scope, receive: Receive, settings: HttpSettings) ->
             type="timeout_error",
             headers={"connection": "close"},
         ) from None
-    if len(data) > THREAD_ABOVE:
-        return await asyncio.to_thread(parse_object, data)
-    return parse_object(data)
 
 
 def parse_object(data: bytes | bytearray) -> dict[str, object]:
@@ -82,9 +123,8 @@ def _check_type(headers: Headers) -> None:
         raise ApiError(415, "unsupported_media_type", f"Content-Encoding {encoding[:40]!r} is not supported.")
 
 
-async def _read(headers: Headers, receive: Receive, limit: int) -> bytearray:
+async def _read(data: bytearray, headers: Headers, receive: Receive, limit: int, uploads: Uploads) -> None:
     declared = headers.get("content-length", "")
-    data = bytearray()
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(limit)
     more = True
@@ -92,11 +132,12 @@ async def _read(headers: Headers, receive: Receive, limit: int) -> bytearray:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        data += message.get("body", b"")
+        piece = message.get("body", b"")
+        uploads.add(len(piece))
+        data += piece
         more = message.get("more_body", False)
         if len(data) > limit:
             raise TooLarge(limit)
-    return data
 
 
 def _check_depth(value: object) -> None:

@@ -11,6 +11,7 @@ from app.admission.gate import Gate, Place
 from app.admission.replay import Replays
 from app.answers.record import Spans
 from app.answers.resume import Streams
+from app.http.body import Uploads
 from app.http.errors import Draining, EngineGone, RequestError
 from app.http.fields import shown
 from app.http.lifecycle import Lifecycle
@@ -46,9 +47,11 @@ class Context:
     grammars: GrammarCompiler = field(default_factory=GrammarCompiler)
     replays: Replays = field(init=False)
     streams: Streams = field(init=False)
+    uploads: Uploads = field(init=False)
 
     def __post_init__(self) -> None:
         self.streams = Streams(self.settings, self.lifecycle, self.metrics)
+        self.uploads = Uploads(self.settings)
         self.replays = Replays(self.client, self.lifecycle)
 
     @property

@@ -63,7 +63,7 @@ class NanochatCompletions:
         with ExitStack() as stack:
             try:
                 context = stack.enter_context(self.context.entering(scope))
-                body = await read_object(scope, receive, settings)
+                body = await read_object(scope, receive, settings, context.uploads)
                 info = await context.model()
                 generation = await self._submit(context, body, info, started)
                 stack.callback(generation.close)

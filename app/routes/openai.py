@@ -59,7 +59,7 @@ class Endpoint:
             request = copy(self)
             request.context = context
             try:
-                body = await read_object(scope, receive, context.settings)
+                body = await read_object(scope, receive, context.settings, context.uploads)
             except ClientGone:
                 context.metrics.disconnected("body")
                 return

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from app.http.body import AT_ONCE
 from app.settings.http import HttpSettings
 from engine.messages import Request, TokenStream
 from engine.text import NanochatTemplate
@@ -234,6 +235,28 @@ async def test_bodies_over_the_limit() -> None:
             assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
             assert reply.headers["connection"] == "close"
         assert "detail" in nano.json()
+        assert (await s.complete(prompt="x")).status_code == 200
+
+
+async def test_bodies_that_arrive_together_have_a_limit() -> None:
+    """Many clients that each stay below the limit of one body, and never come to its end."""
+    async with served(ScriptedEngine(says("ok")), HttpSettings(max_body_bytes=1000)) as s:
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000"
+        begun = [await asyncio.open_connection("127.0.0.1", s.port) for _ in range(AT_ONCE)]
+        for _, writer in begun:
+            writer.write(head.encode() + b"\r\n\r\n" + b" " * 990)
+        async with asyncio.timeout(10):
+            while s.context.uploads.held < AT_ONCE * 990:
+                await asyncio.sleep(0)
+            refused = await s.http.post(TEXT, content=b" " * 990, headers=JSON)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            assert refused.headers["retry-after"] and refused.headers["connection"] == "close"
+            assert s.context.uploads.held == AT_ONCE * 990
+            assert (await s.complete(prompt="x")).status_code == 200, "there is room for a small one"
+            for _, writer in begun:
+                writer.close()
+            while s.context.uploads.held:
+                await asyncio.sleep(0)
         assert (await s.complete(prompt="x")).status_code == 200
 
 
