@@ -163,6 +163,13 @@ def operations(settings: HttpSettings) -> dict[str, dict[str, object]]:
             extra=(404,),
         ),
         "/chat/completions": {"post": _nanochat()},
+        **_status_operations(),
+    }
+
+
+def _status_operations() -> dict[str, dict[str, object]]:
+    """The routes that tell how the server is."""
+    return {
         "/health": _bare("200 while the process lives", "Health"),
         "/ping": _bare("The same as /health", "Health"),
         "/ready": {

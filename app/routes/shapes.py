@@ -107,6 +107,14 @@ def schemas() -> dict[str, object]:
         "Models": shape(object={"const": "list"}, data=items(ref("Model"))),
         "Deleted": shape(id=STRING, object={"const": "stream"}, deleted={"const": True}),
         "Cancelled": shape(id=STRING, cancelled={"const": True}),
+        **_status_shapes(),
+    }
+
+
+def _status_shapes() -> dict[str, object]:
+    """Of the routes that tell how the server is."""
+    null_string: Schema = {"type": ["string", "null"]}
+    return {
         "Health": shape(
             status={"const": "ok"},
             ready=BOOLEAN,
