@@ -79,6 +79,7 @@ def terminal(command: Sequence[str], **more: str) -> Iterator[Terminal]:
     """Runs the command in a terminal of its own; Ctrl-C is typed as \\x03."""
     pid, master = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # who starts tests in the background may have it ignored
         os.chdir(ROOT)
         os.execve(command[0], list(command), environment() | {"TERM": "dumb", "COLUMNS": "200"} | more)
     running = Terminal(pid, master)
