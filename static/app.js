@@ -1,13 +1,13 @@
 /** Wires the parts to the document. */
 
-import { fetchModel } from "./api.js";
-import { Chat } from "./chat.js";
-import { Composer } from "./composer.js";
-import { LoadLine } from "./load.js";
-import { Follower } from "./scroll.js";
-import { Settings } from "./settings.js";
-import { SettingsPanel } from "./settings_panel.js";
-import { LogView } from "./view.js";
+import { fetchModel } from "./server/api.js";
+import { Chat } from "./chat/chat.js";
+import { Composer } from "./chat/composer.js";
+import { LoadLine } from "./seeing/load.js";
+import { Follower } from "./reading/scroll.js";
+import { Settings } from "./settings/settings.js";
+import { SettingsPanel } from "./settings/panel.js";
+import { LogView } from "./chat/view.js";
 
 /** @param {string} id @returns {any} the element, of whatever kind the page says it is */
 const byId = (id) => document.getElementById(id);

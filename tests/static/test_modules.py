@@ -11,7 +11,7 @@ pytestmark = pytest.mark.browser
 def test_speed_is_counted_from_the_first_token(modules: Page) -> None:
     live, final = modules.evaluate(
         """async () => {
-          const { SpeedMeter } = await import('/static/speed.js');
+          const { SpeedMeter } = await import('/static/seeing/speed.js');
           const meter = new SpeedMeter(1000);
           for (let k = 0; k <= 10; k++) meter.piece(1250 + 100 * k);
           const live = [meter.firstToken, meter.tokens, meter.rate, meter.line('')];
@@ -26,7 +26,7 @@ def test_speed_is_counted_from_the_first_token(modules: Page) -> None:
 def test_speed_says_nothing_it_cannot_know(modules: Page) -> None:
     lines = modules.evaluate(
         """async () => {
-          const { SpeedMeter } = await import('/static/speed.js');
+          const { SpeedMeter } = await import('/static/seeing/speed.js');
           const meter = new SpeedMeter(0);
           const none = meter.line('stopped');
           for (let k = 0; k < 50; k++) meter.piece(2000);
@@ -39,7 +39,7 @@ def test_speed_says_nothing_it_cannot_know(modules: Page) -> None:
 def test_own_settings_stand_above_the_model_card(modules: Page) -> None:
     steps = modules.evaluate(
         """async () => {
-          const { Settings } = await import('/static/settings.js');
+          const { Settings } = await import('/static/settings/settings.js');
           const kept = new Map();
           const storage = { getItem: (k) => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, v) };
           const card = { temperature: 0.6, top_k: 50, min_p: 0.1, seed: 'x', unknown: 3 };
@@ -69,7 +69,7 @@ def test_own_settings_stand_above_the_model_card(modules: Page) -> None:
 def test_broken_storage_is_no_obstacle(modules: Page) -> None:
     request = modules.evaluate(
         """async () => {
-          const { Settings } = await import('/static/settings.js');
+          const { Settings } = await import('/static/settings/settings.js');
           const deny = () => { throw new Error('denied'); };
           const settings = new Settings({ getItem: deny, setItem: deny });
           settings.set('temperature', '1.5');
@@ -96,7 +96,7 @@ def test_broken_storage_is_no_obstacle(modules: Page) -> None:
 def test_error_bodies_of_all_kinds(modules: Page, body: str, message: str, code: str | None) -> None:
     found = modules.evaluate(
         """async (body) => {
-          const { errorOfResponse } = await import('/static/errors.js');
+          const { errorOfResponse } = await import('/static/server/errors.js');
           const headers = { 'Retry-After': '3' };
           const error = await errorOfResponse(new Response(body, { status: 400, headers }));
           return [error.message, error.code, error.retryAfter];
@@ -109,7 +109,7 @@ def test_error_bodies_of_all_kinds(modules: Page, body: str, message: str, code:
 def test_wire_leaves_out_what_was_not_said(modules: Page) -> None:
     wire = modules.evaluate(
         """async () => {
-          const { Conversation } = await import('/static/conversation.js');
+          const { Conversation } = await import('/static/core/conversation.js');
           const conversation = new Conversation();
           conversation.addUser('one');
           conversation.addAnswer().content = 'two';
@@ -145,7 +145,7 @@ ANSWERS = [
     ("<|python_start|>" + "9" * 5000 + " and on", "<|python_start|>" + "9" * 5000 + " and on"),
 ]
 SHOW = """async (cuts) => {
-  const { ToolText } = await import('/static/tool_text.js');
+  const { ToolText } = await import('/static/reading/tool_text.js');
   return cuts.map((pieces) => {
     const text = new ToolText();
     const shown = [...pieces.flatMap((piece) => text.push(piece)), ...text.flush()];
@@ -170,7 +170,7 @@ def test_nothing_is_shown_twice_or_too_late(modules: Page) -> None:
     """Half a mark is held back; words before it are not."""
     steps = modules.evaluate(
         """async (pieces) => {
-          const { ToolText } = await import('/static/tool_text.js');
+          const { ToolText } = await import('/static/reading/tool_text.js');
           const text = new ToolText();
           return pieces.map((piece) => text.push(piece).map((part) => part.text).join(''));
         }""",

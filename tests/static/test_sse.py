@@ -28,7 +28,7 @@ CASES: list[tuple[str, list[list[str]]]] = [
 # Reads `bytes` as a stream that breaks at each of `cuts`.
 PARSE = """
 async ({ bytes, cutLists }) => {
-  const { readEvents } = await import('/static/sse.js');
+  const { readEvents } = await import('/static/server/sse.js');
   const all = new Uint8Array(bytes);
   const parse = async (cuts) => {
     const body = new ReadableStream({
@@ -66,7 +66,7 @@ def test_cuts_do_not_matter(modules: Page, case: int) -> None:
 def test_leaving_the_loop_cancels_the_request(modules: Page) -> None:
     cancelled = modules.evaluate(
         """async () => {
-          const { readEvents } = await import('/static/sse.js');
+          const { readEvents } = await import('/static/server/sse.js');
           let cancelled = false;
           const body = new ReadableStream({
             start: (controller) => controller.enqueue(new TextEncoder().encode('data: x\\n\\n')),

@@ -2,14 +2,14 @@
 
 import { runAnswer } from "./answer.js";
 import { isCommand, runCommand } from "./commands.js";
-import { Conversation } from "./conversation.js";
-import { ApiError, explain } from "./errors.js";
+import { Conversation } from "../core/conversation.js";
+import { ApiError, explain } from "../server/errors.js";
 
 /**
  * @typedef {import("./view.js").LogView} LogView
  * @typedef {import("./view.js").AnswerView} AnswerView
- * @typedef {import("./settings.js").Settings} Settings
- * @typedef {import("./scroll.js").Follower} Follower
+ * @typedef {import("../settings/settings.js").Settings} Settings
+ * @typedef {import("../reading/scroll.js").Follower} Follower
  */
 
 const MOST_RETRIES = 3; // without the reader's hand, one after another

@@ -1,8 +1,8 @@
 /** The conversation on the screen: messages, notes, and what hangs below an answer. */
 
-import { AnswerBody } from "./body.js";
+import { AnswerBody } from "../reading/body.js";
 
-/** @typedef {import("./conversation.js").Message} Message */
+/** @typedef {import("../core/conversation.js").Message} Message */
 
 /** @param {string} id @returns {HTMLElement} a copy of a template's only element */
 function stamp(id) {

@@ -1,6 +1,6 @@
 /** The small line with the server's load: rows in the batch, requests that wait. */
 
-import { fetchLoad } from "./api.js";
+import { fetchLoad } from "../server/api.js";
 
 const EVERY = 3000; // milliseconds
 

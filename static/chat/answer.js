@@ -1,11 +1,11 @@
 /** One answer on its way from the server to the screen. */
 
-import { streamChat } from "./api.js";
-import { ApiError } from "./errors.js";
-import { SpeedMeter } from "./speed.js";
+import { streamChat } from "../server/api.js";
+import { ApiError } from "../server/errors.js";
+import { SpeedMeter } from "../seeing/speed.js";
 
 /**
- * @typedef {import("./conversation.js").Message} Message
+ * @typedef {import("../core/conversation.js").Message} Message
  * @typedef {import("./view.js").AnswerView} AnswerView
  */
 

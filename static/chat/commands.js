@@ -1,6 +1,6 @@
 /** Slash commands. Their replies are notes of the console, never part of the conversation. */
 
-/** @typedef {import("./settings.js").Settings} Settings */
+/** @typedef {import("../settings/settings.js").Settings} Settings */
 
 export const HELP = [
   "/temperature [x]  show or set, 0 to 2",

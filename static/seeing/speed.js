@@ -1,6 +1,6 @@
 /** How fast one answer comes: time to first token, tokens per second. Times are in milliseconds. */
 
-/** @typedef {import("./api.js").Usage} Usage */
+/** @typedef {import("../server/api.js").Usage} Usage */
 
 // Over a shorter time than these (milliseconds), a rate says more about the network than about the server.
 const LIVE_SPAN = 250;

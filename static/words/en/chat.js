@@ -1,0 +1,2 @@
+/** @type {Record<string, import("../words.js").Word>} */
+export const chat = {};
