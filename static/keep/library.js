@@ -107,31 +107,34 @@ export class Library extends EventTarget {
    * @returns {Promise<Head | undefined>} the head as it is now; undefined if there is no such conversation
    */
   async changeHead(id, changes) {
-    const [stored] = (await this.#read((shelf) => shelf.head(id))).flatMap((head) => head ?? []).slice(-1);
+    const stored = (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
     if (stored === undefined) return undefined;
     const head = { ...stored, ...changes };
-    await this.#put([head], [], new Map([[id, stored]]));
+    await this.#put([head], [], stored);
     return head;
   }
 
   /**
    * Removes a conversation.
-   * @param {string} id @returns {Promise<Records | undefined>} what is gone: `write` puts it back
+   * @param {string} id @returns {Promise<Records | undefined>} what is gone: `write` puts it back; undefined if
+   *   nothing is
    */
   async remove(id) {
     const records = await this.#records(id);
+    if (!(await this.#try(async () => this.#shelf?.remove(id)))) return undefined;
     await this.#waiting.remove(id);
     this.#bases.delete(id);
-    await this.#try(async () => this.#shelf?.remove(id));
     this.#tell({ id, removed: true });
+    await this.#putWaiting();
     return records;
   }
 
   /** @param {string} conversationId @param {string[]} ids */
   async removeMessages(conversationId, ids) {
+    if (!(await this.#try(async () => this.#shelf?.removeRows(conversationId, ids)))) return;
     await this.#waiting.removeRows(conversationId, ids);
-    await this.#try(async () => this.#shelf?.removeRows(conversationId, ids));
     this.#tell({ id: conversationId });
+    await this.#putWaiting();
   }
 
   /** Every conversation, for export. @returns {Promise<Records[]>} */
@@ -152,7 +155,10 @@ export class Library extends EventTarget {
    * @returns {Promise<Hit[]>} fails with an AbortError when another search begins before this one has ended
    */
   search(text) {
-    return this.#searcher.search(text, this.lasting, this.#waiting);
+    return this.#searcher.search(text, this.lasting, {
+      heads: async () => (await this.list()).filter(({ id }) => this.#waiting.has(id)),
+      rows: (id) => this.#waiting.rows(id),
+    });
   }
 
   /** Lets go of the database and of the other tabs; for tests. */
@@ -177,7 +183,8 @@ export class Library extends EventTarget {
   /** @param {"newer" | "gone"} why */
   #closed(why) {
     this.#shelf = null;
-    this.#problem("blocked", t(`keep.notKept.${why}`));
+    if (why === "gone") this.#open();
+    else this.#problem("blocked", t("keep.notKept.newer"));
   }
 
   /** @param {string} id @returns {Promise<Records | undefined>} */
@@ -205,23 +212,37 @@ export class Library extends EventTarget {
     return { ...message, conversation, order: this.#order };
   }
 
-  /** @param {Head[]} heads @param {Row[]} rows @param {Map<string, Head>} bases what the heads were made from */
-  async #put(heads, rows, bases = this.#bases) {
-    const waiting = this.#shelf === null ? { heads: [], rows: [] } : this.#waiting.take();
-    const all = { heads: [...waiting.heads, ...heads], rows: [...waiting.rows, ...rows] };
+  /**
+   * Writes these, and what waits. What fails then waits.
+   * @param {Head[]} heads @param {Row[]} rows @param {Head} [base] what the heads were made from, if not from
+   *   what was last read
+   */
+  async #put(heads, rows, base) {
+    const shelf = this.#shelf;
+    const waiting = shelf === null ? { heads: [], rows: [] } : this.#waiting.everything();
+    const edits = [
+      ...waiting.heads.map((head) => ({ head, base: this.#bases.get(head.id) })),
+      ...heads.map((head) => ({ head, base: base ?? this.#bases.get(head.id) })),
+    ];
+    const ids = edits.map(({ head }) => head.id);
     /** @param {Map<string, Head>} stored */
     const merge = (stored) => {
-      const merged = new Map(stored);
-      for (const head of all.heads) merged.set(head.id, mergeHeads(merged.get(head.id), bases.get(head.id), head));
-      return all.heads.map((head) => /** @type {Head} */ (merged.get(head.id)));
+      for (const { head, base } of edits) stored.set(head.id, mergeHeads(stored.get(head.id), base, head));
+      return [...new Set(ids)].map((id) => /** @type {Head} */ (stored.get(id)));
     };
-    const ids = all.heads.map((head) => head.id);
-    const taken = await this.#try(async () => this.#shelf?.put(merge, ids, all.rows));
-    if (this.#shelf === null || !taken) await this.#waiting.put(merge, ids, all.rows);
-    else this.#askToStay();
-    if (bases === this.#bases) for (const head of heads) bases.set(head.id, structuredClone(head));
-    const changed = [...heads.map((head) => head.id), ...rows.map((row) => row.conversation)];
-    for (const id of new Set(changed)) this.#tell({ id });
+    if (shelf !== null && (await this.#try(() => shelf.put(merge, ids, [...waiting.rows, ...rows])))) {
+      this.#waiting.drop(waiting);
+      if (base === undefined) for (const head of heads) this.#bases.set(head.id, structuredClone(head));
+      this.#askToStay();
+    } else {
+      await this.#waiting.put(merge, ids, rows);
+    }
+    for (const id of new Set([...heads.map((head) => head.id), ...rows.map((row) => row.conversation)])) this.#tell({ id });
+  }
+
+  /** There may be room again. */
+  async #putWaiting() {
+    if (this.#shelf !== null && !this.#waiting.empty) await this.#put([], []);
   }
 
   /** @param {() => Promise<unknown>} act @returns {Promise<boolean>} whether it went well; if not, it was told */

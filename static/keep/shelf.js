@@ -153,12 +153,25 @@ export class MemoryShelf {
     if (there?.size === 0) this.#rows.delete(conversation);
   }
 
-  /** Takes everything out. @returns {{heads: Head[], rows: Row[]}} */
-  take() {
-    const taken = { heads: [...this.#heads.values()], rows: [...this.#rows.values()].flatMap((rows) => [...rows.values()]) };
-    this.#heads.clear();
-    this.#rows.clear();
-    return taken;
+  /** @param {string} conversation */
+  has(conversation) {
+    return this.#heads.has(conversation) || this.#rows.has(conversation);
+  }
+
+  /** @returns {{heads: Head[], rows: Row[]}} what lies here, not copies */
+  everything() {
+    const rows = [...this.#rows.values()].flatMap((there) => [...there.values()]);
+    return { heads: [...this.#heads.values()], rows };
+  }
+
+  /** Removes these but for what was written anew since. @param {{heads: Head[], rows: Row[]}} taken */
+  drop({ heads, rows }) {
+    for (const head of heads) if (this.#heads.get(head.id) === head) this.#heads.delete(head.id);
+    for (const row of rows) {
+      const there = this.#rows.get(row.conversation);
+      if (there?.get(row.id) === row) there.delete(row.id);
+      if (there?.size === 0) this.#rows.delete(row.conversation);
+    }
   }
 }
 
