@@ -71,8 +71,6 @@ export const shell = {
   "shell.compare_title": "Compare",
   "shell.heat": "Show how likely each token was",
   "shell.heat_title": "Token probabilities",
-  "shell.details": "Details of the answer",
-  "shell.details_title": "Details",
   "shell.more": "More for this answer",
   "shell.more_title": "More",
 
