@@ -27,6 +27,8 @@ export const chat = {
   "chat.waiting": "waiting for the server",
   "chat.file": "File {name}",
   "chat.sideBySide": "Two answers side by side",
+  "chat.answerTwice": "Answer twice, side by side",
+  "chat.answerTwiceTitle": "Answer twice",
   "chat.keyStop": "Stop the answer",
   "chat.keyFind": "Search the chats",
   "chat.keyDelete": "Delete this chat",
