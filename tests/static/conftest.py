@@ -60,7 +60,7 @@ def scripted(scripted_server: ScriptedServer) -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> ChatPage:
     """One tab for a whole module: opening the page anew costs far less than a new tab."""
-    return ChatPage(browser.new_page())
+    return ChatPage(browser.new_context().new_page())
 
 
 @pytest.fixture(scope="module")
