@@ -75,10 +75,9 @@ STATS = {
     "running": 2,
     "waiting": 1,
     "blocks_total": 128,
-    "blocks_free": 96,
     "blocks_used": 32,
+    "blocks_cached": 16,
     "prompt_tokens": 900,
-    "prefilled_tokens": 600,
     "cached_tokens": 300,
     "generated_tokens": 4000,
     "tokens_per_second": 210.5,
@@ -103,27 +102,41 @@ class Exchange:
 
 
 class Kept:
-    """What a resumable stream has said: numbered events, and where its reader was hung up on."""
+    """What a resumable stream has said: numbered events and, between them, comments without a number.
+
+    places: how much had been said after each event. cuts: how much at each HangUp that has not
+    happened to a reader yet.
+    """
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.events: list[bytes] = []  # with comments, which have no number, in front of the next event
-        self.cuts: list[int] = []  # how many events there were at each HangUp
+        self.said: list[bytes] = []
+        self.places = [0]
+        self.cuts: list[int] = []
         self.ended = False
         self.task: asyncio.Task[None] | None = None
-        self._partial = b""
         self.news = asyncio.Condition()
+        self._partial = b""
 
     async def add(self, step: bytes) -> None:
-        """Numbers the events that the step completes."""
-        *whole, self._partial = (self._partial + step).split(b"\n\n")
+        """Takes the events and comments that the step completes."""
+        rest = self._partial + step
         async with self.news:
-            self.events += [b"id: %d\n%b\n\n" % (len(self.events) + k + 1, e) for k, e in enumerate(whole)]
+            while rest:
+                comment = rest.startswith(b":")
+                part, end, after = rest.partition(b"\n" if comment else b"\n\n")
+                if not end:
+                    break
+                self.said.append(part + end if comment else b"id: %d\n%b%b" % (len(self.places), part, end))
+                if not comment:
+                    self.places.append(len(self.said))
+                rest = after
+            self._partial = rest
             self.news.notify_all()
 
     async def mark(self, *, cut: bool = False, ended: bool = False) -> None:
         async with self.news:
-            self.cuts += [len(self.events)] * cut
+            self.cuts += [len(self.said)] * cut
             self.ended = self.ended or ended
             self.news.notify_all()
 
@@ -270,7 +283,12 @@ class ScriptedServer:
         exchange = Exchange(body, request.headers.get("x-stream-id", ""), dict(request.headers))
         self.exchanges.append(exchange)
         if exchange.stream_id and not self.resumable:
-            refusal = Refusal(400, "unsupported_parameter", "'X-Stream-Id' is not supported by this server.")
+            refusal = Refusal(
+                400,
+                "unsupported_parameter",
+                "'X-Stream-Id' is not supported by this server.",
+                param="X-Stream-Id",
+            )
             await refusal.response()(scope, receive, send)
             return
         answers = self.scripts[body["messages"][-1]["content"]]
@@ -323,16 +341,16 @@ class ScriptedServer:
         await kept.mark(ended=True)
 
     async def _follow(self, kept: Kept, at: int, send: Send) -> None:
-        """Sends a resumable stream's events behind `at`; a HangUp that comes meanwhile ends it."""
-        cuts = len(kept.cuts)
-        await self._start(send)
+        """Sends a resumable stream behind event `at`; a HangUp behind that ends it."""
+        place = kept.places[at]
+        await self._start(send, [(b"x-stream-id", kept.exchange.stream_id.encode())])
         while True:
             async with kept.news:
-                while not (len(kept.events) > at or kept.ended or len(kept.cuts) > cuts):
+                while not (len(kept.said) > place or kept.ended or kept.cuts):
                     await kept.news.wait()
-                cut = kept.cuts[cuts] if len(kept.cuts) > cuts else None
-                data, ended = b"".join(kept.events[at:cut]), kept.ended
-                at = len(kept.events)
+                cut = kept.cuts.pop(0) if kept.cuts else None
+                data, ended = b"".join(kept.said[place:cut]), kept.ended
+                place = len(kept.said)
             more = cut is not None or not ended
             await send({"type": "http.response.body", "body": data, "more_body": more})
             if cut is not None or ended:
@@ -351,9 +369,9 @@ class ScriptedServer:
                 await send({"type": "http.response.body", "body": step, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _start(self, send: Send) -> None:
+    async def _start(self, send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *more]})
 
     async def _until_left(self, writing: Coroutine[Any, Any, None], receive: Receive) -> bool:
         """Writes until the end or until the client leaves; whether it came to its end."""

@@ -29,9 +29,10 @@ class Refusal:
     code: str
     message: str
     headers: dict[str, str] = field(default_factory=dict)
+    param: str | None = None
 
     def response(self) -> Response:
-        error = {"message": self.message, "type": "x", "param": None, "code": self.code}
+        error = {"message": self.message, "type": "x", "param": self.param, "code": self.code}
         return JSONResponse({"error": error}, self.status, self.headers)
 
 
