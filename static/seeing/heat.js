@@ -124,7 +124,7 @@ class HeatMap {
   /** Makes this token the one that Tab reaches. @param {number} at */
   #select(at) {
     if (at < 0) return;
-    this.#tokens[this.#at].removeAttribute("tabindex");
+    if (at !== this.#at) this.#tokens[this.#at].removeAttribute("tabindex");
     this.#tokens[at].setAttribute("tabindex", "0");
     this.#at = at;
     this.#show(at);

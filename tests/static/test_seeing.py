@@ -351,7 +351,7 @@ def test_heat_map_by_keyboard_and_by_pointer(modules: Page) -> None:
     expect(tip).to_be_hidden()
     assert modules.locator('.heat-token[tabindex="0"]').count() == 1
     modules.get_by_role("button", name="The", exact=True).hover()
-    expect(tip).to_contain_text("A 4.0%")
+    expect(tip).to_contain_text("A 4%")
     tip.hover()
     expect(tip).to_be_visible()
     modules.keyboard.press("Escape")
