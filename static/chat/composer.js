@@ -26,8 +26,8 @@ export class Composer {
   #gauge;
   #commands;
   #busy = false;
-  /** @type {string | null} the conversation whose draft this is, null for a new one */
-  #conversation = null;
+  /** @type {string | null | undefined} the conversation whose draft this is, null for a new one */
+  #conversation;
   /** The message that is being edited; the draft proper waits aside. @type {string | null} */
   #editing = null;
   #aside = { text: "", files: /** @type {TextFile[]} */ ([]) };
@@ -84,23 +84,25 @@ export class Composer {
     const text = this.text;
     const files = this.files;
     if ((text.trim() === "" && files.length === 0) || this.#files?.reading) return;
-    const at = this.#conversation;
+    const at = this.#conversation ?? null;
     const { editing, aside } = { editing: this.editing, aside: this.#aside };
     if (!this.#actions.send(text, files)) return;
     // Sending may have brought up another conversation (the first message gives a new one its id), or have
     // ended the edit; what was sent is nobody's draft any more in any case.
     this.#drafts?.write(at, { ...aside, edit: null });
-    if (this.#conversation === at && this.editing) this.#leaveEdit();
-    else if (this.#conversation === at && !editing) this.#put({ text: "", files: [] });
+    if ((this.#conversation ?? null) === at && this.editing) this.#leaveEdit();
+    else if ((this.#conversation ?? null) === at && !editing) this.#put({ text: "", files: [] });
     this.focus();
   }
 
   /**
-   * The conversation that is shown from now on. Its draft comes up; the one so far is kept.
+   * The conversation that is shown from now on. Its draft comes up; the one so far is kept. Nothing happens if
+   * it is the one that was shown, so this may be called whenever something has changed.
    * @param {string | null} id null for one without messages
    */
   setConversation(id) {
-    if (id !== this.#conversation) this.keep();
+    if (id === this.#conversation) return;
+    if (this.#conversation !== undefined) this.keep();
     this.#conversation = id;
     this.#editing = null;
     this.#aside = { text: "", files: [] };
@@ -109,7 +111,7 @@ export class Composer {
 
   /** An edit that a reload or another conversation broke off: `edit(kept.text, {message: kept.message})`. */
   get keptEdit() {
-    return this.#drafts?.read(this.#conversation).edit ?? null;
+    return this.#drafts?.read(this.#conversation ?? null).edit ?? null;
   }
 
   /**
@@ -159,12 +161,9 @@ export class Composer {
   keep() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    const now = { text: this.text, files: this.files };
-    if (this.#editing === null) this.#drafts?.write(this.#conversation, { ...now, edit: null });
-    else {
-      const edit = { message: this.#editing, text: this.text };
-      this.#drafts?.write(this.#conversation, { ...this.#aside, edit });
-    }
+    const at = this.#conversation ?? null;
+    if (this.#editing === null) this.#drafts?.write(at, { text: this.text, files: this.files, edit: null });
+    else this.#drafts?.write(at, { ...this.#aside, edit: { message: this.#editing, text: this.text } });
   }
 
   #leaveEdit() {
