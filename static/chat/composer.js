@@ -26,8 +26,8 @@ export class Composer {
   #gauge;
   #commands;
   #busy = false;
-  /** @type {string | null | undefined} the conversation whose draft this is, null for a new one */
-  #conversation;
+  /** @type {string | null} the conversation whose draft this is, null for a new one */
+  #conversation = null;
   /** The message that is being edited; the draft proper waits aside. @type {string | null} */
   #editing = null;
   #aside = { text: "", files: /** @type {TextFile[]} */ ([]) };
@@ -62,7 +62,7 @@ export class Composer {
     document.addEventListener("visibilitychange", () => document.hidden && this.keep());
     button.addEventListener("click", () => (this.#busy ? actions.stop() : this.submit()));
     files?.addEventListener("change", () => this.#changed());
-    this.setConversation(null);
+    this.#put(drafts?.read(null) ?? { text: "", files: [] });
   }
 
   get text() {
@@ -84,14 +84,14 @@ export class Composer {
     const text = this.text;
     const files = this.files;
     if ((text.trim() === "" && files.length === 0) || this.#files?.reading) return;
-    const at = this.#conversation ?? null;
+    const at = this.#conversation;
     const { editing, aside } = { editing: this.editing, aside: this.#aside };
     if (!this.#actions.send(text, files)) return;
     // Sending may have brought up another conversation (the first message gives a new one its id), or have
     // ended the edit; what was sent is nobody's draft any more in any case.
     this.#drafts?.write(at, { ...aside, edit: null });
-    if ((this.#conversation ?? null) === at && this.editing) this.#leaveEdit();
-    else if ((this.#conversation ?? null) === at && !editing) this.#put({ text: "", files: [] });
+    if (this.#conversation === at && this.editing) this.#leaveEdit();
+    else if (this.#conversation === at && !editing) this.#put({ text: "", files: [] });
     this.focus();
   }
 
@@ -102,7 +102,7 @@ export class Composer {
    */
   setConversation(id) {
     if (id === this.#conversation) return;
-    if (this.#conversation !== undefined) this.keep();
+    this.keep();
     this.#conversation = id;
     this.#editing = null;
     this.#aside = { text: "", files: [] };
@@ -111,7 +111,7 @@ export class Composer {
 
   /** An edit that a reload or another conversation broke off: `edit(kept.text, {message: kept.message})`. */
   get keptEdit() {
-    return this.#drafts?.read(this.#conversation ?? null).edit ?? null;
+    return this.#drafts?.readthis.#conversation.edit ?? null;
   }
 
   /**
@@ -161,7 +161,7 @@ export class Composer {
   keep() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    const at = this.#conversation ?? null;
+    const at = this.#conversation;
     if (this.#editing === null) this.#drafts?.write(at, { text: this.text, files: this.files, edit: null });
     else this.#drafts?.write(at, { ...this.#aside, edit: { message: this.#editing, text: this.text } });
   }
