@@ -2,8 +2,8 @@
 
 Parts: sizes (what a first visit loads), stream (main-thread time of a 24 kB answer in 6,000 pieces, drawn
 without a network), chat-stream (the same answer through the whole page), open (a conversation of 500
-messages), lighthouse (its scores). sizes and lighthouse look at the real server, the others at the page's files
-behind a server that answers by script. Everything shares the machine's cores with the browser.
+messages), lighthouse (its scores). sizes and lighthouse look at the real server, the others at the page's
+files behind a server that answers by script. Everything shares the machine's cores with the browser.
 """
 
 import argparse

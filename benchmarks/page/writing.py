@@ -4,9 +4,9 @@ import random
 from itertools import pairwise
 
 _TEXT = """
-the server keeps a queue of requests and a batch of rows each step reads the cache once for all of them so that
-a reader who waits sees the next word soon while others join or leave between two steps memory is paid for in
-blocks and a block is shared by all prompts that begin alike
+the server keeps a queue of requests and a batch of rows each step reads the cache once for all of them so
+that a reader who waits sees the next word soon while others join or leave between two steps memory is paid
+for in blocks and a block is shared by all prompts that begin alike
 """
 WORDS = _TEXT.split()
 CODE = """```python
