@@ -88,7 +88,7 @@ def test_answer_grows_through_awkward_cuts(chat: ChatPage, scripted: ScriptedSer
     chat.wait_until_settled()
     assert chat.body.text_content() == "".join(PIECES)  # markup stays text
     expect(chat.stats).to_contain_text("17 tokens")
-    expect(chat.stats).to_contain_text("stop")
+    expect(chat.stats).to_contain_text("finished")
     assert len(chat.growth()) >= 4
     chat.check_clean()
 
