@@ -7,29 +7,30 @@ from playwright.sync_api import Page
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
-# Names what sticks out of the window or hides a part of its own text. An ellipsis is meant, and so is text for
-# screen readers alone.
+# Names what sticks out of the window or hides a part of its own text. An ellipsis is meant, and so is text
+# for screen readers alone.
 _CUT_OFF = """
 () => {
   const found = [];
-  const name = (e) => e.tagName.toLowerCase() + (e.id && '#' + e.id) + [...e.classList].map((c) => '.' + c).join('');
-  const scrolls = (e) => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+  const name = (e) => [e.tagName.toLowerCase() + (e.id && '#' + e.id), ...e.classList].join('.');
+  const scrolls = (e) => /auto|scroll/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth;
+  const inScroller = (e) => e !== null && (scrolls(e) || inScroller(e.parentElement));
   if (document.documentElement.scrollWidth > innerWidth) found.push('the page scrolls sideways');
   for (const element of document.body.querySelectorAll('*')) {
     if (!element.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true })) continue;
     if (element.closest('.unseen, .katex-mathml, svg')) continue;
     const style = getComputedStyle(element);
-    const box = element.getBoundingClientRect();
-    if (box.width <= 1 || box.height <= 1) continue;
-    let inScroller = false;
-    for (let up = element.parentElement; up; up = up.parentElement) inScroller ||= scrolls(up) && up.scrollWidth > up.clientWidth;
-    if (!inScroller && (box.right > innerWidth + 1 || box.left < -1) && box.right > 0 && box.left < innerWidth) {
+    const { left, right, width, height } = element.getBoundingClientRect();
+    if (width <= 1 || height <= 1) continue;
+    const outside = right <= 0 || left >= innerWidth; // a drawer that is shut
+    if (!outside && (right > innerWidth + 1 || left < -1) && !inScroller(element.parentElement)) {
       found.push(`${name(element)} sticks out sideways`);
     }
-    const hides = ['hidden', 'clip'].includes(style.overflowX) || ['hidden', 'clip'].includes(style.overflowY);
+    const hides = /hidden|clip/.test(style.overflowX + style.overflowY);
     if (!hides || style.textOverflow === 'ellipsis' || style.webkitLineClamp !== 'none') continue;
-    if (element.scrollWidth > element.clientWidth + 1) found.push(`${name(element)} hides some of its width`);
-    if (element.scrollHeight > element.clientHeight + 1) found.push(`${name(element)} hides some of its height`);
+    const { scrollWidth, clientWidth, scrollHeight, clientHeight } = element;
+    if (scrollWidth > clientWidth + 1) found.push(`${name(element)} hides some of its width`);
+    if (scrollHeight > clientHeight + 1) found.push(`${name(element)} hides some of its height`);
   }
   return found;
 }

@@ -1,5 +1,5 @@
-"""The states that the page can be in, each reached as a reader would: for its pictures, and for whoever checks
-every state (contrast, names, overflow).
+"""The states that the page can be in, each reached as a reader would: for its pictures, and for whoever
+checks every state (contrast, names, overflow).
 
 A state begins on a freshly opened page with nothing stored, and leaves the page as it is to be looked at.
 """

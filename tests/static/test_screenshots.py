@@ -1,6 +1,6 @@
 """Every state of the page is reached, in a wide window and on a phone, with nothing cut off.
 
-`pytest tests/static/test_screenshots.py --screenshots docs/page` also writes the pictures of the documentation.
+`pytest tests/static/test_screenshots.py --screenshots docs/page` also writes the documentation's pictures.
 """
 
 from pathlib import Path
