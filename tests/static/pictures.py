@@ -4,6 +4,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page
 
+from tests.static.palette import small
+
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
@@ -44,8 +46,14 @@ def cut_off(page: Page) -> list[str]:
 
 def take(page: Page, folder: Path, name: str) -> None:
     """Writes `name`-light.png and `name`-dark.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    browser = page.context.browser
+    assert browser is not None
+    desk = browser.new_page()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        page.screenshot(path=folder / f"{name}-{scheme}.png", animations="disabled", caret="hide")
+        picture = page.screenshot(animations="disabled", caret="hide")
+        (folder / f"{name}-{scheme}.png").write_bytes(small(desk, picture))
+    desk.close()
     page.emulate_media(color_scheme="light", reduced_motion="no-preference")
