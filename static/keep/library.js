@@ -5,7 +5,7 @@
  */
 
 import { NotKept, openDatabase } from "./database.js";
-import { mergeHeads } from "./merge.js";
+import { merging } from "./merge.js";
 import { Searcher } from "./searcher.js";
 import { DatabaseShelf, MemoryShelf } from "./shelf.js";
 import { Tabs } from "./tabs.js";
@@ -34,6 +34,8 @@ export class Library extends EventTarget {
   #shelf = null;
   /** What the database did not take; read in front of it, and written with the next write. */
   #waiting = new MemoryShelf();
+  /** @type {Map<string, Head | undefined>} what the heads that wait were made from */
+  #waitingFrom = new Map();
   /** @type {Tabs} */
   #tabs;
   /** @type {Searcher} */
@@ -220,23 +222,19 @@ export class Library extends EventTarget {
   async #put(heads, rows, base) {
     const shelf = this.#shelf;
     const waiting = shelf === null ? { heads: [], rows: [] } : this.#waiting.everything();
-    const edits = [
-      ...waiting.heads.map((head) => ({ head, base: this.#bases.get(head.id) })),
-      ...heads.map((head) => ({ head, base: base ?? this.#bases.get(head.id) })),
-    ];
-    const ids = edits.map(({ head }) => head.id);
-    /** @param {Map<string, Head>} stored */
-    const merge = (stored) => {
-      for (const { head, base } of edits) stored.set(head.id, mergeHeads(stored.get(head.id), base, head));
-      return [...new Set(ids)].map((id) => /** @type {Head} */ (stored.get(id)));
-    };
-    if (shelf !== null && (await this.#try(() => shelf.put(merge, ids, [...waiting.rows, ...rows])))) {
+    const edits = heads.map((head) => ({ head, base: base ?? this.#bases.get(head.id) }));
+    const waited = waiting.heads.map((head) => ({ head, base: this.#waitingFrom.get(head.id) }));
+    const ids = [...waiting.heads, ...heads].map((head) => head.id);
+    const all = [...waiting.rows, ...rows];
+    if (shelf !== null && (await this.#try(() => shelf.put(merging([...waited, ...edits]), ids, all)))) {
       this.#waiting.drop(waiting);
-      if (base === undefined) for (const head of heads) this.#bases.set(head.id, structuredClone(head));
+      for (const head of waiting.heads) if (!this.#waiting.has(head.id)) this.#waitingFrom.delete(head.id);
       this.#askToStay();
     } else {
-      await this.#waiting.put(merge, ids, rows);
+      for (const { head, base } of edits) if (!this.#waitingFrom.has(head.id)) this.#waitingFrom.set(head.id, base);
+      await this.#waiting.put(merging(edits), ids, rows);
     }
+    if (base === undefined) for (const head of heads) this.#bases.set(head.id, structuredClone(head));
     for (const id of new Set([...heads.map((head) => head.id), ...rows.map((row) => row.conversation)])) this.#tell({ id });
   }
 

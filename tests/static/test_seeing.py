@@ -19,7 +19,8 @@ def test_all_facts_of_an_answer(modules: Page) -> None:
         modules,
         """meter.begin({ seed: 7, model: 'small' });
         for (let k = 0; k <= 100; k++) meter.piece(1250 + 20 * k);
-        meter.count({ prompt_tokens: 9, completion_tokens: 101, prompt_tokens_details: { cached_tokens: 4 } });
+        const prompt_tokens_details = { cached_tokens: 4 };
+        meter.count({ prompt_tokens: 9, completion_tokens: 101, prompt_tokens_details });
         meter.finish('stop')""",
     )
     assert facts.pop("started") > 1.6e12
@@ -152,3 +153,135 @@ def test_line_of_facts_and_its_details(modules: Page) -> None:
     modules.keyboard.press("Escape")
     expect(place.locator("dl")).to_be_hidden()
     expect(button).to_be_focused()
+
+
+SNAPSHOT = {
+    "running": 3,
+    "waiting": 2,
+    "max_rows": 8,
+    "blocks_used": 250,
+    "blocks_total": 1000,
+    "tokens_per_second": 84.2,
+    "ttft_p50_seconds": 0.12,
+    "ttft_p95_seconds": 1.5,
+    "engine_restarts": 1,
+    "state": "ready",
+    "model": "small",
+}
+PANEL = (
+    PLACE
+    + """
+  const { LivePanel } = await import('/static/seeing/panel.js');
+  window.panel?.close();
+  window.streams = [];
+  const watch = (tell, signal) => new Promise((done) => {
+    streams.push({ tell, signal, end: done });
+    signal.addEventListener('abort', done);
+  });
+  window.told = [];
+  window.panel = new LivePanel(place, { watch, mine: () => 1, told: (snapshot) => told.push(snapshot) });
+"""
+)
+
+
+def test_live_panel_shows_the_engine(modules: Page) -> None:
+    modules.evaluate(f"async (snapshot) => {{ {PANEL} panel.open(); streams[0].tell(snapshot); }}", SNAPSHOT)
+    place = modules.locator("#place")
+    expect(place.locator(".engine-batch")).to_have_text("You and 2 others in the batch")
+    expect(place.locator(".engine-state")).to_have_text("Ready")
+    for name, words in {
+        "rows": "3 of 8",
+        "waiting": "2",
+        "kv": "25% (250 of 1,000 blocks)",
+        "speed": "84.2 tok/s",
+        "ttft": "120 ms for half, 1.50 s for 95 %",
+        "restarts": "1",
+        "model": "small",
+    }.items():
+        expect(place.locator(f".engine-{name} dd").first).to_have_text(words)
+    bars = place.locator("meter").evaluate_all("bars => bars.map((bar) => bar.value)")
+    assert bars == [0.375, 0.25]
+    image = place.get_by_role("img")
+    expect(image).to_have_accessible_name(
+        "Tokens per second, rows and KV cache over the last five minutes. "
+        "Now: Tokens per second 84.2 tok/s, Rows 3, KV cache 25%."
+    )
+
+
+def test_live_panel_listens_only_while_it_is_open_and_seen(modules: Page) -> None:
+    found = modules.evaluate(
+        f"""async (snapshot) => {{ {PANEL}
+          const state = () => [panel.opened, streams.length, streams.at(-1)?.signal.aborted];
+          const steps = [state()];
+          panel.open(); panel.open(); steps.push(state());
+          const see = (hidden) => {{
+            Object.defineProperty(document, 'hidden', {{ value: hidden, configurable: true }});
+            document.dispatchEvent(new Event('visibilitychange'));
+          }};
+          see(true); steps.push(state());
+          see(false); steps.push(state());
+          streams[1].tell(snapshot);
+          panel.close(); steps.push(state());
+          streams[1].tell(snapshot);
+          see(true); see(false); steps.push(state());
+          delete document.hidden;
+          return [steps, told.map((snapshot) => snapshot?.running ?? null)];
+        }}""",
+        SNAPSHOT,
+    )
+    steps, told = found
+    assert [step[:2] for step in steps] == [
+        [False, 0],
+        [True, 1],
+        [True, 1],
+        [True, 2],
+        [False, 2],
+        [False, 2],
+    ]
+    assert [step[2] for step in steps[1:]] == [False, True, False, True, True]
+    assert told == [None, 3, None]
+
+
+def test_plot_has_gaps_a_cursor_and_a_table(modules: Page) -> None:
+    """Two minutes at 50 tok/s and 2 rows, a silence, then half a minute at 100 with an unknown KV use."""
+    drawn = modules.evaluate(
+        f"""async () => {{ {PLACE}
+          const {{ Plot, roundUp }} = await import('/static/seeing/plot.js');
+          const {{ History }} = await import('/static/seeing/history.js');
+          const history = new History();
+          const now = 1_700_000_000_000;
+          for (let ago = 700; ago >= 120; ago -= 0.5) history.add(now - ago * 1000, [50, 2, 0.1]);
+          for (let ago = 30; ago >= 0; ago -= 0.5) history.add(now - ago * 1000, [100, 4, null]);
+          const figure = (label, top) => ({{ label, shown: String, top }});
+          const plot = new Plot(place, history, [
+            figure('Speed', (most) => roundUp(most, 10)),
+            figure('Rows', (most) => roundUp(most, 2)),
+            figure('KV', () => 1),
+          ]);
+          plot.draw(now);
+          const paths = [...place.querySelectorAll('path')].map((path) => path.getAttribute('d'));
+          return [history.samples.length, paths.map((d) => d.split('M').length - 1), paths[0].slice(-10),
+            [0, 1, 3, 7, 30, 0.4, 1000, 1001].map((value) => roundUp(value, 1))];
+        }}"""
+    )
+    samples, stretches, end, rounded = drawn
+    assert 200 < samples < 225
+    assert stretches == [2, 2, 1]
+    assert end.endswith("320.0 16.0")  # 100 tok/s is the top of the first strip
+    assert rounded == [1, 1, 5, 10, 50, 1, 1000, 2000]
+    cursor = modules.get_by_role("slider", name="Moment of the plot")
+    cursor.focus()
+    expect(modules.locator(".plot-readout")).to_have_text("0 s ago: Speed 100, Rows 4, KV –")
+    cursor.press("ArrowLeft")
+    expect(cursor).to_have_attribute("aria-valuetext", "1 s ago: Speed 100, Rows 4, KV –")
+    for _ in range(4):
+        cursor.press("PageDown")
+    expect(cursor).to_have_attribute("aria-valuenow", "-61")
+    expect(modules.locator(".plot-readout")).to_have_text("61 s ago: nothing heard")
+    cursor.press("Home")
+    expect(modules.locator(".plot-readout")).to_have_text("300 s ago: Speed 50, Rows 2, KV 0.1")
+    modules.get_by_role("button", name="Show as a table").click()
+    rows = modules.locator(".plot-table tbody tr")
+    expect(rows.first).to_contain_text("100")
+    expect(rows).to_have_count(15)
+    expect(rows.last).to_contain_text("0.1")
