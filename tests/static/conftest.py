@@ -21,6 +21,12 @@ CHROMIUM_FLAGS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", metavar="FOLDER", help="writes pictures of the page's states into FOLDER"
+    )
+
+
 def find_chromium() -> str:
     """The system's chromium; without one the test is skipped, or fails where a browser is required."""
     names = ("chromium", "chromium-browser", "google-chrome")
