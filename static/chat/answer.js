@@ -20,7 +20,7 @@ class Growth {
   /** @type {number | null} */
   #due = null;
 
-  /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number} sent */
+  /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number | null} sent */
   constructor(message, view, grown, sent) {
     this.message = message;
     this.view = view;
@@ -58,21 +58,24 @@ class Growth {
  * @param {AnswerView[]} job.views
  * @param {AsyncGenerator<Piece>} job.pieces
  * @param {Record<string, unknown>} job.request what was asked, but for the messages
+ * @param {boolean} [job.resumed] the beginning was not seen by this page
  * @param {AbortSignal} job.signal
  * @param {() => void} job.grown called after a view has changed
+ * @param {() => void} job.reconnecting called when the connection was lost and is sought again
  * @param {() => void} job.changed called after a message has changed
  * @returns {Promise<unknown>} the error that ended it, null if it ended well or was stopped. The messages'
  *   state says which of these it was; whatever text came stays.
  */
-export async function runAnswers({ messages, views, pieces, request, signal, grown, changed }) {
-  const sent = performance.now();
+export async function runAnswers({ messages, views, pieces, request, resumed = false, signal, grown, changed, reconnecting }) {
+  const sent = resumed ? null : performance.now();
   const started = Date.now();
   const growths = messages.map((message, at) => new Growth(message, views[at], grown, sent));
   let error = null;
   try {
     for await (const piece of pieces) {
+      if (piece.type === "reconnect") reconnecting();
       take(piece, growths);
-      if (piece.type !== "queue") changed();
+      if (piece.type === "text" || piece.type === "event") changed();
     }
     for (const { message } of growths) message.state = "done";
   } catch (problem) {
@@ -86,7 +89,7 @@ export async function runAnswers({ messages, views, pieces, request, signal, gro
     await growth.finish();
     const { message, view, meter } = growth;
     delete message.stream;
-    if (message.content !== "" || error === null) note(message, factsOf(request, started, meter));
+    if (message.content !== "" || error === null) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
     view.settle();
   }
   grown();
@@ -114,19 +117,11 @@ function take(piece, growths) {
       for (const { meter } of growths) meter.begin(piece);
       break;
     case "usage":
-      for (const { meter } of growths) meter.count(ownUsage(piece.usage, growths, meter));
+      for (const { meter } of growths) meter.count(piece.usage, growths.length);
       break;
     case "event":
-      for (const { message } of growths) if (message.stream) message.stream.number = piece.number;
+      for (const { message } of growths) message.stream = { id: piece.id, number: piece.number };
   }
-}
-
-/**
- * The server counts all choices together; each has written what its pieces say.
- * @param {import("../server/stream.js").Usage} usage @param {Growth[]} growths @param {SpeedMeter} meter
- */
-function ownUsage(usage, growths, meter) {
-  return growths.length === 1 ? usage : { ...usage, completion_tokens: meter.tokens };
 }
 
 /** A continued answer has the facts of each of its parts. @param {Message} message @param {Facts} facts */
@@ -135,20 +130,10 @@ function note(message, facts) {
   message.facts = facts;
 }
 
-/** @param {Record<string, unknown>} request @param {number} started @param {SpeedMeter} meter @returns {Facts} */
-function factsOf(request, started, meter) {
-  return {
-    model: String(request.model ?? ""), request, started,
-    seed: null, finish: null, ttft: null, rate: null, itl50: null, itl95: null,
-    promptTokens: null, cachedTokens: null, completionTokens: null,
-    ...meter.facts(),
-  };
-}
-
 /**
  * The length setting is a wish, not a condition: when the prompt leaves less room than that, the request goes
  * out once more without it, and the server takes what is left.
- * @param {Record<string, unknown>} body @param {AbortSignal} signal @param {string | undefined} resumable
+ * @param {Record<string, unknown>} body @param {AbortSignal} signal @param {boolean} resumable
  * @returns {AsyncGenerator<Piece>}
  */
 export async function* streamThatFits(body, signal, resumable) {

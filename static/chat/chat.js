@@ -1,6 +1,6 @@
 /** What the reader can do with conversations: send, stop, regenerate, continue, edit, compare, delete, open. */
 
-import { Conversation, newId } from "../core/conversation.js";
+import { Conversation } from "../core/conversation.js";
 import { ApiError, explain } from "../server/errors.js";
 import { resumeAnswer } from "../server/stream.js";
 import { t } from "../words/words.js";
@@ -72,6 +72,11 @@ export class Chat extends EventTarget {
     return this.#runs.has(id);
   }
 
+  /** How many answers of this page are on their way. */
+  get rows() {
+    return [...this.#runs.values()].reduce((sum, { messages }) => sum + messages.length, 0);
+  }
+
   /**
    * Takes a new message, or the new words of an edited one.
    * @param {string} text @param {TextFile[]} [files]
@@ -82,6 +87,7 @@ export class Chat extends EventTarget {
     this.#retry.forget();
     const edited = this.conversation.find(this.editing);
     this.#endEdit();
+    this.#settings.settle();
     const parent = edited ? edited.parent : this.conversation.head.leaf;
     const message = this.conversation.add(parent, {
       role: "user", content: text.trim(), ...(files.length > 0 && { files }),
@@ -279,20 +285,19 @@ export class Chat extends EventTarget {
   #start(messages, end, extra) {
     const body = {
       ...(this.model && { model: this.model }),
-      messages: this.conversation.wire(end),
+      messages: this.conversation.wire(end, this.#settings.system),
       ...this.#settings.request(),
       ...extra,
     };
-    const resumable = messages.length === 1 ? newId() : undefined;
-    if (resumable !== undefined) messages[0].stream = { id: resumable, number: 0 };
-    this.#run(messages, body, (signal) => streamThatFits(body, signal, resumable));
+    // A message notes where its stream can be resumed, and a stream of several choices feeds several messages.
+    this.#run(messages, body, (signal) => streamThatFits(body, signal, messages.length === 1));
   }
 
   /**
    * @param {Message[]} messages @param {Record<string, unknown>} body
-   * @param {(signal: AbortSignal) => AsyncGenerator<Piece>} ask
+   * @param {(signal: AbortSignal) => AsyncGenerator<Piece>} ask @param {boolean} [resumed]
    */
-  async #run(messages, body, ask) {
+  async #run(messages, body, ask, resumed = false) {
     const { conversation } = this;
     const { id } = conversation.head;
     const views = new Map(messages.map((message) => [message.id, this.#viewOf(message)]));
@@ -310,8 +315,10 @@ export class Chat extends EventTarget {
       views: [...views.values()],
       pieces: ask(run.controller.signal),
       request,
+      resumed,
       signal: run.controller.signal,
       grown: () => this.conversation === conversation && this.#follower.follow(),
+      reconnecting: () => this.#announce(t("chat.reconnecting")),
       changed: () => messages.forEach((message) => this.#autosave.growing(conversation, message)),
     });
     this.#runs.delete(id);
@@ -381,7 +388,7 @@ export class Chat extends EventTarget {
     release();
     const { stream } = message;
     if (stream === undefined || this.busy) return this.#interrupted(message);
-    await this.#run([message], message.facts?.request ?? {}, (signal) => resumeAnswer(stream, { signal }));
+    await this.#run([message], message.facts?.request ?? {}, (signal) => resumeAnswer(stream, { signal }), true);
   }
 
   /** @param {Message} message */

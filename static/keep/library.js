@@ -4,8 +4,9 @@
  * as the page, and so does whatever could not be written because the disk is full.
  */
 
+import { copyOf, sameWords } from "./copy.js";
 import { NotKept, openDatabase } from "./database.js";
-import { mergeHeads } from "./merge.js";
+import { merging } from "./merge.js";
 import { Searcher } from "./searcher.js";
 import { DatabaseShelf, MemoryShelf } from "./shelf.js";
 import { Tabs } from "./tabs.js";
@@ -34,6 +35,8 @@ export class Library extends EventTarget {
   #shelf = null;
   /** What the database did not take; read in front of it, and written with the next write. */
   #waiting = new MemoryShelf();
+  /** @type {Map<string, Head | undefined>} what the heads that wait were made from */
+  #waitingFrom = new Map();
   /** @type {Tabs} */
   #tabs;
   /** @type {Searcher} */
@@ -89,6 +92,21 @@ export class Library extends EventTarget {
    */
   async write({ head, messages }) {
     await this.#put([head], messages.map((message) => this.#row(head.id, message)));
+  }
+
+  /**
+   * Takes in a conversation from elsewhere; under new ids if its own are in use.
+   * @param {Records} records @returns {Promise<Records | undefined>} as it was taken in; undefined if the same
+   *   is there
+   */
+  async add(records) {
+    const there = await this.#records(records.head.id);
+    if (there !== undefined && sameWords(there, records)) return undefined;
+    const ids = records.messages.map(({ id }) => id);
+    const used = there !== undefined || (await this.#read((shelf) => shelf.holdsAny(ids))).includes(true);
+    const added = used ? copyOf(records) : records;
+    await this.write(added);
+    return added;
   }
 
   /** Writes what was changed in a head since it was read or written here. @param {Head} head */
@@ -220,22 +238,19 @@ export class Library extends EventTarget {
   async #put(heads, rows, base) {
     const shelf = this.#shelf;
     const waiting = shelf === null ? { heads: [], rows: [] } : this.#waiting.everything();
-    const edits = [
-      ...waiting.heads.map((head) => ({ head, base: this.#bases.get(head.id) })),
-      ...heads.map((head) => ({ head, base: base ?? this.#bases.get(head.id) })),
-    ];
-    const ids = edits.map(({ head }) => head.id);
-    /** @param {Map<string, Head>} stored */
-    const merge = (stored) => {
-      for (const { head, base } of edits) stored.set(head.id, mergeHeads(stored.get(head.id), base, head));
-      return [...new Set(ids)].map((id) => /** @type {Head} */ (stored.get(id)));
-    };
-    if (shelf !== null && (await this.#try(() => shelf.put(merge, ids, [...waiting.rows, ...rows])))) {
+    // Copies, made now: their owner goes on changing them.
+    const edits = structuredClone(heads).map((head) => ({ head, base: base ?? this.#bases.get(head.id) }));
+    if (base === undefined) for (const { head } of edits) this.#bases.set(head.id, head);
+    const waited = waiting.heads.map((head) => ({ head, base: this.#waitingFrom.get(head.id) }));
+    const ids = [...waiting.heads, ...heads].map((head) => head.id);
+    const all = [...waiting.rows, ...rows];
+    if (shelf !== null && (await this.#try(() => shelf.put(merging([...waited, ...edits]), ids, all)))) {
       this.#waiting.drop(waiting);
-      if (base === undefined) for (const head of heads) this.#bases.set(head.id, structuredClone(head));
+      for (const head of waiting.heads) if (!this.#waiting.has(head.id)) this.#waitingFrom.delete(head.id);
       this.#askToStay();
     } else {
-      await this.#waiting.put(merge, ids, rows);
+      for (const { head, base } of edits) if (!this.#waitingFrom.has(head.id)) this.#waitingFrom.set(head.id, base);
+      await this.#waiting.put(merging(edits), ids, rows);
     }
     for (const id of new Set([...heads.map((head) => head.id), ...rows.map((row) => row.conversation)])) this.#tell({ id });
   }

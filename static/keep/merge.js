@@ -3,13 +3,25 @@
 /** @typedef {import("../core/conversation.js").Head} Head */
 
 /**
+ * @param {{head: Head, base: Head | undefined}[]} edits in their order
+ * @returns {(stored: Map<string, Head>) => Head[]} what to store, given what is stored
+ */
+export function merging(edits) {
+  return (stored) => {
+    const merged = new Map(stored);
+    for (const { head, base } of edits) merged.set(head.id, mergeHeads(merged.get(head.id), base, head));
+    return [...new Set(edits.map(({ head }) => head.id))].map((id) => /** @type {Head} */ (merged.get(id)));
+  };
+}
+
+/**
  * What to store when `mine` is written over `stored`. With `base`, the version that `mine` was made from, each
  * place's changes are kept, and where both changed the same the newer one counts. Without it, the newer head
  * counts. A name that the reader gave never yields to one that was made from the first message.
  * @param {Head | undefined} stored @param {Head | undefined} base @param {Head} mine
  * @returns {Head}
  */
-export function mergeHeads(stored, base, mine) {
+function mergeHeads(stored, base, mine) {
   if (stored === undefined) return mine;
   const older = stored.updated > mine.updated;
   const merged = { ...mine };

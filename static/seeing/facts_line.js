@@ -1,6 +1,6 @@
 /** The line of facts below an answer, and the list of all of them that its button opens. */
 
-import { el, icon, iconButton } from "../shell/dom.js";
+import { el, iconButton } from "../shell/dom.js";
 import { spokenLanguage, t } from "../words/words.js";
 import { duration, endingExplained, factsLine, ordinal, perSecond, promptWords, shortTime } from "./figures.js";
 
@@ -17,23 +17,22 @@ const CARRIERS = new Set(["messages", "model", "stream", "stream_options", "seed
 export class FactsLine {
   #element;
   #line = el("span", { class: "facts-line" });
-  #button = el(
-    "button",
-    {
-      type: "button", class: "facts-more", hidden: true, "aria-expanded": "false",
-      "aria-label": t("seeing.details"), title: t("seeing.details"),
-    },
-    icon("facts"),
-  );
+  #button;
   #list = el("dl", { class: "facts-list", hidden: true });
   /** @type {Facts | null} */
   #facts = null;
 
-  /** @param {HTMLElement} element empty, and this class's alone */
-  constructor(element) {
+  /**
+   * @param {HTMLElement} element empty, and this class's alone
+   * @param {HTMLElement | null} [button] one that stands elsewhere and opens the list, instead of an own one
+   */
+  constructor(element, button = null) {
     this.#element = element;
+    this.#button = button ?? iconButton("facts", t("seeing.details"), { class: "facts-more" });
+    this.#button.hidden = true;
+    this.#button.setAttribute("aria-expanded", "false");
     element.classList.add("facts");
-    element.replaceChildren(this.#line, this.#button, this.#list);
+    element.replaceChildren(this.#line, ...(button === null ? [this.#button] : []), this.#list);
     this.#button.addEventListener("click", () => this.#open(this.#list.hidden === true));
     element.addEventListener("keydown", (event) => this.#close(event));
   }

@@ -30,6 +30,11 @@ export function percent(value) {
   });
 }
 
+/** @param {number} value */
+export function whole(value) {
+  return Math.round(value).toLocaleString(spokenLanguage());
+}
+
 /** @param {number} value @param {number} digits after the point, always as many */
 export function decimals(value, digits) {
   return value.toLocaleString(spokenLanguage(), { minimumFractionDigits: digits, maximumFractionDigits: digits });

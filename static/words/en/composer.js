@@ -3,6 +3,7 @@ export const composer = {
   "composer.send": "Send",
   "composer.stop": "Stop",
   "composer.stop.title": "Stop (Escape)",
+  "composer.commands": "Commands",
   "composer.attach": "Attach text files",
   "composer.tokens": { one: "{n} token", other: "{n} tokens" },
   "composer.context": "{total} of {limit} tokens of context",
