@@ -87,3 +87,10 @@ export class AnswerBody {
     this.#part.append(chip, this.#text);
   }
 }
+
+/** A whole text at once. @param {HTMLElement} element @param {string} text */
+export function showText(element, text) {
+  const body = new AnswerBody(element);
+  body.append(text);
+  body.finish();
+}

@@ -71,6 +71,7 @@ class HeatMap {
   }
 
   #listen() {
+    this.#text.addEventListener("click", ({ target }) => this.#focus(this.#indexOf(target)));
     this.#text.addEventListener("focusin", ({ target }) => this.#select(this.#indexOf(target)));
     this.#text.addEventListener("focusout", () => this.#hide());
     this.#text.addEventListener("keydown", (event) => this.#key(event));
@@ -110,13 +111,20 @@ class HeatMap {
     };
     if (!(event.key in to) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    this.#tokens[Math.min(last, Math.max(0, to[event.key]))].focus();
+    this.#focus(Math.min(last, Math.max(0, to[event.key])));
+  }
+
+  /** Only the token that Tab reaches has a tabindex, until it is another one's turn. @param {number} at */
+  #focus(at) {
+    if (at < 0) return;
+    this.#tokens[at].setAttribute("tabindex", "-1");
+    this.#tokens[at].focus();
   }
 
   /** Makes this token the one that Tab reaches. @param {number} at */
   #select(at) {
     if (at < 0) return;
-    this.#tokens[this.#at].setAttribute("tabindex", "-1");
+    if (at !== this.#at) this.#tokens[this.#at].removeAttribute("tabindex");
     this.#tokens[at].setAttribute("tabindex", "0");
     this.#at = at;
     this.#show(at);
@@ -165,9 +173,8 @@ function token({ text, logprob }, at) {
   const made = document.createElement("span");
   made.className = `heat-token heat-${classOf(Math.exp(logprob))}`;
   made.dataset.at = String(at);
-  made.tabIndex = -1;
   made.setAttribute("role", "button");
-  made.setAttribute("aria-label", named(text));
+  if (text.trim() === "") made.setAttribute("aria-label", named(text));
   made.textContent = signs(text);
   return made;
 }
@@ -191,10 +198,9 @@ function breaks(text) {
   return found === "" ? [] : [found];
 }
 
-/** A token's name for those who hear it. @param {string} text */
+/** The name of a token without letters, for those who hear it. @param {string} text */
 function named(text) {
   if (text === "") return t("seeing.heat.empty");
-  if (text.trim() !== "") return text.trim();
   return text.includes("\n") ? t("seeing.heat.break") : t("seeing.heat.space");
 }
 
@@ -214,11 +220,13 @@ function explanation({ text, logprob, alternatives }) {
 function legend(scores) {
   const scale = el("ul", { class: "heat-scale", "aria-label": t("seeing.heat.scale") });
   CLASSES.forEach((least, k) => {
-    const words = least === 0 ? t("seeing.heat.below", { p: percent(CLASSES[k - 1]) }) : t("seeing.heat.from", { p: percent(least) });
+    const key = least === 0 ? "seeing.heat.below" : "seeing.heat.from";
+    const words = t(key, { p: percent(least === 0 ? CLASSES[k - 1] : least) });
     scale.append(el("li", { class: `heat-${k}`, text: words }));
   });
   const { mean, perplexity } = summary(scores);
-  const words = mean === null ? "" : t("seeing.heat.summary", { mean: decimals(mean, 3), perplexity: decimals(perplexity, 2), n: scores.length });
+  const values = { n: scores.length, mean: decimals(mean ?? 0, 3), perplexity: decimals(perplexity ?? 1, 2) };
+  const words = mean === null ? "" : t("seeing.heat.summary", values);
   return el("div", { class: "heat-legend" }, scale, el("p", { text: words }));
 }
 

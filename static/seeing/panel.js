@@ -8,7 +8,8 @@ import { Plot, roundUp } from "./plot.js";
 
 /**
  * @typedef {Record<string, any>} Snapshot what `/stats` answers
- * @typedef {(tell: (snapshot: Snapshot) => void, signal: AbortSignal) => unknown} Watch
+ * @typedef {(tell: (snapshot: Snapshot | null) => void, signal: AbortSignal) => unknown} Watch null: nothing is
+ *   known now, as the connection is lost
  */
 
 const SILENCE = 4000; // milliseconds without a snapshot: the connection counts as lost
@@ -36,6 +37,7 @@ export class LivePanel {
   /** @type {number | undefined} */
   #silence;
   #open = false;
+  #lost = false;
 
   /**
    * @param {HTMLElement} element where the figures go
@@ -116,7 +118,9 @@ export class LivePanel {
     while (!signal.aborted) {
       try {
         await this.#watch((snapshot) => {
-          if (!signal.aborted) this.#tell(snapshot, signal);
+          if (signal.aborted) return;
+          if (snapshot === null) this.#lose();
+          else this.#tell(snapshot, signal);
         }, signal);
       } catch {
         // The silence shows it: the plot has a gap, and the panel says that it has lost the server.
@@ -130,19 +134,26 @@ export class LivePanel {
     clearTimeout(this.#silence);
     this.#silence = setTimeout(() => {
       if (signal.aborted) return;
-      this.#say("lost");
-      this.#told(null);
-      this.#plot?.draw(Date.now());
+      this.#lose();
       this.#listen(signal);
     }, SILENCE);
+  }
+
+  #lose() {
+    this.#say("lost");
+    this.#plot?.draw(Date.now());
+    if (!this.#lost) this.#told(null);
+    this.#lost = true;
   }
 
   /** @param {Snapshot} snapshot @param {AbortSignal} signal */
   #tell(snapshot, signal) {
     this.#listen(signal);
+    this.#lost = false;
     const now = Date.now();
     const running = known(snapshot.running);
-    this.#history.add(now, [known(snapshot.tokens_per_second), running, share(snapshot.blocks_used, snapshot.blocks_total)]);
+    const kv = share(snapshot.blocks_used, snapshot.blocks_total);
+    this.#history.add(now, [known(snapshot.tokens_per_second), running, kv]);
     this.#plot?.draw(now);
     this.#say(String(snapshot.state ?? "ready"));
     write(this.#title, running === null ? "" : batchWords(running, this.#mine()));

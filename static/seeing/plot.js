@@ -39,8 +39,12 @@ export class Plot {
     "aria-valuemin": -SPAN / 1000, "aria-valuemax": 0, "aria-valuenow": 0,
   });
   #readout = el("p", { class: "plot-readout" });
-  #table = el("div", { class: "plot-table", hidden: true, tabindex: 0, role: "region", "aria-label": t("seeing.plot.title") });
-  #asTable = el("button", { type: "button", class: "quiet plot-as-table", "aria-expanded": "false", text: t("seeing.plot.as_table") });
+  #table = el("div", {
+    class: "plot-table", hidden: true, tabindex: 0, role: "region", "aria-label": t("seeing.plot.title"),
+  });
+  #asTable = el("button", {
+    type: "button", class: "quiet plot-as-table", "aria-expanded": "false", text: t("seeing.plot.as_table"),
+  });
 
   /** @param {HTMLElement} element @param {History} history @param {Figure[]} figures */
   constructor(element, history, figures) {
@@ -51,7 +55,9 @@ export class Plot {
     this.#mark.setAttribute("y2", String(height - FOOT));
     this.#svg.append(this.#summary);
     this.#lines = figures.map((_, k) => shape("path", { class: `plot-line plot-line-${k + 1}` }));
-    this.#tops = figures.map((_, k) => shape("text", { class: "plot-text", x: WIDTH, y: base(k) - STRIP - 4, "text-anchor": "end" }));
+    this.#tops = figures.map((_, k) =>
+      shape("text", { class: "plot-text", x: WIDTH, y: base(k) - STRIP - 4, "text-anchor": "end" }),
+    );
     figures.forEach(({ label }, k) => this.#drawStrip(label, k));
     this.#drawTime(height);
     this.#svg.append(this.#mark);
@@ -73,7 +79,8 @@ export class Plot {
       this.#lines[k].setAttribute("d", stretches.map((points) => this.#path(points, k, end)).join(""));
     });
     const last = this.#history.samples.at(-1);
-    this.#summary.textContent = t("seeing.plot.summary", { now: last === undefined ? t("seeing.plot.nothing") : this.#words(last.values) });
+    const words = last === undefined ? t("seeing.plot.nothing") : this.#words(last.values);
+    this.#summary.textContent = t("seeing.plot.summary", { now: words });
     this.#read();
   }
 
@@ -179,8 +186,10 @@ export class Plot {
       const sample = this.#history.nearest(this.#now - (k * SPAN) / ROWS);
       if (sample === null) continue;
       const time = new Date(sample.at).toLocaleTimeString(spokenLanguage());
-      const cells = this.#figures.map(({ shown }, figure) => el("td", { text: this.#cell(sample.values[figure], shown) }));
-      body.append(el("tr", {}, el("th", { scope: "row", text: time }), ...cells));
+      const cells = this.#figures.map(({ shown }, figure) => this.#cell(sample.values[figure], shown));
+      const row = el("tr", {}, el("th", { scope: "row", text: time }));
+      row.append(...cells.map((text) => el("td", { text })));
+      body.append(row);
     }
     const head = el("tr", {}, ...heads.map((text) => el("th", { scope: "col", text })));
     return el("table", {}, el("caption", { text: t("seeing.plot.title") }), el("thead", {}, head), body);

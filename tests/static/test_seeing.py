@@ -1,5 +1,7 @@
 """What the page shows of an answer's making: speed, facts, the engine's panel, token probabilities."""
 
+from math import exp, log
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -285,3 +287,154 @@ def test_plot_has_gaps_a_cursor_and_a_table(modules: Page) -> None:
     expect(rows.first).to_contain_text("100")
     expect(rows).to_have_count(15)
     expect(rows.last).to_contain_text("0.1")
+
+
+def score(text: str, probability: float, *others: tuple[str, float]) -> dict[str, object]:
+    alternatives = [{"text": text, "logprob": log(probability)}]
+    alternatives += [{"text": other, "logprob": log(p)} for other, p in others]
+    return {"text": text, "logprob": log(probability), "alternatives": alternatives}
+
+
+SCORES = [
+    score("The", 0.95, ("A", 0.04)),
+    score(" sky", 0.5, (" sea", 0.25), (" moon", 0.004)),
+    score("\n\n", 0.05),
+    score("  ", 0.2),
+    score("is", 0.7),
+    score("", 1.0),
+    score(" blue", 0.01),
+]
+MAP = (
+    PLACE
+    + """
+  window.heat = await import('/static/seeing/heat.js');
+  const body = document.createElement('div');
+  body.textContent = 'rendered'; place.append(body);
+  window.body = body; heat.showScores(body, scores);
+"""
+)
+
+
+def test_heat_map_shows_tokens_in_the_flow_of_the_text(modules: Page) -> None:
+    modules.evaluate(f"async (scores) => {{ {MAP} }}", SCORES)
+    expect(modules.get_by_text("rendered")).to_be_hidden()
+    text = modules.locator(".heat-text").evaluate("(element) => element.textContent")
+    assert text == "The sky↵↵\n\n␣␣is∅ blue"
+    classes = modules.locator(".heat-token").evaluate_all("all => all.map((one) => one.className.slice(-1))")
+    assert "".join(classes) == "0243105"
+    logs = [log(p) for p in (0.95, 0.5, 0.05, 0.2, 0.7, 1.0, 0.01)]
+    mean = sum(logs) / len(logs)
+    words = f"7 tokens, mean log probability {mean:.3f}, perplexity {exp(-mean):.2f}"
+    expect(modules.locator(".heat-legend p")).to_have_text(words)
+    assert modules.evaluate("heat.hideScores(body), [place.children.length, body.hidden]") == [1, False]
+
+
+def test_heat_map_by_keyboard_and_by_pointer(modules: Page) -> None:
+    modules.evaluate(
+        f"async (scores) => {{ {MAP} place.prepend(document.createElement('button')); }}", SCORES
+    )
+    tip = modules.get_by_role("tooltip")
+    modules.locator("#place > button").focus()
+    modules.keyboard.press("Tab")
+    expect(modules.get_by_role("button", name="The", exact=True)).to_be_focused()
+    modules.keyboard.press("ArrowRight")
+    sky = modules.get_by_role("button", name="sky", exact=True)
+    expect(sky).to_be_focused()
+    expect(sky).to_have_accessible_description(" sky 50% Instead of it: sea 25% moon 0.4%".strip())
+    expect(tip).to_be_visible()
+    modules.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    expect(sky).to_be_focused()
+    modules.keyboard.press("End")
+    expect(modules.get_by_role("button", name="blue", exact=True)).to_be_focused()
+    modules.keyboard.press("Tab")  # one stop for all tokens
+    expect(tip).to_be_hidden()
+    assert modules.locator('.heat-token[tabindex="0"]').count() == 1
+    modules.get_by_role("button", name="The", exact=True).hover()
+    expect(tip).to_contain_text("A 4%")
+    tip.hover()
+    expect(tip).to_be_visible()
+    modules.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+def test_heat_map_of_a_long_answer_is_quick(modules: Page) -> None:
+    scores = [score(f" word{k}", 1 / (1 + k % 40), (" other", 0.01)) for k in range(4000)]
+    spent = modules.evaluate(
+        f"""async (scores) => {{
+          const begun = performance.now(); {MAP}
+          place.getBoundingClientRect();
+          const spent = performance.now() - begun;
+          heat.hideScores(body);
+          return spent;
+        }}""",
+        scores,
+    )
+    print(f"4,000 tokens in {spent:.0f} ms")
+    assert spent < 1000
+
+
+CONTRAST = """async (scores) => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const light = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    const part = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+    return a === 0 ? null : 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const tokens = [...document.querySelectorAll('.heat-token')];
+  return tokens.map((token) => {
+    const style = getComputedStyle(token);
+    const ground = light(style.backgroundColor) ?? light(getComputedStyle(document.body).backgroundColor);
+    const text = light(style.color);
+    return [(Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05), style.backgroundColor];
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_heat_colours_leave_the_text_readable(modules: Page, scheme: str) -> None:
+    modules.emulate_media(color_scheme=scheme)
+    modules.evaluate(
+        f"async (scores) => {{ {MAP} }}", [score("x", p) for p in (0.95, 0.7, 0.5, 0.2, 0.05, 0.01)]
+    )
+    found = modules.evaluate(CONTRAST, None)
+    modules.emulate_media(color_scheme="light")
+    assert len({colour for _, colour in found}) == 6
+    assert min(ratio for ratio, _ in found) >= 4.5
+
+
+def test_model_card_says_what_is_known(modules: Page) -> None:
+    words = modules.evaluate(
+        f"""async () => {{ {PLACE}
+          const {{ modelCard, readModelFacts }} = await import('/static/seeing/model_card.js');
+          const facts = {{ n_params: 124439808, size: 248879616, dtype: 'bfloat16', device: 'cpu',
+            max_rows: 8, block_size: 16, num_blocks: 10,
+            features: [{{ feature: 'attention', asked: 'auto', used: 'paged', why: '' }}] }};
+          const model = {{ id: 'small', contextLength: 2048, samplingDefaults: {{ top_k: 40 }}, facts }};
+          const found = await readModelFacts({{
+            model: async () => model,
+            stats: async () => ({{ blocks_total: 100 }}),
+            version: async () => {{ throw 1; }},
+          }});
+          place.append(modelCard(found));
+          const words = place.innerText;
+          place.replaceChildren(modelCard({{ model: null, stats: null, version: null }}));
+          return [words, place.innerText];
+        }}"""
+    )
+    card, nothing = words
+    for part in (
+        "small",
+        "2,048 tokens",
+        "124M",
+        "249 MB",
+        "bfloat16",
+        "1,600 tokens",
+        "top_k 40",
+        "attention",
+    ):
+        assert part in card
+    assert nothing == "The server does not answer. Try again in a moment."

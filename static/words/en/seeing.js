@@ -94,6 +94,24 @@ export const seeing = {
   "seeing.plot.as_table": "Show as a table",
   "seeing.plot.time": "Time",
 
+  // The model's card
+  "seeing.card.title": "About the model",
+  "seeing.card.id": "Name",
+  "seeing.card.context": "Context",
+  "seeing.card.parameters": "Parameters",
+  "seeing.card.size": "Weights",
+  "seeing.card.dtype": "Number format",
+  "seeing.card.device": "Runs on",
+  "seeing.card.rows": "Answers at once",
+  "seeing.card.cache": "KV cache",
+  "seeing.card.vocabulary": "Vocabulary",
+  "seeing.card.generation": "Architecture",
+  "seeing.card.server": "Server",
+  "seeing.card.torch": "PyTorch",
+  "seeing.card.defaults": "What its card recommends",
+  "seeing.card.features": "How it runs",
+  "seeing.card.nothing": "The server does not answer. Try again in a moment.",
+
   // Token probabilities
   "seeing.heat.tokens": "Tokens of the answer. Arrow keys go from one to the next.",
   "seeing.heat.scale": "How likely a token was",
