@@ -160,7 +160,7 @@ function wireEngine() {
       live ??= new LivePanel(byId("engine"), {
         watch: watchStats,
         mine: () => chat.rows,
-        told: (snapshot) => load.tell(snapshot),
+        told: (stats) => load.tell(stats),
       });
     }
     if (layout.isOpen("engine")) live?.open();

@@ -111,7 +111,7 @@ export class Composer {
 
   /** An edit that a reload or another conversation broke off: `edit(kept.text, {message: kept.message})`. */
   get keptEdit() {
-    return this.#drafts?.readthis.#conversation.edit ?? null;
+    return this.#drafts?.read(this.#conversation).edit ?? null;
   }
 
   /**
