@@ -24,11 +24,12 @@ export function openKeySheet() {
 function group(title, name) {
   const entries = Keys.list().filter((entry) => (entry.group ?? "page") === name);
   if (entries.length === 0) return "";
-  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...entries.map(row)));
+  const rows = Map.groupBy(entries, ({ label }) => label);
+  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...[...rows].map(([label, all]) => row(label, all))));
 }
 
-/** @param {Shortcut} entry */
-function row(entry) {
-  const keys = writtenKeys(entry.keys).map((key) => el("kbd", { text: key }));
-  return el("div", {}, el("dt", { text: entry.label }), el("dd", {}, ...keys));
+/** @param {string} label @param {Shortcut[]} entries what does the same by different keys */
+function row(label, entries) {
+  const ways = entries.map(({ keys }) => el("dd", {}, ...writtenKeys(keys).map((key) => el("kbd", { text: key }))));
+  return el("div", {}, el("dt", { text: label }), ...ways);
 }
