@@ -6,6 +6,7 @@
 
 import { copyOf, sameWords } from "./copy.js";
 import { NotKept, openDatabase } from "./database.js";
+import { byAge } from "./groups.js";
 import { merging } from "./merge.js";
 import { Searcher } from "./searcher.js";
 import { DatabaseShelf, MemoryShelf } from "./shelf.js";
@@ -74,9 +75,12 @@ export class Library extends EventTarget {
   /** @returns {Promise<Head[]>} pinned ones first, then the newest */
   async list() {
     const heads = new Map((await this.#read((shelf) => shelf.heads())).map((head) => [head.id, head]));
-    return [...heads.values()].sort(
-      (one, other) => Number(other.pinned) - Number(one.pinned) || other.updated - one.updated,
-    );
+    return [...heads.values()].sort(byAge);
+  }
+
+  /** @param {string} id @returns {Promise<Head | undefined>} */
+  async head(id) {
+    return (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
   }
 
   /** @param {string} id @returns {Promise<Records | undefined>} its messages in the order in which they were made */
@@ -125,7 +129,7 @@ export class Library extends EventTarget {
    * @returns {Promise<Head | undefined>} the head as it is now; undefined if there is no such conversation
    */
   async changeHead(id, changes) {
-    const stored = (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
+    const stored = await this.head(id);
     if (stored === undefined) return undefined;
     const head = { ...stored, ...changes };
     await this.#put([head], [], stored);
@@ -155,11 +159,14 @@ export class Library extends EventTarget {
     await this.#putWaiting();
   }
 
-  /** Every conversation, for export. @returns {Promise<Records[]>} */
-  async all() {
+  /**
+   * Conversations for export; unlike `read` not to be changed and written.
+   * @param {string[]} [ids] all of them without @returns {Promise<Records[]>}
+   */
+  async all(ids) {
     /** @type {Records[]} */
     const all = [];
-    for (const { id } of await this.list()) {
+    for (const id of ids ?? (await this.list()).map((head) => head.id)) {
       const records = await this.#records(id);
       if (records !== undefined) all.push(records);
     }
@@ -207,7 +214,7 @@ export class Library extends EventTarget {
 
   /** @param {string} id @returns {Promise<Records | undefined>} */
   async #records(id) {
-    const head = (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
+    const head = await this.head(id);
     if (head === undefined) return undefined;
     const rows = new Map((await this.#read((shelf) => shelf.rows(id))).flat().map((row) => [row.id, row]));
     const inOrder = [...rows.values()].sort((one, other) => one.order - other.order);

@@ -345,8 +345,8 @@ def test_markdown_tells_how_answers_came_about(modules: Page) -> None:
           const one = new core.Conversation();
           Object.assign(one.head, { title: 'A  title\\nof two lines', system: 'Be brief.\\n\\nPlease.' });
           const request = { temperature: 0.7, top_k: 40, stream: true };
-          const facts = { model: 'tiny', request, started: 5, seed: 9, finish: 'length', ttft: 251.4, rate: 43.21,
-            itl50: 1, itl95: 2, promptTokens: 12, cachedTokens: 0, completionTokens: 1 };
+          const facts = { model: 'tiny', request, started: 5, seed: 9, finish: 'length', ttft: 251.4,
+            rate: 43.21, itl50: 1, itl95: 2, promptTokens: 12, cachedTokens: 0, completionTokens: 1 };
           const files = [{ name: 'a.py', text: 'x = "```"', tokens: 3 }];
           const question = one.add(null, { role: 'user', content: 'Look:', files });
           one.add(question.id, { role: 'assistant', content: 'not shown' });
