@@ -24,8 +24,9 @@ export function openKeySheet() {
 function group(title, name) {
   const entries = Keys.list().filter((entry) => (entry.group ?? "page") === name);
   if (entries.length === 0) return "";
-  const rows = Map.groupBy(entries, ({ label }) => label);
-  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...[...rows].map(([label, all]) => row(label, all))));
+  const labels = [...new Set(entries.map(({ label }) => label))];
+  const rows = labels.map((label) => row(label, entries.filter((entry) => entry.label === label)));
+  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...rows));
 }
 
 /** @param {string} label @param {Shortcut[]} entries what does the same by different keys */
