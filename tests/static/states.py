@@ -210,7 +210,9 @@ async () => {
 """
 
 # Nothing moves any more.
-_STILL = "() => document.getAnimations().every((animation) => animation.playState !== 'running')"
+# (The dots of an answer that waits never stop.)
+_STILL = """() => document.getAnimations().every(({ playState, effect }) =>
+  playState !== 'running' || effect.getTiming().iterations === Infinity)"""
 
 _CHATS = [
     ("Why is the sky blue?", "Because air scatters blue light more than red."),
