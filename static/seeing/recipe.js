@@ -21,7 +21,7 @@ const TRICKS = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206
 
 /**
  * @param {Record<string, unknown>} body as it is sent
- * @param {string} address the page's own, or another that the server's paths begin with
+ * @param {string} address the page's own, with or without the route behind it
  * @param {{key?: boolean}} [options] key: whether the server asks for one
  */
 export function asCurl(body, address, { key = false } = {}) {
@@ -74,7 +74,8 @@ const SHOW_ANSWER = `for choice in answer.choices:
 function endpoint(address, path) {
   const base = new URL(address);
   base.search = base.hash = "";
-  if (!base.pathname.endsWith("/")) base.pathname = base.pathname.replace(/[^/]*$/, "");
+  if (base.pathname.endsWith(`/${PATH}`)) base.pathname = base.pathname.slice(0, -PATH.length);
+  else if (!base.pathname.endsWith("/")) base.pathname = base.pathname.replace(/[^/]*$/, "");
   return new URL(path, base).href;
 }
 

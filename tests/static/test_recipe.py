@@ -125,7 +125,7 @@ def test_python_sends_the_same_request(modules: Page, echo: str, stream: bool) -
 
 
 def test_python_without_key_or_model(modules: Page) -> None:
-    text = recipe(modules, "asPython", {"messages": [], "stream": True}, "https://host/x/", False)
+    text = recipe(modules, "asPython", {"messages": []}, "https://host/x/v1/chat/completions", False)
     compile(text, "recipe.py", "exec")
     assert 'base_url="https://host/x/v1", api_key="none"' in text
     assert "model=client.models.list().data[0].id" in text
