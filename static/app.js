@@ -1,24 +1,224 @@
 /** Puts the parts of the page together. */
 
+import { wireAddress } from "./chat/address.js";
 import { Autosave } from "./chat/autosave.js";
 import { Chat } from "./chat/chat.js";
+import { lastQuestion, wireChatKeys } from "./chat/chat_keys.js";
 import { isCommand, runCommand } from "./chat/commands.js";
-import { mountComposer } from "./chat/mount_composer.js";
-import { wireAddress } from "./chat/address.js";
 import { learnModel } from "./chat/learn_model.js";
+import { mountComposer } from "./chat/mount_composer.js";
 import { wireTools } from "./chat/tools.js";
 import { LogView } from "./chat/view.js";
-import { download } from "./keep/download.js";
 import { Library } from "./keep/library.js";
-import { Sidebar } from "./keep/sidebar.js";
 import { Follower } from "./reading/scroll.js";
 import { LoadLine } from "./seeing/load.js";
 import { countTokens, watchStats } from "./server/api.js";
 import { Presets } from "./settings/presets.js";
 import { Settings } from "./settings/settings.js";
 import { byId } from "./shell/dom.js";
-import { focusedMessage, mountFrame } from "./shell/frame.js";
-import { install } from "./shell/install.js";
-import { Keys } from "./shell/keys.js";
-import { toast } from "./shell/toast.js";
-import { chooseLanguage, t, translate } from "./words/words.js";
+import { mountFrame } from "./shell/frame.js";
+import { announce, toast } from "./shell/toast.js";
+import { chooseLanguage, t } from "./words/words.js";
+
+await chooseLanguage(navigator.languages);
+
+const layout = mountFrame();
+const local = storage(() => localStorage);
+const library = await Library.open();
+const settings = new Settings(local);
+const presets = new Presets(settings, local);
+const log = new LogView(byId("log"), byId("welcome"), byId("scroller"));
+const autosave = new Autosave(library);
+const load = new LoadLine(byId("load"));
+const chat = new Chat({
+  log,
+  settings,
+  follower: new Follower(byId("scroller"), byId("jump")),
+  announce,
+  library,
+  autosave,
+});
+/** @type {import("./settings/panel.js").SettingsPanel | null} */
+let panel = null;
+let about = "";
+let contextLength = /** @type {number | null} */ (null);
+
+const commands = {
+  settings,
+  presets,
+  clear: () => chat.newChat(),
+  regenerate: () => chat.regenerate(),
+  continueAnswer: () => chat.continueAnswer(chat.conversation.head.leaf ?? ""),
+  exportAs,
+  showStats: () => layout.toggle("engine", true),
+};
+const { composer } = mountComposer({
+  actions: { send, stop: () => chat.stop(), editLast: () => edit(lastQuestion(chat)?.id ?? "") },
+  commands,
+  count: (prompt, signal) => countTokens({ prompt }, { signal }),
+  announce,
+  complain: (text) => toast(text, { kind: "problem" }),
+  storage: local,
+  session: storage(() => sessionStorage),
+});
+
+wireChat();
+wireLibrary();
+wireSettings();
+wireEngine();
+wireTools(chat, log, { announce, edit });
+wireChatKeys(chat, { newChat, edit, remove: removeChat, find: findChat });
+load.start();
+learnModel((model) => {
+  chat.model = model.id;
+  contextLength = model.contextLength;
+  settings.recommend(model.samplingDefaults);
+  const tokens = model.contextLength;
+  about = tokens === null ? model.id : t("chat.about", { model: model.id, n: tokens });
+  panel?.describeModel(about);
+  showContext();
+});
+await wireAddress(chat);
+composer.focus();
+
+/** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
+function send(text, files) {
+  if (!isCommand(text) || chat.editing !== null || files.length > 0) return chat.send(text, files);
+  const { note, known } = runCommand(text, commands);
+  if (note !== "") {
+    log.addNote(note);
+    announce(note);
+  }
+  return known;
+}
+
+function wireChat() {
+  for (const name of ["busy", "idle"]) {
+    chat.addEventListener(name, () => {
+      composer.setBusy(chat.busy);
+      load.start();
+    });
+  }
+  chat.addEventListener("edit-cancelled", () => composer.cancelEdit());
+  chat.addEventListener("edit", () => (byId("editing").hidden = chat.editing === null));
+  const followConversation = () => {
+    const { head, empty } = chat.conversation;
+    composer.setConversation(empty ? null : head.id);
+    document.title = head.title === "" ? t("chat.page") : t("chat.pageOf", { title: head.title });
+    showContext();
+  };
+  chat.addEventListener("opened", followConversation);
+  chat.addEventListener("changed", followConversation);
+  byId("new-chat").addEventListener("click", newChat);
+  byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
+  byId("examples").addEventListener("click", (/** @type {Event} */ event) => {
+    const button = /** @type {HTMLElement} */ (event.target).closest("button");
+    if (button !== null && chat.send(button.textContent ?? "")) composer.focus();
+  });
+}
+
+function wireLibrary() {
+  library.addEventListener("change", (event) => {
+    const { id, elsewhere, removed } = /** @type {CustomEvent} */ (event).detail;
+    if (elsewhere && !removed) chat.refresh(id);
+  });
+  library.addEventListener("problem", (event) => {
+    const { message } = /** @type {CustomEvent} */ (event).detail;
+    toast(message, { kind: "problem", action: { label: t("chat.export"), run: () => exportAs("json") } });
+  });
+  if (!library.lasting) toast(t("chat.unkept"), { kind: "problem" });
+}
+
+function wireSettings() {
+  settings.addEventListener("kept", () => autosave.head(chat.conversation));
+  settings.addEventListener("unkept", () => toast(t("chat.settingsUnkept"), { kind: "problem" }));
+  byId("open-settings").addEventListener("click", async () => {
+    panel ??= await makePanel();
+    panel.open();
+  });
+}
+
+async function makePanel() {
+  const [{ SettingsPanel }, { pageSection }] = await Promise.all([
+    import("./settings/panel.js"),
+    import("./shell/theme.js"),
+  ]);
+  const made = new SettingsPanel(byId("settings"), settings, { presets, announce });
+  made.addSection(pageSection());
+  made.describeModel(about);
+  return made;
+}
+
+/** The live panel comes with its first opening. */
+function wireEngine() {
+  /** @type {import("./seeing/panel.js").LivePanel | null} */
+  let live = null;
+  const follow = async () => {
+    const open = layout.isOpen("engine");
+    if (open && live === null) {
+      const { LivePanel } = await import("./seeing/panel.js");
+      live ??= new LivePanel(byId("engine"), {
+        watch: watchStats,
+        mine: () => chat.rows,
+        told: (stats) => load.tell(stats),
+      });
+    }
+    if (layout.isOpen("engine")) live?.open();
+    else live?.close();
+  };
+  layout.addEventListener("engine", follow);
+  follow();
+}
+
+function newChat() {
+  chat.newChat();
+  composer.focus();
+}
+
+/** @param {string} id */
+function edit(id) {
+  const message = chat.beginEdit(id);
+  if (message !== null) composer.edit(message.content, { message: id, files: message.files });
+}
+
+async function removeChat() {
+  const { id } = chat.conversation.head;
+  chat.stop();
+  const records = await library.remove(id);
+  newChat();
+  if (records === undefined) return;
+  const undo = async () => {
+    await library.write(records);
+    await chat.open(id);
+  };
+  toast(t("chat.chatDeleted"), { action: { label: t("chat.undo"), run: undo } });
+}
+
+function findChat() {
+  layout.toggle("sidebar", true);
+}
+
+/** @param {"md" | "json"} format */
+async function exportAs(format) {
+  const { toJson, toMarkdown } = await import("./keep/formats.js");
+  const { download } = await import("./keep/download.js");
+  const records = chat.conversation.records();
+  if (format === "json") download(`${records.head.title}.json`, "application/json", toJson([records]));
+  else download(`${records.head.title}.md`, "text/markdown", toMarkdown(records));
+}
+
+/** How much of the model's context the conversation takes: what its last answer was told of it. */
+function showContext() {
+  const last = chat.conversation.path().findLast(({ facts }) => facts?.promptTokens != null)?.facts;
+  const used = last ? (last.promptTokens ?? 0) + (last.completionTokens ?? 0) : null;
+  composer.setContext({ used: chat.conversation.empty ? 0 : used, limit: contextLength });
+}
+
+/** @param {() => Storage} find @returns {Storage | null} null where the browser forbids it */
+function storage(find) {
+  try {
+    return find();
+  } catch {
+    return null;
+  }
+}

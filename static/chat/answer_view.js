@@ -54,9 +54,13 @@ export class AnswerView {
     if (this.#message.content !== "") this.#body.append(this.#message.content);
   }
 
-  /** Shows a settled text that has changed, as another tab saved it. */
+  /** Shows what another tab has saved. */
   reread() {
+    this.#body = undefined;
     showText(part(this.element, ".body"), this.#message.content);
+    if (this.#message.state === "streaming") return void this.element.classList.toggle("begun", this.#message.content !== "");
+    this.hideProblem();
+    this.#settled();
   }
 
   /** @param {Problem} problem */

@@ -72,6 +72,11 @@ export class Chat extends EventTarget {
     return this.#runs.has(id);
   }
 
+  /** How many answers of this page are on their way. */
+  get rows() {
+    return [...this.#runs.values()].reduce((sum, { messages }) => sum + messages.length, 0);
+  }
+
   /**
    * Takes a new message, or the new words of an edited one.
    * @param {string} text @param {TextFile[]} [files]

@@ -70,7 +70,7 @@ export class CommandList {
       event.stopPropagation(); // it means the list, not the answer
       this.#closedFor = this.#draft.value;
       this.close();
-    } else if (event.key === "Tab" || (event.key === "Enter" && !this.#typedOut())) this.#complete(this.#selected);
+    } else if (["Tab", "Enter"].includes(event.key) && !this.#typedOut()) this.#complete(this.#selected);
     else return false;
     return true;
   }

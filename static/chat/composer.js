@@ -62,7 +62,7 @@ export class Composer {
     document.addEventListener("visibilitychange", () => document.hidden && this.keep());
     button.addEventListener("click", () => (this.#busy ? actions.stop() : this.submit()));
     files?.addEventListener("change", () => this.#changed());
-    this.setConversation(null);
+    this.#put(drafts?.read(null) ?? { text: "", files: [] });
   }
 
   get text() {
@@ -96,11 +96,13 @@ export class Composer {
   }
 
   /**
-   * The conversation that is shown from now on. Its draft comes up; the one so far is kept.
+   * The conversation that is shown from now on. Its draft comes up; the one so far is kept. Nothing happens if
+   * it is the one that was shown, so this may be called whenever something has changed.
    * @param {string | null} id null for one without messages
    */
   setConversation(id) {
-    if (id !== this.#conversation) this.keep();
+    if (id === this.#conversation) return;
+    this.keep();
     this.#conversation = id;
     this.#editing = null;
     this.#aside = { text: "", files: [] };
@@ -159,12 +161,9 @@ export class Composer {
   keep() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    const now = { text: this.text, files: this.files };
-    if (this.#editing === null) this.#drafts?.write(this.#conversation, { ...now, edit: null });
-    else {
-      const edit = { message: this.#editing, text: this.text };
-      this.#drafts?.write(this.#conversation, { ...this.#aside, edit });
-    }
+    const at = this.#conversation;
+    if (this.#editing === null) this.#drafts?.write(at, { text: this.text, files: this.files, edit: null });
+    else this.#drafts?.write(at, { ...this.#aside, edit: { message: this.#editing, text: this.text } });
   }
 
   #leaveEdit() {

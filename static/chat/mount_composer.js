@@ -5,6 +5,7 @@ import { t } from "../words/words.js";
 import { CommandList } from "./command_list.js";
 import { Composer } from "./composer.js";
 import { Drafts } from "./drafts.js";
+import { enterKey, showHint } from "./enter_key.js";
 import { FileChips } from "./file_chips.js";
 import { Attachments } from "./files.js";
 import { Gauge } from "./gauge.js";
@@ -39,5 +40,7 @@ export function mountComposer({ actions, commands, count, announce, complain, st
     commands: new CommandList(draft, byId("commands"), commands, announce),
   });
   chips.wire();
+  composer.enterKey = enterKey();
+  if (composer.enterKey !== "send") showHint(composer.enterKey);
   return { composer, drafts };
 }

@@ -21,8 +21,9 @@ export function wireTools(chat, log, { announce, edit }) {
     if (beside === null) return;
     chat.selectVariant(beside);
     const name = by < 0 ? "prev" : "next";
-    const button = /** @type {HTMLButtonElement | null} */ (log.find(beside)?.querySelector(`.variants .${name}`));
-    (button?.disabled ? log.find(beside)?.querySelector(".variants button:enabled") : button)?.focus();
+    const variants = log.find(beside)?.querySelector(".variants");
+    const button = variants?.querySelector(`.${name}:enabled`) ?? variants?.querySelector("button:enabled");
+    if (button instanceof HTMLElement) button.focus();
     announce(log.find(beside)?.querySelector(".count")?.getAttribute("aria-label") ?? "");
   };
   log.onTool("prev", step(-1));

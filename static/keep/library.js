@@ -4,7 +4,9 @@
  * as the page, and so does whatever could not be written because the disk is full.
  */
 
+import { copyOf, sameWords } from "./copy.js";
 import { NotKept, openDatabase } from "./database.js";
+import { byAge } from "./groups.js";
 import { merging } from "./merge.js";
 import { Searcher } from "./searcher.js";
 import { DatabaseShelf, MemoryShelf } from "./shelf.js";
@@ -73,9 +75,12 @@ export class Library extends EventTarget {
   /** @returns {Promise<Head[]>} pinned ones first, then the newest */
   async list() {
     const heads = new Map((await this.#read((shelf) => shelf.heads())).map((head) => [head.id, head]));
-    return [...heads.values()].sort(
-      (one, other) => Number(other.pinned) - Number(one.pinned) || other.updated - one.updated,
-    );
+    return [...heads.values()].sort(byAge);
+  }
+
+  /** @param {string} id @returns {Promise<Head | undefined>} */
+  async head(id) {
+    return (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
   }
 
   /** @param {string} id @returns {Promise<Records | undefined>} its messages in the order in which they were made */
@@ -91,6 +96,21 @@ export class Library extends EventTarget {
    */
   async write({ head, messages }) {
     await this.#put([head], messages.map((message) => this.#row(head.id, message)));
+  }
+
+  /**
+   * Takes in a conversation from elsewhere; under new ids if its own are in use.
+   * @param {Records} records @returns {Promise<Records | undefined>} as it was taken in; undefined if the same
+   *   is there
+   */
+  async add(records) {
+    const there = await this.#records(records.head.id);
+    if (there !== undefined && sameWords(there, records)) return undefined;
+    const ids = records.messages.map(({ id }) => id);
+    const used = there !== undefined || (await this.#read((shelf) => shelf.holdsAny(ids))).includes(true);
+    const added = used ? copyOf(records) : records;
+    await this.write(added);
+    return added;
   }
 
   /** Writes what was changed in a head since it was read or written here. @param {Head} head */
@@ -109,7 +129,7 @@ export class Library extends EventTarget {
    * @returns {Promise<Head | undefined>} the head as it is now; undefined if there is no such conversation
    */
   async changeHead(id, changes) {
-    const stored = (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
+    const stored = await this.head(id);
     if (stored === undefined) return undefined;
     const head = { ...stored, ...changes };
     await this.#put([head], [], stored);
@@ -139,11 +159,14 @@ export class Library extends EventTarget {
     await this.#putWaiting();
   }
 
-  /** Every conversation, for export. @returns {Promise<Records[]>} */
-  async all() {
+  /**
+   * Conversations for export; unlike `read` not to be changed and written.
+   * @param {string[]} [ids] all of them without @returns {Promise<Records[]>}
+   */
+  async all(ids) {
     /** @type {Records[]} */
     const all = [];
-    for (const { id } of await this.list()) {
+    for (const id of ids ?? (await this.list()).map((head) => head.id)) {
       const records = await this.#records(id);
       if (records !== undefined) all.push(records);
     }
@@ -191,7 +214,7 @@ export class Library extends EventTarget {
 
   /** @param {string} id @returns {Promise<Records | undefined>} */
   async #records(id) {
-    const head = (await this.#read((shelf) => shelf.head(id))).findLast((found) => found !== undefined);
+    const head = await this.head(id);
     if (head === undefined) return undefined;
     const rows = new Map((await this.#read((shelf) => shelf.rows(id))).flat().map((row) => [row.id, row]));
     const inOrder = [...rows.values()].sort((one, other) => one.order - other.order);
@@ -222,7 +245,9 @@ export class Library extends EventTarget {
   async #put(heads, rows, base) {
     const shelf = this.#shelf;
     const waiting = shelf === null ? { heads: [], rows: [] } : this.#waiting.everything();
-    const edits = heads.map((head) => ({ head, base: base ?? this.#bases.get(head.id) }));
+    // Copies, made now: their owner goes on changing them.
+    const edits = structuredClone(heads).map((head) => ({ head, base: base ?? this.#bases.get(head.id) }));
+    if (base === undefined) for (const { head } of edits) this.#bases.set(head.id, head);
     const waited = waiting.heads.map((head) => ({ head, base: this.#waitingFrom.get(head.id) }));
     const ids = [...waiting.heads, ...heads].map((head) => head.id);
     const all = [...waiting.rows, ...rows];
@@ -234,7 +259,6 @@ export class Library extends EventTarget {
       for (const { head, base } of edits) if (!this.#waitingFrom.has(head.id)) this.#waitingFrom.set(head.id, base);
       await this.#waiting.put(merging(edits), ids, rows);
     }
-    if (base === undefined) for (const head of heads) this.#bases.set(head.id, structuredClone(head));
     for (const id of new Set([...heads.map((head) => head.id), ...rows.map((row) => row.conversation)])) this.#tell({ id });
   }
 

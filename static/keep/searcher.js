@@ -1,5 +1,6 @@
 /** Searches in a worker, so that typing in the search box never waits for it. */
 
+import { workerAddress } from "../shell/trusted.js";
 import { scan } from "./scan.js";
 
 /** @typedef {import("./scan.js").Hit} Hit @typedef {import("./scan.js").Source} Source */
@@ -54,7 +55,7 @@ export class Searcher {
   }
 
   #start() {
-    const worker = new Worker(/** @type {any} */ (trusted(new URL("search_worker.js", import.meta.url).href)), {
+    const worker = new Worker(/** @type {any} */ (workerAddress(new URL("search_worker.js", import.meta.url).href)), {
       type: "module",
     });
     worker.onmessage = ({ data: { number, hits, error } }) => {
@@ -74,18 +75,4 @@ export class Searcher {
 
 function outdated() {
   return new DOMException("A newer search has begun", "AbortError");
-}
-
-/** The policy under which this page may start its own worker and no other. */
-const policy = /** @type {any} */ (globalThis).trustedTypes?.createPolicy("fastpath-search", {
-  /** @param {string} address */
-  createScriptURL: (address) => {
-    if (new URL("search_worker.js", import.meta.url).href !== address) throw new TypeError("Not the search worker");
-    return address;
-  },
-});
-
-/** @param {string} address */
-function trusted(address) {
-  return policy?.createScriptURL(address) ?? address;
 }

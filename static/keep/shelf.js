@@ -13,6 +13,7 @@
  * @property {() => Promise<Head[]>} heads
  * @property {(id: string) => Promise<Head | undefined>} head
  * @property {(conversation: string) => Promise<Row[]>} rows in their order
+ * @property {(ids: string[]) => Promise<boolean>} holdsAny whether there is a message with one of these ids
  * @property {(heads: ((stored: Map<string, Head>) => Head[]), ids: string[], rows: Row[]) => Promise<void>} put
  *   writes all or nothing: the rows, and the heads that `heads` makes of those that are stored under `ids`
  * @property {(conversation: string) => Promise<void>} remove
@@ -46,6 +47,13 @@ export class DatabaseShelf {
   async rows(conversation) {
     const index = this.#database.transaction("messages").objectStore("messages").index("conversation");
     return inOrder(await result(index.getAll(conversation)));
+  }
+
+  /** @param {string[]} ids */
+  async holdsAny(ids) {
+    const messages = this.#database.transaction("messages").objectStore("messages");
+    const keys = await Promise.all(ids.map((id) => result(messages.getKey(id))));
+    return keys.some((key) => key !== undefined);
   }
 
   /** @type {Shelf["put"]} */
@@ -128,6 +136,11 @@ export class MemoryShelf {
   /** @param {string} conversation */
   async rows(conversation) {
     return inOrder(structuredClone([...(this.#rows.get(conversation)?.values() ?? [])]));
+  }
+
+  /** @param {string[]} ids */
+  async holdsAny(ids) {
+    return [...this.#rows.values()].some((rows) => ids.some((id) => rows.has(id)));
   }
 
   /** @type {Shelf["put"]} */

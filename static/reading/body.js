@@ -1,89 +1,418 @@
 /**
- * The text of an answer on the screen. Everything that shows a model's words goes through this class, so that
- * a richer rendering needs to change nothing else. Model text only ever becomes a text node, never markup.
+ * The text of an answer on the screen: markdown that is rendered while it grows. What is complete becomes
+ * elements once and is left alone from then on (see blocks.js); only the rest is made anew as it grows.
  */
 
+import { Splitter } from "./blocks.js";
+import { dress, dressTable, growingCode, newPart } from "./dress.js";
+import { Elements } from "./elements.js";
+import { MARK, MARK_END, newLinks, tokens } from "./markdown.js";
+import { repair } from "./repair.js";
+import { clean } from "./safety.js";
 import { ToolText } from "./tool_text.js";
 
-const PART = 8192; // characters that are laid out together; what came before them is not laid out again
-const MAX_PART = 2 * PART; // a line that is longer is broken
-
 /**
- * How much of `text` still belongs to a part that has `length` characters: up to the end of a line, if that
- * comes in time, never up to the inside of a character.
- * @param {string} text @param {number} length @returns {number}
+ * @typedef {import("./markdown.js").Token} Token
+ * @typedef {{raw: string, element: HTMLElement, exact: boolean}} Shown exact: made from just this text
  */
-function share(text, length) {
-  if (length + text.length <= PART) return text.length;
-  const line = text.indexOf("\n", Math.max(0, PART - length)) + 1;
-  if (line > 0 && length + line <= MAX_PART) return line;
-  const room = MAX_PART - length;
-  if (text.length <= room) return text.length;
-  const last = text.charCodeAt(room - 1);
-  return last >= 0xd800 && last < 0xdc00 ? room - 1 : room;
-}
+
+const PART = 24; // blocks that are laid out together; a part that is out of sight costs nothing
+const PATIENT = 2048; // characters of a rest that is made anew with each piece; a longer one less often
+const CHARACTERS_PER_MILLISECOND = 50;
+// Letters that cannot begin or end any markdown where words stand already.
+const PLAIN = /^[\p{L}\p{M}\p{Nd} ,;'"?%]+$|^[\p{L}\p{Nd}]*[.:)]?$/u;
+const PLAIN_BEFORE = /[\p{L}\p{M}\p{Nd},;][ '"]?$/u;
+const RISKY_LINE = /(?:^|\n)[ \t>]*(?:\d+|[-*+#=_|:]+)?[ \t]*$/;
+const RISKY_WORD = /(?:www\.|:\/|@|&|\\|\$|https?:?|ftp:?)\S*$/i;
+const RESERVED = /[\ufdd0-\ufdd2]/g;
 
 export class AnswerBody {
   #element;
-  #part = document.createElement("span");
-  #text = document.createTextNode("");
-  #length = 0; // of the part's text
+  #growing;
+  #part = newPart();
   #pieces = new ToolText();
+  /** @type {string[]} */
+  #calculations = [];
+  #elements = new Elements(this.#calculations);
+  #links = newLinks();
+  #known = 0; // of the link definitions
+  #splitter = new Splitter(this);
+  /** @type {Shown[]} what is made of the splitter's rest */
+  #tail = [];
+  /** @type {Shown[]} blocks with brackets that may be links by definitions to come */
+  #unlinked = [];
+  /** @type {import("./code.js").CodeView | null} */
+  #code = null;
+  #codeText = "";
+  /** @type {{element: HTMLElement, raws: string[], loose: boolean} | null} */
+  #list = null;
+  /** @type {{element: HTMLElement, raw: string} | null} the open table's frame */
+  #table = null;
+  #carriage = false; // a CR came; an LF behind it belongs to it
+  #lineStart = true;
+  #painted = 0;
+  /** @type {number | null} */
+  #due = null;
 
-  /** @param {HTMLElement} element holds the answer and nothing else */
-  constructor(element) {
+  /**
+   * @param {HTMLElement} element holds the answer and nothing else
+   * @param {{growing?: boolean}} [options] growing: false for a text that is only shown when it has ended
+   */
+  constructor(element, { growing = true } = {}) {
     this.#element = element;
-    element.replaceChildren();
-    this.#begin();
+    this.#growing = growing;
+    element.classList.add("markdown");
+    element.replaceChildren(this.#part);
   }
 
-  /** Adds to the end; costs the same however long the answer is. @param {string} text */
+  /** Adds to the end. Call it at most once per frame. @param {string} text */
   append(text) {
-    this.#show(this.#pieces.push(text));
+    const source = this.#sourceOf(this.#pieces.push(text));
+    if (source === "" || this.#appendWord(source)) return;
+    this.#splitter.push(source);
+    if (this.#growing) this.#paintSoon();
   }
 
-  /** The answer has ended: what looked like the beginning of a calculation is shown as it came. */
+  /** The answer has ended: whatever was held back is shown, what is open stays as it was written. */
   finish() {
-    this.#show(this.#pieces.flush());
+    const source = this.#sourceOf(this.#pieces.flush());
+    if (source !== "") this.#splitter.push(source);
+    this.#splitter.end();
+    if (this.#due !== null) clearTimeout(this.#due);
+    this.#due = null;
+    for (const { element } of this.#tail) element.remove();
+    this.#tail = [];
   }
 
-  /** @param {import("./tool_text.js").Piece[]} pieces */
-  #show(pieces) {
+  /**
+   * Text as markdown, with marks for the calculations. One at the beginning of a line gets that line to itself.
+   * @param {import("./tool_text.js").Piece[]} pieces
+   */
+  #sourceOf(pieces) {
+    let source = "";
     for (const { type, text } of pieces) {
-      if (type === "text") this.#add(text);
-      else this.#showCalculation(text);
+      if (type === "text") source += this.#plain(text);
+      else {
+        const after = (source === "" ? this.#lineStart : source.endsWith("\n")) ? "\n" : " ";
+        source += MARK + (this.#calculations.push(text) - 1) + MARK_END + after;
+      }
     }
+    if (source !== "") this.#lineStart = source.endsWith("\n");
+    return source;
+  }
+
+  /** Line ends as one character, and nothing that could be taken for a mark of ours. @param {string} text */
+  #plain(text) {
+    const rest = this.#carriage && text.startsWith("\n") ? text.slice(1) : text;
+    if (text !== "") this.#carriage = text.endsWith("\r");
+    return rest.replace(/\r\n?/g, "\n").replace(RESERVED, "\ufffd");
+  }
+
+  /**
+   * The common case, a word more in the middle of a paragraph, costs nothing but its letters.
+   * @param {string} source @returns {boolean} whether that was all there is to do
+   */
+  #appendWord(source) {
+    const last = this.#tail.at(-1);
+    const rest = this.#splitter.rest;
+    if (last === undefined || this.#due !== null || !PLAIN.test(source)) return false;
+    if (!PLAIN_BEFORE.test(rest.slice(-2)) || RISKY_LINE.test(rest.slice(rest.lastIndexOf("\n") + 1))) return false;
+    if (RISKY_WORD.test(rest.slice(-80) + source)) return false;
+    const node = lastText(last.element);
+    if (node === null || !PLAIN_BEFORE.test(node.data.slice(-2))) return false;
+    // Blanks at the end of a line may not have been shown.
+    const blank = rest.endsWith(" ") && !node.data.endsWith(" ") ? " " : "";
+    if (blank === "" && !node.data.endsWith(rest.slice(-1))) return false;
+    this.#splitter.push(source);
+    node.appendData(blank + source);
+    last.exact = false;
+    return true;
+  }
+
+  // What the splitter hands over
+
+  /** @param {string} raw */
+  block(raw) {
+    const before = this.#tail.shift();
+    if (before?.exact && before.raw === raw && before.element.parentNode === this.#part) {
+      this.#keep(raw, before.element);
+      return;
+    }
+    const made = this.#make(tokens(raw, this.#links));
+    for (const element of made) this.#place(element, made.length === 1 ? before?.element : undefined, this.#part);
+    if (made.length !== 1 || before?.element.parentNode !== this.#part) before?.element.remove();
+    if (made.length === 1) this.#keep(raw, /** @type {HTMLElement} */ (this.#placed));
+    this.#resolve();
+    if (this.#part.childElementCount >= PART) this.#nextPart();
+  }
+
+  /** @param {string} name */
+  openCode(name) {
+    this.#dropTail();
+    this.#code = growingCode(this.#elements.plain(name.split(/\s/, 1)[0]));
+    this.#codeText = "";
+    this.#part.append(this.#code.element);
   }
 
   /** @param {string} text */
-  #add(text) {
-    let rest = text;
-    for (;;) {
-      const taken = share(rest, this.#length);
-      this.#text.appendData(rest.slice(0, taken));
-      this.#length += taken;
-      rest = rest.slice(taken);
-      if (rest === "") return;
-      this.#begin();
+  code(text) {
+    const plain = this.#elements.plain(text);
+    this.#codeText += plain;
+    if (this.#growing) this.#code?.append(plain);
+  }
+
+  closeCode() {
+    this.#code?.complete(this.#codeText);
+    this.#code = null;
+    if (this.#part.childElementCount >= PART) this.#nextPart();
+  }
+
+  /** @param {Token} list */
+  openList(list) {
+    this.#dropTail();
+    const element = this.#elements.emptyList(list);
+    this.#list = { element, raws: [], loose: false };
+    this.#part.append(element);
+  }
+
+  /** @param {string[]} raws @param {boolean} loose */
+  items(raws, loose) {
+    const list = this.#list;
+    if (list === null) return;
+    if (loose && !list.loose) {
+      list.loose = true;
+      list.raws.forEach((raw, place) => list.element.children[place].replaceWith(this.#item(raw)));
+    }
+    for (const raw of raws) {
+      const before = this.#tail.shift();
+      const element = before?.exact && before.raw === raw + loose ? before.element : this.#item(raw);
+      this.#place(element, before?.element, list.element);
+      list.raws.push(raw);
+    }
+    this.#resolve();
+  }
+
+  closeList() {
+    const list = this.#list;
+    this.#list = null;
+    this.#dropTail();
+    if (list !== null) this.#keep(list.raws.join(""), list.element);
+  }
+
+  /** @param {string} head */
+  openTable(head) {
+    this.#dropTail();
+    const [token] = tokens(head, this.#links);
+    const element = this.#cleaned(this.#elements.emptyTable(token));
+    dressTable(element);
+    this.#table = { element, raw: head };
+    this.#part.append(element);
+  }
+
+  /** @param {string} head @param {string[]} rows */
+  rows(head, rows) {
+    if (this.#table === null) return;
+    this.#table.raw += rows.map((row) => `${row}\n`).join("");
+    const parent = /** @type {HTMLElement} */ (this.#table.element.querySelector("tbody"));
+    for (const row of this.#rows(head + rows.join("\n"), this.#links)) {
+      this.#place(row, this.#tail.shift()?.element, parent);
+    }
+    this.#resolve();
+  }
+
+  closeTable() {
+    if (this.#table !== null) this.#keep(this.#table.raw, this.#table.element);
+    this.#table = null;
+    this.#dropTail();
+  }
+
+  // Elements
+
+  /** @param {Token[]} found @returns {HTMLElement[]} */
+  #make(found) {
+    /** @type {HTMLElement[]} */
+    const made = [];
+    for (const token of found) {
+      const element = this.#elements.block(token);
+      if (element instanceof HTMLElement) made.push(dress(this.#cleaned(element)));
+    }
+    return made;
+  }
+
+  /** @template {HTMLElement} T @param {T} element @returns {T} */
+  #cleaned(element) {
+    clean(element);
+    return element;
+  }
+
+  /** @param {string} raw @returns {HTMLElement} */
+  #item(raw) {
+    const [list] = tokens(raw, this.#links);
+    return this.#itemOf(list.items[0]);
+  }
+
+  /** @param {Token} item */
+  #itemOf(item) {
+    const loose = this.#list?.loose ?? false;
+    return dress(this.#cleaned(this.#elements.item({ ...item, loose })));
+  }
+
+  /** @param {string} source a table @param {Record<string, any>} links */
+  #rows(source, links) {
+    const [table] = tokens(source, links);
+    return (table?.rows ?? []).map((/** @type {Token[]} */ cells) =>
+      dress(this.#cleaned(this.#elements.row(cells))),
+    );
+  }
+
+  /** @type {HTMLElement | null} the element that the last #place left in the page */
+  #placed = null;
+
+  /**
+   * Puts an element in front of the tail, in the place of what was shown so far; that stays if it is the same.
+   * @param {HTMLElement} element @param {HTMLElement | undefined} before @param {HTMLElement} parent
+   */
+  #place(element, before, parent) {
+    this.#placed = element;
+    if (before?.parentNode === parent) {
+      if (before === element || before.isEqualNode(element)) this.#placed = before;
+      else before.replaceWith(element);
+      return;
+    }
+    before?.remove();
+    const next = this.#tail[0]?.element;
+    parent.insertBefore(element, next?.parentNode === parent ? next : null);
+  }
+
+  #dropTail() {
+    for (const { element } of this.#tail) element.remove();
+    this.#tail = [];
+  }
+
+  #nextPart() {
+    this.#part = newPart();
+    this.#element.append(this.#part);
+    for (const { element } of this.#tail) this.#part.append(element);
+  }
+
+  // Links that are defined further down
+
+  /** @param {string} raw @param {HTMLElement} element */
+  #keep(raw, element) {
+    if (raw.includes("[")) this.#unlinked.push({ raw, element, exact: true });
+  }
+
+  /** Makes blocks anew that mention what has just been defined. */
+  #resolve() {
+    const labels = Object.keys(this.#links);
+    if (labels.length === this.#known) return;
+    const fresh = labels.slice(this.#known).map((label) => `[${label}]`);
+    this.#known = labels.length;
+    for (const shown of this.#unlinked) {
+      const text = shown.raw.toLowerCase().replace(/\s+/g, " ");
+      if (!fresh.some((label) => text.includes(label)) || shown.element.parentNode === null) continue;
+      const made = this.#make(tokens(shown.raw, this.#links));
+      if (made.length !== 1) continue;
+      shown.element.replaceWith(made[0]);
+      shown.element = made[0];
     }
   }
 
-  /** A new part: lines of their own, below what is there. */
-  #begin() {
-    this.#part = document.createElement("span");
-    this.#part.className = "part";
-    this.#text = document.createTextNode("");
-    this.#length = 0;
-    this.#part.append(this.#text);
-    this.#element.append(this.#part);
+  // The rest, while it grows
+
+  #paintSoon() {
+    if (this.#due !== null) return;
+    const length = this.#splitter.rest.length;
+    const wait = length < PATIENT ? 0 : length / CHARACTERS_PER_MILLISECOND - (performance.now() - this.#painted);
+    if (wait <= 0) this.#paint();
+    else
+      this.#due = setTimeout(() => {
+        this.#due = null;
+        this.#paint();
+      }, wait);
   }
 
-  /** A calculation in a line of its own, for the eye and for who copies the text. @param {string} text */
-  #showCalculation(text) {
-    const chip = document.createElement("span");
-    chip.className = "calculation";
-    chip.textContent = text;
-    this.#text = document.createTextNode("\n");
-    this.#part.append(chip, this.#text);
+  #paint() {
+    const rest = this.#splitter.rest;
+    const inside = this.#splitter.inside;
+    if (inside === "code") return;
+    const links = newLinks(this.#links);
+    const head = inside === null || inside === "list" ? "" : inside.head;
+    const whole = repair(head + rest);
+    const found = whole === "" ? [] : tokens(whole, links);
+    const before = this.#tail;
+    this.#tail = [];
+    const exact = whole === head + rest;
+    this.#paintInside(found, inside, before, exact);
+    for (const token of found) {
+      if (token.type === "space") continue;
+      this.#show(token.raw, this.#part, before, exact || token !== found.at(-1), () => this.#make([token])[0]);
+    }
+    for (const { element } of before) element.remove();
+    this.#painted = performance.now();
   }
+
+  /**
+   * The beginning of the rest where that belongs into a list or table that is open. Takes it out of the tokens.
+   * @param {Token[]} found @param {Splitter["inside"]} inside @param {Shown[]} before @param {boolean} exact
+   */
+  #paintInside(found, inside, before, exact) {
+    if (inside === "list" && found[0]?.type === "list" && this.#list !== null) {
+      const list = this.#list;
+      const { items } = /** @type {Token} */ (found.shift());
+      for (const item of items) {
+        const sure = exact || item !== items.at(-1);
+        this.#show(item.raw + list.loose, list.element, before, sure, () => this.#itemOf(item));
+      }
+    } else if (inside !== null && typeof inside === "object" && found[0]?.type === "table") {
+      const parent = /** @type {HTMLElement} */ (this.#table?.element.querySelector("tbody"));
+      const { rows } = /** @type {Token} */ (found.shift());
+      for (const cells of rows) {
+        const make = () => dress(this.#cleaned(this.#elements.row(cells)));
+        this.#show("", parent, before, false, make);
+      }
+    }
+  }
+
+  /**
+   * Shows a block of the rest: as it is shown already, or made anew.
+   * @param {string} raw @param {HTMLElement} parent @param {Shown[]} before @param {boolean} exact
+   * @param {() => HTMLElement | undefined} make
+   */
+  #show(raw, parent, before, exact, make) {
+    const old = before[0];
+    if (old?.exact && exact && old.raw === raw && old.element.parentNode === parent) {
+      before.shift();
+      this.#tail.push(old);
+      return;
+    }
+    const element = make();
+    if (element === undefined) return;
+    if (old?.element.parentNode === parent) {
+      old.element.replaceWith(element);
+      before.shift();
+    } else parent.append(element);
+    this.#tail.push({ raw, element, exact });
+  }
+}
+
+/** The text that an element ends with, null if it ends otherwise. @param {Node} element @returns {Text | null} */
+function lastText(element) {
+  /** @type {Node | null} */
+  let node = element;
+  while (node !== null && !(node instanceof Text)) {
+    if (node instanceof HTMLElement && (node.className !== "" || node.tagName === "A")) return null;
+    node = node.lastChild;
+  }
+  return node;
+}
+
+/**
+ * Shows a text that has ended, all at once.
+ * @param {HTMLElement} element @param {string} text
+ */
+export function showText(element, text) {
+  const body = new AnswerBody(element, { growing: false });
+  body.append(text);
+  body.finish();
 }

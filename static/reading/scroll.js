@@ -33,6 +33,11 @@ export class Follower {
     this.#show();
   }
 
+  /** After sending: the new message is in view. @param {HTMLElement} _message */
+  toMessage(_message) {
+    this.toEnd();
+  }
+
   /**
    * Remembers where it went, since the scroll event comes only with the next frame: a reader who moves up
    * before that would seem to have come down from the old place.

@@ -129,7 +129,6 @@ export class SettingsPanel {
     settings.addEventListener("unkept", () => (note.textContent = t("settings.unkept")));
     this.#refreshers.push(() => {
       reset.textContent = t(settings.scope === "chat" ? "settings.reset.chat" : "settings.reset");
-      reset.disabled = !settings.changedIn();
     });
     return el("footer", {}, note, reset);
   }

@@ -11,7 +11,7 @@ import { checked, isField } from "./fields.js";
  * @typedef {{id: string, name: string, own: boolean}} Listed
  */
 
-const STORAGE_KEY = "fastpath.presets";
+export const PRESETS_KEY = "fastpath.presets";
 const NAME_LENGTH = 60; // characters
 
 /** How the built-in ones sample, but for "balanced", which is the model's own way. @type {Record<string, Values>} */
@@ -129,7 +129,7 @@ export class Presets extends EventTarget {
   /** Takes what another tab has stored. */
   reload() {
     try {
-      this.#own = read(this.#storage?.getItem(STORAGE_KEY) ?? "[]");
+      this.#own = read(this.#storage?.getItem(PRESETS_KEY) ?? "[]");
     } catch {
       this.#own = []; // storage is forbidden
     }
@@ -162,7 +162,7 @@ export class Presets extends EventTarget {
   #keep(presets) {
     try {
       if (this.#storage === null) throw new Error("no storage");
-      this.#storage.setItem(STORAGE_KEY, JSON.stringify(presets));
+      this.#storage.setItem(PRESETS_KEY, JSON.stringify(presets));
     } catch {
       return t("settings.preset.unkept");
     }

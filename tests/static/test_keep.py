@@ -65,7 +65,7 @@ def test_what_is_written_is_read_again(page: Page, database: str) -> None:
         """async (name) => {
           const one = talk('first?', 'one', 'second?', 'two');
           const [first] = one.path();
-          for (let k = 0; k < 20; k++) one.add(first.id, { ...said('assistant', 'variant ' + k), created: 5 });
+          for (let k = 0; k < 20; k++) one.add(first.id, said('assistant', 'variant ' + k, { created: 5 }));
           await library.write(one.records());
           const two = talk('pinned');
           Object.assign(two.head, { pinned: true, updated: 5 });
@@ -107,7 +107,9 @@ def test_a_removed_conversation_can_be_put_back(page: Page) -> None:
 
 
 def test_tabs_are_in_step(page: Page, other: Page) -> None:
-    id_ = page.evaluate("async () => { const one = talk('hello'); await library.write(one.records()); return one.head.id }")
+    id_ = page.evaluate(
+        "async () => { const one = talk('hello'); await library.write(one.records()); return one.head.id }"
+    )
     other.wait_for_function("id => changes.some((change) => change.id === id && change.elsewhere)", arg=id_)
     assert other.evaluate("async id => (await library.read(id)).messages.length", id_) == 1
     assert other.evaluate("async id => (await library.remove(id)).head.title", id_) == "hello"
@@ -154,8 +156,15 @@ def test_tabs_that_write_at_once_lose_nothing(page: Page, other: Page) -> None:
         }""",
         id_,
     )
-    assert sorted(contents) == sorted(["hello", *(f"{who} {k}" for who in ("here", "there") for k in range(20))])
-    assert (head["title"], head["named"], head["pinned"], head["system"]) == ("A name", True, True, "Be brief.")
+    assert sorted(contents) == sorted(
+        ["hello", *(f"{who} {k}" for who in ("here", "there") for k in range(20))]
+    )
+    assert (head["title"], head["named"], head["pinned"], head["system"]) == (
+        "A name",
+        True,
+        True,
+        "Be brief.",
+    )
 
 
 def test_without_a_database_it_keeps_what_it_can(page: Page, database: str) -> None:
@@ -311,7 +320,8 @@ def test_a_newer_search_ends_the_older(page: Page) -> None:
           const ends = await Promise.allSettled(searches);
           clearInterval(timer);
           const all = await library.search('dolor');
-          return [ends.map((end) => end.reason?.name ?? 'found'), [ends[2].value?.length, all.length], longest];
+          const names = ends.map((end) => end.reason?.name ?? 'found');
+          return [names, [ends[2].value?.length, all.length], longest];
         }"""
     )
     assert names == ["AbortError", "AbortError", "found"]

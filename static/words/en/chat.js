@@ -38,5 +38,10 @@ export const chat = {
   "chat.reconnecting": "Connection lost. Trying to get the answer back.",
   "chat.unkept": "This browser keeps nothing for this page: chats end with it.",
   "chat.export": "Export",
+  "chat.settingsUnkept": "The browser has no room left for your settings. They hold until you close this page.",
+  "chat.chatDeleted": "Chat deleted",
+  "chat.about": "{model}, {n} tokens of context",
+  "chat.page": "Fastpath",
+  "chat.pageOf": "{title} · Fastpath",
   "chat.gone": "This conversation is not in this browser. Here is a new one.",
 };

@@ -1,0 +1,89 @@
+/** Markdown to tokens: marked, with formulas, and with the noncharacters that stand for other things. */
+
+import { Lexer, Marked } from "../vendor/marked/marked.esm.js";
+
+/** @typedef {any} Token a token of marked's or one of our own: `formula`, `formulaBlock` */
+
+/** Stands before and after the number of a calculation in the source. Never part of what a model says. */
+export const MARK = "\ufdd0";
+export const MARK_END = "\ufdd1";
+/** At the end of a formula's source: it is still being written. */
+export const UNFINISHED = "\ufdd2";
+
+const DISPLAY = /^ {0,3}(?:\$\$((?:(?!\n[ \t]*\n|\$\$)[^])+)\$\$|\\\[((?:(?!\n[ \t]*\n|\\\])[^])+)\\\])[ \t]*(?:\n|$)/;
+const INLINE_DISPLAY = /^(?:\$\$((?:(?!\n[ \t]*\n|\$\$)[^])+)\$\$|\\\[((?:(?!\n[ \t]*\n|\\\])[^])+)\\\])/;
+const BRACKETS = /^\\\(((?:(?!\n[ \t]*\n|\\\))[^])+)\\\)/;
+// Money is no formula: a dollar that opens one has something behind it, and the one that closes it something
+// before it and no digit after it.
+const DOLLARS = /^\$(?![\s$])((?:\\[^]|[^$\\\n]|\n(?![ \t]*\n))*?(?:\\[^\s]|[^\s$\\]))\$(?![\d$])/;
+const BEFORE_DOLLAR = /[\p{L}\p{N}$\\]$/u;
+
+/** @param {string} raw @param {string} source @param {boolean} display @param {string} type */
+function formula(raw, source, display, type) {
+  const open = source.endsWith(UNFINISHED);
+  return { type, raw, source: open ? source.slice(0, -1) : source, display, open };
+}
+
+/** @param {string} source @param {string} sign @returns {number} */
+function nextDollar(source, sign) {
+  for (let at = source.indexOf(sign); at >= 0; at = source.indexOf(sign, at + 1)) {
+    if (at === 0 || !BEFORE_DOLLAR.test(source.slice(at - 1, at))) return at;
+  }
+  return -1;
+}
+
+const formulaBlock = {
+  name: "formulaBlock",
+  level: /** @type {const} */ ("block"),
+  /** @param {string} source */
+  start: (source) => {
+    const found = /\n {0,3}(?:\$\$|\\\[)/.exec(source);
+    return found === null ? undefined : found.index + 1;
+  },
+  /** @param {string} source */
+  tokenizer: (source) => {
+    const found = DISPLAY.exec(source);
+    return found === null ? undefined : formula(found[0], found[1] ?? found[2], true, "formulaBlock");
+  },
+};
+
+const formulaInline = {
+  name: "formula",
+  level: /** @type {const} */ ("inline"),
+  /** @param {string} source */
+  start: (source) => {
+    const places = [nextDollar(source, "$"), source.indexOf("\\("), source.indexOf("\\[")].filter((at) => at >= 0);
+    return places.length === 0 ? undefined : Math.min(...places);
+  },
+  /** @param {string} source */
+  tokenizer: (source) => {
+    const display = INLINE_DISPLAY.exec(source);
+    if (display !== null) return formula(display[0], display[1] ?? display[2], true, "formula");
+    const found = BRACKETS.exec(source) ?? DOLLARS.exec(source);
+    return found === null ? undefined : formula(found[0], found[1], false, "formula");
+  },
+};
+
+const marked = new Marked({ gfm: true, breaks: true });
+marked.use({ extensions: [formulaBlock, formulaInline] });
+
+/**
+ * The tokens of a source, down to the words.
+ * @param {string} source @param {Record<string, any>} links definitions that are known; new ones are added
+ * @returns {Token[]}
+ */
+export function tokens(source, links) {
+  const lexer = new Lexer({ ...marked.defaults });
+  lexer.tokens.links = links;
+  return lexer.lex(source);
+}
+
+/** The blocks of a source, without looking into them. @param {string} source @returns {Token[]} */
+export function blocks(source) {
+  const lexer = new Lexer({ ...marked.defaults });
+  lexer.tokens.links = Object.create(null);
+  return lexer.blockTokens(source, []);
+}
+
+/** An empty set of link definitions. @param {Record<string, any> | null} [base] @returns {Record<string, any>} */
+export const newLinks = (base = null) => Object.create(base);

@@ -1,0 +1,63 @@
+/**
+ * What may become part of the page. Elements are made from an answer's tokens, never from its markup; DOMPurify
+ * goes over them nevertheless before they are shown, so that one mistake is not enough.
+ */
+
+import "../vendor/dompurify/purify.min.js";
+
+const TAGS = (
+  "div p h3 h4 h5 h6 ul ol li blockquote hr pre code table thead tbody tr th td strong em del br a img span"
+).split(" ");
+const ATTRIBUTES = "href title target rel class start src alt loading dir data-language data-formula data-display data-align".split(" ");
+const PICTURE = /^data:image\/(?:png|jpe?g|gif|webp|avif|bmp);base64,[a-z0-9+/=\s]*$/i;
+
+/** @type {{sanitize(dirty: Node | string, options: object): any}} */
+const purify = /** @type {any} */ (globalThis).DOMPurify;
+const OPTIONS = {
+  ALLOWED_TAGS: TAGS,
+  ALLOWED_ATTR: ATTRIBUTES,
+  ALLOW_ARIA_ATTR: false,
+  ALLOW_DATA_ATTR: false,
+  IN_PLACE: true,
+};
+
+/** Takes out of an element whatever should not be in it. @param {HTMLElement} element */
+export function clean(element) {
+  purify.sanitize(element, OPTIONS);
+}
+
+/** The address of a link that may be followed, null for any other. @param {string} address */
+export function safeAddress(address) {
+  if (!/^(?:https?:\/\/|mailto:)/i.test(address)) return null;
+  try {
+    const { protocol, href } = new URL(address);
+    return ["http:", "https:", "mailto:"].includes(protocol) ? href : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Whether a picture comes with the text itself, so that showing it asks nobody. @param {string} address */
+export const isPicture = (address) => PICTURE.test(address);
+
+/** @type {Map<string, string>} */
+const entities = new Map([
+  ["&amp;", "&"],
+  ["&lt;", "<"],
+  ["&gt;", ">"],
+  ["&quot;", '"'],
+  ["&#39;", "'"],
+]);
+
+/** The text with its `&name;` and `&#1;` replaced by what they stand for. @param {string} text */
+export function decode(text) {
+  if (!text.includes("&")) return text;
+  return text.replace(/&(?:[a-z][a-z\d]{1,31}|#\d{1,7}|#x[\da-f]{1,6});/gi, (entity) => {
+    let plain = entities.get(entity);
+    if (plain === undefined) {
+      plain = String(purify.sanitize(`<p>${entity}</p>`, { RETURN_DOM_FRAGMENT: true }).textContent);
+      if (entities.size < 500) entities.set(entity, plain);
+    }
+    return plain;
+  });
+}
