@@ -340,6 +340,7 @@ def test_heat_map_by_keyboard_and_by_pointer(modules: Page) -> None:
     modules.evaluate(
         f"async (scores) => {{ {MAP} place.prepend(document.createElement('button')); }}", SCORES
     )
+    modules.mouse.move(1200, 700)  # away from the tokens
     tip = modules.get_by_role("tooltip")
     modules.locator("#place > button").focus()
     modules.keyboard.press("Tab")
