@@ -42,7 +42,8 @@ def test_a_conversations_own_value_stands_above_all_others(modules: Page) -> Non
         settings.scope = 'chat';
         settings.set('temperature', '0.2');
         settings.set('top_k', '');
-        steps.push(told.includes('kept'), head.settings, settings.request(), settings.recommended('temperature'));
+        steps.push(told.includes('kept'), head.settings, settings.request());
+        steps.push(settings.recommended('temperature'));
         settings.bind(newHead());
         steps.push(settings.get('temperature'));
         settings.bind(head);
@@ -167,11 +168,13 @@ def test_what_is_stored_wrongly_is_left_out(modules: Page) -> None:
     steps = run(
         modules,
         """
-        kept.set('fastpath.settings', JSON.stringify({ temperature: 9, stop: ['a'], seed: 'x', nonsense: 1, system: 3 }));
+        const stored = { temperature: 9, stop: ['a'], seed: 'x', nonsense: 1, system: 3 };
+        kept.set('fastpath.settings', JSON.stringify(stored));
         settings.reload();
         head.settings = { temperature: {}, logit_bias: { 5: 'x' }, min_p: 0.1, model: 'other' };
         settings.bind(head);
-        return [settings.request(), settings.system, presets.fromJson('[{"name": 3}, {"name": "A", "fields": 7}]')];
+        const taken = presets.fromJson('[{"name": 3}, {"name": "A", "fields": 7}]');
+        return [settings.request(), settings.system, taken];
         """,
     )
     assert steps == [{"stop": ["a"], "min_p": 0.1}, "", 1]
@@ -248,7 +251,13 @@ def test_the_sheet_sets_what_is_sent(chat: ChatPage, scripted: ScriptedServer) -
     chat.send("Hello")
     chat.wait_until_settled()
     body = scripted.exchanges[0].body
-    sent = {"temperature": 1.5, "stop": ["END", "FIN"], "logprobs": True, "top_logprobs": 2, "regex": "[a-z]+"}
+    sent = {
+        "temperature": 1.5,
+        "stop": ["END", "FIN"],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "regex": "[a-z]+",
+    }
     assert {name: body[name] for name in sent} == sent
     assert (body["min_p"], body["top_k"]) == (SAMPLING_DEFAULTS["min_p"], SAMPLING_DEFAULTS["top_k"])
     chat.check_clean()
