@@ -184,16 +184,35 @@ def search(chat: ChatPage, server: ScriptedServer) -> None:
 
 def engine(chat: ChatPage, server: ScriptedServer) -> None:
     """The engine's state, and its last minutes."""
+    chat.page.evaluate(_PAST)
+    server.tell(running=6, blocks_used=74, waiting=2, tokens_per_second=812.5)
     chat.page.locator("#toggle-engine").click()
     expect(chat.page.locator("#engine-panel")).to_be_visible()
-    for at in range(40):
-        wave = math.sin(at / 6)
-        server.tell(running=round(4 + 3 * wave), blocks_used=round(60 + 50 * wave), waiting=at % 3)
-    expect(chat.page.locator("#engine")).to_contain_text("8")
+    expect(chat.page.locator("#engine")).to_contain_text("74")
+    chat.page.wait_for_function(_STILL)
 
+
+# As if the panel had been open for some minutes.
+_PAST = """
+async () => {
+  const { History } = await import('./static/seeing/history.js');
+  const add = History.prototype.add;
+  History.prototype.add = function (at, values) {
+    History.prototype.add = add;
+    for (let second = 240; second > 0; second -= 2) {
+      const rows = Math.max(0, Math.round(4 + 3 * Math.sin(second / 17) + 1.5 * Math.sin(second / 5)));
+      const speed = 130 * rows * (1 + 0.06 * Math.sin(second * 7));
+      add.call(this, at - 1000 * second, [speed, rows, Math.min(1, 0.1 * rows + 0.05)]);
+    }
+    add.call(this, at, values);
+  };
+}
+"""
 
 # Nothing moves any more.
-_STILL = "() => document.getAnimations().every((animation) => animation.playState !== 'running')"
+# (The dots of an answer that waits never stop.)
+_STILL = """() => document.getAnimations().every(({ playState, effect }) =>
+  playState !== 'running' || effect.getTiming().iterations === Infinity)"""
 
 _CHATS = [
     ("Why is the sky blue?", "Because air scatters blue light more than red."),
