@@ -28,7 +28,8 @@ _WORDS = (
 _SETUP = """async () => {
   const { AnswerBody } = await import(new URL('static/reading/body.js', document.baseURI));
   const { load } = await import(new URL('static/reading/highlight.js', document.baseURI));
-  await Promise.all(['python', 'javascript'].map(load));
+  const { Follower } = await import(new URL('static/reading/scroll.js', document.baseURI));
+  await load('python');
   const log = document.getElementById('log');
   log.replaceChildren();
   document.getElementById('welcome').hidden = true;
@@ -36,12 +37,12 @@ _SETUP = """async () => {
   element.className = 'body';
   log.append(element);
   window.measured = new AnswerBody(element);
+  window.follower = new Follower(document.getElementById('scroller'), document.getElementById('jump'));
   await new Promise((done) => setTimeout(done, 300));
 }"""
 
 # The pieces that are due are gathered and written once per frame, as the page's writer does.
 _STREAM = """async ({ pieces, perSecond }) => {
-  const scroller = document.getElementById('scroller');
   let sent = 0;
   let frames = 0;
   const start = performance.now();
@@ -52,7 +53,6 @@ _STREAM = """async ({ pieces, perSecond }) => {
       while (sent < due) text += pieces[sent++];
       if (text !== '') {
         measured.append(text);
-        scroller.scrollTop = 1e9;
         frames++;
       }
       if (sent < pieces.length) requestAnimationFrame(frame);
