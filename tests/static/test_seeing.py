@@ -113,7 +113,8 @@ FACTS = {
     "completionTokens": 312,
 }
 PLACE = """const place = document.createElement('div');
-  place.id = 'place'; document.getElementById('place')?.remove(); document.body.prepend(place);"""
+  place.id = 'place'; document.getElementById('place')?.remove(); document.body.prepend(place);
+  place.style.cssText = 'position: fixed; z-index: 9; inset: 0 auto auto 0; width: 40rem';"""
 
 
 def test_line_of_facts_and_its_details(modules: Page) -> None:

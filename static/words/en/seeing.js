@@ -6,7 +6,6 @@ export const seeing = {
   "seeing.rate": "{value} tok/s",
   "seeing.tokens": { one: "{n} token", other: "{n} tokens" },
   "seeing.some_cached": { one: "{all}, {n} of them cached", other: "{all}, {n} of them cached" },
-  "seeing.prompt_line": "Prompt: {tokens}",
   "seeing.to_first": "{time} to first token",
   "seeing.ordinal.one": "{n}st",
   "seeing.ordinal.two": "{n}nd",
