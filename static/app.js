@@ -97,7 +97,7 @@ composer.focus();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
 function send(text, files) {
-  if (!isCommand(text) || chat.editing !== null || files.length > 0) return chat.send(text, files);
+  if (!isCommand(text) || chat.editing !== null) return chat.send(text, files);
   const { note, known } = runCommand(text, commands);
   if (note !== "") {
     log.addNote(note);

@@ -102,6 +102,9 @@ def test_dropped_files_become_chips(chat: ChatPage) -> None:
     assert chat.page.evaluate(DRAG, names[:2]) == [True, True]
     expect(chips).to_have_count(2)
     chat.page.evaluate(DRAG, names[:2])  # the same again
+    chat.send("/temperature 0.4")  # takes no files
+    expect(chat.page.locator(".note")).to_have_text("temperature is 0.4")
+    expect(chips).to_have_count(2)
     chat.page.get_by_role("button", name="Remove n0.txt").click()
     expect(chips).to_have_count(1)
     expect(chat.draft).to_be_focused()
