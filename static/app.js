@@ -10,6 +10,7 @@ import { mountComposer } from "./chat/mount_composer.js";
 import { wireTools } from "./chat/tools.js";
 import { LogView } from "./chat/view.js";
 import { Library } from "./keep/library.js";
+import { Sidebar } from "./keep/sidebar.js";
 import { Follower } from "./reading/scroll.js";
 import { LoadLine } from "./seeing/load.js";
 import { countTokens, watchStats } from "./server/api.js";
@@ -62,6 +63,19 @@ const { composer } = mountComposer({
   session: storage(() => sessionStorage),
 });
 
+const sidebar = new Sidebar(byId("sidebar"), {
+  library,
+  open: async (id, messageId) => {
+    await chat.open(id, messageId);
+    layout.closeOverlays();
+    if (messageId === null) composer.focus();
+  },
+  newChat,
+  currentId: () => (chat.conversation.empty ? null : chat.conversation.head.id),
+  isBusy: (id) => chat.isBusy(id),
+  stop: (id) => chat.stop(id),
+});
+
 wireChat();
 wireLibrary();
 wireSettings();
@@ -102,14 +116,20 @@ function wireChat() {
   chat.addEventListener("edit-cancelled", () => composer.cancelEdit());
   chat.addEventListener("edit", () => (byId("editing").hidden = chat.editing === null));
   const followConversation = () => {
+    sidebar.mark();
     const { head, empty } = chat.conversation;
     composer.setConversation(empty ? null : head.id);
     document.title = head.title === "" ? t("chat.page") : t("chat.pageOf", { title: head.title });
     showContext();
   };
-  chat.addEventListener("opened", followConversation);
+  chat.addEventListener("opened", () => {
+    followConversation();
+    goOnEditing();
+  });
   chat.addEventListener("changed", followConversation);
+  chat.addEventListener("runs", () => sidebar.mark());
   byId("new-chat").addEventListener("click", newChat);
+  byId("model").addEventListener("click", async () => (await import("./chat/model_dialog.js")).openModelDialog());
   byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
   byId("examples").addEventListener("click", (/** @type {Event} */ event) => {
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
@@ -117,10 +137,22 @@ function wireChat() {
   });
 }
 
+/** A reload, or a look at another conversation, does not end an edit. */
+function goOnEditing() {
+  const kept = composer.keptEdit;
+  if (kept === null || chat.beginEdit(kept.message) === null) return;
+  composer.edit(kept.text, { message: kept.message, files: chat.conversation.find(kept.message)?.files });
+}
+
 function wireLibrary() {
-  library.addEventListener("change", (event) => {
+  library.addEventListener("change", async (event) => {
     const { id, elsewhere, removed } = /** @type {CustomEvent} */ (event).detail;
-    if (elsewhere && !removed) chat.refresh(id);
+    if (id !== chat.conversation.head.id) return;
+    if (removed && elsewhere) {
+      toast(t("chat.deletedElsewhere"));
+      chat.newChat();
+    } else if (elsewhere) await chat.refresh(id);
+    else if (!removed) chat.takeHead(await library.head(id));
   });
   library.addEventListener("problem", (event) => {
     const { message } = /** @type {CustomEvent} */ (event).detail;
@@ -196,6 +228,7 @@ async function removeChat() {
 
 function findChat() {
   layout.toggle("sidebar", true);
+  sidebar.focusSearch();
 }
 
 /** @param {"md" | "json"} format */

@@ -14,6 +14,8 @@ export class Autosave {
   #pending = new Map();
   /** @type {number | undefined} */
   #timer;
+  /** Conversations that were deleted. @type {Set<string>} */
+  #gone = new Set();
   /** A page that is being left sees its streams break. What it then thinks of its answers is not to be kept. */
   #leaving = false;
 
@@ -25,12 +27,17 @@ export class Autosave {
       this.#leaving = true;
     });
     addEventListener("pageshow", () => (this.#leaving = false));
+    library.addEventListener("change", (event) => {
+      const { id, removed } = /** @type {CustomEvent} */ (event).detail;
+      if (removed) this.#gone.add(id);
+      else this.#gone.delete(id); // it was put back
+    });
     document.addEventListener("visibilitychange", () => document.hidden && this.flush());
   }
 
   /** A message is new or has changed for good. @param {Conversation} conversation @param {Message} message */
   async message(conversation, message) {
-    if (this.#leaving) return;
+    if (this.#leaving || this.#gone.has(conversation.head.id)) return;
     this.#pending.delete(message.id);
     await Promise.all([
       this.#library.writeHead(conversation.head),
@@ -46,7 +53,7 @@ export class Autosave {
 
   /** Another path is shown, or the title has changed. @param {Conversation} conversation */
   head(conversation) {
-    if (!conversation.empty) this.#library.writeHead(conversation.head);
+    if (!conversation.empty && !this.#gone.has(conversation.head.id)) this.#library.writeHead(conversation.head);
   }
 
   /** @param {Conversation} conversation @param {string[]} ids */
@@ -61,6 +68,8 @@ export class Autosave {
     this.#timer = undefined;
     const pending = [...this.#pending.values()];
     this.#pending.clear();
-    for (const { conversation, message } of pending) this.#library.writeMessage(conversation.head.id, message);
+    for (const { conversation, message } of pending) {
+      if (!this.#gone.has(conversation.head.id)) this.#library.writeMessage(conversation.head.id, message);
+    }
   }
 }

@@ -221,6 +221,16 @@ export class Chat extends EventTarget {
     for (const each of changed) this.#log.view(each)?.reread();
   }
 
+  /** The reader has named or pinned the conversation in the list. @param {import("../core/conversation.js").Head | undefined} head */
+  takeHead(head) {
+    const own = this.conversation.head;
+    if (head === undefined || head.id !== own.id) return;
+    const { title, named, pinned } = head;
+    if (title === own.title && named === own.named && pinned === own.pinned) return;
+    Object.assign(own, { title, named, pinned });
+    this.dispatchEvent(new Event("changed"));
+  }
+
   /** Marks a message as being edited. @param {string} id @returns {Message | null} */
   beginEdit(id) {
     const message = this.conversation.find(id);

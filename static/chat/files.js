@@ -62,23 +62,32 @@ export class Attachments extends EventTarget {
 
   /** Reads and adds files; those that cannot be taken are told, and the others stay. @param {File[]} given */
   async add(given) {
-    const room = MOST_FILES - this.#files.length;
-    const problems = given.length > room ? [t("files.many", { most: MOST_FILES, n: given.length - room })] : [];
+    /** @type {string[]} */
+    const problems = [];
+    let over = 0;
     this.#reading += 1;
     this.#tell();
-    try {
-      for (const file of given.slice(0, Math.max(0, room))) {
-        try {
-          this.#take(await readTextFile(file));
-        } catch (error) {
-          problems.push(error instanceof FileProblem ? error.message : t("files.unreadable", { name: file.name }));
-        }
+    for (const file of given) {
+      if (this.#files.length >= MOST_FILES) over += 1;
+      else {
+        const problem = await this.#read(file);
+        if (problem !== "") problems.push(problem);
       }
-    } finally {
-      this.#reading -= 1;
-      this.#tell();
     }
+    this.#reading -= 1;
+    this.#tell();
+    if (over > 0) problems.unshift(t("files.many", { most: MOST_FILES, n: over }));
     if (problems.length > 0) this.#complain(problems.join("\n"));
+  }
+
+  /** @param {File} file @returns {Promise<string>} what is wrong with it */
+  async #read(file) {
+    try {
+      this.#take(await readTextFile(file));
+      return "";
+    } catch (error) {
+      return error instanceof FileProblem ? error.message : t("files.unreadable", { name: file.name });
+    }
   }
 
   /** Adds a text as a file. @param {string} name @param {string} text */

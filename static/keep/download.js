@@ -20,6 +20,6 @@ export function download(name, type, content) {
 export function fileName(name) {
   const dot = name.lastIndexOf(".");
   const [stem, ending] = dot < 0 ? [name, ""] : [name.slice(0, dot), name.slice(dot)];
-  const plain = stem.replace(/[\p{C}\\/:*?"<>|]+/gu, " ").trim().replace(/^\.+/, "").trim();
+  const plain = stem.replace(/[\p{C}\s\\/:*?"<>|]+/gu, " ").trim().replace(/^\.+/, "").trim();
   return ([...plain].slice(0, LONGEST).join("").trim() || "conversation") + ending;
 }

@@ -49,6 +49,10 @@ class HeatMap {
   #at = 0;
   /** @type {number | undefined} */
   #leaving;
+  /** Where the pointer is. */
+  #pointer = "";
+  /** Where it was when Escape closed the tooltip: what then comes to lie under it was not pointed at. */
+  #dismissed = "";
   element;
 
   /** @param {TokenScore[]} scores */
@@ -76,12 +80,17 @@ class HeatMap {
     this.#text.addEventListener("focusout", () => this.#hide());
     this.#text.addEventListener("keydown", (event) => this.#key(event));
     // The tooltip stays while the pointer is on it, so that its words can be read closely or selected.
-    this.element.addEventListener("pointerover", ({ target }) => {
+    this.element.addEventListener("pointerover", ({ target, clientX, clientY }) => {
+      const place = `${clientX} ${clientY}`;
+      if (place === this.#dismissed) return;
+      this.#pointer = place;
+      this.#dismissed = "";
       const at = this.#indexOf(target);
       if (at >= 0) this.#show(at);
       else if (!this.#tip.contains(/** @type {Node} */ (target))) this.#leave();
       else clearTimeout(this.#leaving);
     });
+    this.element.addEventListener("pointermove", ({ clientX, clientY }) => (this.#pointer = `${clientX} ${clientY}`));
     this.element.addEventListener("pointerleave", () => this.#leave());
     // For a pointer's tooltip the focus may be anywhere.
     document.addEventListener("keydown", this.#escape, true);
@@ -92,6 +101,7 @@ class HeatMap {
     if (event.key !== "Escape" || this.#shown === null) return;
     event.preventDefault();
     event.stopPropagation();
+    this.#dismissed = this.#pointer;
     this.#hide();
   };
 

@@ -14,7 +14,7 @@ import { Plot, roundUp } from "./plot.js";
 
 const SILENCE = 4000; // milliseconds without a snapshot: the connection counts as lost
 const AGAIN = 2000; // milliseconds until a stream that ended is opened again
-const FIGURES = ["rows", "waiting", "kv", "speed", "ttft", "restarts", "model"];
+const FIGURES = ["rows", "waiting", "kv", "speed", "ttft", "ttft95", "restarts", "model"];
 const BARS = new Set(["rows", "kv"]);
 const STATES = new Set(["ready", "loading", "dead", "draining", "lost"]);
 
@@ -174,7 +174,8 @@ export class LivePanel {
       waiting: count(snapshot.waiting),
       kv: kv === null ? null : t("seeing.engine.blocks", { used: used ?? 0, total: blocks ?? 0, share: percent(kv) }),
       speed: speed === null ? null : perSecond(speed),
-      ttft: waits(known(snapshot.ttft_p50_seconds), known(snapshot.ttft_p95_seconds)),
+      ttft: wait(snapshot.ttft_p50_seconds),
+      ttft95: wait(snapshot.ttft_p95_seconds),
       restarts: count(snapshot.engine_restarts),
       model: snapshot.model ?? null,
     };
@@ -202,10 +203,10 @@ export function batchWords(running, mine) {
   return others === 0 ? t("seeing.batch.alone") : t("seeing.batch.with", { n: others });
 }
 
-/** @param {number | null} p50 @param {number | null} p95 seconds */
-function waits(p50, p95) {
-  if (p50 === null || p95 === null) return null;
-  return t("seeing.engine.waits", { p50: duration(p50 * 1000), p95: duration(p95 * 1000) });
+/** @param {unknown} seconds */
+function wait(seconds) {
+  const value = known(seconds);
+  return value === null ? null : duration(value * 1000);
 }
 
 /** @param {unknown} value @returns {number | null} */

@@ -16,7 +16,7 @@ import { SPAN } from "./history.js";
 // In units of the drawing, which is scaled to the panel's width.
 const WIDTH = 320;
 const STRIP = 62;
-const HEAD = 16; // for a strip's label, above it
+const HEAD = 22; // for a strip's label, above it
 const FOOT = 16; // for the axis of time
 const JUMP = 15; // seconds that Page Up and Page Down move the cursor
 const ROWS = 20; // of the table

@@ -11,8 +11,7 @@
  * which the quantiles are read.
  */
 
-import { t } from "../words/words.js";
-import { factsLine, promptWords } from "./figures.js";
+import { factsLine } from "./figures.js";
 
 /**
  * @typedef {import("../server/api.js").Usage} Usage
@@ -141,13 +140,6 @@ export class SpeedMeter {
    */
   line(ending = this.#finish ?? "") {
     return factsLine({ ttft: this.#ttft, rate: this.rate, tokens: this.tokens, finish: ending });
-  }
-
-  /** What the prompt cost; empty when the server did not say. */
-  promptLine() {
-    const facts = this.facts();
-    if (facts.promptTokens === null) return "";
-    return t("seeing.prompt_line", { tokens: promptWords(facts.promptTokens, facts.cachedTokens) });
   }
 
   /**

@@ -16,7 +16,7 @@ export function askForKey(problem, wrong) {
   const said = wrong ? t("server.keyDialog.wrong", { said: problem }) : t("server.keyDialog.help");
   const dialog = el(
     "dialog",
-    { class: "ask key-dialog", "aria-labelledby": "key-title" },
+    { class: "dialog question key-dialog", "aria-labelledby": "key-title" },
     el(
       "form",
       { method: "dialog" },
@@ -27,9 +27,9 @@ export function askForKey(problem, wrong) {
       el("label", { class: "check", for: "remember-key" }, remember, t("server.keyDialog.remember")),
       el(
         "div",
-        { class: "buttons" },
+        { class: "dialog-foot" },
         el("button", { type: "button", class: "quiet", text: t("server.keyDialog.cancel"), on: { click: () => dialog.close() } }),
-        el("button", { type: "submit", class: "primary", value: "use", text: t("server.keyDialog.use") }),
+        el("button", { type: "submit", class: "strong", value: "use", text: t("server.keyDialog.use") }),
       ),
     ),
   );

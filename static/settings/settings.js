@@ -208,10 +208,8 @@ export class Settings extends EventTarget {
       this.#write();
     }
     const names = Object.keys(values);
-    if (scope === "chat") this.#changeHead((head) => merge((head.settings = { ...head.settings }), values));
-    else if (names.some((name) => this.#head?.settings[name] !== undefined)) {
-      this.#changeHead((head) => names.forEach((name) => delete head.settings[name]));
-    }
+    const chats = scope === "chat" ? values : Object.fromEntries(names.map((name) => [name, undefined]));
+    this.#changeHead((head) => merge((head.settings = { ...head.settings }), chats));
     this.#tell();
   }
 

@@ -24,11 +24,13 @@ export function openKeySheet() {
 function group(title, name) {
   const entries = Keys.list().filter((entry) => (entry.group ?? "page") === name);
   if (entries.length === 0) return "";
-  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...entries.map(row)));
+  const labels = [...new Set(entries.map(({ label }) => label))];
+  const rows = labels.map((label) => row(label, entries.filter((entry) => entry.label === label)));
+  return el("section", {}, el("h3", { text: title }), el("dl", {}, ...rows));
 }
 
-/** @param {Shortcut} entry */
-function row(entry) {
-  const keys = writtenKeys(entry.keys).map((key) => el("kbd", { text: key }));
-  return el("div", {}, el("dt", { text: entry.label }), el("dd", {}, ...keys));
+/** @param {string} label @param {Shortcut[]} entries what does the same by different keys */
+function row(label, entries) {
+  const ways = entries.map(({ keys }) => el("dd", {}, ...writtenKeys(keys).map((key) => el("kbd", { text: key }))));
+  return el("div", {}, el("dt", { text: label }), ...ways);
 }

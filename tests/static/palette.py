@@ -30,8 +30,8 @@ async (data) => {
     return { best, distance };
   };
   let palette = [];
-  for (let step = 0; ; step += 2) {
-    palette = [];
+  for (let step = 0; ; step += 1) {
+    palette = colours.filter((colour) => counts.get(colour) > pixels.length / 1000); // grounds stay as they are
     for (const colour of colours) {
       if (palette.length <= 256 && nearest(colour, palette).distance > step) palette.push(colour);
     }

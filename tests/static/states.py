@@ -35,7 +35,6 @@ $$I \propto \frac{1}{\lambda^4}$$
 | colour | wavelength $\lambda$ | scattered, red = 1 |
 | --- | ---: | ---: |
 | red | 680 nm | 1.0 |
-| green | 530 nm | 2.7 |
 | blue | 465 nm | 4.6 |
 
 ## In code
@@ -44,15 +43,10 @@ $$I \propto \frac{1}{\lambda^4}$$
 def scattered(wavelength: float, than: float = 680.0) -> float:
     # How many times as much light as at another wavelength.
     return (than / wavelength) ** 4
-
-print(f"{scattered(465):.1f}")
 ```
 
-The rest is up to the eye:
-
-1. Violet is scattered *even more*, but the sun sends less of it, and we see it poorly.
-2. What is left of a low sun has lost its blue, which makes for a red evening. More in the
-   [article on Rayleigh scattering](https://en.wikipedia.org/wiki/Rayleigh_scattering).
+- Violet is scattered *even more*, but the sun sends less of it, and we see it poorly.
+- A low sun has lost its blue: see [Rayleigh scattering](https://en.wikipedia.org/wiki/Rayleigh_scattering).
 """
 SECONDS = 0.004  # between two pieces
 
@@ -209,8 +203,12 @@ async () => {
 }
 """
 
-# Nothing moves any more.
-_STILL = "() => document.getAnimations().every((animation) => animation.playState !== 'running')"
+# Nothing moves any more, but for what never rests.
+_STILL = """
+() => document.getAnimations().every(
+  (animation) => animation.playState !== 'running' || animation.effect.getComputedTiming().endTime === Infinity,
+)
+"""
 
 _CHATS = [
     ("Why is the sky blue?", "Because air scatters blue light more than red."),

@@ -274,6 +274,30 @@ def test_the_request_can_be_copied(chat: ChatPage, scripted: ScriptedServer, con
     assert "curl" in text and "v1/chat/completions" in text and "scripted-model" in text
 
 
+def test_the_list_of_chats_follows(chat: ChatPage, scripted: ScriptedServer) -> None:
+    page = chat.page
+    for message in ("Hello", "Goodbye"):
+        scripted.script(message, says(f"Answer to {message}"))
+        chat.send(message)
+        chat.wait_until_settled()
+        page.keyboard.press("Control+Shift+O")
+    chats = page.locator("#sidebar")
+    chats.get_by_text("Hello", exact=True).click()
+    expect(chat.body).to_have_text("Answer to Hello")
+    expect(page).to_have_title("Hello · Fastpath")
+    expect(chats.locator("[aria-current]")).to_contain_text("Hello")
+    page.keyboard.press("Control+Shift+D")
+    expect(chats.get_by_text("Hello", exact=True)).to_have_count(0)
+    expect(chat.users).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(chat.body).to_have_text("Answer to Hello")
+    page.keyboard.press("Control+K")
+    page.keyboard.type("goodbye")
+    chats.get_by_text("Answer to").click()
+    expect(chat.body).to_have_text("Answer to Goodbye")
+    chat.check_clean()
+
+
 def kept(page: Page, content: str) -> None:
     """Waits until the browser's database holds an answer with this text."""
     page.evaluate(

@@ -26,20 +26,23 @@ def folder(request: pytest.FixtureRequest) -> Path | None:
 
 @pytest.mark.parametrize("name", STATES)
 def test_wide(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
-    _look(chat, scripted, name, WIDE)
+    _reach(chat, scripted, name, WIDE)
+    hidden = cut_off(chat.page)
     if folder is not None:
         take(chat.page, folder, name)
+    assert hidden == []
 
 
 @pytest.mark.parametrize("name", ON_PHONES)
 def test_phone(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
-    _look(chat, scripted, name, PHONE)
+    _reach(chat, scripted, name, PHONE)
+    hidden = cut_off(chat.page)
     if folder is not None:
         take(chat.page, folder, f"{name}-phone")
+    assert hidden == []
 
 
-def _look(chat: ChatPage, scripted: ScriptedServer, name: str, size: dict[str, int]) -> None:
+def _reach(chat: ChatPage, scripted: ScriptedServer, name: str, size: dict[str, int]) -> None:
     chat.page.set_viewport_size(size)  # type: ignore[arg-type]
     STATES[name](chat, scripted)
     chat.page.mouse.move(0, 0)
-    assert cut_off(chat.page) == []

@@ -43,5 +43,6 @@ export const chat = {
   "chat.about": "{model}, {n} tokens of context",
   "chat.page": "Fastpath",
   "chat.pageOf": "{title} · Fastpath",
+  "chat.deletedElsewhere": "This chat was deleted in another tab.",
   "chat.gone": "This conversation is not in this browser. Here is a new one.",
 };

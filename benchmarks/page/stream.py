@@ -1,0 +1,162 @@
+"""What it costs the browser's main thread to show a long answer that streams in.
+
+A 24 kB answer in markdown (prose, lists, tables, code) comes in 6,000 pieces, as fast as a server sends a
+thousand tokens in a second; the page shows what has come once per frame. The figure is all the time that the
+main thread spends on scripts, styles and layout from the first piece to the last.
+
+    python -m benchmarks.page.stream http://127.0.0.1:8000/
+"""
+
+import argparse
+import random
+import shutil
+import sys
+from typing import Any
+
+from playwright.sync_api import Browser, sync_playwright
+
+SIZE = 24_000  # characters
+PIECES = 6_000
+PER_SECOND = 1_000
+
+_WORDS = (
+    "the server batch token cache model answer stream page row block queue prompt layer weight reader "
+    "memory kernel request attention value key position length time second together because while every "
+    "shared small large next first last other then when their which more less"
+).split()
+
+_SETUP = """async () => {
+  const { AnswerBody } = await import(new URL('static/reading/body.js', document.baseURI));
+  const { load } = await import(new URL('static/reading/highlight.js', document.baseURI));
+  const { Follower } = await import(new URL('static/reading/scroll.js', document.baseURI));
+  await load('python');
+  const log = document.getElementById('log');
+  log.replaceChildren();
+  document.getElementById('welcome').hidden = true;
+  const element = document.createElement('div');
+  element.className = 'body';
+  log.append(element);
+  window.measured = new AnswerBody(element);
+  window.follower = new Follower(document.getElementById('scroller'), document.getElementById('jump'));
+  await new Promise((done) => setTimeout(done, 300));
+}"""
+
+# The pieces that are due are gathered and written once per frame, as the page's writer does.
+_STREAM = """async ({ pieces, perSecond }) => {
+  let sent = 0;
+  let frames = 0;
+  const start = performance.now();
+  await new Promise((done) => {
+    const frame = () => {
+      const due = Math.min(pieces.length, Math.ceil((performance.now() - start) * perSecond / 1000));
+      let text = '';
+      while (sent < due) text += pieces[sent++];
+      if (text !== '') {
+        measured.append(text);
+        frames++;
+      }
+      if (sent < pieces.length) requestAnimationFrame(frame);
+      else done();
+    };
+    requestAnimationFrame(frame);
+  });
+  measured.finish();
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  return { frames, seconds: (performance.now() - start) / 1000 };
+}"""
+
+
+def answer(size: int = SIZE, seed: int = 7) -> str:
+    """A long answer in markdown, the same for the same seed."""
+    pick = random.Random(seed)
+
+    def sentence(length: int = 12) -> str:
+        words = [pick.choice(_WORDS) for _ in range(length)]
+        place = pick.randrange(length - 2)
+        words[place] = pick.choice((f"**{words[place]} {words[place + 1]}**", f"`{words[place]}`", words[place]))
+        return " ".join(words).capitalize() + "."
+
+    def prose() -> str:
+        return " ".join(sentence(pick.randint(8, 16)) for _ in range(pick.randint(3, 6)))
+
+    def points() -> str:
+        ordered = pick.random() < 0.5
+        return "\n".join(
+            f"{k + 1}. {sentence()}" if ordered else f"- **{pick.choice(_WORDS)}**: {sentence()}" for k in range(6)
+        )
+
+    def code() -> str:
+        lines = [f"def {pick.choice(_WORDS)}_{k}(value, key={k}):\n    return value * {k}  # {sentence(5)}" for k in range(6)]
+        return "```python\n" + "\n\n\n".join(lines) + "\n```"
+
+    def table() -> str:
+        rows = [f"| {pick.choice(_WORDS)} | {pick.randint(1, 999)} | {sentence(5)} |" for _ in range(6)]
+        return "\n".join(["| Name | Value | What it means |", "| --- | ---: | --- |", *rows])
+
+    text = ""
+    section = 0
+    while len(text) < size:
+        section += 1
+        parts = [f"## Part {section}", prose(), points(), prose(), code(), prose(), table(), prose()]
+        text += "\n\n".join(parts) + "\n\n"
+    return text[:size]
+
+
+def pieces(text: str, count: int = PIECES) -> list[str]:
+    """The text in so many pieces of nearly the same length."""
+    cuts = [len(text) * k // count for k in range(count + 1)]
+    return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+
+
+def measure(page_url: str, browser: Browser) -> dict[str, Any]:
+    """Streams the answer into a fresh page and says what that cost, in milliseconds."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    try:
+        page.goto(page_url)
+        page.evaluate(_SETUP)
+        client = page.context.new_cdp_session(page)
+        client.send("Performance.enable", {"timeDomain": "timeTicks"})
+
+        def counters() -> dict[str, float]:
+            metrics = client.send("Performance.getMetrics")["metrics"]
+            return {metric["name"]: metric["value"] for metric in metrics}
+
+        before = counters()
+        run = page.evaluate(_STREAM, {"pieces": pieces(answer()), "perSecond": PER_SECOND})
+        after = counters()
+    finally:
+        page.close()
+    spent = {name: 1000 * (after[name] - before[name]) for name in before if name.endswith("Duration")}
+    parts = {
+        "script_ms": round(spent["ScriptDuration"], 1),
+        "style_ms": round(spent["RecalcStyleDuration"], 1),
+        "layout_ms": round(spent["LayoutDuration"], 1),
+    }
+    return {
+        "characters": SIZE,
+        "pieces": PIECES,
+        "frames": run["frames"],
+        "seconds": round(run["seconds"], 2),
+        **parts,
+        "total_ms": round(sum(parts.values()), 1),
+        "all_tasks_ms": round(spent["TaskDuration"], 1),
+    }
+
+
+def main() -> None:
+    """Measures a server's page and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("url", help="where the page is")
+    arguments = parser.parse_args()
+    path = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    if path is None:
+        sys.exit("There is no chromium on this machine.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for name, value in measure(arguments.url, browser).items():
+            print(f"{name:14} {value}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
