@@ -1,99 +1,256 @@
-/** Wires the parts to the document. */
+/** Puts the parts of the page together. */
 
-import { fetchModel } from "./server/api.js";
+import { wireAddress } from "./chat/address.js";
+import { Autosave } from "./chat/autosave.js";
 import { Chat } from "./chat/chat.js";
-import { Composer } from "./chat/composer.js";
-import { LoadLine } from "./seeing/load.js";
-import { Follower } from "./reading/scroll.js";
-import { Settings } from "./settings/settings.js";
-import { SettingsPanel } from "./settings/panel.js";
+import { lastQuestion, wireChatKeys } from "./chat/chat_keys.js";
+import { isCommand, runCommand } from "./chat/commands.js";
+import { learnModel } from "./chat/learn_model.js";
+import { mountComposer } from "./chat/mount_composer.js";
+import { wireTools } from "./chat/tools.js";
 import { LogView } from "./chat/view.js";
+import { Library } from "./keep/library.js";
+import { Sidebar } from "./keep/sidebar.js";
+import { Follower } from "./reading/scroll.js";
+import { LoadLine } from "./seeing/load.js";
+import { countTokens, watchStats } from "./server/api.js";
+import { Presets } from "./settings/presets.js";
+import { Settings } from "./settings/settings.js";
+import { byId } from "./shell/dom.js";
+import { mountFrame } from "./shell/frame.js";
+import { announce, toast } from "./shell/toast.js";
+import { chooseLanguage, t } from "./words/words.js";
 
-/** @param {string} id @returns {any} the element, of whatever kind the page says it is */
-const byId = (id) => document.getElementById(id);
+await chooseLanguage(navigator.languages);
 
-const settings = new Settings(storage());
-const panel = new SettingsPanel(byId("settings"), settings);
+const layout = mountFrame();
+const local = storage(() => localStorage);
+const library = await Library.open();
+const settings = new Settings(local);
+const presets = new Presets(settings, local);
+const log = new LogView(byId("log"), byId("welcome"), byId("scroller"));
+const autosave = new Autosave(library);
+const load = new LoadLine(byId("load"));
 const chat = new Chat({
-  log: new LogView(byId("log"), byId("welcome")),
+  log,
   settings,
   follower: new Follower(byId("scroller"), byId("jump")),
-  announce: (text) => (byId("status").textContent = text),
+  announce,
+  library,
+  autosave,
 });
-const composer = new Composer(
-  { draft: byId("draft"), button: byId("send"), form: byId("composer") },
-  { send: (text) => chat.send(text), stop: () => chat.stop() },
-);
-const load = new LoadLine(byId("load"));
+/** @type {import("./settings/panel.js").SettingsPanel | null} */
+let panel = null;
+let about = "";
+let contextLength = /** @type {number | null} */ (null);
+
+const commands = {
+  settings,
+  presets,
+  clear: () => chat.newChat(),
+  regenerate: () => chat.regenerate(),
+  continueAnswer: () => chat.continueAnswer(chat.conversation.head.leaf ?? ""),
+  exportAs,
+  showStats: () => layout.toggle("engine", true),
+};
+const { composer } = mountComposer({
+  actions: { send, stop: () => chat.stop(), editLast: () => edit(lastQuestion(chat)?.id ?? "") },
+  commands,
+  count: (prompt, signal) => countTokens({ prompt }, { signal }),
+  announce,
+  complain: (text) => toast(text, { kind: "problem" }),
+  storage: local,
+  session: storage(() => sessionStorage),
+});
+
+const sidebar = new Sidebar(byId("sidebar"), {
+  library,
+  open: async (id, messageId) => {
+    await chat.open(id, messageId);
+    layout.closeOverlays();
+    if (messageId === null) composer.focus();
+  },
+  newChat,
+  currentId: () => (chat.conversation.empty ? null : chat.conversation.head.id),
+  isBusy: (id) => chat.isBusy(id),
+  stop: (id) => chat.stop(id),
+});
 
 wireChat();
-wireKeys();
+wireLibrary();
+wireSettings();
+wireEngine();
+wireTools(chat, log, { announce, edit });
+wireChatKeys(chat, { newChat, edit, remove: removeChat, find: findChat });
 load.start();
-learnModel();
+learnModel((model) => {
+  chat.model = model.id;
+  contextLength = model.contextLength;
+  settings.recommend(model.samplingDefaults);
+  const tokens = model.contextLength;
+  about = tokens === null ? model.id : t("chat.about", { model: model.id, n: tokens });
+  panel?.describeModel(about);
+  showContext();
+});
+await wireAddress(chat);
 composer.focus();
 
+/** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
+function send(text, files) {
+  if (!isCommand(text) || chat.editing !== null || files.length > 0) return chat.send(text, files);
+  const { note, known } = runCommand(text, commands);
+  if (note !== "") {
+    log.addNote(note);
+    announce(note);
+  }
+  return known;
+}
+
 function wireChat() {
-  chat.addEventListener("busy", () => composer.setBusy(true));
-  for (const name of ["busy", "idle"]) chat.addEventListener(name, () => load.start());
-  chat.addEventListener("idle", () => composer.setBusy(false));
+  for (const name of ["busy", "idle"]) {
+    chat.addEventListener(name, () => {
+      composer.setBusy(chat.busy);
+      load.start();
+    });
+  }
   chat.addEventListener("edit-cancelled", () => composer.cancelEdit());
   chat.addEventListener("edit", () => (byId("editing").hidden = chat.editing === null));
-  byId("new-chat").addEventListener("click", newChat);
-  byId("open-settings").addEventListener("click", () => panel.open());
-  byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
-  byId("log").addEventListener("click", (event) => {
-    const button = event.target.closest(".edit");
-    if (button !== null) edit(Number(button.closest(".message").dataset.id));
+  const followConversation = () => {
+    sidebar.mark();
+    const { head, empty } = chat.conversation;
+    composer.setConversation(empty ? null : head.id);
+    document.title = head.title === "" ? t("chat.page") : t("chat.pageOf", { title: head.title });
+    showContext();
+  };
+  chat.addEventListener("opened", () => {
+    followConversation();
+    goOnEditing();
   });
-  byId("examples").addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (button !== null && chat.send(button.textContent)) composer.focus();
+  chat.addEventListener("changed", followConversation);
+  chat.addEventListener("runs", () => sidebar.mark());
+  byId("new-chat").addEventListener("click", newChat);
+  byId("model").addEventListener("click", async () => (await import("./chat/model_dialog.js")).openModelDialog());
+  byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
+  byId("examples").addEventListener("click", (/** @type {Event} */ event) => {
+    const button = /** @type {HTMLElement} */ (event.target).closest("button");
+    if (button !== null && chat.send(button.textContent ?? "")) composer.focus();
   });
 }
 
-function wireKeys() {
-  document.addEventListener("keydown", (event) => {
-    if (byId("settings").open || event.isComposing) return;
-    const letter = event.key.toLowerCase();
-    if (event.key === "Escape" && chat.busy) chat.stop();
-    else if (event.key === "Escape" && chat.editing !== null) chat.cancelEdit();
-    else if (event.ctrlKey && event.shiftKey && (letter === "o" || letter === "n")) newChat();
-    else return;
-    event.preventDefault();
+/** A reload, or a look at another conversation, does not end an edit. */
+function goOnEditing() {
+  const kept = composer.keptEdit;
+  if (kept === null || chat.beginEdit(kept.message) === null) return;
+  composer.edit(kept.text, { message: kept.message, files: chat.conversation.find(kept.message)?.files });
+}
+
+function wireLibrary() {
+  library.addEventListener("change", async (event) => {
+    const { id, elsewhere, removed } = /** @type {CustomEvent} */ (event).detail;
+    if (id !== chat.conversation.head.id) return;
+    if (removed && elsewhere) {
+      toast(t("chat.deletedElsewhere"));
+      chat.newChat();
+    } else if (elsewhere) await chat.refresh(id);
+    else if (!removed) chat.takeHead(await library.head(id));
   });
+  library.addEventListener("problem", (event) => {
+    const { message } = /** @type {CustomEvent} */ (event).detail;
+    toast(message, { kind: "problem", action: { label: t("chat.export"), run: () => exportAs("json") } });
+  });
+  if (!library.lasting) toast(t("chat.unkept"), { kind: "problem" });
+}
+
+function wireSettings() {
+  settings.addEventListener("kept", () => autosave.head(chat.conversation));
+  settings.addEventListener("unkept", () => toast(t("chat.settingsUnkept"), { kind: "problem" }));
+  byId("open-settings").addEventListener("click", async () => {
+    panel ??= await makePanel();
+    panel.open();
+  });
+}
+
+async function makePanel() {
+  const [{ SettingsPanel }, { pageSection }] = await Promise.all([
+    import("./settings/panel.js"),
+    import("./shell/theme.js"),
+  ]);
+  const made = new SettingsPanel(byId("settings"), settings, { presets, announce });
+  made.addSection(pageSection());
+  made.describeModel(about);
+  return made;
+}
+
+/** The live panel comes with its first opening. */
+function wireEngine() {
+  /** @type {import("./seeing/panel.js").LivePanel | null} */
+  let live = null;
+  const follow = async () => {
+    const open = layout.isOpen("engine");
+    if (open && live === null) {
+      const { LivePanel } = await import("./seeing/panel.js");
+      live ??= new LivePanel(byId("engine"), {
+        watch: watchStats,
+        mine: () => chat.rows,
+        told: (stats) => load.tell(stats),
+      });
+    }
+    if (layout.isOpen("engine")) live?.open();
+    else live?.close();
+  };
+  layout.addEventListener("engine", follow);
+  follow();
 }
 
 function newChat() {
-  chat.clear();
+  chat.newChat();
   composer.focus();
 }
 
-/** @param {number} id */
+/** @param {string} id */
 function edit(id) {
-  const text = chat.beginEdit(id);
-  if (text !== null) composer.edit(text);
+  const message = chat.beginEdit(id);
+  if (message !== null) composer.edit(message.content, { message: id, files: message.files });
 }
 
-/** Asks until the server is there: it may still be loading its model. */
-async function learnModel(wait = 500) {
-  try {
-    const model = await fetchModel();
-    chat.model = model.id;
-    settings.recommend(model.samplingDefaults);
-    byId("model").textContent = model.id;
-    byId("model").title = model.id;
-    const room = model.contextLength?.toLocaleString("en");
-    panel.describeModel(room === undefined ? model.id : `${model.id}, ${room} tokens of context`);
-  } catch {
-    byId("model").textContent = "waiting for the server";
-    setTimeout(() => learnModel(Math.min(wait * 2, 5000)), wait);
-  }
+async function removeChat() {
+  const { id } = chat.conversation.head;
+  chat.stop();
+  const records = await library.remove(id);
+  newChat();
+  if (records === undefined) return;
+  const undo = async () => {
+    await library.write(records);
+    await chat.open(id);
+  };
+  toast(t("chat.chatDeleted"), { action: { label: t("chat.undo"), run: undo } });
 }
 
-/** @returns {Storage | null} null where the browser forbids it */
-function storage() {
+function findChat() {
+  layout.toggle("sidebar", true);
+  sidebar.focusSearch();
+}
+
+/** @param {"md" | "json"} format */
+async function exportAs(format) {
+  const { toJson, toMarkdown } = await import("./keep/formats.js");
+  const { download } = await import("./keep/download.js");
+  const records = chat.conversation.records();
+  if (format === "json") download(`${records.head.title}.json`, "application/json", toJson([records]));
+  else download(`${records.head.title}.md`, "text/markdown", toMarkdown(records));
+}
+
+/** How much of the model's context the conversation takes: what its last answer was told of it. */
+function showContext() {
+  const last = chat.conversation.path().findLast(({ facts }) => facts?.promptTokens != null)?.facts;
+  const used = last ? (last.promptTokens ?? 0) + (last.completionTokens ?? 0) : null;
+  composer.setContext({ used: chat.conversation.empty ? 0 : used, limit: contextLength });
+}
+
+/** @param {() => Storage} find @returns {Storage | null} null where the browser forbids it */
+function storage(find) {
   try {
-    return localStorage;
+    return find();
   } catch {
     return null;
   }

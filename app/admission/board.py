@@ -41,6 +41,9 @@ class Board:
         self._cells[self._row + column] += amount
         return self.total(column)
 
+    def own(self, column: int) -> int:
+        return self._cells[self._row + column]
+
     def total(self, column: int) -> int:
         return sum(self._cells[column :: self._columns])
 

@@ -16,8 +16,11 @@ from app.http.errors import ApiError, Overloaded, QueueFull
 from app.settings.http import HttpSettings
 from engine.messages import EngineClient, EngineUnavailable, ModelInfo
 
+# Columns: choices that are open; choices, prompt tokens and work that wait. Then come those of the keys, and
+# at the end two: requests that wait, and requests that have waited (this one only grows).
 _OPEN, _WAITING, _TOKENS, _WORK, _SHARED = range(5)
 _PER_KEY = 2  # columns: requests that are open, choices that wait
+_LAST = 2
 _MEMORY = 0.98  # weight of what was known before, with each request that ends: about fifty count
 _GUESS = 128  # tokens that a choice may be expected to generate while nothing is known
 SHARE = 2  # a key's choices may wait in at most so many times the places that are still free
@@ -26,7 +29,7 @@ LONGEST_RETRY = 60.0
 
 def columns(keys: int) -> int:
     """How many numbers a board needs."""
-    return _SHARED + _PER_KEY * keys
+    return _SHARED + _PER_KEY * keys + _LAST
 
 
 class Pace:
@@ -62,19 +65,42 @@ class Pace:
 class Place:
     """One request's place: entered, then queued, then admitted (the engine works on it), then left."""
 
-    __slots__ = ("_admitted_at", "_choices", "_column", "_gate", "_left", "_prompt", "_work", "key")
+    __slots__ = (
+        "_admitted_at",
+        "_ahead",
+        "_choices",
+        "_column",
+        "_gate",
+        "_gone",
+        "_left",
+        "_prompt",
+        "_work",
+        "key",
+    )
 
     def __init__(self, gate: "Gate", key: str, column: int | None) -> None:
         self.key = key
         self._gate = gate
         self._column = column  # of its key
         self._choices = self._prompt = self._work = 0
+        self._ahead = self._gone = (
+            0  # requests of other front ends: that waited when it came, that had waited
+        )
         self._admitted_at = 0.0
         self._left = False
 
     @property
     def queued(self) -> bool:
         return self._choices > 0
+
+    @property
+    def work(self) -> int:
+        """Tokens that it is expected to cost."""
+        return self._work
+
+    @property
+    def waiting(self) -> bool:
+        return self.queued and not self._admitted_at and not self._left
 
     def queue(self, prompts: Sequence[int], n: int, max_tokens: int, info: ModelInfo) -> None:
         """Takes part in the queue: `prompts` are the prompts' lengths, each continued `n` times by at most
@@ -83,6 +109,7 @@ class Place:
         self._choices = len(prompts) * n
         self._prompt = sum(prompts)
         self._work = self._prompt + self._choices * self._gate.pace.output(max_tokens)
+        self._ahead, self._gone = self._gate.others_wait(), self._gate.others_waited()
         self._count(1)
         self._gate.board.add(_OPEN, self._choices)
         try:
@@ -95,9 +122,10 @@ class Place:
 
     def admit(self) -> None:
         """The engine has given it a row; idempotent."""
-        if self.queued and not self._admitted_at and not self._left:
+        if self.waiting:
             self._admitted_at = time.perf_counter()
             self._count(-1)
+            self._gate.waited()
 
     def leave(self, output: int = 0) -> None:
         """Gives everything back, after `output` generated tokens; idempotent."""
@@ -110,14 +138,31 @@ class Place:
                 self._gate.pace.learn(self._prompt, output, self._choices, seconds)
         elif self.queued:
             self._count(-1)
+            self._gate.waited()
         self._left = True
         board.add(_OPEN, -self._choices)
         if self._column is not None:
             board.add(self._column, -1)
 
+    def outlook(self) -> tuple[int, float | None]:
+        """How many requests go before it, and in how many seconds its turn may come (None: nobody knows).
+
+        Of its own process's requests the order is known. Those of other front ends are taken to have been
+        served in the order in which they came.
+        """
+        gate = self._gate
+        before, work = gate.line(self)
+        waiting = gate.others_wait()
+        served = max(0, gate.others_waited() - self._gone)
+        theirs = min(waiting, max(0, self._ahead - served))
+        if theirs:
+            work += gate.others(_WORK) * theirs // waiting
+        return before + theirs, gate.turn(work)
+
     def _count(self, sign: int) -> None:
         """What waits with it."""
         board = self._gate.board
+        self._gate.stand(self, sign > 0)
         board.add(_WAITING, sign * self._choices)
         board.add(_TOKENS, sign * self._prompt)
         board.add(_WORK, sign * self._work)
@@ -133,8 +178,51 @@ class Gate:
         self._client = client
         self._settings = settings
         self._keys = {id: _SHARED + _PER_KEY * k for k, id in enumerate(ids)}
+        self._wait_column, self._waited = columns(len(ids)) - 2, columns(len(ids)) - 1
         self.board = board or Board(columns(len(ids)))
         self.pace = Pace()
+        self._line: dict[Place, None] = {}  # those of this process that wait, in the order in which they came
+
+    def stand(self, place: Place, waits: bool) -> None:
+        """It begins to wait, or waits no more."""
+        if waits:
+            self._line[place] = None
+        else:
+            del self._line[place]
+        self.board.add(self._wait_column, 1 if waits else -1)
+
+    def line(self, place: Place) -> tuple[int, int]:
+        """How many requests of this process wait before this one, and their work."""
+        before = work = 0
+        for each in self._line:
+            if each is place:
+                break
+            before += 1
+            work += each.work
+        return before, work
+
+    def others(self, column: int) -> int:
+        """What the other front ends have counted."""
+        return self.board.total(column) - self.board.own(column)
+
+    def waited(self) -> None:
+        """One more request of this process waits no more."""
+        self.board.add(self._waited, 1)
+
+    def others_wait(self) -> int:
+        return self.others(self._wait_column)
+
+    def others_waited(self) -> int:
+        return self.others(self._waited)
+
+    def turn(self, work: int) -> float | None:
+        """Seconds until a row is free for who comes after so much work."""
+        try:
+            rows = self._client.info.max_rows
+        except EngineUnavailable:
+            return None
+        wait = self.pace.seconds(work, rows)
+        return None if wait is None else wait + self.pace.service() / rows
 
     @contextmanager
     def entering(self, key: str) -> Iterator[Place]:

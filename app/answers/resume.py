@@ -64,7 +64,8 @@ def stream_name(scope: Scope) -> bytes | None:
 class Record:
     """One stream: what it said last, and who reads it.
 
-    Events are numbered from 1; `first` is the oldest that is kept, `next` the one that will come.
+    Events are numbered from 1; `first` is the oldest that is kept, `next` the one that will come. `comment`
+    is the last line that is no event, while no event has come after it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Record:
         self.key = key
         self.first = self.next = 1
         self.size = 0
+        self.comment = b""
         self.started = asyncio.Event()  # its headers are decided: it has begun or failed
         self.ended = False
         self.failure: Exception | None = None  # before its headers
@@ -123,13 +125,18 @@ class Record:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
+        body = message.get("body", b"")
         if message["type"] == "http.response.start":
             self.started.set()
+        elif body.startswith(b":"):
+            self.comment = body
+            self._wake()
         else:
-            self._add(message.get("body", b""))
+            self._add(body)
 
     def _add(self, data: bytes) -> None:
         """Whole events."""
+        self.comment = b""
         for event in data.split(b"\n\n")[:-1]:
             numbered = b"id: %d\n%b\n\n" % (self.next, event)
             self._events.append(numbered)
@@ -179,6 +186,7 @@ class Reader:
         self._at = at
         self._settings = settings
         self._parts = parts
+        self._comment = b""  # the last one sent
 
     def interrupt(self, error: ApiError) -> None:
         """Nothing to do: the stream itself is interrupted, and tells its readers."""
@@ -229,6 +237,9 @@ class Reader:
             return b""
         data = record.since(self._at)
         self._at = record.next
+        if record.comment and record.comment is not self._comment:
+            self._comment = record.comment
+            data += record.comment
         return data
 
     async def _silence(self, news: asyncio.Event) -> bytes:
@@ -312,13 +323,12 @@ class Streams:
             raise ApiError(409, "stream_exists", message, param=HEADER, headers={"x-should-retry": "false"})
         if (share := self._share) is not None and self._begun(key_id) >= share:
             message = f"This API key has {share} resumable streams under way, its share."
-            raise QueueFull(message, BUSY_SECONDS, 1000 * BUSY_SECONDS)
+            raise QueueFull(message, BUSY_SECONDS, 1000 * BUSY_SECONDS, param=HEADER)
         while self._ended and self.size + RING_BYTES > TOTAL_BYTES:
             del self._ended[next(iter(self._ended))]
         if self.size + RING_BYTES > TOTAL_BYTES:
-            raise Unavailable(
-                "overloaded", "Too many resumable streams are under way.", retry_after=BUSY_SECONDS
-            )
+            message = "Too many resumable streams are under way."
+            raise Unavailable("overloaded", message, retry_after=BUSY_SECONDS, param=HEADER)
         self._reserved.append(key)
         try:
             yield Place(self, key)

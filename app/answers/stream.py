@@ -2,8 +2,8 @@
 
 Both race against the client: when it leaves, whatever still runs is aborted at once, queued or decoding,
 streamed or not. A stream's headers wait a moment for the first token, so that an early failure gets a real
-HTTP status; later ones become an error event. Whatever happens after the headers, a stream ends with
-`[DONE]`.
+HTTP status; later ones become an error event. While its request waits for a row, a stream says how many go
+before it. Whatever happens after the headers, a stream ends with `[DONE]`.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from app.answers.lanes import EventLane, WaitingLane
 from app.answers.openai import Writer
 from app.answers.pieces import Piece
 from app.answers.record import timing_headers
+from app.answers.turn import LOOK_SECONDS as QUEUE_SECONDS
+from app.answers.turn import Turn
 from app.http.direct import DirectWrite, cut, direct_write
 from app.http.errors import ApiError, InternalError
 from app.http.lifecycle import Lifecycle
@@ -145,6 +147,7 @@ class EventStream(Answer):
         self._last_write = perf_counter()
         self._lanes: list[EventLane] = []
         self._stalled = False
+        self._turn = Turn(self.generation, self.settings.queue_grace)
         updates = await self._first_updates()
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
         self._task = asyncio.current_task()
@@ -163,41 +166,67 @@ class EventStream(Answer):
 
     async def _first_updates(self) -> list[Update]:
         """What is known when the headers must leave. Errors until then become a real status."""
-        generation = self.generation
+        generation, grace = self.generation, self.settings.header_grace
         if generation.initial or generation.done:
             return generation.initial
+        updates = await self._updates_within(min(grace, self.settings.queue_grace))
+        more = grace - self.settings.queue_grace
+        if not updates and not generation.done and more > 0 and not self._turn.waits:
+            updates = await self._updates_within(more)
+        return updates
+
+    async def _updates_within(self, seconds: float) -> list[Update]:
+        generation = self.generation
+        updates: list[Update] = []
         try:
-            async with asyncio.timeout(self.settings.header_grace):
-                updates: list[Update] = []
+            async with asyncio.timeout(seconds):
                 while not updates and not generation.done:
                     updates = await generation.next()
-                return updates
         except TimeoutError:
-            return []
+            pass
+        return updates
 
     async def _stream(self, updates: list[Update]) -> None:
         generation, format = self.generation, self.format
-        data = format.opening(generation.choices)
+        opening = format.opening(generation.choices)
+        data = b""
         self._open_lanes()
         try:
             while True:
+                if opening and (updates or not self._queued()):
+                    data, opening = opening, b""
                 data += self._events(updates)
                 if generation.done:
                     break
+                data = data or self._turn.news()
                 if data:
                     await self._write(data)
                 elif self._silent():
                     self.metrics.pings += 1
                     await self._write(PING)
                 data = b""
-                updates = await generation.next()
+                updates = await self._next()
             data += format.ending(generation.usage())
         except ApiError as error:
-            data += self._rest() + format.failure(error)
+            data += opening + self._rest() + format.failure(error)
         except Exception:
             log.exception("a stream failed")
-            data += format.failure(InternalError())
+            data += opening + format.failure(InternalError())
         await self._finish(data)
+
+    def _queued(self) -> bool:
+        """Whether it waits, and has waited for long enough to say so."""
+        return self._turn.waits and perf_counter() - self.generation.started >= self.settings.queue_grace
+
+    async def _next(self) -> list[Update]:
+        """What comes next; nothing after a while, as long as its place in the queue may change."""
+        if not self._turn.waits:
+            return await self.generation.next()
+        look = self._loop.call_later(QUEUE_SECONDS, self.generation.nudge)
+        try:
+            return await self.generation.next()
+        finally:
+            look.cancel()
 
     def _open_lanes(self) -> None:
         if self.write is None:

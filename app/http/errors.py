@@ -81,8 +81,9 @@ class TooLarge(ApiError):
 class Unavailable(ApiError):
     """Status 503 with Retry-After: the client may try again."""
 
-    def __init__(self, code: str, message: str, retry_after: int = 1) -> None:
-        super().__init__(503, code, message, type=UNAVAILABLE, headers={"retry-after": str(retry_after)})
+    def __init__(self, code: str, message: str, retry_after: int = 1, param: str | None = None) -> None:
+        headers = {"retry-after": str(retry_after)}
+        super().__init__(503, code, message, type=UNAVAILABLE, param=param, headers=headers)
 
 
 class Overloaded(Unavailable):
@@ -103,13 +104,13 @@ class QueueTimeout(Unavailable):
 class QueueFull(ApiError):
     """Too many requests of this one client (its key): status 429."""
 
-    def __init__(self, message: str, seconds: int, milliseconds: int) -> None:
+    def __init__(self, message: str, seconds: int, milliseconds: int, param: str | None = None) -> None:
         headers = {
             "retry-after": str(seconds),
             "retry-after-ms": str(milliseconds),
             "x-should-retry": "true",
         }
-        super().__init__(429, "queue_full", message, type="rate_limit_error", headers=headers)
+        super().__init__(429, "queue_full", message, type="rate_limit_error", param=param, headers=headers)
 
 
 class EngineGone(Unavailable):

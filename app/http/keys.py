@@ -12,11 +12,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.dialects import error_answer, route_path
 from app.http.errors import ApiError
+from app.http.page import ROOT_FILES
 from app.settings.http import Key
 
 OPEN_PATHS = frozenset(
     {
-        *("/", "/favicon.ico", "/favicon.svg", "/logo.svg", "/docs", "/docs/docs.js", "/docs/docs.css"),
+        *("/", *(f"/{name}" for name in ROOT_FILES)),
+        *("/docs", "/docs/docs.js", "/docs/docs.css"),
         *("/health", "/ready", "/ping"),
     }
 )

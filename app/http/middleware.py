@@ -1,4 +1,4 @@
-"""Pure ASGI wrappers: a request id on every answer, headers for the browser, no traceback on the wire."""
+"""Pure ASGI wrappers: a request id on every answer, no traceback on the wire."""
 
 import logging
 import re
@@ -84,19 +84,3 @@ class Faults:
             if started:
                 raise  # too late for a status: the server closes the connection
             await error_answer(InternalError(), scope)(scope, receive, send)
-
-
-class WithHeaders:
-    """Adds fixed headers to every answer of the wrapped application."""
-
-    def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
-        self.app = app
-        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        def send_with_headers(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self.headers]
-            return send(message)
-
-        await self.app(scope, receive, send_with_headers)

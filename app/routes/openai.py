@@ -210,7 +210,7 @@ class Models:
     async def list(self, request: HttpRequest) -> Response:
         info = self._info()
         names = served_names(info, self.context.settings) if info is not None else ()
-        data = [model_card(name, info) for name in names if info is not None]
+        data = [self._card(name, info) for name in names if info is not None]
         return _json({"object": "list", "data": data})
 
     async def show(self, request: HttpRequest) -> Response:
@@ -219,7 +219,10 @@ class Models:
         if info is None or name not in (*served_names(info, self.context.settings), info.name):
             message = f"The model '{shown(name)}' does not exist."
             raise ApiError(404, "model_not_found", message, type="not_found_error", param="model")
-        return _json(model_card(name, info))
+        return _json(self._card(name, info))
+
+    def _card(self, name: str, info: ModelInfo) -> dict[str, object]:
+        return model_card(name, info, resumable=self.context.settings.resumable)
 
     def _info(self) -> ModelInfo | None:
         """With as many KV blocks as there are now: the pool may have grown."""
@@ -231,8 +234,10 @@ class Models:
         return msgspec.structs.replace(info, num_blocks=client.stats().blocks_total or info.num_blocks)
 
 
-def model_card(name: str, info: ModelInfo) -> dict[str, object]:
-    """A model as /v1/models shows it; `meta.sampling_defaults` is what its card recommends."""
+def model_card(name: str, info: ModelInfo, *, resumable: bool) -> dict[str, object]:
+    """A model as /v1/models shows it; `meta.sampling_defaults` is what its card recommends,
+    `meta.resumable_streams` whether its streams can outlive their connection.
+    """
     return {
         "id": name,
         "object": "model",
@@ -259,6 +264,7 @@ def model_card(name: str, info: ModelInfo) -> dict[str, object]:
                 name: int(value) if float(value).is_integer() and name in INTEGER_DEFAULTS else value
                 for name, value in info.sampling_defaults.items()
             },
+            "resumable_streams": resumable,
             "features": [
                 dict(zip(("feature", "asked", "used", "why"), row, strict=True)) for row in info.features
             ],

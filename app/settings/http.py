@@ -90,6 +90,8 @@ class HttpSettings:
     sampling: defaults of the /v1 routes; chat: defaults of nanochat's /chat/completions.
     header_grace: how long a stream's headers wait for the first token, so that early failures get a real
     status.
+    queue_grace: how long they wait for it while the request has no row. Then they go, and the stream says how
+    many requests go before it.
     ping_interval: silence after which a comment line keeps a stream alive (0: never).
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
     resume_grace: how long a resumable stream goes on without a reader. resumable: whether there are any.
@@ -111,6 +113,7 @@ class HttpSettings:
     max_body_bytes: int = 4 * 1024 * 1024
     body_timeout: float = 30.0
     header_grace: float = 1.0
+    queue_grace: float = 0.25
     ping_interval: float = 15.0
     send_timeout: float = 30.0
     request_timeout: float = 600.0

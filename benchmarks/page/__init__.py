@@ -1,1 +1,1 @@
-"""What the chat page costs the browser."""
+"""What the chat page costs a browser: `python -m benchmarks.page [PART ...] [--save | --out FILE]`."""

@@ -1,123 +1,148 @@
-/** One answer on its way from the server to the screen. */
+/** Answers on their way from the server into their messages and onto the screen. */
 
-import { streamChat } from "../server/api.js";
-import { ApiError } from "../server/errors.js";
 import { SpeedMeter } from "../seeing/speed.js";
+import { ApiError } from "../server/errors.js";
+import { streamAnswer } from "../server/stream.js";
+import { FrameWriter } from "./frame_writer.js";
 
 /**
  * @typedef {import("../core/conversation.js").Message} Message
- * @typedef {import("./view.js").AnswerView} AnswerView
+ * @typedef {import("../core/conversation.js").Facts} Facts
+ * @typedef {import("../server/stream.js").Piece} Piece
+ * @typedef {import("./answer_view.js").AnswerView} AnswerView
  */
 
-const STATS_EVERY = 200; // milliseconds; faster cannot be read
-const MAX_WRITTEN = 65536; // characters in one frame, so that a flood of text does not freeze the page
-const FRAME_PATIENCE = 100; // milliseconds; a page that has just been hidden gets no frame
+const FACTS_EVERY = 200; // milliseconds; faster cannot be read
 
-/**
- * Gathers text and puts it on the screen once per frame. A hidden page has no frames, so its text waits until
- * the page is seen again or the answer ends.
- */
-class FrameWriter {
-  #text = "";
+/** One choice of the request: its message, its view, its speed. */
+class Growth {
+  meter;
   /** @type {number | null} */
-  #frame = null;
-  #write;
+  #due = null;
 
-  /** @param {(text: string) => void} write */
-  constructor(write) {
-    this.#write = write;
+  /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number | null} sent */
+  constructor(message, view, grown, sent) {
+    this.message = message;
+    this.view = view;
+    this.meter = new SpeedMeter(sent);
+    this.writer = new FrameWriter((text) => {
+      view.append(text);
+      this.#due ??= setTimeout(() => this.#showFacts(), FACTS_EVERY);
+      grown();
+    });
   }
 
-  /** @param {string} text */
-  add(text) {
-    this.#text += text;
-    this.#frame ??= requestAnimationFrame(() => this.#writeSome());
+  /** @param {string} text @param {number} tokens */
+  add(text, tokens) {
+    this.meter.piece(performance.now(), tokens);
+    this.message.content += text;
+    this.writer.add(text);
   }
 
-  /** Writes all that is left, in as many frames as it takes. */
   async finish() {
-    while (this.#text.length > MAX_WRITTEN && !document.hidden) {
-      await new Promise((done) => {
-        requestAnimationFrame(done);
-        setTimeout(done, FRAME_PATIENCE);
-      });
-      if (this.#frame === null) this.#writeSome();
-    }
-    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
-    this.#frame = null;
-    this.#take(this.#text.length);
+    await this.writer.finish();
+    if (this.#due !== null) clearTimeout(this.#due);
+    this.#due = null;
   }
 
-  #writeSome() {
-    this.#frame = null;
-    this.#take(MAX_WRITTEN);
-    if (this.#text !== "") this.#frame = requestAnimationFrame(() => this.#writeSome());
-  }
-
-  /** @param {number} length */
-  #take(length) {
-    const text = this.#text.slice(0, length);
-    this.#text = this.#text.slice(length);
-    if (text !== "") this.#write(text);
+  #showFacts() {
+    this.#due = null;
+    this.view.facts.live(this.meter);
   }
 }
 
 /**
- * Streams one answer into a message and its view.
- * @param {{message: Message, view: AnswerView, request: Record<string, unknown>, signal: AbortSignal,
- *   grown: () => void}} job grown is called after the view has changed
- * @returns {Promise<unknown>} the error that ended it, null if it ended well or was stopped. The message's
+ * Streams one request's answers into their messages and views, one message for each choice.
+ * @param {object} job
+ * @param {Message[]} job.messages
+ * @param {AnswerView[]} job.views
+ * @param {AsyncGenerator<Piece>} job.pieces
+ * @param {Record<string, unknown>} job.request what was asked, but for the messages
+ * @param {boolean} [job.resumed] the beginning was not seen by this page
+ * @param {AbortSignal} job.signal
+ * @param {() => void} job.grown called after a view has changed
+ * @param {() => void} job.reconnecting called when the connection was lost and is sought again
+ * @param {() => void} job.changed called after a message has changed
+ * @returns {Promise<unknown>} the error that ended it, null if it ended well or was stopped. The messages'
  *   state says which of these it was; whatever text came stays.
  */
-export async function runAnswer({ message, view, request, signal, grown }) {
-  const meter = new SpeedMeter(performance.now());
-  /** @type {number | null} */
-  let due = null;
-  const writer = new FrameWriter((text) => {
-    view.append(text);
-    due ??= setTimeout(() => {
-      due = null;
-      view.showStats(meter.line(""));
-    }, STATS_EVERY);
-    grown();
-  });
-  let ending = "";
+export async function runAnswers({ messages, views, pieces, request, resumed = false, signal, grown, changed, reconnecting }) {
+  const sent = resumed ? null : performance.now();
+  const started = Date.now();
+  const growths = messages.map((message, at) => new Growth(message, views[at], grown, sent));
   let error = null;
   try {
-    for await (const piece of streamThatFits(request, signal)) {
-      if (piece.type === "text") {
-        meter.piece(performance.now());
-        message.content += piece.text;
-        writer.add(piece.text);
-      } else if (piece.type === "finish") ending = piece.reason;
-      else meter.count(piece.usage);
+    for await (const piece of pieces) {
+      if (piece.type === "reconnect") reconnecting();
+      take(piece, growths);
+      if (piece.type === "text" || piece.type === "event") changed();
     }
-    message.state = "done";
+    for (const { message } of growths) message.state = "done";
   } catch (problem) {
-    message.state = signal.aborted ? "stopped" : "failed";
     error = signal.aborted ? null : problem;
-    ending = signal.aborted ? "stopped" : "";
+    for (const { message, meter } of growths) {
+      message.state = signal.aborted ? "stopped" : "failed";
+      if (signal.aborted) meter.finish("stopped");
+    }
   }
-  await writer.finish();
-  if (due !== null) clearTimeout(due);
-  view.showStats(meter.line(ending), meter.promptLine());
-  view.settle();
+  for (const growth of growths) {
+    await growth.finish();
+    const { message, view, meter } = growth;
+    delete message.stream;
+    if (message.content !== "" || error === null) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
+    view.settle();
+  }
   grown();
   return error;
+}
+
+/** @param {Piece} piece @param {Growth[]} growths */
+function take(piece, growths) {
+  switch (piece.type) {
+    case "text":
+      growths[piece.choice]?.add(piece.text, piece.tokens);
+      break;
+    case "scores": {
+      const message = growths[piece.choice]?.message;
+      if (message) (message.scores ??= []).push(...piece.scores);
+      break;
+    }
+    case "finish":
+      growths[piece.choice]?.meter.finish(piece.reason);
+      break;
+    case "queue":
+      for (const { view } of growths) view.facts.queued(piece.position, piece.eta);
+      break;
+    case "begin":
+      for (const { meter } of growths) meter.begin(piece);
+      break;
+    case "usage":
+      for (const { meter } of growths) meter.count(piece.usage, growths.length);
+      break;
+    case "event":
+      for (const { message } of growths) message.stream = { id: piece.id, number: piece.number };
+  }
+}
+
+/** A continued answer has the facts of each of its parts. @param {Message} message @param {Facts} facts */
+function note(message, facts) {
+  if (message.facts) (message.earlier ??= []).push(message.facts);
+  message.facts = facts;
 }
 
 /**
  * The length setting is a wish, not a condition: when the prompt leaves less room than that, the request goes
  * out once more without it, and the server takes what is left.
- * @param {Record<string, unknown>} request @param {AbortSignal} signal
+ * @param {Record<string, unknown>} body @param {AbortSignal} signal @param {boolean} resumable
+ * @returns {AsyncGenerator<Piece>}
  */
-async function* streamThatFits(request, signal) {
+export async function* streamThatFits(body, signal, resumable) {
   try {
-    yield* streamChat(request, signal);
+    yield* streamAnswer(body, { signal, resumable });
   } catch (error) {
     const tooLong = error instanceof ApiError && error.code === "context_length_exceeded";
-    if (!tooLong || request.max_tokens === undefined || error.kind !== "refused") throw error;
-    const { max_tokens: _, ...rest } = request;
-    yield* streamChat(rest, signal);
+    if (!tooLong || body.max_tokens === undefined || error.kind !== "refused") throw error;
+    const { max_tokens: _, ...rest } = body;
+    yield* streamAnswer(rest, { signal, resumable });
   }
 }

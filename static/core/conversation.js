@@ -34,7 +34,8 @@
  * @property {State} state
  * @property {number} created milliseconds since 1970
  * @property {TextFile[]} [files]
- * @property {Facts} [facts]
+ * @property {Facts} [facts] of its last part, if it was continued
+ * @property {Facts[]} [earlier] of the parts before that
  * @property {TokenScore[]} [scores]
  * @property {{id: string, number: number}} [stream] where a growing answer can be resumed: the stream's name
  *   and the number of the last event that `content` holds
@@ -170,6 +171,30 @@ export class Conversation {
       else this.select(next);
     }
     return gone;
+  }
+
+  /**
+   * Takes in what is stored of this conversation, as another tab left it. The path stays if it can.
+   * @param {Records} stored @returns {string[]} the ids that are new, gone or changed
+   */
+  absorb(stored) {
+    const changed = [];
+    const ids = new Set(stored.messages.map(({ id }) => id));
+    for (const id of [...this.#messages.keys()]) {
+      if (!ids.has(id)) changed.push(id, ...this.remove(id));
+    }
+    for (const message of stored.messages) {
+      const own = this.#messages.get(message.id);
+      if (own !== undefined && own.content === message.content && own.state === message.state) continue;
+      changed.push(message.id);
+      if (own === undefined) this.#insert(message);
+      else Object.assign(own, message);
+    }
+    const { leaf } = this.head;
+    Object.assign(this.head, stored.head);
+    // Who reads along follows to what has been said since.
+    if (leaf !== null && this.#messages.has(leaf)) this.select(leaf);
+    return changed;
   }
 
   /**

@@ -1,6 +1,7 @@
 /** The small line with the server's load: rows in the batch, requests that wait. */
 
-import { fetchLoad } from "../server/api.js";
+import { fetchStats } from "../server/api.js";
+import { t } from "../words/words.js";
 
 const EVERY = 3000; // milliseconds
 
@@ -8,6 +9,7 @@ export class LoadLine {
   #element;
   /** @type {number | undefined} */
   #timer;
+  #fed = false;
 
   /** @param {HTMLElement} element hidden while nothing is known */
   constructor(element) {
@@ -15,29 +17,40 @@ export class LoadLine {
     document.addEventListener("visibilitychange", () => this.start());
   }
 
-  /** Asks now, and again while the page is visible. */
+  /** Asks now, and again while the page is visible and nobody else tells. */
   start() {
     clearTimeout(this.#timer);
-    if (!document.hidden) this.#ask();
+    if (!document.hidden && !this.#fed) this.#ask();
+  }
+
+  /**
+   * What the live panel heard, so that the server is not asked twice.
+   * @param {Record<string, any> | null} snapshot null when no more will come: this line asks again itself
+   */
+  tell(snapshot) {
+    this.#fed = snapshot !== null;
+    if (snapshot === null) return this.start();
+    clearTimeout(this.#timer);
+    this.#show(Number(snapshot.running), Number(snapshot.waiting));
   }
 
   async #ask() {
     try {
-      const { running, waiting } = await fetchLoad();
-      const known = Number.isFinite(running) && Number.isFinite(waiting);
-      const queue = waiting > 0 ? `, ${waiting} waiting` : "";
-      this.#show(known ? `${running} in the batch${queue}` : "", running > 0);
+      const { running, waiting } = await fetchStats();
+      if (!this.#fed) this.#show(Number(running), Number(waiting));
     } catch {
-      this.#show("", false);
+      if (!this.#fed) this.#show(NaN, NaN);
     }
     clearTimeout(this.#timer);
-    if (!document.hidden) this.#timer = setTimeout(() => this.#ask(), EVERY);
+    if (!document.hidden && !this.#fed) this.#timer = setTimeout(() => this.#ask(), EVERY);
   }
 
-  /** @param {string} text @param {boolean} active */
-  #show(text, active) {
-    this.#element.textContent = text;
-    this.#element.classList.toggle("active", active);
-    this.#element.hidden = text === "";
+  /** @param {number} running @param {number} waiting NaN where the server does not say */
+  #show(running, waiting) {
+    const known = Number.isFinite(running) && Number.isFinite(waiting);
+    const words = waiting > 0 ? t("seeing.load_waiting", { n: running, waiting }) : t("seeing.load", { n: running });
+    this.#element.textContent = known ? words : "";
+    this.#element.classList.toggle("active", running > 0);
+    this.#element.hidden = !known;
   }
 }

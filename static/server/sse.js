@@ -5,7 +5,11 @@
  * through one streaming decoder, text is split into lines, and only a blank line completes an event.
  */
 
-/** @typedef {{event: string, data: string}} ServerEvent */
+/**
+ * @typedef {{event: string, data: string, id: string | null, comment: null}} ServerEvent id: only where the
+ *   event itself has one
+ * @typedef {{event: "", data: "", id: null, comment: string}} Comment a line that is no part of an event
+ */
 
 const LINE_END = /\r\n|\r|\n/;
 
@@ -17,15 +21,17 @@ export class EventParser {
   /** @type {string[]} the data lines of the event that has not ended yet */
   #data = [];
   #name = "";
+  /** @type {string | null} */
+  #id = null;
 
   /**
-   * Takes the next piece of the stream and gives back the events that it completes. An event that is still
-   * incomplete when the stream ends is never given back: it may be half of a JSON text.
+   * Takes the next piece of the stream and gives back the events and comments that it completes. An event
+   * that is still incomplete when the stream ends is never given back: it may be half of a JSON text.
    * @param {string} text
-   * @returns {ServerEvent[]}
+   * @returns {(ServerEvent | Comment)[]}
    */
   push(text) {
-    /** @type {ServerEvent[]} */
+    /** @type {(ServerEvent | Comment)[]} */
     const events = [];
     if (text === "") return events;
     if (this.#endedInReturn && text.startsWith("\n")) text = text.slice(1);
@@ -42,34 +48,38 @@ export class EventParser {
 
   /**
    * @param {string} line without its end
-   * @returns {ServerEvent | null} the event that this line completes
+   * @returns {ServerEvent | Comment | null} what this line completes
    */
   #take(line) {
     if (line === "") return this.#dispatch();
-    if (line.startsWith(":")) return null; // a comment: the server's keep-alive
+    if (line.startsWith(":")) return { event: "", data: "", id: null, comment: line.slice(1).trim() };
     const colon = line.indexOf(":");
     const field = colon < 0 ? line : line.slice(0, colon);
     let value = colon < 0 ? "" : line.slice(colon + 1);
     if (value.startsWith(" ")) value = value.slice(1);
     if (field === "data") this.#data.push(value);
     else if (field === "event") this.#name = value;
-    return null; // `id` and `retry` mean nothing to a request that cannot be resumed
+    else if (field === "id") this.#id = value;
+    return null; // `retry` is the reader's own business
   }
 
   /** @returns {ServerEvent | null} */
   #dispatch() {
-    const data = this.#data.join("\n");
-    const event = this.#data.length > 0 ? { event: this.#name || "message", data } : null;
+    const event = {
+      event: this.#name || "message", data: this.#data.join("\n"), id: this.#id, comment: null,
+    };
+    const empty = this.#data.length === 0;
     this.#data = [];
     this.#name = "";
-    return event;
+    this.#id = null;
+    return empty ? null : event;
   }
 }
 
 /**
- * Reads a response body as events, until it ends. Leaving the loop early cancels the request.
+ * Reads a response body as events and comments, until it ends. Leaving the loop early cancels the request.
  * @param {ReadableStream<Uint8Array>} body
- * @returns {AsyncGenerator<ServerEvent>}
+ * @returns {AsyncGenerator<ServerEvent | Comment>}
  */
 export async function* readEvents(body) {
   const reader = body.getReader();

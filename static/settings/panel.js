@@ -1,31 +1,54 @@
-/** The settings sheet: one row for each field of settings.js, and the system prompt. */
+/** The settings sheet: whom changes count for, presets, the system prompt, and all fields in their groups. */
 
-import { FIELDS } from "./settings.js";
+import { byId, el } from "../shell/dom.js";
+import { t } from "../words/words.js";
+import { FieldRow } from "./field_row.js";
+import { FIELDS } from "./fields.js";
+import { PresetRow } from "./preset_row.js";
 
-/** @typedef {import("./settings.js").Settings} Settings */
+/**
+ * @typedef {import("./settings.js").Settings} Settings
+ * @typedef {import("./settings.js").Scope} Scope
+ * @typedef {import("./presets.js").Presets} Presets
+ * @typedef {import("./fields.js").Group} Group
+ */
 
-/** @type {Record<string, {hint: string, unset: string, slides: boolean}>} */
-const WORDS = {
-  temperature: { hint: "0 always takes the likeliest token. Higher varies more.", unset: "1", slides: true },
-  top_p: { hint: "Samples from the likeliest tokens up to this share.", unset: "1", slides: true },
-  top_k: { hint: "Samples from this many likeliest tokens. 0 is off.", unset: "off", slides: false },
-  max_tokens: { hint: "In tokens.", unset: "what fits", slides: false },
-  seed: { hint: "The same seed gives the same answer.", unset: "random", slides: false },
-};
+/** @type {Group[]} */
+const GROUPS = ["answer", "sampling", "penalties", "stopping", "advanced"];
+const FOLDED = new Set(["advanced"]);
 
 export class SettingsPanel {
   #dialog;
   #settings;
   /** @type {(() => void)[]} */
   #refreshers = [];
+  #page = el("section", { class: "group", hidden: true }, el("h3", { text: t("settings.group.page") }));
+  #about = el("p", { class: "about", id: "about", translate: "no" });
 
-  /** @param {HTMLDialogElement} dialog @param {Settings} settings */
-  constructor(dialog, settings) {
+  /**
+   * @param {HTMLDialogElement} dialog @param {Settings} settings
+   * @param {{presets?: Presets, announce?: (text: string) => void}} [more]
+   */
+  constructor(dialog, settings, { presets, announce = () => {} } = {}) {
     this.#dialog = dialog;
     this.#settings = settings;
-    for (const name of Object.keys(FIELDS)) this.#addField(name);
-    this.#wireSystem();
-    this.#find("#reset-settings").addEventListener("click", () => settings.reset());
+    const content = [
+      this.#scope(),
+      presets && new PresetRow(presets, settings, announce).element,
+      this.#system(),
+      ...GROUPS.map((group) => this.#group(group)),
+      this.#page,
+      this.#about,
+      this.#foot(),
+    ];
+    byId("settings-content").replaceChildren(...content.filter((part) => part !== undefined));
+    // Enter in a field is no wish to close the sheet.
+    dialog.querySelector("form")?.addEventListener("submit", (event) => {
+      if (!(event.submitter instanceof HTMLElement) || !event.submitter.matches(".close")) event.preventDefault();
+    });
+    dialog.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && event.target instanceof HTMLInputElement) event.preventDefault();
+    });
     dialog.addEventListener("click", (event) => {
       if (event.target === dialog) dialog.close(); // the backdrop
     });
@@ -39,73 +62,74 @@ export class SettingsPanel {
 
   /** What stands at the foot about the model. @param {string} text */
   describeModel(text) {
-    this.#find("#about").textContent = text;
+    this.#about.textContent = text;
+  }
+
+  /** Puts something into the group "Page", such as the choice of a theme. @param {HTMLElement} element */
+  addSection(element) {
+    this.#page.append(element);
+    this.#page.hidden = false;
   }
 
   #refresh() {
     for (const refresh of this.#refreshers) refresh();
   }
 
-  #wireSystem() {
-    const system = /** @type {HTMLTextAreaElement} */ (this.#find("#system"));
-    system.addEventListener("input", () => (this.#settings.system = system.value));
+  #scope() {
+    const hint = el("p", { class: "hint", id: "scope-hint" });
+    /** @param {Scope} scope */
+    const choice = (scope) => {
+      const input = el("input", { type: "radio", name: "scope", value: scope, "aria-describedby": "scope-hint" });
+      input.addEventListener("change", () => (this.#settings.scope = scope));
+      this.#refreshers.push(() => (input.checked = this.#settings.scope === scope));
+      return el("label", {}, input, el("span", { text: t(`settings.scope.${scope}`) }));
+    };
+    const element = el("fieldset", { class: "scope" }, el("legend", { text: t("settings.scope") }),
+      el("div", { class: "choices" }, choice("all"), choice("chat")), hint);
     this.#refreshers.push(() => {
-      if (document.activeElement !== system) system.value = this.#settings.system;
+      element.hidden = !this.#settings.bound;
+      hint.textContent = t(`settings.scope.${this.#settings.scope}.hint`);
     });
+    return element;
   }
 
-  /** @param {string} name */
-  #addField(name) {
-    const { label, min, max, step } = FIELDS[name];
-    const { hint, unset, slides } = WORDS[name];
-    const template = /** @type {HTMLTemplateElement} */ (document.getElementById("field-template"));
-    const row = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
-    const [labelElement, slide, value, hintElement] = /** @type {any[]} */ ([...row.children]);
-    value.id = `field-${name}`;
-    hintElement.id = `hint-${name}`;
-    labelElement.htmlFor = value.id;
-    labelElement.textContent = label;
-    hintElement.textContent = hint;
-    value.setAttribute("aria-describedby", hintElement.id);
-    slide.setAttribute("aria-label", `${label}, slider`);
-    for (const input of [value, slide]) Object.assign(input, { min: String(min), max: String(max) });
-    value.step = "any";
-    slide.step = String(step);
-    slide.hidden = !slides;
-    this.#wireField(name, value, slide, unset);
-    this.#find("#fields").append(row);
-  }
-
-  /**
-   * @param {string} name @param {HTMLInputElement} value @param {HTMLInputElement} slide
-   * @param {string} unset stands in the empty field when the model card has no recommendation
-   */
-  #wireField(name, value, slide, unset) {
-    const show = () => {
-      const now = this.#settings.get(name);
-      const recommended = this.#settings.recommended(name);
-      value.placeholder = recommended === undefined ? unset : String(recommended);
-      if (document.activeElement !== value) value.value = now === undefined ? "" : String(now);
-      slide.value = String(now ?? 1);
-    };
-    // A number input reads as empty while its text is no number; that must not take the stored value away.
-    const take = () => {
-      const problem = value.validity.badInput ? "Not a number." : this.#settings.set(name, value.value);
-      value.setCustomValidity(problem);
-      value.title = problem;
-    };
-    value.addEventListener("input", take);
-    value.addEventListener("blur", () => {
-      value.setCustomValidity("");
-      value.title = "";
-      show();
+  #system() {
+    const settings = this.#settings;
+    const text = el("textarea", {
+      id: "system", rows: 4, dir: "auto", placeholder: t("settings.system.placeholder"), "aria-describedby": "system-hint system-differs",
     });
-    slide.addEventListener("input", () => this.#settings.set(name, slide.value));
-    this.#refreshers.push(show);
+    const differs = el("p", { class: "differs", id: "system-differs" });
+    text.addEventListener("input", () => settings.setSystem(text.value));
+    text.addEventListener("blur", () => (text.value = settings.systemIn()));
+    this.#refreshers.push(() => {
+      if (document.activeElement !== text) text.value = settings.systemIn();
+      differs.hidden = settings.scope !== "all" || settings.system === settings.systemIn();
+      differs.textContent = t("settings.differs", { value: settings.system || t("settings.system.empty") });
+    });
+    return el("div", { class: "field wide" },
+      el("label", { for: "system", text: t("settings.system") }), text, differs,
+      el("p", { class: "hint", id: "system-hint", text: t("settings.system.hint") }));
   }
 
-  /** @param {string} selector @returns {HTMLElement} */
-  #find(selector) {
-    return /** @type {HTMLElement} */ (this.#dialog.querySelector(selector));
+  /** @param {Group} group */
+  #group(group) {
+    const rows = Object.keys(FIELDS).filter((name) => FIELDS[name].group === group)
+      .map((name) => new FieldRow(name, this.#settings));
+    for (const row of rows) this.#refreshers.push(() => row.show());
+    const elements = rows.map((row) => row.element);
+    const title = el("h3", { text: t(`settings.group.${group}`) });
+    if (!FOLDED.has(group)) return el("section", { class: "group" }, title, ...elements);
+    return el("details", { class: "group" }, el("summary", {}, title), ...elements);
+  }
+
+  #foot() {
+    const settings = this.#settings;
+    const reset = el("button", { type: "button", class: "quiet", id: "reset-settings", on: { click: () => settings.reset() } });
+    const note = el("p", { text: t("settings.kept") });
+    settings.addEventListener("unkept", () => (note.textContent = t("settings.unkept")));
+    this.#refreshers.push(() => {
+      reset.textContent = t(settings.scope === "chat" ? "settings.reset.chat" : "settings.reset");
+    });
+    return el("footer", {}, note, reset);
   }
 }

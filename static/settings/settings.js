@@ -1,31 +1,40 @@
 /**
- * How answers are sampled. A value is the reader's own if one was set, else what the model card recommends,
- * else the server's business (the field is not sent). Only the reader's own values are stored.
+ * How answers are sampled. A value in force is the conversation's own if it has one, else the reader's own for
+ * all conversations, else what the model card recommends, else the server's business (the field is not sent).
+ *
+ * The reader's own values are stored here; a conversation's stand in its head, which is stored with it.
  */
 
-/** @typedef {{label: string, min: number, max: number, step: number, whole: boolean}} Field */
+import { FIELDS, checked, isField, parse, toRequest, write } from "./fields.js";
 
-/** @type {Record<string, Field>} */
-export const FIELDS = {
-  temperature: { label: "Temperature", min: 0, max: 2, step: 0.05, whole: false },
-  top_p: { label: "Top p", min: 0.01, max: 1, step: 0.01, whole: false },
-  top_k: { label: "Top k", min: 0, max: 1_000_000, step: 1, whole: true },
-  max_tokens: { label: "Longest answer", min: 1, max: 1_000_000, step: 1, whole: true },
-  seed: { label: "Seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, whole: true },
-};
+export { FIELDS };
 
-/** Recommendations that have no control of their own but are still followed. */
-const CARD_ONLY = ["min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"];
+/**
+ * @typedef {import("../core/conversation.js").Head} Head
+ * @typedef {"all" | "chat"} Scope whether a change counts for all conversations, or for the one that is shown
+ * @typedef {Record<string, unknown>} Values
+ */
 
-const STORAGE_KEY = "fastpath.settings";
+export const STORAGE_KEY = "fastpath.settings";
 
+/** Stands for "without a system prompt" in a conversation, where the reader has one for all others. */
+const NO_SYSTEM = " ";
+
+/**
+ * Tells by events: `change` (something in force may have changed), `kept` (the conversation's head has changed
+ * and should be stored), `unkept` (the browser's storage took no more).
+ */
 export class Settings extends EventTarget {
-  /** @type {Record<string, number>} */
+  /** @type {Values} */
   #card = {};
-  /** @type {Record<string, number>} */
+  /** @type {Values} */
   #own = {};
   #system = "";
   #storage;
+  /** @type {Head | null} */
+  #head = null;
+  /** @type {Scope} */
+  #scope = "all";
 
   /** @param {Storage | null} storage null where the browser offers none */
   constructor(storage) {
@@ -38,75 +47,180 @@ export class Settings extends EventTarget {
   recommend(defaults) {
     this.#card = {};
     for (const [name, value] of Object.entries(defaults)) {
-      const known = Object.hasOwn(FIELDS, name) || CARD_ONLY.includes(name);
-      if (known && typeof value === "number" && Number.isFinite(value)) this.#card[name] = value;
+      const known = ["number", "whole"].includes(FIELDS[name]?.kind) && typeof value === "number";
+      if (known && Number.isFinite(value)) this.#card[name] = value;
     }
     this.#tell();
   }
 
-  /** The value in force, undefined for the server's own default. @param {string} name */
-  get(name) {
-    return this.#own[name] ?? this.#card[name];
+  /** The conversation that is shown from now on; null for none. @param {Head | null} head */
+  bind(head) {
+    this.#head = head;
+    this.#tell();
   }
 
-  /** What is in force when the reader sets nothing. @param {string} name */
-  recommended(name) {
-    return this.#card[name];
+  /** Whether there is a conversation that can have settings of its own. */
+  get bound() {
+    return this.#head !== null;
+  }
+
+  /** Whether changes count for all conversations, or for the one that is shown. @returns {Scope} */
+  get scope() {
+    return this.#head === null ? "all" : this.#scope;
+  }
+
+  set scope(scope) {
+    this.#scope = scope;
+    this.#tell();
+  }
+
+  /** The value in force, undefined for the server's own default. @param {string} name @returns {any} */
+  get(name) {
+    return this.#chats()[name] ?? this.#own[name] ?? this.#card[name];
+  }
+
+  /** What would be in force if nothing were set in this scope. @param {string} name @returns {any} */
+  recommended(name, scope = this.scope) {
+    return (scope === "chat" ? this.#own[name] : undefined) ?? this.#card[name];
+  }
+
+  /** The value set in this scope. @param {string} name @returns {any} */
+  own(name, scope = this.scope) {
+    return scope === "chat" ? this.#chats()[name] : this.#own[name];
+  }
+
+  /** What this scope has for a field, as a text. @param {string} name */
+  text(name, scope = this.scope) {
+    return write(name, this.own(name, scope) ?? this.recommended(name, scope));
   }
 
   /**
-   * Sets a value; an empty text takes the reader's own value away.
+   * Sets a value; an empty text takes it away. One that counts for all conversations counts for the one that
+   * is shown, too, whatever it had before.
    * @param {string} name a key of FIELDS
    * @param {string} text as typed
    * @returns {string} what is wrong with it, empty if nothing
    */
-  set(name, text) {
-    const problem = this.#check(name, text.trim());
+  set(name, text, scope = this.scope) {
+    const { value, problem } = parse(name, text);
     if (problem !== "") return problem;
-    if (text.trim() === "") delete this.#own[name];
-    else this.#own[name] = Number(text);
-    this.#write();
-    this.#tell();
+    this.#put({ [name]: value }, scope);
     return "";
   }
 
+  /** Sets several values at once; undefined takes one away. @param {Values} values */
+  setAll(values, scope = this.scope) {
+    const known = Object.keys(values).filter(isField);
+    this.#put(Object.fromEntries(known.map((name) => [name, checked(name, values[name])])), scope);
+  }
+
+  /** The system prompt in force. */
   get system() {
-    return this.#system;
+    return this.#head?.system ? this.#head.system.trim() && this.#head.system : this.#system;
   }
 
   set system(text) {
-    this.#system = text;
-    this.#write();
+    this.setSystem(text);
+  }
+
+  /** The system prompt of this scope. */
+  systemIn(scope = this.scope) {
+    return scope === "chat" ? this.system : this.#system;
+  }
+
+  /** @param {string} text */
+  setSystem(text, scope = this.scope) {
+    if (scope === "all") this.#system = text;
+    this.#changeHead((head) => {
+      const same = text === this.#system;
+      head.system = same ? "" : text === "" ? NO_SYSTEM : text;
+    });
+    if (scope === "all") this.#write();
     this.#tell();
   }
 
-  /** True if the reader has set anything. */
-  get changed() {
-    return this.#system.trim() !== "" || Object.keys(this.#own).length > 0;
+  /**
+   * Writes the system prompt in force into the conversation, with which it is stored and exported. To be
+   * called when a message is sent; a later change for all conversations still counts for the one shown.
+   */
+  settle() {
+    if (this.#head?.system === "" && this.#system.trim() !== "") {
+      this.#changeHead((head) => (head.system = this.#system));
+    }
   }
 
-  /** Back to what the model card recommends, without a system prompt. */
-  reset() {
+  /** True if the reader has set anything, here or for all conversations. */
+  get changed() {
+    return this.system.trim() !== "" || Object.keys({ ...this.#own, ...this.#chats() }).length > 0;
+  }
+
+  /** Whether anything is set in this scope. */
+  changedIn(scope = this.scope) {
+    const system = scope === "chat" ? (this.#head?.system ?? "") : this.#system;
+    return system !== "" || Object.keys(scope === "chat" ? this.#chats() : this.#own).length > 0;
+  }
+
+  /** Takes everything back that was set in this scope, the system prompt too. */
+  reset(scope = this.scope) {
+    this.#changeHead((head) => Object.assign(head, { settings: {}, system: "" }));
+    if (scope === "all") {
+      this.#own = {};
+      this.#system = "";
+      this.#write();
+    }
+    this.#tell();
+  }
+
+  /** Everything that the reader has set and that is in force. @returns {Values} */
+  values() {
+    return { ...this.#own, ...this.#chats() };
+  }
+
+  /** The sampling fields of a request. @returns {Record<string, unknown>} */
+  request() {
+    return toRequest({ ...this.#card, ...this.values() });
+  }
+
+  /** Takes what another tab has stored. */
+  reload() {
     this.#own = {};
     this.#system = "";
-    this.#write();
+    this.#read();
     this.#tell();
   }
 
-  /** The sampling fields of a request. @returns {Record<string, number>} */
-  request() {
-    return { ...this.#card, ...this.#own };
+  /** The conversation's own values, those left out that an import or an older page got wrong. @returns {Values} */
+  #chats() {
+    const settings = this.#head?.settings ?? {};
+    /** @type {Values} */
+    const values = {};
+    for (const name of Object.keys(settings)) {
+      const value = checked(name, settings[name]);
+      if (value !== undefined) values[name] = value;
+    }
+    return values;
   }
 
-  /** @param {string} name @param {string} text @returns {string} */
-  #check(name, text) {
-    const { label, min, max, whole } = FIELDS[name];
-    if (text === "") return "";
-    const value = Number(text);
-    if (!Number.isFinite(value)) return `${label} must be a number.`;
-    if (whole && !Number.isSafeInteger(value)) return `${label} must be a whole number.`;
-    if (value < min || value > max) return `${label} must lie between ${min} and ${max}.`;
-    return "";
+  /** @param {Values} values @param {Scope} scope */
+  #put(values, scope) {
+    if (scope === "all") {
+      merge(this.#own, values);
+      this.#write();
+    }
+    const names = Object.keys(values);
+    const chats = scope === "chat" ? values : Object.fromEntries(names.map((name) => [name, undefined]));
+    this.#changeHead((head) => merge((head.settings = { ...head.settings }), chats));
+    this.#tell();
+  }
+
+  /** @param {(head: Head) => void} change */
+  #changeHead(change) {
+    if (this.#head === null) return;
+    const before = JSON.stringify([this.#head.system, this.#head.settings]);
+    change(this.#head);
+    if (JSON.stringify([this.#head.system, this.#head.settings]) !== before) {
+      this.dispatchEvent(new Event("kept"));
+    }
   }
 
   #read() {
@@ -114,8 +228,8 @@ export class Settings extends EventTarget {
       const stored = JSON.parse(this.#storage?.getItem(STORAGE_KEY) ?? "{}");
       if (typeof stored.system === "string") this.#system = stored.system;
       for (const name of Object.keys(FIELDS)) {
-        const value = stored[name];
-        if (typeof value === "number" && this.#check(name, String(value)) === "") this.#own[name] = value;
+        const value = checked(name, stored[name]);
+        if (value !== undefined) this.#own[name] = value;
       }
     } catch {
       // Stored by something else, or storage is forbidden: start from the model card.
@@ -126,11 +240,19 @@ export class Settings extends EventTarget {
     try {
       this.#storage?.setItem(STORAGE_KEY, JSON.stringify({ ...this.#own, system: this.#system }));
     } catch {
-      // Full or forbidden: the settings hold until the page is closed.
+      this.dispatchEvent(new Event("unkept")); // full or forbidden: the settings hold until the page is closed
     }
   }
 
   #tell() {
     this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** @param {Values} into @param {Values} values undefined takes one away */
+function merge(into, values) {
+  for (const [name, value] of Object.entries(values)) {
+    if (value === undefined) delete into[name];
+    else into[name] = value;
   }
 }

@@ -13,6 +13,8 @@ import { messages as english } from "./en/all.js";
 /** The languages that have a folder. */
 export const LANGUAGES = ["en"];
 
+const RIGHT_TO_LEFT = /^(ar|arc|ckb|dv|fa|he|ks|ku|ps|sd|ug|ur|yi)\b/;
+
 /** @type {Record<string, Word>} */
 let words = english;
 let language = "en";
@@ -43,13 +45,20 @@ export function speak(name, messages) {
   language = name;
   plurals = new Intl.PluralRules(name);
   document.documentElement.lang = name;
+  document.documentElement.dir = RIGHT_TO_LEFT.test(name) ? "rtl" : "ltr";
 }
 
-/** Loads the first of the reader's languages that there is. @param {readonly string[]} wanted */
+/**
+ * Loads the first of the reader's languages that there is, and writes it into the page. Call it before
+ * anything asks for a word.
+ * @param {readonly string[]} wanted
+ */
 export async function chooseLanguage(wanted) {
   const names = wanted.flatMap((name) => [name, name.split("-")[0]]);
   const found = names.find((name) => LANGUAGES.includes(name)) ?? "en";
-  if (found !== "en") speak(found, (await import(`./${found}/all.js`)).messages);
+  if (found === "en") return; // as the page is written
+  speak(found, (await import(`./${found}/all.js`)).messages);
+  translate(document);
 }
 
 /** Writes the messages into the page: `data-t` into the text, `data-t-NAME` into the attribute NAME. @param {ParentNode} root */

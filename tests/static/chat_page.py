@@ -52,9 +52,12 @@ class ChatPage:
         self.url = url
         self.requests.clear()
         self.console.clear()
+        forget = {"origin": f"http://{urlsplit(url).netloc}", "storageTypes": "all"}
+        cdp = self.page.context.new_cdp_session(self.page)
+        cdp.send("Storage.clearDataForOrigin", forget)
+        cdp.detach()
         self.page.goto(url)
-        if settings or self.page.evaluate("localStorage.length") > 0:
-            self.page.evaluate("localStorage.clear()")
+        if settings:
             stored = ["fastpath.settings", json.dumps(settings)]
             self.page.evaluate("([key, value]) => localStorage.setItem(key, value)", stored)
             self.page.reload()

@@ -21,6 +21,12 @@ CHROMIUM_FLAGS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", metavar="FOLDER", help="writes pictures of the page's states into FOLDER"
+    )
+
+
 def find_chromium() -> str:
     """The system's chromium; without one the test is skipped, or fails where a browser is required."""
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -60,7 +66,7 @@ def scripted(scripted_server: ScriptedServer) -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> ChatPage:
     """One tab for a whole module: opening the page anew costs far less than a new tab."""
-    return ChatPage(browser.new_page())
+    return ChatPage(browser.new_context().new_page())
 
 
 @pytest.fixture(scope="module")

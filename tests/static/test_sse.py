@@ -7,15 +7,21 @@ from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
-# (stream, the events it holds as [name, data])
+# (stream, the events it holds as [name, data] or [name, data, id], comments as [":", text])
 CASES: list[tuple[str, list[list[str]]]] = [
     ('data: {"a":"é空🌤️"}\n\ndata: [DONE]\n\n', [["message", '{"a":"é空🌤️"}'], ["message", "[DONE]"]]),
     (
         "data: one\r\n\r\ndata: two\r\r\ndata: three\n\n",
         [["message", "one"], ["message", "two"], ["message", "three"]],
     ),
-    (": ping\ndata: a\n: ping\n\n: ping\n\n:\n\ndata:b\n\n", [["message", "a"], ["message", "b"]]),
-    ("event: note\nid: 7\ndata: first\ndata:  second\ndata\n\n", [["note", "first\n second\n"]]),
+    (
+        ': ping\ndata: a\n: {"n":1}\n\n:ping\n\n:\n\ndata:b\n\n',
+        [[":", "ping"], [":", '{"n":1}'], ["message", "a"], [":", "ping"], [":", ""], ["message", "b"]],
+    ),
+    (
+        "event: note\nid: 7\ndata: first\ndata:  second\ndata\n\ndata: x\n\n",
+        [["note", "first\n second\n", "7"], ["message", "x"]],
+    ),
     ("data: a\r\ndata: b\r\n\r\ndata: c\r\n\r\n", [["message", "a\nb"], ["message", "c"]]),
     ("retry: 100\n\nid: 3\n\nevent: gone\n\ndata: x\n\n", [["message", "x"]]),
     ("data: whole\n\ndata: the end is missing\n", [["message", "whole"]]),
@@ -42,7 +48,9 @@ async ({ bytes, cutLists }) => {
       },
     });
     const events = [];
-    for await (const { event, data } of readEvents(body)) events.push([event, data]);
+    for await (const { event, data, id, comment } of readEvents(body)) {
+      events.push(comment !== null ? [':', comment] : id !== null ? [event, data, id] : [event, data]);
+    }
     return events;
   };
   return Promise.all(cutLists.map(parse));

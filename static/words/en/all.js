@@ -1,4 +1,5 @@
 import { chat } from "./chat.js";
+import { composer } from "./composer.js";
 import { keep } from "./keep.js";
 import { reading } from "./reading.js";
 import { seeing } from "./seeing.js";
@@ -7,4 +8,4 @@ import { settings } from "./settings.js";
 import { shell } from "./shell.js";
 
 /** @type {Record<string, import("../words.js").Word>} */
-export const messages = { ...chat, ...keep, ...reading, ...seeing, ...server, ...settings, ...shell };
+export const messages = { ...chat, ...composer, ...keep, ...reading, ...seeing, ...server, ...settings, ...shell };

@@ -1,0 +1,75 @@
+/** Keeps conversations as they grow: what is said at once, an answer that is being written each second. */
+
+/**
+ * @typedef {import("../core/conversation.js").Conversation} Conversation
+ * @typedef {import("../core/conversation.js").Message} Message
+ * @typedef {import("../keep/library.js").Library} Library
+ */
+
+const EVERY = 1000; // milliseconds
+
+export class Autosave {
+  #library;
+  /** @type {Map<string, {conversation: Conversation, message: Message}>} */
+  #pending = new Map();
+  /** @type {number | undefined} */
+  #timer;
+  /** Conversations that were deleted. @type {Set<string>} */
+  #gone = new Set();
+  /** A page that is being left sees its streams break. What it then thinks of its answers is not to be kept. */
+  #leaving = false;
+
+  /** @param {Library} library tells by itself what it could not store */
+  constructor(library) {
+    this.#library = library;
+    addEventListener("pagehide", () => {
+      this.flush();
+      this.#leaving = true;
+    });
+    addEventListener("pageshow", () => (this.#leaving = false));
+    library.addEventListener("change", (event) => {
+      const { id, removed } = /** @type {CustomEvent} */ (event).detail;
+      if (removed) this.#gone.add(id);
+      else this.#gone.delete(id); // it was put back
+    });
+    document.addEventListener("visibilitychange", () => document.hidden && this.flush());
+  }
+
+  /** A message is new or has changed for good. @param {Conversation} conversation @param {Message} message */
+  async message(conversation, message) {
+    if (this.#leaving || this.#gone.has(conversation.head.id)) return;
+    this.#pending.delete(message.id);
+    await Promise.all([
+      this.#library.writeHead(conversation.head),
+      this.#library.writeMessage(conversation.head.id, message),
+    ]);
+  }
+
+  /** A message grows. @param {Conversation} conversation @param {Message} message */
+  growing(conversation, message) {
+    this.#pending.set(message.id, { conversation, message });
+    this.#timer ??= setTimeout(() => this.flush(), EVERY);
+  }
+
+  /** Another path is shown, or the title has changed. @param {Conversation} conversation */
+  head(conversation) {
+    if (!conversation.empty && !this.#gone.has(conversation.head.id)) this.#library.writeHead(conversation.head);
+  }
+
+  /** @param {Conversation} conversation @param {string[]} ids */
+  removed(conversation, ids) {
+    for (const id of ids) this.#pending.delete(id);
+    this.#library.removeMessages(conversation.head.id, ids);
+    this.#library.writeHead(conversation.head);
+  }
+
+  flush() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const pending = [...this.#pending.values()];
+    this.#pending.clear();
+    for (const { conversation, message } of pending) {
+      if (!this.#gone.has(conversation.head.id)) this.#library.writeMessage(conversation.head.id, message);
+    }
+  }
+}

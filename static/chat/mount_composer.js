@@ -1,0 +1,46 @@
+/** Puts the composer together: its draft, files, commands, counts. */
+
+import { byId } from "../shell/dom.js";
+import { t } from "../words/words.js";
+import { CommandList } from "./command_list.js";
+import { Composer } from "./composer.js";
+import { Drafts } from "./drafts.js";
+import { enterKey, showHint } from "./enter_key.js";
+import { FileChips } from "./file_chips.js";
+import { Attachments } from "./files.js";
+import { Gauge } from "./gauge.js";
+
+/**
+ * @typedef {object} Around what the composer needs of the page
+ * @property {import("./composer.js").Actions} actions
+ * @property {import("./commands.js").CommandPage} commands what slash commands act on
+ * @property {(text: string, signal?: AbortSignal) => Promise<number>} count how many tokens a text has
+ * @property {(text: string) => void} announce speaks to screen readers
+ * @property {(text: string) => void} complain tells the reader what went wrong, such as by a toast
+ * @property {Storage | null} storage
+ * @property {Storage | null} session
+ */
+
+/** @param {Around} around @returns {{composer: Composer, drafts: Drafts}} */
+export function mountComposer({ actions, commands, count, announce, complain, storage, session }) {
+  const draft = byId("draft");
+  const attachments = new Attachments({ count, complain, announce });
+  const chips = new FileChips(attachments, {
+    list: byId("chips"), button: byId("attach"), picker: byId("file-picker"), draft,
+  });
+  let told = false;
+  const drafts = new Drafts(storage, session, () => {
+    if (!told) complain(t("composer.unkept"));
+    told = true;
+  });
+  const composer = new Composer({ draft, button: byId("send"), form: byId("composer") }, actions, {
+    drafts,
+    files: attachments,
+    gauge: new Gauge(byId("gauge"), count, announce),
+    commands: new CommandList(draft, byId("commands"), commands, announce),
+  });
+  chips.wire();
+  composer.enterKey = enterKey();
+  if (composer.enterKey !== "send") showHint(composer.enterKey);
+  return { composer, drafts };
+}
