@@ -129,6 +129,7 @@ function wireChat() {
   chat.addEventListener("changed", followConversation);
   chat.addEventListener("runs", () => sidebar.mark());
   byId("new-chat").addEventListener("click", newChat);
+  byId("model").addEventListener("click", async () => (await import("./chat/model_dialog.js")).openModelDialog());
   byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
   byId("examples").addEventListener("click", (/** @type {Event} */ event) => {
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
