@@ -31,7 +31,8 @@ async (data) => {
   };
   let palette = [];
   for (let step = 0; ; step += 1) {
-    palette = colours.filter((colour) => counts.get(colour) > pixels.length / 1000); // grounds stay as they are
+    // Grounds stay as they are.
+    palette = colours.filter((colour) => counts.get(colour) > pixels.length / 1000);
     for (const colour of colours) {
       if (palette.length <= 256 && nearest(colour, palette).distance > step) palette.push(colour);
     }

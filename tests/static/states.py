@@ -205,9 +205,10 @@ async () => {
 
 # Nothing moves any more, but for what never rests.
 _STILL = """
-() => document.getAnimations().every(
-  (animation) => animation.playState !== 'running' || animation.effect.getComputedTiming().endTime === Infinity,
-)
+() => document.getAnimations().every((animation) => {
+  const endless = animation.effect.getComputedTiming().endTime === Infinity;
+  return endless || animation.playState !== 'running';
+})
 """
 
 _CHATS = [
