@@ -97,7 +97,7 @@ composer.focus();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
 function send(text, files) {
-  if (!isCommand(text) || chat.editing !== null || files.length > 0) return chat.send(text, files);
+  if (!isCommand(text) || chat.editing !== null) return chat.send(text, files);
   const { note, known } = runCommand(text, commands);
   if (note !== "") {
     log.addNote(note);
@@ -129,6 +129,7 @@ function wireChat() {
   chat.addEventListener("changed", followConversation);
   chat.addEventListener("runs", () => sidebar.mark());
   byId("new-chat").addEventListener("click", newChat);
+  byId("model").addEventListener("click", async () => (await import("./chat/model_dialog.js")).openModelDialog());
   byId("cancel-edit").addEventListener("click", () => chat.cancelEdit());
   byId("examples").addEventListener("click", (/** @type {Event} */ event) => {
     const button = /** @type {HTMLElement} */ (event.target).closest("button");

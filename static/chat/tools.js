@@ -1,6 +1,8 @@
 /** The buttons at each message. */
 
 import { hideScores, showScores } from "../seeing/heat.js";
+import { keys } from "../server/keys.js";
+import { wireBody } from "../server/stream.js";
 import { openMenu } from "../shell/menu.js";
 import { toast } from "../shell/toast.js";
 import { t } from "../words/words.js";
@@ -75,10 +77,10 @@ function moreItems(chat, id, announce) {
     if (message === undefined) return;
     const recipe = await import("../seeing/recipe.js");
     const facts = message.earlier?.[0] ?? message.facts; // of the part that began the answer
-    const body = { ...facts?.request, messages: conversation.wire(message.parent), stream: true };
+    const body = wireBody({ ...facts?.request, messages: conversation.wire(message.parent) });
     if (facts?.seed != null) Object.assign(body, { seed: facts.seed });
     const address = new URL("v1/chat/completions", document.baseURI).href;
-    await copy(recipe[name](body, address), announce);
+    await copy(recipe[name](body, address, { key: keys.key !== null }), announce);
   };
   return [
     { label: t("chat.copyCurl"), run: () => copyAs("asCurl") },

@@ -4,7 +4,7 @@
  * Knows nothing of the DOM.
  */
 
-import { blocks } from "./markdown.js";
+import { blocks, openFormula } from "./markdown.js";
 
 /**
  * @typedef {import("./markdown.js").Token} Token
@@ -178,7 +178,10 @@ export class Splitter {
     const last = found.findLastIndex((token) => token.type !== "space");
     const final = last < 0 || isFinal(found[last], found[last + 1]);
     const done = found.slice(0, final ? found.length : last);
+    let sure = openFormula(complete);
     for (const token of done) {
+      sure -= token.raw.length;
+      if (sure < 0) return false;
       // Tabs and the like: what marked took is not what stands there. Then all waits for the end.
       if (!this.#rest.startsWith(token.raw)) return false;
       if (token.type === "paragraph" && token.raw.length > MAX_REST) {
@@ -188,7 +191,7 @@ export class Splitter {
       this.#rest = this.#rest.slice(token.raw.length);
       this.#emit(token);
     }
-    return !final && this.#open(found[last]);
+    return !final && sure > 0 && this.#open(found[last]);
   }
 
   /** @param {Token} token */

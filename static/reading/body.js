@@ -16,9 +16,13 @@ import { ToolText } from "./tool_text.js";
  * @typedef {{raw: string, element: HTMLElement, exact: boolean}} Shown exact: made from just this text
  */
 
-const PART = 24; // blocks that are laid out together; a part that is out of sight costs nothing
-const PATIENT = 2048; // characters of a rest that is made anew with each piece; a longer one less often
-const CHARACTERS_PER_MILLISECOND = 50;
+const PART = 8; // blocks that are laid out together; a part that is out of sight costs nothing
+// Milliseconds between two changes of the page: few when an answer begins, more when it has become long, since
+// most of what a change costs is the same for one word and for ten.
+const PACE = 8;
+const MAX_PACE = 120;
+const PATIENT = 4096; // characters of a rest that is made anew at that pace; a longer one is more rarely
+const CHARACTERS_PER_MILLISECOND = 40;
 // Letters that cannot begin or end any markdown where words stand already.
 const PLAIN = /^[\p{L}\p{M}\p{Nd} ,;'"?%]+$|^[\p{L}\p{Nd}]*[.:)]?$/u;
 const PLAIN_BEFORE = /[\p{L}\p{M}\p{Nd},;][ '"]?$/u;
@@ -50,7 +54,9 @@ export class AnswerBody {
   #table = null;
   #carriage = false; // a CR came; an LF behind it belongs to it
   #lineStart = true;
-  #painted = 0;
+  #waiting = ""; // what came since the page was changed
+  #changes = 0;
+  #changed = 0; // when it was last
   /** @type {number | null} */
   #due = null;
 
@@ -65,23 +71,44 @@ export class AnswerBody {
     element.replaceChildren(this.#part);
   }
 
-  /** Adds to the end. Call it at most once per frame. @param {string} text */
+  /** Adds to the end. @param {string} text */
   append(text) {
-    const source = this.#sourceOf(this.#pieces.push(text));
-    if (source === "" || this.#appendWord(source)) return;
-    this.#splitter.push(source);
-    if (this.#growing) this.#paintSoon();
+    this.#waiting += this.#sourceOf(this.#pieces.push(text));
+    if (this.#waiting === "" || this.#due !== null) return;
+    const wait = this.#growing ? this.#changed + this.#pace() - performance.now() : 0;
+    if (wait <= 0) this.#change();
+    else this.#due = setTimeout(() => this.#change(), wait);
   }
 
   /** The answer has ended: whatever was held back is shown, what is open stays as it was written. */
   finish() {
-    const source = this.#sourceOf(this.#pieces.flush());
-    if (source !== "") this.#splitter.push(source);
-    this.#splitter.end();
     if (this.#due !== null) clearTimeout(this.#due);
     this.#due = null;
-    for (const { element } of this.#tail) element.remove();
-    this.#tail = [];
+    const source = this.#waiting + this.#sourceOf(this.#pieces.flush());
+    this.#waiting = "";
+    if (source !== "") this.#splitter.push(source);
+    this.#splitter.end();
+    this.#dropTail();
+  }
+
+  /** Milliseconds that should lie between two changes of the page. */
+  #pace() {
+    const length = this.#splitter.rest.length;
+    const slow = length < PATIENT ? 0 : length / CHARACTERS_PER_MILLISECOND;
+    return Math.max(slow, Math.min(MAX_PACE, PACE * this.#changes));
+  }
+
+  /** Shows what has come. */
+  #change() {
+    this.#due = null;
+    const source = this.#waiting;
+    this.#waiting = "";
+    if (!this.#appendWord(source)) {
+      this.#splitter.push(source);
+      if (this.#growing) this.#paint();
+    }
+    this.#changes++;
+    this.#changed = performance.now();
   }
 
   /**
@@ -115,7 +142,7 @@ export class AnswerBody {
   #appendWord(source) {
     const last = this.#tail.at(-1);
     const rest = this.#splitter.rest;
-    if (last === undefined || this.#due !== null || !PLAIN.test(source)) return false;
+    if (last === undefined || !PLAIN.test(source)) return false;
     if (!PLAIN_BEFORE.test(rest.slice(-2)) || RISKY_LINE.test(rest.slice(rest.lastIndexOf("\n") + 1))) return false;
     if (RISKY_WORD.test(rest.slice(-80) + source)) return false;
     const node = lastText(last.element);
@@ -320,18 +347,6 @@ export class AnswerBody {
 
   // The rest, while it grows
 
-  #paintSoon() {
-    if (this.#due !== null) return;
-    const length = this.#splitter.rest.length;
-    const wait = length < PATIENT ? 0 : length / CHARACTERS_PER_MILLISECOND - (performance.now() - this.#painted);
-    if (wait <= 0) this.#paint();
-    else
-      this.#due = setTimeout(() => {
-        this.#due = null;
-        this.#paint();
-      }, wait);
-  }
-
   #paint() {
     const rest = this.#splitter.rest;
     const inside = this.#splitter.inside;
@@ -349,7 +364,6 @@ export class AnswerBody {
       this.#show(token.raw, this.#part, before, exact || token !== found.at(-1), () => this.#make([token])[0]);
     }
     for (const { element } of before) element.remove();
-    this.#painted = performance.now();
   }
 
   /**

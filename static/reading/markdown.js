@@ -78,6 +78,24 @@ export function tokens(source, links) {
   return lexer.lex(source);
 }
 
+/**
+ * From where on a source may be inside a formula that is not closed yet: what follows it decides what it is.
+ * @param {string} source @returns {number} its length if it is not
+ */
+export function openFormula(source) {
+  const blank = /\n[ \t]*\n(?![^]*\n[ \t]*\n)/.exec(source);
+  const from = blank === null ? 0 : blank.index + 1;
+  const opening = /(?<=^|\n) {0,3}(\$\$|\\\[)/g;
+  opening.lastIndex = from;
+  for (let found = opening.exec(source); found !== null; found = opening.exec(source)) {
+    const rest = source.slice(found.index);
+    const formula = DISPLAY.exec(rest);
+    if (formula !== null) opening.lastIndex = found.index + formula[0].length;
+    else if (!rest.includes(found[1] === "$$" ? "$$" : "\\]", found[0].length)) return found.index;
+  }
+  return source.length;
+}
+
 /** The blocks of a source, without looking into them. @param {string} source @returns {Token[]} */
 export function blocks(source) {
   const lexer = new Lexer({ ...marked.defaults });

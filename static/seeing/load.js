@@ -1,6 +1,6 @@
 /** The small line with the server's load: rows in the batch, requests that wait. */
 
-import { fetchLoad } from "../server/api.js";
+import { fetchStats } from "../server/api.js";
 import { t } from "../words/words.js";
 
 const EVERY = 3000; // milliseconds
@@ -36,8 +36,8 @@ export class LoadLine {
 
   async #ask() {
     try {
-      const { running, waiting } = await fetchLoad();
-      if (!this.#fed) this.#show(running, waiting);
+      const { running, waiting } = await fetchStats();
+      if (!this.#fed) this.#show(Number(running), Number(waiting));
     } catch {
       if (!this.#fed) this.#show(NaN, NaN);
     }

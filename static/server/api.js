@@ -4,7 +4,7 @@ import { ApiError } from "./errors.js";
 import { keys } from "./keys.js";
 import { request, unlessAborted } from "./request.js";
 import { readEvents } from "./sse.js";
-import { resumption, streamAnswer } from "./stream.js";
+import { resumption } from "./stream.js";
 
 /**
  * @typedef {import("./pieces.js").Usage} Usage
@@ -139,15 +139,4 @@ async function calm(ms, signal) {
   } finally {
     end.abort();
   }
-}
-
-/** @deprecated see fetchStats @returns {Promise<{running: number, waiting: number}>} */
-export async function fetchLoad() {
-  const { running, waiting } = await fetchStats();
-  return { running: Number(running), waiting: Number(waiting) };
-}
-
-/** @deprecated see stream.js @param {Record<string, unknown>} body @param {AbortSignal} signal */
-export function streamChat(body, signal) {
-  return streamAnswer(body, { signal });
 }

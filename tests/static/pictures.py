@@ -6,7 +6,7 @@ from playwright.sync_api import Page
 
 from tests.static.palette import small
 
-WIDE = {"width": 1280, "height": 800}
+WIDE = {"width": 1280, "height": 880}
 PHONE = {"width": 390, "height": 844}
 
 # Names what sticks out of the window or hides a part of its own text. An ellipsis is meant, and so is text

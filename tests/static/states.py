@@ -46,8 +46,7 @@ def scattered(wavelength: float, than: float = 680.0) -> float:
 ```
 
 - Violet is scattered *even more*, but the sun sends less of it, and we see it poorly.
-- What is left of a low sun has lost its blue. More of this in the
-  [article on Rayleigh scattering](https://en.wikipedia.org/wiki/Rayleigh_scattering).
+- A low sun has lost its blue: see [Rayleigh scattering](https://en.wikipedia.org/wiki/Rayleigh_scattering).
 """
 SECONDS = 0.004  # between two pieces
 

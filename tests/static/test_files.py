@@ -55,7 +55,7 @@ def test_a_large_file_is_refused_by_its_size(modules: Page) -> None:
 
 def test_files_go_with_the_message(chat: ChatPage, scripted: ScriptedServer, tmp_path: Path) -> None:
     wire = "data.csv:\n```\na,b\n1,2\n\n```\n\nSum it up"
-    scripted.script(wire, [ROLE, delta("3.", "stop"), DONE])
+    scripted.script(wire, [ROLE, delta("Three.", "stop"), DONE])
     page = chat.page
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Attach text files").click()
@@ -76,7 +76,7 @@ def test_files_go_with_the_message(chat: ChatPage, scripted: ScriptedServer, tmp
     expect(chips).to_have_count(1)
     expect(chat.draft).to_have_value("Sum it up")
     chat.draft.press("Enter")
-    expect(chat.body).to_have_text("3.")
+    expect(chat.body).to_have_text("Three.")
     expect(chips).to_have_count(0)
     assert scripted.exchanges[0].body["messages"] == [{"role": "user", "content": wire}]
     chat.check_clean()
@@ -102,6 +102,9 @@ def test_dropped_files_become_chips(chat: ChatPage) -> None:
     assert chat.page.evaluate(DRAG, names[:2]) == [True, True]
     expect(chips).to_have_count(2)
     chat.page.evaluate(DRAG, names[:2])  # the same again
+    chat.send("/temperature 0.4")  # takes no files
+    expect(chat.page.locator(".note")).to_have_text("temperature is 0.4")
+    expect(chips).to_have_count(2)
     chat.page.get_by_role("button", name="Remove n0.txt").click()
     expect(chips).to_have_count(1)
     expect(chat.draft).to_be_focused()

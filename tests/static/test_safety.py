@@ -1,0 +1,144 @@
+"""Whatever a model says, the page only shows it: nothing runs, nothing is fetched, nothing is foreign."""
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.static.hostile_texts import HOSTILE
+from tests.static.scripted_server import ScriptedServer
+
+pytestmark = pytest.mark.browser
+
+_WATCH = """
+window.breaches = [];
+window.ran = [];
+window.run = (value) => ran.push(value);
+document.addEventListener('securitypolicyviolation', (event) => {
+  breaches.push(event.violatedDirective + ' ' + event.blockedURI + ' ' + event.sample);
+});
+"""
+
+# Shows all texts, each at once and in pieces of one to seven characters, and lists what should not be there.
+_SHOW = """async (texts) => {
+  const { AnswerBody, showText } = await import('/static/reading/body.js');
+  const log = document.getElementById('log');
+  const ELEMENTS = new Set(('div p h3 h4 h5 h6 ul ol li blockquote hr pre code table thead tbody tr th td strong em ' +
+    'del br a img span button svg use').split(' '));
+  const ATTRIBUTES = new Set(('href title target rel class start src alt tabindex role aria-label aria-pressed ' +
+    'aria-hidden translate dir type data-align data-display data-formula data-language').split(' '));
+  const strange = [];
+  const inspect = (root, text) => {
+    for (const element of root.querySelectorAll('*')) {
+      if (element.closest('.katex, .katex-error') !== null) { formula(element, text); continue; }
+      if (!ELEMENTS.has(element.localName)) strange.push([text, element.localName]);
+      for (const { name, value } of element.attributes) {
+        if (!ATTRIBUTES.has(name)) strange.push([text, element.localName, name]);
+        if (name === 'href' && element.localName === 'a' && !/^(https?:\\/\\/|mailto:)/.test(value)) strange.push([text, value]);
+        if (name === 'src' && !/^data:image\\/png;base64,/.test(value)) strange.push([text, value]);
+      }
+      if (element.localName === 'a' && (element.target !== '_blank' || element.rel !== 'noopener noreferrer nofollow'))
+        strange.push([text, 'a link without its guards']);
+    }
+  };
+  const formula = (element, text) => {
+    if (/^(a|img|script|iframe|form|style|link)$/.test(element.localName)) strange.push([text, element.localName]);
+    for (const { name, value } of element.attributes) {
+      if (name === 'id' || name.startsWith('on') || name.startsWith('data-') || /url|script:/.test(name === 'style' ? value : ''))
+        strange.push([text, element.localName, name]);
+    }
+  };
+  const clock = performance.now;
+  let now = clock.call(performance);
+  for (const [place, text] of texts.entries()) {
+    const whole = document.createElement('div');
+    const streamed = document.createElement('div');
+    log.append(whole, streamed);
+    showText(whole, text);
+    inspect(whole, text);
+    performance.now = () => (now += 1000); // each piece is shown at once
+    const body = new AnswerBody(streamed);
+    for (let at = 0, step = 1 + (place % 7); at < text.length; at += step) {
+      body.append(text.slice(at, at + step));
+      inspect(streamed, text);
+    }
+    body.finish();
+    performance.now = clock;
+    inspect(streamed, text);
+  }
+  return strange;
+}"""
+
+_SETTLE = """async () => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  for (const link of document.querySelectorAll('#log a, #log span, #log img, #log li'))
+    for (const type of ['mouseover', 'focus', 'load', 'error']) link.dispatchEvent(new Event(type));
+}"""
+
+
+class Hostile:
+    """A page on which hostile texts were shown, and all that came of it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.requests: list[str] = []
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []
+        page.add_init_script(_WATCH)
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(url)
+
+    def check(self, texts: list[str]) -> None:
+        """Shows the texts and expects that nothing comes of it."""
+        strange = self.page.evaluate(_SHOW, texts)
+        self.page.wait_for_function(
+            "document.querySelector('[data-formula]') === null"
+        )  # formulas are loaded and shown
+        assert self.page.evaluate(_SHOW, texts[:40]) == []  # once more, with all of it loaded
+        self.page.evaluate(_SETTLE)
+        assert strange == []
+        assert self.page.evaluate("ran") == []
+        assert self.page.evaluate("breaches") == []
+        assert self.dialogs == []
+        assert self.errors == []
+        foreign = [url for url in self.requests if not url.startswith((self.url, "data:image/png"))]
+        assert foreign == []
+        fetched = {url.removeprefix(self.url).split("/")[0].split("?")[0] for url in self.requests}
+        assert fetched <= {"", "static", "v1", "stats", "favicon.ico", "data:image"}
+        assert self.page.url == self.url
+
+
+@pytest.fixture
+def hostile(browser: Browser, scripted: ScriptedServer) -> Hostile:
+    """A fresh page that is watched from its first script on."""
+    return Hostile(browser.new_page(), scripted.url)
+
+
+def test_hostile_texts_do_nothing(hostile: Hostile) -> None:
+    hostile.check(HOSTILE)
+    assert hostile.page.locator("#log a[href^='http']").count() > 20, "harmless links are links"
+    assert hostile.page.locator("#log .katex").count() > 5, "harmless formulas are shown"
+
+
+def test_the_watch_sees_what_runs(hostile: Hostile) -> None:
+    """What the other tests look for would be seen if it happened."""
+    hostile.page.evaluate("document.getElementById('log').append(document.createElement('iframe'))")
+    hostile.page.evaluate("document.getElementById('log').setAttribute('style', 'color: red')")
+    hostile.page.wait_for_function("breaches.length > 0")
+    with pytest.raises(Exception, match="TrustedHTML"):
+        hostile.page.evaluate("document.getElementById('log').innerHTML = '<b>x</b>'")
+
+
+def test_marks_are_only_made_by_calculations(hostile: Hostile) -> None:
+    """Characters that the page uses between its parts mean nothing when a model says them."""
+    shown = hostile.page.evaluate(
+        """async (text) => {
+          const { showText } = await import('/static/reading/body.js');
+          const element = document.createElement('div');
+          showText(element, text);
+          return [element.textContent, element.querySelectorAll('.calculation').length];
+        }""",
+        "\ufdd00\ufdd1 and <|python_start|>1+1<|python_end|>",
+    )
+    assert shown == ["\ufffd0\ufffd and 1+1", 1] or shown == ["\ufffd0\ufffd and 1+1 ", 1]
