@@ -39,7 +39,7 @@ def usual(tab: ChatPage) -> Iterator[None]:
 
 def talk(chat: ChatPage, server: ScriptedServer) -> None:
     server.script(
-        LONG_WORD, [ROLE, delta(LONG_WORD + "\n\n```\n" + "x" * 300 + "\n```\n\n| a | b |\n|-|-|\n"), DONE]
+        LONG_WORD, [ROLE, delta(text), delta("", "stop"), DONE]
     )
     chat.draft.fill(LONG_WORD)
     chat.page.locator("#send").click()

@@ -1,4 +1,4 @@
-"""Every word of the page is in its catalogue, and the page can be in another language and another direction."""
+"""Every word of the page is in its catalogue; the page can be in another language and another direction."""
 
 import json
 import re
@@ -26,8 +26,8 @@ export const messages = Object.fromEntries(Object.entries(english).map(([key, wo
 # people and models wrote, names of models, and digits need none.
 _UNWRAPPED = """
 () => {
-  const given = '[translate=no], .bubble, .body, #draft, kbd, time, code, .katex, option, svg, .chat-row, mark,'
-    + '.count';
+  const given = '[translate=no], .bubble, .body, #draft, kbd, time, code, .katex, option, svg, .chat-row,'
+    + ' mark, .count';
   const bare = (text) => text.replace(/⟦[^⟦⟧]*(⟦[^⟦⟧]*⟧[^⟦⟧]*)*⟧/g, '').replace(/[\\s\\d\\p{P}\\p{S}]/gu, '');
   const found = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
