@@ -50,7 +50,8 @@ def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: Script
     page.set_viewport_size(SMALL)  # type: ignore[arg-type]
     assert cut_off(page) == []
     talk(chat, scripted)
-    wide = "['html', '#scroller'].map((s) => document.querySelector(s)).map((e) => e.scrollWidth - e.clientWidth)"
+    wide = "['html', '#scroller'].map((s) => document.querySelector(s))"
+    wide += ".map((e) => e.scrollWidth - e.clientWidth)"
     assert page.evaluate(wide) == [0, 0]
     assert cut_off(page) == []
     for name in ("sidebar", "engine"):
