@@ -158,7 +158,6 @@ function wireLibrary() {
     const { message } = /** @type {CustomEvent} */ (event).detail;
     toast(message, { kind: "problem", action: { label: t("chat.export"), run: () => exportAs("json") } });
   });
-  if (!library.lasting) toast(t("chat.unkept"), { kind: "problem" });
 }
 
 function wireSettings() {
