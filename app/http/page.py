@@ -35,7 +35,7 @@ CSP = "; ".join(
         "frame-ancestors 'none'",
         # Markup comes from DOMPurify alone, addresses of workers from static/shell/trusted.js.
         "require-trusted-types-for 'script'",
-        "trusted-types dompurify fastpath-search fastpath#urls",
+        "trusted-types dompurify fastpath#urls",
     )
 )
 HEADERS = {

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.page import chat_stream, lighthouse, opening, sizes
+from benchmarks.page import chat_stream, lighthouse, opening, sizes, stream
 from benchmarks.page.browser import chromium
 from benchmarks.page.serving import real_server, scripted_server
 from benchmarks.report import save, table
@@ -21,7 +21,7 @@ Compare = Callable[[float, float], bool]
 # part, its figure, what it is called, the goal
 GOALS: tuple[tuple[str, str, str, str, float], ...] = (
     ("sizes", "gzipped_kb", "first visit, gzipped kB", "<=", 120),
-    ("stream", "main_thread_ms", "24 kB answer in 6,000 pieces, main thread ms", "<=", 60),
+    ("stream", "total_ms", "24 kB answer in 6,000 pieces, main thread ms", "<=", 60),
     ("open", "median_ms", "500 messages opened, ms", "<", 300),
     ("lighthouse", "performance", "Lighthouse performance", ">=", 95),
     ("lighthouse", "accessibility", "Lighthouse accessibility", ">=", 100),
@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> list[Row]:
 
     with chromium() as browser, scripted_server() as scripted:
         rows.append({"case": "browser", "version": browser.version})
+        if "stream" in options.parts:
+            keep("stream", stream.measure(scripted.url, browser))
         if "chat-stream" in options.parts:
             keep("chat-stream", chat_stream.measure(scripted, browser))
         if "open" in options.parts:

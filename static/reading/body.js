@@ -16,11 +16,11 @@ import { ToolText } from "./tool_text.js";
  * @typedef {{raw: string, element: HTMLElement, exact: boolean}} Shown exact: made from just this text
  */
 
-const PART = 24; // blocks that are laid out together; a part that is out of sight costs nothing
+const PART = 8; // blocks that are laid out together; a part that is out of sight costs nothing
 // Milliseconds between two changes of the page: few when an answer begins, more when it has become long, since
 // most of what a change costs is the same for one word and for ten.
 const PACE = 8;
-const MAX_PACE = 100;
+const MAX_PACE = 120;
 const PATIENT = 4096; // characters of a rest that is made anew at that pace; a longer one is more rarely
 const CHARACTERS_PER_MILLISECOND = 40;
 // Letters that cannot begin or end any markdown where words stand already.

@@ -6,7 +6,7 @@ import { highlight, isLoaded, languageOf, load } from "./highlight.js";
 
 const PART = 4096; // characters that are laid out together; what came before them is not laid out again
 const MAX_COLOURED_OPEN = 8192; // characters; more is coloured only when the block is complete
-const COLOUR_EVERY = 300; // milliseconds, while the block grows
+const COLOUR_EVERY = 500; // milliseconds, while the block grows
 const CONFIRMED = 2000; // milliseconds that "Copied" is shown
 
 /** @type {(text: string) => void} */
@@ -136,7 +136,7 @@ export class CodeView {
     const language = this.#language;
     if (this.#complete || language === null || this.#text.length > MAX_COLOURED_OPEN || !isLoaded(language)) return;
     const now = performance.now();
-    if (now - this.#coloured < Math.max(COLOUR_EVERY, 40 * this.#cost)) return;
+    if (now - this.#coloured < Math.max(COLOUR_EVERY, 100 * this.#cost)) return;
     const lines = this.#text.lastIndexOf("\n") + 1;
     const coloured = highlight(this.#text.slice(0, lines), language);
     if (lines === 0 || coloured === null) return;

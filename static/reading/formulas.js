@@ -63,16 +63,37 @@ function show(element) {
 function render(source, displayMode) {
   const element = document.createElement("span");
   try {
-    katex.render(source, element, {
-      displayMode,
-      throwOnError: false,
-      trust: false,
-      strict: false,
-      maxSize: 20,
-      maxExpand: 500,
-    });
+    withStyleProperties(() =>
+      katex.render(source, element, {
+        displayMode,
+        throwOnError: false,
+        errorColor: "var(--danger)",
+        trust: false,
+        strict: false,
+        maxSize: 20,
+        maxExpand: 500,
+      }),
+    );
   } catch {
     element.textContent = source;
   }
   return element;
+}
+
+/**
+ * KaTeX writes some styles as attributes, which the page's policy forbids. While it works they are set as
+ * properties, which come to the same.
+ * @param {() => void} work
+ */
+function withStyleProperties(work) {
+  const setAttribute = Element.prototype.setAttribute;
+  Element.prototype.setAttribute = function (name, value) {
+    if (name === "style") /** @type {HTMLElement} */ (this).style.cssText = value;
+    else setAttribute.call(this, name, value);
+  };
+  try {
+    work();
+  } finally {
+    Element.prototype.setAttribute = setAttribute;
+  }
 }

@@ -76,6 +76,7 @@ HOSTILE = [
     "$$\\text{<img src=x onerror=run(1)>}$$",
     "$<img src=x onerror=run(1)>$ $\\unknown{<script>run(1)</script>}$",
     "$$\\def\\a{\\a\\a}\\a$$ $\\rule{1000000em}{1000000em}$",
+    "$\\pmb{x} \\fcolorbox{red}{blue}{y} \\vec{z} \\sqrt{a} \\overbrace{b} \\cancel{c}$",
     "\\(\\color{red;background:url(http://evil.test/c)}{x}\\)",
     # Our own marks
     "<|python_start|><img src=x onerror=run(1)><|python_end|><|output_start|><script>run(1)</script><|output_end|>",

@@ -38,7 +38,9 @@ def usual(tab: ChatPage) -> Iterator[None]:
 
 
 def talk(chat: ChatPage, server: ScriptedServer) -> None:
-    server.script(LONG_WORD, [ROLE, delta(LONG_WORD + "\n\n```\n" + "x" * 300 + "\n```\n\n| a | b |\n|-|-|\n"), DONE])
+    server.script(
+        LONG_WORD, [ROLE, delta(LONG_WORD + "\n\n```\n" + "x" * 300 + "\n```\n\n| a | b |\n|-|-|\n"), DONE]
+    )
     chat.draft.fill(LONG_WORD)
     chat.page.locator("#send").click()
     chat.wait_until_settled()
