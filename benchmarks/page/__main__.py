@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> list[Row]:
                 with chromium() as browser:
                     keep("sizes", sizes.measure(url, browser))
             if "lighthouse" in options.parts:
-                keep("lighthouse", lighthouse.measure(url, options.lighthouse))
+                keep("lighthouse", lighthouse.measure(url, options.lighthouse, options.lighthouse_runs))
     return rows
 
 
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="models")
     parser.add_argument("--repeats", type=int, default=10, help="how often the long conversation is opened")
     parser.add_argument("--lighthouse", default=None, metavar="PATH", help="of the program; else npx gets it")
+    parser.add_argument("--lighthouse-runs", type=int, default=3, help="the median counts")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="where the result is written")
     parser.add_argument("--save", action="store_true", help="writes it to benchmarks/results")
     options = parser.parse_args()
