@@ -168,7 +168,8 @@ def test_question_is_answered(page: Page) -> None:
 def test_menu_by_keyboard(page: Page) -> None:
     body = """const button = document.getElementById('open-keys');
       const item = (label) => ({label, run: () => (window.ran = label)});
-      button.focus(); m.openMenu(button, [item('Rename'), item('Pin'), 'line', item('Print'), item('Delete')]);"""
+      button.focus();
+      m.openMenu(button, [item('Rename'), item('Pin'), 'line', item('Print'), item('Delete')]);"""
     call(page, "menu", body)
     steps = [("ArrowDown", "Pin"), ("End", "Delete"), ("ArrowDown", "Rename"), ("ArrowUp", "Delete")]
     steps += [("Home", "Rename"), ("p", "Pin"), ("r", "Print")]

@@ -1,4 +1,4 @@
-"""Every word of the page is in its catalogue, and the page can be in another language and another direction."""
+"""Every word of the page is in its catalogue; the page can be in another language and another direction."""
 
 import json
 import re
@@ -26,7 +26,8 @@ export const messages = Object.fromEntries(Object.entries(english).map(([key, wo
 # people and models wrote, names of models, and digits need none.
 _UNWRAPPED = """
 () => {
-  const given = '[translate=no], .bubble, .body, #draft, kbd, time, code, .katex, option, svg, .chat-row, mark, .count';
+  const given = '[translate=no], .bubble, .body, #draft, kbd, time, code, .katex, option, svg, .chat-row,'
+    + ' mark, .count';
   const bare = (text) => text.replace(/⟦[^⟦⟧]*(⟦[^⟦⟧]*⟧[^⟦⟧]*)*⟧/g, '').replace(/[\\s\\d\\p{P}\\p{S}]/gu, '');
   const found = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -38,7 +39,8 @@ _UNWRAPPED = """
   for (const element of document.body.querySelectorAll('*')) {
     for (const name of ['aria-label', 'title', 'placeholder', 'alt', 'aria-description', 'aria-valuetext']) {
       const value = element.getAttribute(name);
-      if (value === null || element.closest('[translate=no], .chat-row') || !element.checkVisibility()) continue;
+      if (value === null || !element.checkVisibility()) continue;
+      if (element.closest('[translate=no], .chat-row')) continue;
       if (bare(value) !== '') found.push(`${element.tagName}.${element.className} ${name}: ${value}`);
     }
   }
