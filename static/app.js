@@ -19,6 +19,7 @@ import { Presets } from "./settings/presets.js";
 import { Settings } from "./settings/settings.js";
 import { byId } from "./shell/dom.js";
 import { mountFrame } from "./shell/frame.js";
+import { install } from "./shell/install.js";
 import { announce, toast } from "./shell/toast.js";
 import { chooseLanguage, t } from "./words/words.js";
 
@@ -95,6 +96,7 @@ learnModel((model) => {
 });
 await wireAddress(chat);
 composer.focus();
+install();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
 function send(text, files) {

@@ -37,8 +37,8 @@ export function wireTools(chat, log, { announce, edit }) {
   log.onTool("choose", (id) => chat.choose(id));
   log.onTool("delete", (id) => remove(chat, id));
   log.onTool("copy", (id) => copy(chat.conversation.find(id)?.content ?? "", announce));
-  log.onTool("heat", (id, button) => toggleHeat(chat, log, id, button));
-  log.onTool("more", (id, button) => openMenu(button, moreItems(chat, id, announce)));
+  log.onTool("heat", (id) => toggleHeat(chat, log, id));
+  log.onTool("more", (id, button) => openMenu(button, moreItems(chat, log, id, announce)));
 }
 
 /** @param {Chat} chat @param {string} id */
@@ -57,19 +57,20 @@ async function copy(text, announce) {
   }
 }
 
-/** @param {Chat} chat @param {LogView} log @param {string} id @param {HTMLElement} button */
-function toggleHeat(chat, log, id, button) {
+/** @param {Chat} chat @param {LogView} log @param {string} id */
+function toggleHeat(chat, log, id) {
+  const button = log.find(id)?.querySelector(".heat");
   const body = /** @type {HTMLElement | null | undefined} */ (log.find(id)?.querySelector(".body"));
   const scores = chat.conversation.find(id)?.scores;
-  if (!body || !scores) return;
+  if (!body || !scores || !button) return;
   const on = button.getAttribute("aria-pressed") !== "true";
   button.setAttribute("aria-pressed", String(on));
   if (on) showScores(body, scores);
   else hideScores(body);
 }
 
-/** @param {Chat} chat @param {string} id @param {(text: string) => void} announce */
-function moreItems(chat, id, announce) {
+/** @param {Chat} chat @param {LogView} log @param {string} id @param {(text: string) => void} announce */
+function moreItems(chat, log, id, announce) {
   /** @param {"asCurl" | "asPython"} name */
   const copyAs = async (name) => {
     const { conversation } = chat;
@@ -82,7 +83,10 @@ function moreItems(chat, id, announce) {
     const address = new URL("v1/chat/completions", document.baseURI).href;
     await copy(recipe[name](body, address, { key: keys.key !== null }), announce);
   };
+  const scores = chat.conversation.find(id)?.scores?.length;
   return [
+    { label: t("chat.compare"), run: () => chat.compare(id) },
+    ...(scores ? [{ label: t("chat.heat"), run: () => toggleHeat(chat, log, id) }] : []),
     { label: t("chat.copyCurl"), run: () => copyAs("asCurl") },
     { label: t("chat.copyPython"), run: () => copyAs("asPython") },
     { label: t("chat.copyPrompt"), run: () => copy(promptOf(chat, id), announce) },

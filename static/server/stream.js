@@ -11,7 +11,7 @@ import { readEvents } from "./sse.js";
  */
 
 /**
- * offered: whether the server can resume streams; null while that is not known. waits: milliseconds before
+ * offered: whether the server can resume streams; null while that is not known, and it is not asked for. waits: milliseconds before
  * each attempt to get a lost stream back. patience: how long (milliseconds) to wait for a network that the
  * browser knows to be off: the server keeps a stream that nobody reads for about so long.
  */
@@ -33,7 +33,7 @@ const SECOND_DELETE = 1000; // milliseconds; the server may not have seen yet wh
  * @throws {ApiError} refused, unreachable, an error event, or a stream that ends without a finish
  */
 export async function* streamAnswer(body, { signal, resumable = false }) {
-  if (resumable && resumption.offered !== false) {
+  if (resumable && resumption.offered) {
     const id = newName();
     const response = await begin(body, id, signal);
     if (response?.headers.has("x-stream-id")) {

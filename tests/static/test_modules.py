@@ -109,20 +109,64 @@ def test_error_bodies_of_all_kinds(modules: Page, body: str, message: str, code:
 def test_wire_leaves_out_what_was_not_said(modules: Page) -> None:
     wire = modules.evaluate(
         """async () => {
-          const { Conversation } = await import('/static/core/conversation.js');
-          const conversation = new Conversation();
-          conversation.addUser('one');
-          conversation.addAnswer().content = 'two';
-          const third = conversation.addUser('three');
-          conversation.addAnswer();
-          const full = conversation.wire('Be brief.');
-          conversation.truncate(third.id);
-          return [full, conversation.wire('  '), conversation.lastAnswer().content];
+          const { Conversation, newHead } = await import('/static/core/conversation.js');
+          const conversation = new Conversation({ head: newHead({ system: 'Be brief.' }), messages: [] });
+          const say = (role, content, parent) => conversation.add(parent, { role, content }).id;
+          const two = say('assistant', 'two', say('user', 'one', null));
+          const last = say('assistant', '', say('user', 'three', two));
+          const files = [{ name: 'a.md', text: 'Code: ```x```', tokens: null }];
+          const file = conversation.add(two, { role: 'user', content: 'Read.', files }).id;
+          return [conversation.wire(last), conversation.wire(two, '  '), conversation.wire(file, '').at(-1)];
         }"""
     )
     one, two = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     system, three = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "three"}
-    assert wire == [[system, one, two, three], [one, two], "two"]
+    assert wire[:2] == [[system, one, two, three], [one, two]]
+    assert wire[2] == {"role": "user", "content": "a.md:\n````\nCode: ```x```\n````\n\nRead."}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tree_of_messages_stays_whole(modules: Page, seed: int) -> None:
+    """Whatever is added, chosen and deleted: the path leads from a first message to a last one, siblings know
+    each other, and what is stored and read again is the same tree.
+    """
+    random = Random(seed)
+    moves = [[random.choice(("add", "add", "add", "select", "remove")), random.random()] for _ in range(60)]
+    wrong = modules.evaluate(
+        """async (moves) => {
+          const { Conversation } = await import('/static/core/conversation.js');
+          const wrong = [];
+          let conversation = new Conversation();
+          for (const [move, share] of moves) {
+            const all = conversation.records().messages;
+            const any = all[Math.floor(share * all.length)];
+            if (move === 'add' || any === undefined) {
+              const parent = share < 0.1 ? null : (any?.id ?? null);
+              conversation.add(parent, { role: share < 0.5 ? 'user' : 'assistant', content: String(share) });
+            } else if (move === 'select') {
+              conversation.select(any.id);
+              if (!conversation.path().includes(any)) wrong.push('selected, but not on the path');
+            } else {
+              const gone = new Set(conversation.remove(any.id));
+              const left = conversation.records().messages;
+              if (left.length !== all.length - gone.size) wrong.push('removed too much or too little');
+              if (left.some(({ id, parent }) => gone.has(id) || gone.has(parent))) wrong.push('an orphan');
+            }
+            const path = conversation.path();
+            const left = conversation.records().messages;
+            if (left.length > 0 && path.length === 0) wrong.push('no path');
+            if (path.length > 0 && path[0].parent !== null) wrong.push('a path without a beginning');
+            if (path.length > 0 && conversation.children(path.at(-1).id).length > 0) wrong.push('no leaf');
+            if (left.some(({ id }) => !conversation.siblings(id).includes(id))) wrong.push('no sibling of itself');
+            const copy = new Conversation(structuredClone(conversation.records()));
+            if (JSON.stringify(copy.path()) !== JSON.stringify(path)) wrong.push('another path when read again');
+            if (share < 0.2) conversation = copy;
+          }
+          return wrong;
+        }""",
+        moves,
+    )
+    assert wrong == []
 
 
 CALL = "<|python_start|>{}<|python_end|>"

@@ -266,6 +266,7 @@ def test_settings_start_from_the_model_card_and_are_kept(chat: ChatPage, scripte
     page.reload()
     expect(page.locator("#model")).to_have_text("scripted-model")
     chat.send("Hello")
+    expect(chat.answers).to_have_count(2)
     chat.wait_until_settled()
     body = scripted.exchanges[1].body
     assert (body["temperature"], body["seed"], body["top_k"]) == (0, 42, 40)

@@ -20,6 +20,8 @@ export const chat = {
   "chat.undo": "Undo",
   "chat.variant": "Version {at} of {of}",
   "chat.delete": "Delete",
+  "chat.compare": "Compare two answers",
+  "chat.heat": "How likely each token was",
   "chat.copyCurl": "Copy as curl",
   "chat.copyPython": "Copy as Python",
   "chat.copyPrompt": "Copy the question",
