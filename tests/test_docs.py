@@ -64,7 +64,7 @@ def known_flags() -> set[str]:
     for line in lines:
         known |= {string for entry in line.entries for string in entry.on_strings + entry.off_strings}
         known |= {"--config", *("--" + action.name for action in line.actions)}
-    for folder in ("benchmarks", "training", "kernels", "engine"):
+    for folder in ("benchmarks", "training", "kernels", "engine", "tests/static"):
         for source in (ROOT / folder).rglob("*.py"):
             known |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text(encoding="utf-8")))
     return known
