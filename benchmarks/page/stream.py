@@ -2,7 +2,7 @@
 
 A 24 kB answer in markdown (prose, lists, tables, code) comes in 6,000 pieces, as fast as a server sends a
 thousand tokens in a second; the page is given what has come once per frame. The figure is the time that the
-main thread spends on scripts, styles and layout from the first piece to the last, less what the same frames
+main thread computes for scripts, styles and layout from the first piece to the last, less what the same frames
 cost when the text is thrown away (`idle_ms`).
 
     python -m benchmarks.page.stream http://127.0.0.1:8000/
@@ -75,7 +75,9 @@ def answer(size: int = SIZE, seed: int = 7) -> str:
     def sentence(length: int = 12) -> str:
         words = [pick.choice(_WORDS) for _ in range(length)]
         place = pick.randrange(length - 2)
-        words[place] = pick.choice((f"**{words[place]} {words[place + 1]}**", f"`{words[place]}`", words[place]))
+        words[place] = pick.choice(
+            (f"**{words[place]} {words[place + 1]}**", f"`{words[place]}`", words[place])
+        )
         return " ".join(words).capitalize() + "."
 
     def prose() -> str:
@@ -84,11 +86,15 @@ def answer(size: int = SIZE, seed: int = 7) -> str:
     def points() -> str:
         ordered = pick.random() < 0.5
         return "\n".join(
-            f"{k + 1}. {sentence()}" if ordered else f"- **{pick.choice(_WORDS)}**: {sentence()}" for k in range(6)
+            f"{k + 1}. {sentence()}" if ordered else f"- **{pick.choice(_WORDS)}**: {sentence()}"
+            for k in range(6)
         )
 
     def code() -> str:
-        lines = [f"def {pick.choice(_WORDS)}_{k}(value, key={k}):\n    return value * {k}  # {sentence(5)}" for k in range(6)]
+        lines = [
+            f"def {pick.choice(_WORDS)}_{k}(value, key={k}):\n    return value * {k}  # {sentence(5)}"
+            for k in range(6)
+        ]
         return "```python\n" + "\n\n\n".join(lines) + "\n```"
 
     def table() -> str:
@@ -117,7 +123,7 @@ def measure(page_url: str, browser: Browser) -> dict[str, Any]:
         page.goto(page_url)
         page.evaluate(_SETUP)
         client = page.context.new_cdp_session(page)
-        client.send("Performance.enable", {"timeDomain": "timeTicks"})
+        client.send("Performance.enable", {"timeDomain": "threadTicks"})
 
         def run(shown: bool) -> tuple[dict[str, float], dict[str, Any]]:
             before = _counters(client)

@@ -70,11 +70,6 @@ export class Follower {
     this.#show();
   }
 
-  /** After sending: the new message is in view. @param {HTMLElement} _message */
-  toMessage(_message) {
-    this.toEnd();
-  }
-
   /**
    * Puts a message at the top of the page, with room below it for its answer, and follows from there on: the
    * page moves only when the answer has filled the room.
