@@ -14,6 +14,7 @@ import { Sidebar } from "./keep/sidebar.js";
 import { Follower } from "./reading/scroll.js";
 import { LoadLine } from "./seeing/load.js";
 import { countTokens, watchStats } from "./server/api.js";
+import { followOtherTabs } from "./settings/follow.js";
 import { Presets } from "./settings/presets.js";
 import { Settings } from "./settings/settings.js";
 import { byId } from "./shell/dom.js";
@@ -53,7 +54,7 @@ const commands = {
   exportAs,
   showStats: () => layout.toggle("engine", true),
 };
-const { composer } = mountComposer({
+const { composer, drafts } = mountComposer({
   actions: { send, stop: () => chat.stop(), editLast: () => edit(lastQuestion(chat)?.id ?? "") },
   commands,
   count: (prompt, signal) => countTokens({ prompt }, { signal }),
@@ -97,7 +98,7 @@ composer.focus();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
 function send(text, files) {
-  if (!isCommand(text) || chat.editing !== null || files.length > 0) return chat.send(text, files);
+  if (!isCommand(text) || chat.editing !== null) return chat.send(text, files);
   const { note, known } = runCommand(text, commands);
   if (note !== "") {
     log.addNote(note);
@@ -147,6 +148,7 @@ function goOnEditing() {
 function wireLibrary() {
   library.addEventListener("change", async (event) => {
     const { id, elsewhere, removed } = /** @type {CustomEvent} */ (event).detail;
+    if (removed) drafts.forget(id);
     if (id !== chat.conversation.head.id) return;
     if (removed && elsewhere) {
       toast(t("chat.deletedElsewhere"));
@@ -158,10 +160,10 @@ function wireLibrary() {
     const { message } = /** @type {CustomEvent} */ (event).detail;
     toast(message, { kind: "problem", action: { label: t("chat.export"), run: () => exportAs("json") } });
   });
-  if (!library.lasting) toast(t("chat.unkept"), { kind: "problem" });
 }
 
 function wireSettings() {
+  followOtherTabs(settings, presets);
   settings.addEventListener("kept", () => autosave.head(chat.conversation));
   settings.addEventListener("unkept", () => toast(t("chat.settingsUnkept"), { kind: "problem" }));
   byId("open-settings").addEventListener("click", async () => {
@@ -171,12 +173,14 @@ function wireSettings() {
 }
 
 async function makePanel() {
-  const [{ SettingsPanel }, { pageSection }] = await Promise.all([
+  const [{ SettingsPanel }, { pageSection }, { enterKeySection }] = await Promise.all([
     import("./settings/panel.js"),
     import("./shell/theme.js"),
+    import("./chat/enter_key.js"),
   ]);
   const made = new SettingsPanel(byId("settings"), settings, { presets, announce });
   made.addSection(pageSection());
+  made.addSection(enterKeySection(composer));
   made.describeModel(about);
   return made;
 }

@@ -244,7 +244,7 @@ class ChatFormat(Format):
         return chat_logprobs(pieces, self._names)
 
     def opening(self, choices: Sequence[Choice]) -> bytes:
-        tail = self._tail
+        tail = b"]," + encode(self._signature())[1:-1] + self._tail[1:]
         if self.delivery.token_ids:
             tail = b'],"prompt_token_ids":' + encode(choices[0].prompt) + tail[1:]
         return b"".join(self._first_event(choice, self.role, {}) + tail for choice in choices)

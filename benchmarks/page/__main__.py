@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.page import chat_stream, lighthouse, opening, sizes
+from benchmarks.page import chat_stream, lighthouse, opening, sizes, stream
 from benchmarks.page.browser import chromium
 from benchmarks.page.serving import real_server, scripted_server
 from benchmarks.report import save, table
@@ -21,7 +21,7 @@ Compare = Callable[[float, float], bool]
 # part, its figure, what it is called, the goal
 GOALS: tuple[tuple[str, str, str, str, float], ...] = (
     ("sizes", "gzipped_kb", "first visit, gzipped kB", "<=", 120),
-    ("stream", "main_thread_ms", "24 kB answer in 6,000 pieces, main thread ms", "<=", 60),
+    ("stream", "total_ms", "24 kB answer in 6,000 pieces, main thread ms", "<=", 60),
     ("open", "median_ms", "500 messages opened, ms", "<", 300),
     ("lighthouse", "performance", "Lighthouse performance", ">=", 95),
     ("lighthouse", "accessibility", "Lighthouse accessibility", ">=", 100),
@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> list[Row]:
 
     with chromium() as browser, scripted_server() as scripted:
         rows.append({"case": "browser", "version": browser.version})
+        if "stream" in options.parts:
+            keep("stream", stream.measure(scripted.url, browser))
         if "chat-stream" in options.parts:
             keep("chat-stream", chat_stream.measure(scripted, browser))
         if "open" in options.parts:
@@ -79,7 +81,7 @@ def run(options: argparse.Namespace) -> list[Row]:
                 with chromium() as browser:
                     keep("sizes", sizes.measure(url, browser))
             if "lighthouse" in options.parts:
-                keep("lighthouse", lighthouse.measure(url, options.lighthouse))
+                keep("lighthouse", lighthouse.measure(url, options.lighthouse, options.lighthouse_runs))
     return rows
 
 
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="models")
     parser.add_argument("--repeats", type=int, default=10, help="how often the long conversation is opened")
     parser.add_argument("--lighthouse", default=None, metavar="PATH", help="of the program; else npx gets it")
+    parser.add_argument("--lighthouse-runs", type=int, default=3, help="the median counts")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="where the result is written")
     parser.add_argument("--save", action="store_true", help="writes it to benchmarks/results")
     options = parser.parse_args()

@@ -36,7 +36,7 @@ def measure(server: ScriptedServer, browser: Browser) -> dict[str, object]:
     page = browser.new_page()
     page.add_init_script(WATCH)
     page.goto(server.url)
-    page.wait_for_function("document.getElementById('model').textContent !== ''")
+    page.wait_for_function("() => document.getElementById('model').textContent !== ''")
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable")
     draft = page.locator("#draft")

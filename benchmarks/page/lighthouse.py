@@ -17,7 +17,18 @@ PAINTS = {
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage"
 
 
-def measure(url: str, program: str | None) -> dict[str, object]:
+def measure(url: str, program: str | None, runs: int) -> dict[str, object]:
+    """The run with the median of the performance; `skipped` says why there is none."""
+    seen: list[dict[str, object]] = []
+    for _ in range(runs):
+        seen.append(_run(url, program))
+        if "skipped" in seen[-1]:
+            return seen[-1]
+    seen.sort(key=lambda run: float(str(run["performance"])))
+    return seen[len(seen) // 2] | {"performance_of_all_runs": [{"score": run["performance"]} for run in seen]}
+
+
+def _run(url: str, program: str | None) -> dict[str, object]:
     """Scores of 0 to 100, and the audits that cost some of it; `skipped` says why there are none."""
     if program is not None:
         command = [program]

@@ -9,6 +9,7 @@ cost when the text is thrown away (`idle_ms`).
 """
 
 import argparse
+import itertools
 import random
 import shutil
 import sys
@@ -21,11 +22,51 @@ PIECES = 6_000
 PER_SECOND = 1_000
 
 _COUNTERS = {"ScriptDuration": "script_ms", "RecalcStyleDuration": "style_ms", "LayoutDuration": "layout_ms"}
-_WORDS = (
-    "the server batch token cache model answer stream page row block queue prompt layer weight reader "
-    "memory kernel request attention value key position length time second together because while every "
-    "shared small large next first last other then when their which more less"
-).split()
+_WORDS = [
+    "the",
+    "server",
+    "batch",
+    "token",
+    "cache",
+    "model",
+    "answer",
+    "stream",
+    "page",
+    "row",
+    "block",
+    "queue",
+    "prompt",
+    "layer",
+    "weight",
+    "reader",
+    "memory",
+    "kernel",
+    "request",
+    "attention",
+    "value",
+    "key",
+    "position",
+    "length",
+    "time",
+    "second",
+    "together",
+    "because",
+    "while",
+    "every",
+    "shared",
+    "small",
+    "large",
+    "next",
+    "first",
+    "last",
+    "other",
+    "then",
+    "when",
+    "their",
+    "which",
+    "more",
+    "less",
+]
 
 _SETUP = """async () => {
   const { AnswerBody } = await import(new URL('static/reading/body.js', document.baseURI));
@@ -113,7 +154,7 @@ def answer(size: int = SIZE, seed: int = 7) -> str:
 def pieces(text: str, count: int = PIECES) -> list[str]:
     """The text in so many pieces of nearly the same length."""
     cuts = [len(text) * k // count for k in range(count + 1)]
-    return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def measure(page_url: str, browser: Browser) -> dict[str, Any]:

@@ -257,20 +257,24 @@ export class Chat extends EventTarget {
 
   /** @param {Conversation} conversation */
   #take(conversation) {
-    this.cancelEdit();
+    this.#endEdit(); // the composer keeps it, with the conversation that it belongs to
     this.#retry.forget();
     this.#log.pair = null;
     this.conversation = conversation;
     this.#settings.bind(conversation.head);
-    this.#show();
+    this.#draw();
     this.#follower.toEnd();
     this.dispatchEvent(new Event("opened"));
     this.dispatchEvent(new Event(this.busy ? "busy" : "idle"));
   }
 
   #show() {
-    this.#log.show(this.conversation, this.#runs.get(this.conversation.head.id)?.views ?? new Map());
+    this.#draw();
     this.dispatchEvent(new Event("changed"));
+  }
+
+  #draw() {
+    this.#log.show(this.conversation, this.#runs.get(this.conversation.head.id)?.views ?? new Map());
   }
 
   /** @param {string} id */

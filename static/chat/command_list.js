@@ -30,6 +30,7 @@ export class CommandList {
     this.#page = page;
     this.#announce = announce;
     list.setAttribute("aria-label", t("command.list"));
+    list.tabIndex = 0; // it may scroll
     list.addEventListener("mousedown", (event) => event.preventDefault()); // the draft keeps the focus
     list.addEventListener("click", (event) => {
       const option = event.target instanceof Element ? event.target.closest("[role=option]") : null;
@@ -71,7 +72,10 @@ export class CommandList {
       this.#closedFor = this.#draft.value;
       this.close();
     } else if (["Tab", "Enter"].includes(event.key) && !this.#typedOut()) this.#complete(this.#selected);
-    else return false;
+    else {
+      if (event.key === "Tab") this.close(); // or the next stop would be the list
+      return false;
+    }
     return true;
   }
 

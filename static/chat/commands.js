@@ -67,7 +67,7 @@ export function usage({ name, argument }) {
 
 /** @param {Command} command */
 export function describe({ name }) {
-  return t(`command${name.replace("/", ".")}`);
+  return t(`command.${name.slice(1)}`);
 }
 
 /** @param {string} text as typed @returns {boolean} whether it is a command and not a message */

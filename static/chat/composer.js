@@ -1,6 +1,7 @@
 /** The box at the bottom: the draft and its files, and the one button that sends or stops. */
 
 import { t } from "../words/words.js";
+import { isCommand } from "./commands.js";
 
 /**
  * @typedef {import("../core/conversation.js").TextFile} TextFile
@@ -85,13 +86,15 @@ export class Composer {
     const files = this.files;
     if ((text.trim() === "" && files.length === 0) || this.#files?.reading) return;
     const at = this.#conversation;
-    const { editing, aside } = { editing: this.editing, aside: this.#aside };
+    const { editing } = this;
+    const left = isCommand(text) && !editing ? files : []; // a command takes no files
+    const aside = editing ? this.#aside : { text: "", files: left };
     if (!this.#actions.send(text, files)) return;
     // Sending may have brought up another conversation (the first message gives a new one its id), or have
     // ended the edit; what was sent is nobody's draft any more in any case.
     this.#drafts?.write(at, { ...aside, edit: null });
     if (this.#conversation === at && this.editing) this.#leaveEdit();
-    else if (this.#conversation === at && !editing) this.#put({ text: "", files: [] });
+    else if (this.#conversation === at && !editing) this.#put({ text: "", files: left });
     this.focus();
   }
 

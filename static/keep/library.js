@@ -8,7 +8,6 @@ import { copyOf, sameWords } from "./copy.js";
 import { NotKept, openDatabase } from "./database.js";
 import { byAge } from "./groups.js";
 import { merging } from "./merge.js";
-import { Searcher } from "./searcher.js";
 import { DatabaseShelf, MemoryShelf } from "./shelf.js";
 import { Tabs } from "./tabs.js";
 import { t } from "../words/words.js";
@@ -40,8 +39,8 @@ export class Library extends EventTarget {
   #waitingFrom = new Map();
   /** @type {Tabs} */
   #tabs;
-  /** @type {Searcher} */
-  #searcher;
+  /** @type {Promise<import("./searcher.js").Searcher> | null} loaded with the first search */
+  #searcher = null;
   /** @type {Map<string, Head>} the heads as this tab last read or wrote them: what its changes are made from */
   #bases = new Map();
   #order = 0;
@@ -64,7 +63,6 @@ export class Library extends EventTarget {
     super();
     this.#name = name;
     this.#tabs = new Tabs(name, (change) => this.#heard(change));
-    this.#searcher = new Searcher(name);
   }
 
   /** Whether what is written outlives the page. */
@@ -179,8 +177,9 @@ export class Library extends EventTarget {
    * @param {string} text
    * @returns {Promise<Hit[]>} fails with an AbortError when another search begins before this one has ended
    */
-  search(text) {
-    return this.#searcher.search(text, this.lasting, {
+  async search(text) {
+    this.#searcher ??= import("./searcher.js").then(({ Searcher }) => new Searcher(this.#name));
+    return (await this.#searcher).search(text, this.lasting, {
       heads: async () => (await this.list()).filter(({ id }) => this.#waiting.has(id)),
       rows: (id) => this.#waiting.rows(id),
     });
@@ -189,7 +188,7 @@ export class Library extends EventTarget {
   /** Lets go of the database and of the other tabs; for tests. */
   close() {
     this.#tabs.close();
-    this.#searcher.close();
+    this.#searcher?.then((searcher) => searcher.close());
     this.#shelf?.close();
   }
 

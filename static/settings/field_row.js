@@ -32,7 +32,7 @@ export class FieldRow {
     if (slides) this.#slide = this.#makeSlide();
     const label = el("label", { for: id, text: labelOf(name) });
     const hint = el("p", { class: "hint", id: `hint-${name}`, text: t(`settings.${name}.hint`) });
-    const wide = ["lines", "ids", "bias", "json", "text"].includes(kind);
+    const wide = ["lines", "ids", "bias", "json", "text", "choice"].includes(kind);
     this.element = el("div", { class: `field ${wide ? "wide" : kind}`, data: { field: name } },
       el("div", { class: "name" }, label, this.#back), this.#input, this.#slide, this.#problem, this.#note, hint);
     this.#input.addEventListener("input", () => this.#take());

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.http.page import CSP, page_routes, static_folder
 from app.requests.text import token_string
-from app.settings.http import HttpSettings
+from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineState, EngineStats, Finish, TokenLogprobs
 from tests.app.scripted_engine import ScriptedEngine, byte_tokenizer, says
 from tests.app.serving import events, served
@@ -275,3 +275,83 @@ def test_token_strings() -> None:
     tokenizer = byte_tokenizer()
     assert token_string(tokenizer.token_bytes(65)) == "A"
     assert token_string(b"\xe2\x96") == "bytes:\\xe2\\x96"
+
+
+async def test_text_of_the_page_is_gzipped_for_who_takes_it() -> None:
+    if static_folder() is None:
+        missing("no page is installed")
+    async with served(ScriptedEngine()) as s:
+        plain = await s.http.get("/static/app.js", headers={"accept-encoding": "identity"})
+        refused = await s.http.get("/static/app.js", headers={"accept-encoding": "br, gzip;q=0"})
+        packed = await s.http.get("/static/app.js", headers={"accept-encoding": "br, gzip;q=0.5"})
+        assert packed.headers["content-encoding"] == "gzip" and packed.text == plain.text == refused.text
+        assert "content-encoding" not in plain.headers and "content-encoding" not in refused.headers
+        assert int(packed.headers["content-length"]) < len(plain.content)
+        for reply in (plain, packed):
+            assert reply.headers["vary"].lower() == "accept-encoding"
+            assert reply.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert packed.headers["etag"] != plain.headers["etag"]
+        for encoding, etag in (("gzip", packed.headers["etag"]), ("identity", plain.headers["etag"])):
+            known = {"accept-encoding": encoding, "if-none-match": f'"other", {etag}'}
+            again = await s.http.get("/static/app.js", headers=known)
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == etag and again.headers["cache-control"] == "no-cache"
+        crossed = {"accept-encoding": "gzip", "if-none-match": plain.headers["etag"]}
+        assert (await s.http.get("/static/app.js", headers=crossed)).status_code == 200
+        head = await s.http.head("/static/app.js", headers={"accept-encoding": "gzip"})
+        assert (head.status_code, head.content) == (200, b"")
+        assert (await s.http.post("/static/app.js")).status_code == 405
+        assert (await s.http.get("/static/absent.js")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/sw.js", "text/javascript; charset=utf-8"),
+        ("/manifest.webmanifest", "application/manifest+json"),
+        ("/favicon.svg", "image/svg+xml"),
+        ("/logo.svg", "image/svg+xml"),
+        ("/favicon.ico", "image/x-icon"),
+        ("/apple-touch-icon.png", "image/png"),
+        ("/static/icons/maskable-512.png", "image/png"),
+    ],
+)
+async def test_files_beside_the_page(path: str, kind: str) -> None:
+    if static_folder() is None:
+        missing("no page is installed")
+    settings = HttpSettings(access=Access(keys=(Key.of("secret"),)))
+    async with served(ScriptedEngine(), settings) as s:  # the page is everybody's, whoever may ask
+        reply = await s.http.get(path)
+        assert (reply.status_code, reply.headers["content-type"]) == (200, kind)
+        assert reply.headers["content-security-policy"] == CSP
+        assert "camera=()" in reply.headers["permissions-policy"]
+        assert reply.headers["cross-origin-opener-policy"] == "same-origin"
+
+
+async def test_stats_stream_wants_the_key_in_a_header() -> None:
+    settings = HttpSettings(access=Access(keys=(Key.of("secret"),)), stats_interval=0.01)
+    async with served(ScriptedEngine(), settings) as s:
+        assert (await s.http.get("/stats/stream")).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        async with s.http.stream("GET", "/stats/stream", headers=headers) as reply:
+            async for line in reply.aiter_lines():
+                stats = json.loads(line.removeprefix("data: "))
+                break
+    shown = {
+        "state",
+        "model",
+        "max_rows",
+        "running",
+        "waiting",
+        "blocks_used",
+        "blocks_total",
+        "prompt_tokens",
+    }
+    shown |= {
+        "cached_tokens",
+        "generated_tokens",
+        "tokens_per_second",
+        "ttft_p50_seconds",
+        "ttft_p95_seconds",
+    }
+    assert shown <= stats.keys()

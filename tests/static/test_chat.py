@@ -92,6 +92,26 @@ def test_an_edit_is_a_branch(chat: ChatPage, scripted: ScriptedServer) -> None:
     expect(chat.answers).to_have_count(2)
 
 
+def test_an_edit_outlives_a_look_elsewhere_and_a_reload(chat: ChatPage, scripted: ScriptedServer) -> None:
+    scripted.script("One", says("Answer."))
+    chat.send("One")
+    chat.wait_until_settled()
+    chat.users.first.hover()
+    chat.page.get_by_role("button", name="Edit this message").click()
+    chat.draft.fill("One and a half")
+    chat.new_chat()
+    expect(chat.draft).to_have_value("")
+    chat.page.go_back()
+    expect(chat.draft).to_have_value("One and a half")
+    expect(chat.page.locator("#editing")).to_be_visible()
+    chat.page.reload()
+    expect(chat.draft).to_have_value("One and a half")
+    scripted.script("One and a half", says("Another answer."))
+    chat.draft.press("Enter")
+    expect(chat.body).to_have_text("Another answer.")
+    expect(chat.page.locator(".user .variants")).to_contain_text("2/2")
+
+
 def test_an_answer_is_continued_in_place(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Tell", says("Once upon", finish="length"))
     scripted.script("Once upon", says(" a time."))
@@ -182,6 +202,10 @@ def test_an_answer_goes_on_behind_another_chat(chat: ChatPage, scripted: Scripte
     scripted.release()
     expect(chat.body).to_have_text("Once The end.")
     chat.wait_until_settled()
+    chat.page.go_back()
+    expect(chat.body).to_have_text("Hi.")
+    chat.new_chat()
+    expect(chat.users).to_have_count(0)
     chat.page.go_back()
     expect(chat.body).to_have_text("Hi.")
 

@@ -78,7 +78,7 @@ def test_the_draft_is_counted_and_gauged(chat: ChatPage) -> None:
     chat.draft.fill("many " * 2000)
     expect(gauge).to_contain_text("Room for 48 more tokens")
     chat.draft.fill("many " * 3000)
-    expect(gauge).to_contain_text("Longer than the model can take")
+    expect(gauge).to_contain_text("Too long for the model")
     chat.draft.fill("")
     expect(gauge.locator(".warning")).to_be_hidden()
 

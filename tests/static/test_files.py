@@ -1,14 +1,23 @@
 """Text files that go with a message: what is taken, what is refused, and how they look."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.static.chat_page import ChatPage
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
 
 pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[ChatPage]:
+    """A tab for each test: a draft's files are kept for as long as their tab."""
+    context = browser.new_context()
+    yield ChatPage(context.new_page())
+    context.close()
+
 
 READ = """
 async ({ name, bytes, times }) => {
@@ -53,7 +62,7 @@ def test_a_large_file_is_refused_by_its_size(modules: Page) -> None:
     assert refused == "problem: a.txt is too large. A file can have at most 512 kB."
 
 
-def test_files_go_with_the_message(chat: ChatPage, scripted: ScriptedServer, tmp_path: Path) -> None:
+def test_files_go_with_the_message(chat: ChatPage, scripted: ScriptedServer) -> None:
     wire = "data.csv:\n```\na,b\n1,2\n\n```\n\nSum it up"
     scripted.script(wire, [ROLE, delta("Three.", "stop"), DONE])
     page = chat.page
@@ -102,6 +111,9 @@ def test_dropped_files_become_chips(chat: ChatPage) -> None:
     assert chat.page.evaluate(DRAG, names[:2]) == [True, True]
     expect(chips).to_have_count(2)
     chat.page.evaluate(DRAG, names[:2])  # the same again
+    chat.send("/temperature 0.4")  # takes no files
+    expect(chat.page.locator(".note")).to_have_text("temperature is 0.4")
+    expect(chips).to_have_count(2)
     chat.page.get_by_role("button", name="Remove n0.txt").click()
     expect(chips).to_have_count(1)
     expect(chat.draft).to_be_focused()

@@ -334,7 +334,7 @@ def test_long_threads_are_read_quickly(modules: Page) -> None:
         }"""
     )
     assert lengths == [50_000]
-    assert took < 2000
+    assert took < 5000
 
 
 def test_markdown_tells_how_answers_came_about(modules: Page) -> None:

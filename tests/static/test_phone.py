@@ -38,7 +38,8 @@ def usual(tab: ChatPage) -> Iterator[None]:
 
 
 def talk(chat: ChatPage, server: ScriptedServer) -> None:
-    server.script(LONG_WORD, [ROLE, delta(LONG_WORD + "\n\n```\n" + "x" * 300 + "\n```\n\n| a | b |\n|-|-|\n"), DONE])
+    text = f"{LONG_WORD}\n\n```\n{'x' * 300}\n```\n\n| a | b |\n|-|-|\n"
+    server.script(LONG_WORD, [ROLE, delta(text), delta("", "stop"), DONE])
     chat.draft.fill(LONG_WORD)
     chat.page.locator("#send").click()
     chat.wait_until_settled()
@@ -49,7 +50,8 @@ def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: Script
     page.set_viewport_size(SMALL)  # type: ignore[arg-type]
     assert cut_off(page) == []
     talk(chat, scripted)
-    wide = "[document.documentElement, document.getElementById('scroller')].map((e) => e.scrollWidth - e.clientWidth)"
+    wide = "['html', '#scroller'].map((s) => document.querySelector(s))"
+    wide += ".map((e) => e.scrollWidth - e.clientWidth)"
     assert page.evaluate(wide) == [0, 0]
     assert cut_off(page) == []
     for name in ("sidebar", "engine"):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.static.chat_page import ChatPage
 from tests.static.pictures import PHONE, WIDE
@@ -30,13 +30,17 @@ def call(page: Page, module: str, body: str) -> None:
     page.evaluate(f"async () => {{ const m = await import('./static/shell/{module}.js'); {body} }}")
 
 
+def _nothing(route: Route) -> None:
+    route.fulfill(body="", content_type="text/javascript")
+
+
 def test_sidebar_is_remembered_and_there_before_the_first_paint(page: Page) -> None:
     side, toggle = page.locator("#side"), page.locator("#toggle-sidebar")
     expect(side).to_be_visible()
     page.keyboard.press("Control+b")
     expect(side).to_be_hidden()
     expect(toggle).to_have_attribute("aria-expanded", "false")
-    page.route("**/static/app.js", lambda route: route.abort())  # what is there without the page's modules
+    page.route("**/static/app.js", _nothing)  # what is there without the page's modules
     page.reload()
     expect(side).to_be_hidden()
     page.unroute("**/static/app.js")
@@ -79,7 +83,7 @@ def test_overlay_keeps_the_focus_and_escape_closes_it(page: Page, name: str, pan
     expect(page.locator("#side")).to_be_visible()  # what an overlay was is not remembered
 
 
-def test_theme_is_chosen_and_there_before_the_first_paint(browser: Browser, page: Page) -> None:
+def test_theme_is_chosen_and_there_before_the_first_paint(page: Page) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     meta = page.locator("meta[name=theme-color]")
     light = page.evaluate(ground)
@@ -88,7 +92,7 @@ def test_theme_is_chosen_and_there_before_the_first_paint(browser: Browser, page
     dark = page.evaluate(ground)
     assert dark != light
     expect(meta).to_have_attribute("content", "#161715")
-    page.route("**/static/app.js", lambda route: route.abort())
+    page.route("**/static/app.js", _nothing)
     page.reload()
     assert page.evaluate(ground) == dark
     expect(meta).to_have_attribute("content", "#161715")
@@ -133,6 +137,7 @@ def test_notice_takes_no_focus_and_stays_while_it_is_pointed_at(page: Page) -> N
 
 def test_notice_above_a_dialog_can_be_used(page: Page) -> None:
     page.locator("#open-keys").click()
+    expect(page.locator("dialog[open]")).to_be_visible()
     call(page, "toast", "m.toast('Gone.', {action: {label: 'Undo', run: () => (window.undone = true)}})")
     page.get_by_role("button", name="Undo").click()
     assert page.evaluate("undone") is True
@@ -163,7 +168,8 @@ def test_question_is_answered(page: Page) -> None:
 def test_menu_by_keyboard(page: Page) -> None:
     body = """const button = document.getElementById('open-keys');
       const item = (label) => ({label, run: () => (window.ran = label)});
-      button.focus(); m.openMenu(button, [item('Rename'), item('Pin'), 'line', item('Print'), item('Delete')]);"""
+      button.focus();
+      m.openMenu(button, [item('Rename'), item('Pin'), 'line', item('Print'), item('Delete')]);"""
     call(page, "menu", body)
     steps = [("ArrowDown", "Pin"), ("End", "Delete"), ("ArrowDown", "Rename"), ("ArrowUp", "Delete")]
     steps += [("Home", "Rename"), ("p", "Pin"), ("r", "Print")]
@@ -190,7 +196,17 @@ def test_key_sheet_lists_all_and_single_keys_can_be_switched_off(page: Page) -> 
     page.locator("#toggle-sidebar").focus()
     page.keyboard.press("?")
     expect(sheet).to_be_visible()
-    for keys in ("CtrlShiftO", "CtrlK", "CtrlB", "CtrlShiftE", "CtrlShiftD", "CtrlShiftS", "Esc", "Alt↑", "["):
+    for keys in (
+        "CtrlShiftO",
+        "CtrlK",
+        "CtrlB",
+        "CtrlShiftE",
+        "CtrlShiftD",
+        "CtrlShiftS",
+        "Esc",
+        "Alt↑",
+        "[",
+    ):
         assert keys in sheet.locator("dd").all_text_contents()
     sheet.get_by_role("checkbox").uncheck()
     page.keyboard.press("Escape")

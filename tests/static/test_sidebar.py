@@ -318,7 +318,7 @@ def test_a_thousand_chats_stay_quick(frame: Page) -> None:
         }"""
     )
     assert drawn < 200
-    assert cost < 250
+    assert cost < 500
     row(frame, "Chat 0").first.focus()
     frame.keyboard.press("End")
     expect(frame.locator(".chat-row", has_text="Chat 999")).to_be_focused()

@@ -36,7 +36,6 @@ export const chat = {
   "chat.keyPrevious": "Previous version of the message",
   "chat.keyNext": "Next version of the message",
   "chat.reconnecting": "Connection lost. Trying to get the answer back.",
-  "chat.unkept": "This browser keeps nothing for this page: chats end with it.",
   "chat.export": "Export",
   "chat.settingsUnkept": "The browser has no room left for your settings. They hold until you close this page.",
   "chat.chatDeleted": "Chat deleted",

@@ -11,7 +11,7 @@ export const composer = {
   "composer.tokens": { one: "{n} token", other: "{n} tokens" },
   "composer.context": "{total} of {limit} tokens of context",
   "composer.nearly": { one: "Room for {n} more token, the answer included.", other: "Room for {n} more tokens, the answer included." },
-  "composer.over": "Longer than the model can take. Shorten it, or start a new chat.",
+  "composer.over": "Too long for the model. Shorten it, or start a new chat.",
   "composer.unkept": "The browser has no room left to keep your draft. It will be gone when you close this page.",
 
   "files.list": "Attached files",

@@ -12,7 +12,6 @@ export const shell = {
   "shell.engine_title": "Live engine (Ctrl+Shift+S)",
   "shell.close_engine": "Close the live engine",
   "shell.settings": "Settings",
-  "shell.close_settings": "Close settings",
   "shell.new_chat": "New chat",
   "shell.new_chat_title": "New chat (Ctrl+Shift+O)",
   "shell.close": "Close",
@@ -36,11 +35,6 @@ export const shell = {
   "shell.hint": "Enter sends, Shift+Enter for a new line, / for commands",
 
   // Settings
-  "shell.system": "System prompt",
-  "shell.system_placeholder": "How the model should behave",
-  "shell.system_hint": "Goes in front of every conversation.",
-  "shell.settings_foot": "Changes count from the next answer. They are kept in this browser.",
-  "shell.reset": "Reset to the model's defaults",
   "shell.theme": "Colours",
   "shell.theme_system": "As the system",
   "shell.theme_light": "Light",
