@@ -2,7 +2,8 @@
 
 A 24 kB answer in markdown (prose, lists, tables, code) comes in 6,000 pieces, as fast as a server sends a
 thousand tokens in a second; the page is given what has come once per frame. The figure is the time that the
-main thread computes for scripts, styles and layout from the first piece to the last, less what the same frames
+main thread computes for scripts, styles and layout from the first piece to the last, less what the same
+frames
 cost when the text is thrown away (`idle_ms`).
 
     python -m benchmarks.page.stream http://127.0.0.1:8000/

@@ -3,11 +3,9 @@
 import random
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page
 
-from tests.static.chat_page import ChatPage
 from tests.static.markdown_documents import DOCUMENTS, random_document
-from tests.static.scripted_server import DONE, GATE, ROLE, ScriptedServer, delta
 
 pytestmark = pytest.mark.browser
 
