@@ -2,7 +2,8 @@
 
 A 24 kB answer in markdown (prose, lists, tables, code) comes in 6,000 pieces, as fast as a server sends a
 thousand tokens in a second; the page is given what has come once per frame. The figure is the time that the
-main thread spends on scripts, styles and layout from the first piece to the last, less what the same frames
+main thread computes for scripts, styles and layout from the first piece to the last, less what the same
+frames
 cost when the text is thrown away (`idle_ms`).
 
     python -m benchmarks.page.stream http://127.0.0.1:8000/
@@ -117,7 +118,7 @@ def measure(page_url: str, browser: Browser) -> dict[str, Any]:
         page.goto(page_url)
         page.evaluate(_SETUP)
         client = page.context.new_cdp_session(page)
-        client.send("Performance.enable", {"timeDomain": "timeTicks"})
+        client.send("Performance.enable", {"timeDomain": "threadTicks"})
 
         def run(shown: bool) -> tuple[dict[str, float], dict[str, Any]]:
             before = _counters(client)

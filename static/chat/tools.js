@@ -59,7 +59,7 @@ async function copy(text, announce) {
 
 /** @param {Chat} chat @param {LogView} log @param {string} id */
 function toggleHeat(chat, log, id) {
-  const button = log.find(id)?.querySelector(".heat");
+  const button = log.find(id)?.querySelector(".tool.heat");
   const body = /** @type {HTMLElement | null | undefined} */ (log.find(id)?.querySelector(".body"));
   const scores = chat.conversation.find(id)?.scores;
   if (!body || !scores || !button) return;

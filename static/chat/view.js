@@ -90,7 +90,7 @@ export class LogView {
     if (message.role === "user") return;
     const busy = message.state === "streaming";
     part(element, ".continue").hidden = busy || message.content === "" || conversation.head.leaf !== id;
-    part(element, ".heat").hidden = busy || !message.scores?.length;
+    part(element, ".tool.heat").hidden = busy || !message.scores?.length;
     for (const name of [".regenerate", ".compare", ".more"]) part(element, name).hidden = busy;
   }
 
@@ -113,7 +113,7 @@ export class LogView {
    */
   onTool(tool, action) {
     this.#log.addEventListener("click", (event) => {
-      const button = /** @type {HTMLElement} */ (event.target).closest(`.${tool}`);
+      const button = /** @type {HTMLElement} */ (event.target).closest(`button.${tool}`);
       const message = button?.closest(".message");
       if (button?.closest(".body")) return; // a block of code has buttons of its own
       if (button instanceof HTMLElement && message instanceof HTMLElement) action(message.dataset.id ?? "", button);

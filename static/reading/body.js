@@ -8,7 +8,7 @@ import { dress, dressTable, growingCode, newPart } from "./dress.js";
 import { Elements } from "./elements.js";
 import { MARK, MARK_END, newLinks, tokens } from "./markdown.js";
 import { repair } from "./repair.js";
-import { clean } from "./safety.js";
+import { check, clean } from "./safety.js";
 import { ToolText } from "./tool_text.js";
 
 /**
@@ -230,7 +230,8 @@ export class AnswerBody {
   openTable(head) {
     this.#dropTail();
     const [token] = tokens(head, this.#links);
-    const element = this.#cleaned(this.#elements.emptyTable(token));
+    const element = this.#elements.emptyTable(token);
+    clean(element);
     dressTable(element);
     this.#table = { element, raw: head };
     this.#part.append(element);
@@ -241,7 +242,8 @@ export class AnswerBody {
     if (this.#table === null) return;
     this.#table.raw += rows.map((row) => `${row}\n`).join("");
     const parent = /** @type {HTMLElement} */ (this.#table.element.querySelector("tbody"));
-    for (const row of this.#rows(head + rows.join("\n"), this.#links)) {
+    const [table] = tokens(head + rows.join("\n"), this.#links);
+    for (const row of this.#rowsOf(table?.rows ?? [], clean)) {
       this.#place(row, this.#tail.shift()?.element, parent);
     }
     this.#resolve();
@@ -255,41 +257,38 @@ export class AnswerBody {
 
   // Elements
 
-  /** @param {Token[]} found @returns {HTMLElement[]} */
-  #make(found) {
+  /** @param {Token[]} found @param {(element: HTMLElement) => void} [tidy] @returns {HTMLElement[]} */
+  #make(found, tidy = clean) {
     /** @type {HTMLElement[]} */
     const made = [];
     for (const token of found) {
       const element = this.#elements.block(token);
-      if (element instanceof HTMLElement) made.push(dress(this.#cleaned(element)));
+      if (!(element instanceof HTMLElement)) continue;
+      tidy(element);
+      made.push(dress(element));
     }
     return made;
-  }
-
-  /** @template {HTMLElement} T @param {T} element @returns {T} */
-  #cleaned(element) {
-    clean(element);
-    return element;
   }
 
   /** @param {string} raw @returns {HTMLElement} */
   #item(raw) {
     const [list] = tokens(raw, this.#links);
-    return this.#itemOf(list.items[0]);
+    return this.#itemOf(list.items[0], clean);
   }
 
-  /** @param {Token} item */
-  #itemOf(item) {
-    const loose = this.#list?.loose ?? false;
-    return dress(this.#cleaned(this.#elements.item({ ...item, loose })));
+  /** @param {Token} item @param {(element: HTMLElement) => void} tidy */
+  #itemOf(item, tidy) {
+    const element = this.#elements.item({ ...item, loose: this.#list?.loose ?? false });
+    tidy(element);
+    return dress(element);
   }
 
-  /** @param {string} source a table @param {Record<string, any>} links */
-  #rows(source, links) {
-    const [table] = tokens(source, links);
-    return (table?.rows ?? []).map((/** @type {Token[]} */ cells) =>
-      dress(this.#cleaned(this.#elements.row(cells))),
-    );
+  /** @param {Token[][]} rows @param {(element: HTMLElement) => void} tidy @returns {HTMLElement[]} */
+  #rowsOf(rows, tidy) {
+    const frame = document.createElement("tbody");
+    for (const cells of rows) frame.append(this.#elements.row(cells));
+    tidy(frame);
+    return [...frame.children].map((row) => dress(/** @type {HTMLElement} */ (row)));
   }
 
   /** @type {HTMLElement | null} the element that the last #place left in the page */
@@ -361,7 +360,7 @@ export class AnswerBody {
     this.#paintInside(found, inside, before, exact);
     for (const token of found) {
       if (token.type === "space") continue;
-      this.#show(token.raw, this.#part, before, exact || token !== found.at(-1), () => this.#make([token])[0]);
+      this.#show(token.raw, this.#part, before, exact || token !== found.at(-1), () => this.#make([token], check)[0]);
     }
     for (const { element } of before) element.remove();
   }
@@ -376,15 +375,12 @@ export class AnswerBody {
       const { items } = /** @type {Token} */ (found.shift());
       for (const item of items) {
         const sure = exact || item !== items.at(-1);
-        this.#show(item.raw + list.loose, list.element, before, sure, () => this.#itemOf(item));
+        this.#show(item.raw + list.loose, list.element, before, sure, () => this.#itemOf(item, check));
       }
     } else if (inside !== null && typeof inside === "object" && found[0]?.type === "table") {
       const parent = /** @type {HTMLElement} */ (this.#table?.element.querySelector("tbody"));
       const { rows } = /** @type {Token} */ (found.shift());
-      for (const cells of rows) {
-        const make = () => dress(this.#cleaned(this.#elements.row(cells)));
-        this.#show("", parent, before, false, make);
-      }
+      for (const row of this.#rowsOf(rows, check)) this.#show("", parent, before, false, () => row);
     }
   }
 

@@ -6,7 +6,7 @@ import { highlight, isLoaded, languageOf, load } from "./highlight.js";
 
 const PART = 4096; // characters that are laid out together; what came before them is not laid out again
 const MAX_COLOURED_OPEN = 8192; // characters; more is coloured only when the block is complete
-const COLOUR_EVERY = 500; // milliseconds, while the block grows
+const COLOUR_EVERY = 800; // milliseconds, while the block grows
 const CONFIRMED = 2000; // milliseconds that "Copied" is shown
 
 /** @type {(text: string) => void} */

@@ -11,23 +11,37 @@ const TAGS = (
 const ATTRIBUTES = "href title target rel class start src alt loading dir data-language data-formula data-display data-align".split(" ");
 const PICTURE = /^data:image\/(?:png|jpe?g|gif|webp|avif|bmp);base64,[a-z0-9+/=\s]*$/i;
 
-/** @typedef {{sanitize(dirty: Node | string, options?: object): any, setConfig(options: object): void}} Purifier */
-
-/** @type {Purifier & ((root: Window) => Purifier)} */
+/** @type {{sanitize(dirty: Node | string, options: object): any}} */
 const purify = /** @type {any} */ (globalThis).DOMPurify;
-const strict = purify(window);
-strict.setConfig({
+const OPTIONS = {
   ALLOWED_TAGS: TAGS,
   ALLOWED_ATTR: ATTRIBUTES,
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,
   SAFE_FOR_XML: false, // what is cleaned is never written out as markup and read again
   IN_PLACE: true,
-});
+};
 
 /** Takes out of an element whatever should not be in it. @param {HTMLElement} element */
 export function clean(element) {
-  strict.sanitize(element);
+  purify.sanitize(element, OPTIONS);
+}
+
+const tags = new Set(TAGS);
+const attributes = new Set(ATTRIBUTES);
+
+/**
+ * The same for what is made anew many times in a second: goes over the elements itself, with the same lists.
+ * @param {HTMLElement} element
+ */
+export function check(element) {
+  const { localName } = element;
+  if (!tags.has(localName)) return element.remove();
+  for (const { name, value } of [...element.attributes]) {
+    const address = name === "href" ? safeAddress(value) !== null : name !== "src" || isPicture(value);
+    if (!attributes.has(name) || !address) element.removeAttribute(name);
+  }
+  for (const child of [...element.children]) check(/** @type {HTMLElement} */ (child));
 }
 
 /** The address of a link that may be followed, null for any other. @param {string} address */

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What a model could be made to say so that the page does something that its reader did not ask for."""
 
 _PICTURE = "data:image/png;base64,iVBORw0KGgo="

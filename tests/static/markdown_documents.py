@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Documents in markdown that are hard to cut, for the tests of what the page makes of answers."""
 
 import random

@@ -3,11 +3,9 @@
 import random
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page
 
-from tests.static.chat_page import ChatPage
 from tests.static.markdown_documents import DOCUMENTS, random_document
-from tests.static.scripted_server import DONE, GATE, ROLE, ScriptedServer, delta
 
 pytestmark = pytest.mark.browser
 
@@ -68,9 +66,11 @@ _HELPERS = """async () => {
     },
     html: ({ text, block }) => block ? `<p>${escape(text)}</p>` : /^<br/.test(text) ? text : escape(text),
   } });
-  window.theirs = (text) =>
-    bare(new DOMParser().parseFromString(policy.createHTML(marked.parse(text)), 'text/html').body);
-  const policy = trustedTypes.createPolicy('test', { createHTML: (text) => text });
+  window.theirs = (text) => {
+    const element = document.createElement('div');
+    element.append(DOMPurify.sanitize(marked.parse(text), { RETURN_DOM_FRAGMENT: true }));
+    return bare(element);
+  };
 }"""
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Whatever a model says, the page only shows it: nothing runs, nothing is fetched, nothing is foreign."""
 
 import pytest
