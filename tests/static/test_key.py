@@ -89,6 +89,7 @@ def test_who_gives_no_key_is_told_and_asked_again_only_when_they_want_something(
     assert codes == ["invalid_api_key"] * 2
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.evaluate(ASK, 1)
+    expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     assert answers(page) == ["invalid_api_key"]
 
@@ -108,7 +109,7 @@ def test_tokens_are_counted_by_the_server(modules: Page, scripted: ScriptedServe
 def test_statistics_are_followed_through_losses_and_keys(page: Page, scripted: ScriptedServer) -> None:
     page.evaluate(
         """async () => {
-          const { watchStats } = await import('/static/server/api.js');
+          const { watchStats } = await import('/static/server/watch.js');
           window.told = [];
           window.watching = new AbortController();
           window.ended = watchStats((stats) => told.push(stats?.running ?? null), watching.signal);
