@@ -4,6 +4,7 @@ import { keys } from "../server/keys.js";
 import { toast } from "../shell/toast.js";
 import { t } from "../words/words.js";
 import { withFiles } from "../core/conversation.js";
+import { canContinue, endedByItself } from "./going_on.js";
 
 /**
  * @typedef {import("./chat.js").Chat} Chat
@@ -84,8 +85,11 @@ function moreItems(chat, log, id, announce) {
     const address = new URL("v1/chat/completions", document.baseURI).href;
     await copy(recipe[name](body, address, { key: keys.key !== null }), announce);
   };
-  const scores = chat.conversation.find(id)?.scores?.length;
+  const message = chat.conversation.find(id);
+  const scores = message?.scores?.length;
+  const more = message !== undefined && endedByItself(message) && canContinue(chat.conversation, id);
   return [
+    ...(more ? [{ label: t("shell.continue"), run: () => chat.continueAnswer(id) }] : []),
     { label: t("chat.compare"), run: () => chat.compare(id) },
     ...(scores ? [{ label: t("chat.heat"), run: () => toggleHeat(chat, log, id) }] : []),
     { label: t("chat.copyCurl"), run: () => copyAs("asCurl") },

@@ -8,7 +8,9 @@
 import { el } from "../shell/dom.js";
 import { t } from "../words/words.js";
 import { AnswerView } from "./answer_view.js";
+import { canContinue, endedByItself } from "./going_on.js";
 import { part, stamp } from "./stamp.js";
+import { when } from "./when.js";
 
 /**
  * @typedef {import("../core/conversation.js").Message} Message
@@ -89,7 +91,7 @@ export class LogView {
     /** @type {HTMLButtonElement} */ (part(variants, ".next")).disabled = at === of;
     if (message.role === "user") return;
     const busy = message.state === "streaming";
-    part(element, ".continue").hidden = busy || message.content === "" || conversation.head.leaf !== id;
+    part(element, ".continue").hidden = busy || !canContinue(conversation, id) || endedByItself(message);
     part(element, ".tool.heat").hidden = busy || !message.scores?.length;
     for (const name of [".regenerate", ".compare", ".more"]) part(element, name).hidden = busy;
   }
@@ -230,6 +232,7 @@ function userElement(message) {
   const bubble = part(element, ".bubble");
   bubble.textContent = message.content;
   bubble.hidden = message.content === "";
+  if (Number.isFinite(message.created)) part(element, ".tools").prepend(when(message.created));
   const files = (message.files ?? []).map(({ name }) =>
     el("li", { class: "file", text: name, title: t("chat.file", { name }) }),
   );
