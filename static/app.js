@@ -5,6 +5,7 @@ import { Autosave } from "./chat/autosave.js";
 import { Chat } from "./chat/chat.js";
 import { lastQuestion, wireChatKeys } from "./chat/chat_keys.js";
 import { isCommand, runCommand } from "./chat/commands.js";
+import { loadReading } from "./chat/lazy_reading.js";
 import { learnModel } from "./chat/learn_model.js";
 import { mountComposer } from "./chat/mount_composer.js";
 import { wireTools } from "./chat/tools.js";
@@ -13,7 +14,7 @@ import { Library } from "./keep/library.js";
 import { Sidebar } from "./keep/sidebar.js";
 import { Follower } from "./reading/scroll.js";
 import { LoadLine } from "./seeing/load.js";
-import { countTokens, watchStats } from "./server/api.js";
+import { countTokens } from "./server/api.js";
 import { followOtherTabs } from "./settings/follow.js";
 import { Presets } from "./settings/presets.js";
 import { Settings } from "./settings/settings.js";
@@ -85,6 +86,7 @@ wireEngine();
 wireTools(chat, log, { announce, edit });
 wireChatKeys(chat, { newChat, edit, remove: removeChat, find: findChat });
 load.start();
+await wireAddress(chat);
 learnModel((model) => {
   chat.model = model.id;
   contextLength = model.contextLength;
@@ -94,8 +96,8 @@ learnModel((model) => {
   panel?.describeModel(about);
   showContext();
 });
-await wireAddress(chat);
 composer.focus();
+byId("draft").addEventListener("input", loadReading, { once: true }); // an answer is near
 install();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
@@ -194,7 +196,7 @@ function wireEngine() {
   const follow = async () => {
     const open = layout.isOpen("engine");
     if (open && live === null) {
-      const { LivePanel } = await import("./seeing/panel.js");
+      const [{ LivePanel }, { watchStats }] = await Promise.all([import("./seeing/panel.js"), import("./server/watch.js")]);
       live ??= new LivePanel(byId("engine"), {
         watch: watchStats,
         mine: () => chat.rows,

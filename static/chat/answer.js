@@ -2,7 +2,6 @@
 
 import { SpeedMeter } from "../seeing/speed.js";
 import { ApiError } from "../server/errors.js";
-import { streamAnswer } from "../server/stream.js";
 import { FrameWriter } from "./frame_writer.js";
 
 /**
@@ -137,6 +136,7 @@ function note(message, facts) {
  * @returns {AsyncGenerator<Piece>}
  */
 export async function* streamThatFits(body, signal, resumable) {
+  const { streamAnswer } = await import("../server/stream.js"); // not needed before there is something to say
   try {
     yield* streamAnswer(body, { signal, resumable });
   } catch (error) {
@@ -145,4 +145,13 @@ export async function* streamThatFits(body, signal, resumable) {
     const { max_tokens: _, ...rest } = body;
     yield* streamAnswer(rest, { signal, resumable });
   }
+}
+
+/**
+ * Goes on with an answer whose beginning is here.
+ * @param {{id: string, number: number}} stream @param {AbortSignal} signal @returns {AsyncGenerator<Piece>}
+ */
+export async function* streamOn(stream, signal) {
+  const { resumeAnswer } = await import("../server/stream.js");
+  yield* resumeAnswer(stream, { signal });
 }

@@ -2,11 +2,11 @@
 
 import { Conversation } from "../core/conversation.js";
 import { ApiError, explain } from "../server/errors.js";
-import { resumeAnswer } from "../server/stream.js";
 import { t } from "../words/words.js";
 import { AnswerView } from "./answer_view.js";
-import { runAnswers, streamThatFits } from "./answer.js";
+import { runAnswers, streamOn, streamThatFits } from "./answer.js";
 import { claim } from "./claims.js";
+import { loadReading } from "./lazy_reading.js";
 import { Retry } from "./retry.js";
 
 /**
@@ -190,7 +190,7 @@ export class Chat extends EventTarget {
   async open(id, messageId = null) {
     const run = this.#runs.get(id);
     if (run === undefined) {
-      const records = await this.#library.read(id);
+      const [records] = await Promise.all([this.#library.read(id), loadReading()]);
       if (records === undefined) return false;
       this.#take(new Conversation(records));
     } else this.#take(run.conversation);
@@ -402,7 +402,7 @@ export class Chat extends EventTarget {
     release();
     const { stream } = message;
     if (stream === undefined || this.busy) return this.#interrupted(message);
-    await this.#run([message], message.facts?.request ?? {}, (signal) => resumeAnswer(stream, { signal }), true);
+    await this.#run([message], message.facts?.request ?? {}, (signal) => streamOn(stream, signal), true);
   }
 
   /** @param {Message} message */

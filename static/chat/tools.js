@@ -1,9 +1,6 @@
 /** The buttons at each message. */
 
-import { hideScores, showScores } from "../seeing/heat.js";
 import { keys } from "../server/keys.js";
-import { wireBody } from "../server/stream.js";
-import { openMenu } from "../shell/menu.js";
 import { toast } from "../shell/toast.js";
 import { t } from "../words/words.js";
 import { withFiles } from "../core/conversation.js";
@@ -38,7 +35,10 @@ export function wireTools(chat, log, { announce, edit }) {
   log.onTool("delete", (id) => remove(chat, id));
   log.onTool("copy", (id) => copy(chat.conversation.find(id)?.content ?? "", announce));
   log.onTool("heat", (id) => toggleHeat(chat, log, id));
-  log.onTool("more", (id, button) => openMenu(button, moreItems(chat, log, id, announce)));
+  log.onTool("more", async (id, button) => {
+    const { openMenu } = await import("../shell/menu.js");
+    openMenu(button, moreItems(chat, log, id, announce));
+  });
 }
 
 /** @param {Chat} chat @param {string} id */
@@ -58,13 +58,14 @@ async function copy(text, announce) {
 }
 
 /** @param {Chat} chat @param {LogView} log @param {string} id */
-function toggleHeat(chat, log, id) {
+async function toggleHeat(chat, log, id) {
   const button = log.find(id)?.querySelector(".tool.heat");
   const body = /** @type {HTMLElement | null | undefined} */ (log.find(id)?.querySelector(".body"));
   const scores = chat.conversation.find(id)?.scores;
   if (!body || !scores || !button) return;
   const on = button.getAttribute("aria-pressed") !== "true";
   button.setAttribute("aria-pressed", String(on));
+  const { hideScores, showScores } = await import("../seeing/heat.js");
   if (on) showScores(body, scores);
   else hideScores(body);
 }
@@ -76,7 +77,7 @@ function moreItems(chat, log, id, announce) {
     const { conversation } = chat;
     const message = conversation.find(id);
     if (message === undefined) return;
-    const recipe = await import("../seeing/recipe.js");
+    const [recipe, { wireBody }] = await Promise.all([import("../seeing/recipe.js"), import("../server/stream.js")]);
     const facts = message.earlier?.[0] ?? message.facts; // of the part that began the answer
     const body = wireBody({ ...facts?.request, messages: conversation.wire(message.parent) });
     if (facts?.seed != null) Object.assign(body, { seed: facts.seed });

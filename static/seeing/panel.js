@@ -42,7 +42,7 @@ export class LivePanel {
   /**
    * @param {HTMLElement} element where the figures go
    * @param {{watch: Watch, mine?: () => number, told?: (snapshot: Snapshot | null) => void}} parts
-   *   watch is `watchStats` of server/api.js; mine says how many rows are this page's own; told passes every
+   *   watch is `watchStats` of server/watch.js; mine says how many rows are this page's own; told passes every
    *   snapshot on, and null when no more will come
    */
   constructor(element, { watch, mine = () => 0, told = () => {} }) {

@@ -116,7 +116,7 @@ def test_tokens_are_counted_by_the_server(modules: Page, scripted: ScriptedServe
 def test_statistics_are_followed_through_losses_and_keys(page: Page, scripted: ScriptedServer) -> None:
     page.evaluate(
         """async () => {
-          const { watchStats } = await import('/static/server/api.js');
+          const { watchStats } = await import('/static/server/watch.js');
           window.told = [];
           window.watching = new AbortController();
           window.ended = watchStats((stats) => told.push(stats?.running ?? null), watching.signal);
