@@ -25,6 +25,11 @@ ASK = """async (count) => {
   Promise.all(Array.from({ length: count }, one)).then((all) => (window.answers = all));
 }"""
 
+_REFUSED = """(count) => {
+  const refused = ({ name, responseStatus }) => name.endsWith('/chat/completions') && responseStatus === 401;
+  return performance.getEntriesByType('resource').filter(refused).length >= count;
+}"""
+
 
 @pytest.fixture
 def page(modules: Page, scripted: ScriptedServer) -> Page:
@@ -76,7 +81,9 @@ def test_a_key_is_remembered_if_the_reader_says_so(page: Page) -> None:
 
 
 def test_who_gives_no_key_is_told_and_asked_again_only_when_they_want_something(page: Page) -> None:
+    page.evaluate("performance.clearResourceTimings()")
     page.evaluate(ASK, 2)
+    page.wait_for_function(_REFUSED, arg=2)  # one that is refused later would ask anew
     page.get_by_role("button", name="Cancel").click()
     assert answers(page) == ["invalid_api_key"] * 2
     codes = page.evaluate(
