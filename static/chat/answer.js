@@ -18,6 +18,8 @@ class Growth {
   meter;
   /** @type {number | null} */
   #due = null;
+  /** Whether any text came. */
+  came = false;
 
   /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number | null} sent */
   constructor(message, view, grown, sent) {
@@ -35,6 +37,7 @@ class Growth {
   add(text, tokens) {
     this.meter.piece(performance.now(), tokens);
     this.message.content += text;
+    this.came = true;
     this.writer.add(text);
   }
 
@@ -69,11 +72,12 @@ export async function runAnswers({ messages, views, pieces, request, resumed = f
   const sent = resumed ? null : performance.now();
   const started = Date.now();
   const growths = messages.map((message, at) => new Growth(message, views[at], grown, sent));
+  for (const { message, meter } of growths) if (message.stream?.begin) meter.begin(message.stream.begin);
   let error = null;
   try {
     for await (const piece of pieces) {
       if (piece.type === "reconnect") reconnecting();
-      take(piece, growths);
+      take(piece, growths, request);
       if (piece.type === "text" || piece.type === "event") changed();
     }
     for (const { message } of growths) message.state = "done";
@@ -88,15 +92,17 @@ export async function runAnswers({ messages, views, pieces, request, resumed = f
     await growth.finish();
     const { message, view, meter } = growth;
     delete message.stream;
-    if (message.content !== "" || error === null) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
+    // A part that never was says nothing of the answer that it was to continue.
+    const told = growth.came || message.state === "done" || (message.state === "stopped" && message.facts === undefined);
+    if (told) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
     view.settle();
   }
   grown();
   return error;
 }
 
-/** @param {Piece} piece @param {Growth[]} growths */
-function take(piece, growths) {
+/** @param {Piece} piece @param {Growth[]} growths @param {Record<string, unknown>} request */
+function take(piece, growths, request) {
   switch (piece.type) {
     case "text":
       growths[piece.choice]?.add(piece.text, piece.tokens);
@@ -113,13 +119,18 @@ function take(piece, growths) {
       for (const { view } of growths) view.facts.queued(piece.position, piece.eta);
       break;
     case "begin":
-      for (const { meter } of growths) meter.begin(piece);
+      for (const { meter, message } of growths) {
+        meter.begin(piece);
+        if (message.stream) message.stream.begin = { seed: piece.seed, model: piece.model };
+      }
       break;
     case "usage":
       for (const { meter } of growths) meter.count(piece.usage, growths.length);
       break;
     case "event":
-      for (const { message } of growths) message.stream = { id: piece.id, number: piece.number };
+      for (const { message } of growths) {
+        message.stream = { ...message.stream, id: piece.id, number: piece.number, request };
+      }
   }
 }
 

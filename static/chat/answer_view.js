@@ -78,7 +78,14 @@ export class AnswerView {
   }
 
   hideProblem() {
-    part(this.element, ".problem").hidden = true;
+    const box = part(this.element, ".problem");
+    if (box.contains(document.activeElement)) this.element.focus({ preventScroll: true });
+    box.hidden = true;
+  }
+
+  /** Whether a problem is shown. */
+  get troubled() {
+    return !part(this.element, ".problem").hidden;
   }
 
   /** Counts down on the retry button. @param {number} seconds until it is pressed by itself; 0 for never */

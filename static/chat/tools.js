@@ -28,12 +28,14 @@ export function wireTools(chat, log, { announce, edit }) {
   };
   log.onTool("prev", step(-1));
   log.onTool("next", step(1));
-  log.onTool("edit", edit);
-  log.onTool("regenerate", (id) => chat.regenerate(id));
-  log.onTool("continue", (id) => chat.continueAnswer(id));
-  log.onTool("compare", (id) => chat.compare(id));
+  /** What has to wait while an answer grows. @param {(id: string) => void} action */
+  const idle = (action) => (/** @type {string} */ id) => (chat.busy ? toast(t("chat.wait")) : action(id));
+  log.onTool("edit", idle(edit));
+  log.onTool("regenerate", idle((id) => chat.regenerate(id)));
+  log.onTool("continue", idle((id) => chat.continueAnswer(id)));
+  log.onTool("compare", idle((id) => chat.compare(id)));
   log.onTool("choose", (id) => chat.choose(id));
-  log.onTool("delete", (id) => remove(chat, id));
+  log.onTool("delete", idle((id) => remove(chat, id)));
   log.onTool("copy", (id) => copy(chat.conversation.find(id)?.content ?? "", announce));
   log.onTool("heat", (id) => toggleHeat(chat, log, id));
   log.onTool("more", async (id, button) => {

@@ -45,6 +45,7 @@ export class LogView {
   show(conversation, growing) {
     if (conversation !== this.#conversation) this.#forget();
     this.#conversation = conversation;
+    const focused = this.#log.contains(document.activeElement);
     const path = conversation.path();
     const kept = this.#keepCommon(path);
     const fragment = document.createDocumentFragment();
@@ -55,6 +56,9 @@ export class LogView {
     this.#log.append(fragment);
     for (const message of path) this.refresh(message.id);
     this.#welcome.hidden = this.#log.childElementCount > 0;
+    const last = [...this.#log.querySelectorAll(".message")].at(-1);
+    // What had the focus may be gone: the keyboard goes on from the end of the chat, not from the page's top.
+    if (focused && !this.#log.contains(document.activeElement) && last instanceof HTMLElement) last.focus({ preventScroll: true });
   }
 
   /** @param {string} id @returns {AnswerView | undefined} if it is shown, and dressed */

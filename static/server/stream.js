@@ -119,6 +119,7 @@ async function* follow({ id, number, response, signal }) {
   let lost = 0; // times in a row
   let over = false; // nothing is left to be stopped
   try {
+    if (number === 0) yield { type: "event", id, number }; // it can be resumed while it still waits
     for (;;) {
       try {
         response ??= await reopen(id, number, signal);
