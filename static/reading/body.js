@@ -73,7 +73,7 @@ export class AnswerBody {
 
   /** Adds to the end. @param {string} text */
   append(text) {
-    this.#waiting += this.#sourceOf(this.#pieces.push(text));
+    this.#waiting += text;
     if (this.#waiting === "" || this.#due !== null) return;
     const wait = this.#growing ? this.#changed + this.#pace() - performance.now() : 0;
     if (wait <= 0) this.#change();
@@ -84,7 +84,7 @@ export class AnswerBody {
   finish() {
     if (this.#due !== null) clearTimeout(this.#due);
     this.#due = null;
-    const source = this.#waiting + this.#sourceOf(this.#pieces.flush());
+    const source = this.#sourceOf(this.#pieces.push(this.#waiting)) + this.#sourceOf(this.#pieces.flush());
     this.#waiting = "";
     if (source !== "") this.#splitter.push(source);
     this.#splitter.end();
@@ -101,8 +101,9 @@ export class AnswerBody {
   /** Shows what has come. */
   #change() {
     this.#due = null;
-    const source = this.#waiting;
+    const source = this.#sourceOf(this.#pieces.push(this.#waiting));
     this.#waiting = "";
+    if (source === "") return;
     if (!this.#appendWord(source)) {
       this.#splitter.push(source);
       if (this.#growing) this.#paint();

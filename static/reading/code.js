@@ -47,7 +47,7 @@ export class CodeView {
   #text = "";
   #part = document.createTextNode("");
   #partLength = 0;
-  #coloured = 0; // when it was last, while it grows
+  #coloured = performance.now(); // when it was last, while it grows
   #cost = 0;
   #complete = false;
   element;
