@@ -53,6 +53,7 @@ export class AnswerBody {
     this.#element = element;
     this.#growing = growing;
     element.classList.add("markdown");
+    element.classList.toggle("growing", growing);
     element.replaceChildren(this.#part);
   }
 
@@ -74,6 +75,7 @@ export class AnswerBody {
     if (source !== "") this.#splitter.push(source);
     this.#splitter.end();
     this.#dropTail();
+    this.#element.classList.remove("growing");
   }
 
   /** Shows what has come. */
@@ -144,9 +146,13 @@ export class AnswerBody {
       list.loose = true;
       list.raws.forEach((raw, place) => list.element.children[place].replaceWith(this.#item(raw)));
     }
-    for (const raw of raws) {
+    // What was not shown yet is made together, which is cheaper than one by one.
+    const known = Math.min(raws.length, this.#tail.length);
+    const fresh = raws.length - known > 1 ? this.#items(raws.slice(known)) : [];
+    for (const [at, raw] of raws.entries()) {
       const before = this.#tail.shift();
-      const element = before?.exact && before.raw === raw + loose ? before.element : this.#item(raw);
+      const same = before?.exact && before.raw === raw + loose;
+      const element = same ? before.element : (fresh[at - known] ?? this.#item(raw));
       this.#place(element, before?.element, list.element);
       list.raws.push(raw);
     }
@@ -208,6 +214,16 @@ export class AnswerBody {
   #item(raw) {
     const [list] = tokens(raw, this.#links);
     return this.#itemOf(list.items[0], clean);
+  }
+
+  /** @param {string[]} raws of items @returns {HTMLElement[]} none if they are not each one item together */
+  #items(raws) {
+    const [list, ...others] = tokens(raws.join(""), this.#links);
+    if (list?.type !== "list" || others.length > 0 || list.items.length !== raws.length) return [];
+    const frame = this.#elements.emptyList(list);
+    for (const item of list.items) frame.append(this.#elements.item({ ...item, loose: this.#list?.loose ?? false }));
+    clean(frame);
+    return [...frame.children].map((item) => dress(/** @type {HTMLElement} */ (item)));
   }
 
   /** @param {Token} item @param {(element: HTMLElement) => void} tidy */
