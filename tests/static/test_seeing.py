@@ -271,14 +271,14 @@ def test_plot_has_gaps_a_cursor_and_a_table(modules: Page) -> None:
           plot.draw(now);
           const paths = [...place.querySelectorAll('path')].map((path) => path.getAttribute('d'));
           return [history.samples.length, paths.map((d) => d.split('M').length - 1), paths[0].slice(-10),
-            [0, 1, 3, 7, 30, 1, 1000, 1001].map((value) => roundUp(value, 1))];
+            [0, 1, 3, 7, 30, 0.4, 1000, 1001].map((value) => roundUp(value, 1))];
         }}"""
     )
     samples, stretches, end, rounded = drawn
     assert 200 < samples < 225
     assert stretches == [2, 2, 1]
     assert end.endswith("320.0 22.0")  # 100 tok/s is the top of the first strip
-    assert rounded == [1, 1, 3, 8, 30, 0.4, 1000, 1200]
+    assert rounded == [1, 1, 3, 8, 30, 1, 1000, 1200]
     cursor = modules.get_by_role("slider", name="Moment of the plot")
     cursor.focus()
     expect(modules.locator(".plot-readout")).to_have_text("0 s ago: Speed 100, Rows 4, KV –")
