@@ -45,10 +45,25 @@ export class Autosave {
     ]);
   }
 
-  /** A message grows. @param {Conversation} conversation @param {Message} message */
+  /**
+   * A message grows. Its beginning is written at once: a page that is reloaded soon afterwards has to know which
+   * stream to go on with.
+   * @param {Conversation} conversation @param {Message} message
+   */
   growing(conversation, message) {
     this.#pending.set(message.id, { conversation, message });
-    this.#timer ??= setTimeout(() => this.flush(), EVERY);
+    if (this.#timer === undefined) this.#writeInTurn();
+  }
+
+  #writeInTurn() {
+    const written = this.#pending.size > 0;
+    this.flush();
+    if (written) this.#timer = setTimeout(() => this.#rest(), EVERY);
+  }
+
+  #rest() {
+    this.#timer = undefined;
+    this.#writeInTurn();
   }
 
   /** Another path is shown, or the title has changed. @param {Conversation} conversation */
