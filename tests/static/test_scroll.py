@@ -169,10 +169,8 @@ def test_marking_text_lets_go_at_once(growing: ChatPage, scripted: ScriptedServe
 def test_a_question_goes_to_the_top_and_its_answer_below(growing: ChatPage, scripted: ScriptedServer) -> None:
     growing.stop()
     growing.wait_until_settled()
-    scripted.script(
-        "Next",
-        [ROLE, delta(QUIET + "\n\n"), GATE, *[delta(PARAGRAPH)] * 2, GATE, *[delta(PARAGRAPH)] * 12, GATE],
-    )
+    more, much = [delta(PARAGRAPH)] * 2, [delta(PARAGRAPH)] * 12
+    scripted.script("Next", [ROLE, delta(QUIET + "\n\n"), GATE, *more, GATE, *much, GATE])
     growing.send("Next")
     expect(growing.body).to_contain_text(QUIET)
     place = still(growing.page)
