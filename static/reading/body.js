@@ -6,10 +6,12 @@
 import { Splitter } from "./blocks.js";
 import { dress, dressTable, growingCode, newPart } from "./dress.js";
 import { Elements } from "./elements.js";
-import { MARK, MARK_END, newLinks, tokens } from "./markdown.js";
+import { newLinks, tokens } from "./markdown.js";
+import { addWords } from "./more_words.js";
+import { Pace } from "./pace.js";
 import { repair } from "./repair.js";
 import { check, clean } from "./safety.js";
-import { ToolText } from "./tool_text.js";
+import { Source } from "./source.js";
 
 /**
  * @typedef {import("./markdown.js").Token} Token
@@ -17,27 +19,13 @@ import { ToolText } from "./tool_text.js";
  */
 
 const PART = 8; // blocks that are laid out together; a part that is out of sight costs nothing
-// Milliseconds between two changes of the page: few when an answer begins, more when it has become long, since
-// most of what a change costs is the same for one word and for ten.
-const PACE = 8;
-const MAX_PACE = 120;
-const PATIENT = 4096; // characters of a rest that is made anew at that pace; a longer one is more rarely
-const CHARACTERS_PER_MILLISECOND = 40;
-// Letters that cannot begin or end any markdown where words stand already.
-const PLAIN = /^[\p{L}\p{M}\p{Nd} ,;'"?%]+$|^[\p{L}\p{Nd}]*[.:)]?$/u;
-const PLAIN_BEFORE = /[\p{L}\p{M}\p{Nd},;][ '"]?$/u;
-const RISKY_LINE = /(?:^|\n)[ \t>]*(?:\d+|[-*+#=_|:]+)?[ \t]*$/;
-const RISKY_WORD = /(?:www\.|:\/|@|&|\\|\$|https?:?|ftp:?)\S*$/i;
-const RESERVED = /[\ufdd0-\ufdd2]/g;
 
 export class AnswerBody {
   #element;
   #growing;
   #part = newPart();
-  #pieces = new ToolText();
-  /** @type {string[]} */
-  #calculations = [];
-  #elements = new Elements(this.#calculations);
+  #source = new Source();
+  #elements = new Elements(this.#source.calculations);
   #links = newLinks();
   #known = 0; // of the link definitions
   #splitter = new Splitter(this);
@@ -52,11 +40,8 @@ export class AnswerBody {
   #list = null;
   /** @type {{element: HTMLElement, raw: string} | null} the open table's frame */
   #table = null;
-  #carriage = false; // a CR came; an LF behind it belongs to it
-  #lineStart = true;
   #waiting = ""; // what came since the page was changed
-  #changes = 0;
-  #changed = 0; // when it was last
+  #pace = new Pace();
   /** @type {number | null} */
   #due = null;
 
@@ -68,14 +53,15 @@ export class AnswerBody {
     this.#element = element;
     this.#growing = growing;
     element.classList.add("markdown");
+    element.classList.toggle("growing", growing);
     element.replaceChildren(this.#part);
   }
 
   /** Adds to the end. @param {string} text */
   append(text) {
-    this.#waiting += this.#sourceOf(this.#pieces.push(text));
+    this.#waiting += text;
     if (this.#waiting === "" || this.#due !== null) return;
-    const wait = this.#growing ? this.#changed + this.#pace() - performance.now() : 0;
+    const wait = this.#growing ? this.#pace.wait(this.#splitter.rest.length) : 0;
     if (wait <= 0) this.#change();
     else this.#due = setTimeout(() => this.#change(), wait);
   }
@@ -84,76 +70,26 @@ export class AnswerBody {
   finish() {
     if (this.#due !== null) clearTimeout(this.#due);
     this.#due = null;
-    const source = this.#waiting + this.#sourceOf(this.#pieces.flush());
+    const source = this.#source.push(this.#waiting) + this.#source.flush();
     this.#waiting = "";
     if (source !== "") this.#splitter.push(source);
     this.#splitter.end();
     this.#dropTail();
-  }
-
-  /** Milliseconds that should lie between two changes of the page. */
-  #pace() {
-    const length = this.#splitter.rest.length;
-    const slow = length < PATIENT ? 0 : length / CHARACTERS_PER_MILLISECOND;
-    return Math.max(slow, Math.min(MAX_PACE, PACE * this.#changes));
+    this.#element.classList.remove("growing");
   }
 
   /** Shows what has come. */
   #change() {
     this.#due = null;
-    const source = this.#waiting;
+    const source = this.#source.push(this.#waiting);
     this.#waiting = "";
-    if (!this.#appendWord(source)) {
-      this.#splitter.push(source);
-      if (this.#growing) this.#paint();
-    }
-    this.#changes++;
-    this.#changed = performance.now();
-  }
-
-  /**
-   * Text as markdown, with marks for the calculations. One at the beginning of a line gets that line to itself.
-   * @param {import("./tool_text.js").Piece[]} pieces
-   */
-  #sourceOf(pieces) {
-    let source = "";
-    for (const { type, text } of pieces) {
-      if (type === "text") source += this.#plain(text);
-      else {
-        const after = (source === "" ? this.#lineStart : source.endsWith("\n")) ? "\n" : " ";
-        source += MARK + (this.#calculations.push(text) - 1) + MARK_END + after;
-      }
-    }
-    if (source !== "") this.#lineStart = source.endsWith("\n");
-    return source;
-  }
-
-  /** Line ends as one character, and nothing that could be taken for a mark of ours. @param {string} text */
-  #plain(text) {
-    const rest = this.#carriage && text.startsWith("\n") ? text.slice(1) : text;
-    if (text !== "") this.#carriage = text.endsWith("\r");
-    return rest.replace(/\r\n?/g, "\n").replace(RESERVED, "\ufffd");
-  }
-
-  /**
-   * The common case, a word more in the middle of a paragraph, costs nothing but its letters.
-   * @param {string} source @returns {boolean} whether that was all there is to do
-   */
-  #appendWord(source) {
+    if (source === "") return;
     const last = this.#tail.at(-1);
-    const rest = this.#splitter.rest;
-    if (last === undefined || !PLAIN.test(source)) return false;
-    if (!PLAIN_BEFORE.test(rest.slice(-2)) || RISKY_LINE.test(rest.slice(rest.lastIndexOf("\n") + 1))) return false;
-    if (RISKY_WORD.test(rest.slice(-80) + source)) return false;
-    const node = lastText(last.element);
-    if (node === null || !PLAIN_BEFORE.test(node.data.slice(-2))) return false;
-    // Blanks at the end of a line may not have been shown.
-    const blank = rest.endsWith(" ") && !node.data.endsWith(" ") ? " " : "";
-    if (blank === "" && !node.data.endsWith(rest.slice(-1))) return false;
+    const added = last !== undefined && addWords(last.element, this.#splitter.rest, source);
+    if (added) last.exact = false;
     this.#splitter.push(source);
-    node.appendData(blank + source);
-    last.exact = false;
-    return true;
+    if (!added && this.#growing) this.#paint();
+    this.#pace.note(source.length);
   }
 
   // What the splitter hands over
@@ -210,9 +146,13 @@ export class AnswerBody {
       list.loose = true;
       list.raws.forEach((raw, place) => list.element.children[place].replaceWith(this.#item(raw)));
     }
-    for (const raw of raws) {
+    // What was not shown yet is made together, which is cheaper than one by one.
+    const known = Math.min(raws.length, this.#tail.length);
+    const fresh = raws.length - known > 1 ? this.#items(raws.slice(known)) : [];
+    for (const [at, raw] of raws.entries()) {
       const before = this.#tail.shift();
-      const element = before?.exact && before.raw === raw + loose ? before.element : this.#item(raw);
+      const same = before?.exact && before.raw === raw + loose;
+      const element = same ? before.element : (fresh[at - known] ?? this.#item(raw));
       this.#place(element, before?.element, list.element);
       list.raws.push(raw);
     }
@@ -274,6 +214,16 @@ export class AnswerBody {
   #item(raw) {
     const [list] = tokens(raw, this.#links);
     return this.#itemOf(list.items[0], clean);
+  }
+
+  /** @param {string[]} raws of items @returns {HTMLElement[]} none if they are not each one item together */
+  #items(raws) {
+    const [list, ...others] = tokens(raws.join(""), this.#links);
+    if (list?.type !== "list" || others.length > 0 || list.items.length !== raws.length) return [];
+    const frame = this.#elements.emptyList(list);
+    for (const item of list.items) frame.append(this.#elements.item({ ...item, loose: this.#list?.loose ?? false }));
+    clean(frame);
+    return [...frame.children].map((item) => dress(/** @type {HTMLElement} */ (item)));
   }
 
   /** @param {Token} item @param {(element: HTMLElement) => void} tidy */
@@ -404,17 +354,6 @@ export class AnswerBody {
     } else parent.append(element);
     this.#tail.push({ raw, element, exact });
   }
-}
-
-/** The text that an element ends with, null if it ends otherwise. @param {Node} element @returns {Text | null} */
-function lastText(element) {
-  /** @type {Node | null} */
-  let node = element;
-  while (node !== null && !(node instanceof Text)) {
-    if (node instanceof HTMLElement && (node.className !== "" || node.tagName === "A")) return null;
-    node = node.lastChild;
-  }
-  return node;
 }
 
 /**

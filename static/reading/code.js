@@ -47,7 +47,7 @@ export class CodeView {
   #text = "";
   #part = document.createTextNode("");
   #partLength = 0;
-  #coloured = 0; // when it was last, while it grows
+  #coloured = performance.now(); // when it was last, while it grows
   #cost = 0;
   #complete = false;
   element;
@@ -106,7 +106,9 @@ export class CodeView {
       this.#partLength = 0;
       this.#add(text);
     }
-    colourWhenSeen(this);
+    // What the reader has seen grow is in view, and is laid out once this way.
+    if (shown !== "" && this.#language !== null && isLoaded(this.#language)) this.#colourNow(this.#language);
+    else if (this.#language !== null) colourWhenSeen(this);
   }
 
   /** Lines below each other in parts of their own: the browser lays out what is new and leaves the rest. */

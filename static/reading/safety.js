@@ -11,7 +11,8 @@ const TAGS = (
 const ATTRIBUTES = "href title target rel class start src alt loading dir data-language data-formula data-display data-align".split(" ");
 const PICTURE = /^data:image\/(?:png|jpe?g|gif|webp|avif|bmp);base64,[a-z0-9+/=\s]*$/i;
 
-/** @type {{sanitize(dirty: Node | string, options: object): any, addHook(name: string, hook: (node: Node, attribute: any) => void): void}} */
+/** @typedef {{sanitize(dirty: Node | string, options?: object): any, setConfig(options: object): void, addHook(name: string, hook: (node: Node, attribute: any) => void): void}} Purify */
+/** @type {Purify & ((view: Window) => Purify)} */
 const purify = /** @type {any} */ (globalThis).DOMPurify;
 const OPTIONS = {
   ALLOWED_TAGS: TAGS,
@@ -20,16 +21,20 @@ const OPTIONS = {
   ALLOW_DATA_ATTR: false,
   SAFE_FOR_XML: false, // what is cleaned is never written out as markup and read again
   IN_PLACE: true,
+  TRUSTED_TYPES_POLICY: null, // it reads no markup
 };
+/** One of our own, which reads its options once and not for every block. */
+const cleaner = purify(window);
+cleaner.setConfig(OPTIONS);
 
 // DOMPurify knows which addresses run something; which ask somebody for something is the page's own matter.
-purify.addHook("uponSanitizeAttribute", (_, attribute) => {
+cleaner.addHook("uponSanitizeAttribute", (_, attribute) => {
   if (!mayLead(attribute.attrName, attribute.attrValue)) attribute.keepAttr = false;
 });
 
 /** Takes out of an element whatever should not be in it. @param {HTMLElement} element */
 export function clean(element) {
-  purify.sanitize(element, OPTIONS);
+  cleaner.sanitize(element);
 }
 
 const tags = new Set(TAGS);
