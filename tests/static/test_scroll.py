@@ -142,10 +142,11 @@ def test_the_wheel_takes_hold_at_the_end(growing: ChatPage, scripted: ScriptedSe
 
 def test_a_finger_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -> None:
     cdp = growing.page.context.new_cdp_session(growing.page)
-    drag = {"x": 500, "y": 250, "yDistance": 150, "gestureSourceType": "touch", "speed": 3000}
-    cdp.send("Input.synthesizeScrollGesture", drag)
+    for kind, y in [("touchStart", 200), *(("touchMove", 200 + 30 * step) for step in range(1, 7))]:
+        cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": 700, "y": y}]})
+    cdp.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     cdp.detach()
-    assert left(growing.page) > 50
+    growing.page.wait_for_function(f"() => ({_LEFT})() > 50")
     check_left_alone(growing, scripted)
 
 
