@@ -142,10 +142,11 @@ def test_the_wheel_takes_hold_at_the_end(growing: ChatPage, scripted: ScriptedSe
 
 def test_a_finger_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -> None:
     cdp = growing.page.context.new_cdp_session(growing.page)
-    drag = {"x": 500, "y": 250, "yDistance": 150, "gestureSourceType": "touch", "speed": 3000}
-    cdp.send("Input.synthesizeScrollGesture", drag)
+    for kind, y in [("touchStart", 200), *(("touchMove", 200 + 30 * step) for step in range(1, 7))]:
+        cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": 700, "y": y}]})
+    cdp.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     cdp.detach()
-    assert left(growing.page) > 50
+    growing.page.wait_for_function(f"() => ({_LEFT})() > 50")
     check_left_alone(growing, scripted)
 
 
@@ -169,10 +170,8 @@ def test_marking_text_lets_go_at_once(growing: ChatPage, scripted: ScriptedServe
 def test_a_question_goes_to_the_top_and_its_answer_below(growing: ChatPage, scripted: ScriptedServer) -> None:
     growing.stop()
     growing.wait_until_settled()
-    scripted.script(
-        "Next",
-        [ROLE, delta(QUIET + "\n\n"), GATE, *[delta(PARAGRAPH)] * 2, GATE, *[delta(PARAGRAPH)] * 12, GATE],
-    )
+    more, much = [delta(PARAGRAPH)] * 2, [delta(PARAGRAPH)] * 12
+    scripted.script("Next", [ROLE, delta(QUIET + "\n\n"), GATE, *more, GATE, *much, GATE])
     growing.send("Next")
     expect(growing.body).to_contain_text(QUIET)
     place = still(growing.page)
