@@ -36,11 +36,15 @@ install: .venv/.installed
 run: install
 	.venv/bin/python -m app $(ARGS)
 
+# In the folders' order, not with the files of the most tests first: neighbours can then share what is costly to
+# start (tests/static a browser), and the last files are short ones.
+PYTEST := .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: install
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .

@@ -5,7 +5,9 @@ import { Autosave } from "./chat/autosave.js";
 import { Chat } from "./chat/chat.js";
 import { lastQuestion, wireChatKeys } from "./chat/chat_keys.js";
 import { isCommand, runCommand } from "./chat/commands.js";
+import { loadReading } from "./chat/lazy_reading.js";
 import { learnModel } from "./chat/learn_model.js";
+import { tellMishaps } from "./chat/mishaps.js";
 import { mountComposer } from "./chat/mount_composer.js";
 import { wireTools } from "./chat/tools.js";
 import { LogView } from "./chat/view.js";
@@ -13,7 +15,7 @@ import { Library } from "./keep/library.js";
 import { Sidebar } from "./keep/sidebar.js";
 import { Follower } from "./reading/scroll.js";
 import { LoadLine } from "./seeing/load.js";
-import { countTokens, watchStats } from "./server/api.js";
+import { countTokens } from "./server/api.js";
 import { followOtherTabs } from "./settings/follow.js";
 import { Presets } from "./settings/presets.js";
 import { Settings } from "./settings/settings.js";
@@ -23,6 +25,7 @@ import { install } from "./shell/install.js";
 import { announce, toast } from "./shell/toast.js";
 import { chooseLanguage, t } from "./words/words.js";
 
+tellMishaps();
 await chooseLanguage(navigator.languages);
 
 const layout = mountFrame();
@@ -68,7 +71,7 @@ const { composer, drafts } = mountComposer({
 const sidebar = new Sidebar(byId("sidebar"), {
   library,
   open: async (id, messageId) => {
-    await chat.open(id, messageId);
+    if (!(await chat.open(id, messageId))) toast(t("chat.notThere"), { kind: "problem" });
     layout.closeOverlays();
     if (messageId === null) composer.focus();
   },
@@ -85,6 +88,7 @@ wireEngine();
 wireTools(chat, log, { announce, edit });
 wireChatKeys(chat, { newChat, edit, remove: removeChat, find: findChat });
 load.start();
+await wireAddress(chat);
 learnModel((model) => {
   chat.model = model.id;
   contextLength = model.contextLength;
@@ -94,8 +98,8 @@ learnModel((model) => {
   panel?.describeModel(about);
   showContext();
 });
-await wireAddress(chat);
 composer.focus();
+byId("draft").addEventListener("input", loadReading, { once: true }); // an answer is near
 install();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */
@@ -116,7 +120,7 @@ function wireChat() {
       load.start();
     });
   }
-  chat.addEventListener("edit-cancelled", () => composer.cancelEdit());
+  chat.addEventListener("edit-cancelled", dropEdit);
   chat.addEventListener("edit", () => (byId("editing").hidden = chat.editing === null));
   const followConversation = () => {
     sidebar.mark();
@@ -140,21 +144,42 @@ function wireChat() {
   });
 }
 
+/** An edit ends without being sent: what was typed can be had back. */
+function dropEdit() {
+  const left = composer.cancelEdit();
+  const message = chat.conversation.find(left?.message ?? null);
+  if (left === null || left.text === message?.content || left.text.trim() === "") return;
+  const undo = () => {
+    if (chat.beginEdit(left.message) !== null) composer.edit(left.text, { message: left.message, files: message?.files });
+    else composer.fill([composer.text, left.text].filter(Boolean).join("\n"));
+  };
+  toast(t("chat.editDropped"), { action: { label: t("chat.undo"), run: undo } });
+}
+
 /** A reload, or a look at another conversation, does not end an edit. */
 function goOnEditing() {
   const kept = composer.keptEdit;
-  if (kept === null || chat.beginEdit(kept.message) === null) return;
+  if (kept === null) return;
+  if (chat.beginEdit(kept.message) === null) {
+    const gone = chat.conversation.find(kept.message) === undefined; // its words are kept all the same
+    if (gone) composer.fill([composer.text, kept.text].filter(Boolean).join("\n"));
+    return;
+  }
   composer.edit(kept.text, { message: kept.message, files: chat.conversation.find(kept.message)?.files });
 }
 
 function wireLibrary() {
   library.addEventListener("change", async (event) => {
     const { id, elsewhere, removed } = /** @type {CustomEvent} */ (event).detail;
-    if (removed) drafts.forget(id);
+    if (removed) drafts.setAside(id);
+    else drafts.bringBack(id);
+    if (removed && elsewhere) chat.stop(id);
     if (id !== chat.conversation.head.id) return;
     if (removed && elsewhere) {
       toast(t("chat.deletedElsewhere"));
+      const typed = composer.text;
       chat.newChat();
+      if (composer.text === "" && typed !== "") composer.fill(typed);
     } else if (elsewhere) await chat.refresh(id);
     else if (!removed) chat.takeHead(await library.head(id));
   });
@@ -194,7 +219,7 @@ function wireEngine() {
   const follow = async () => {
     const open = layout.isOpen("engine");
     if (open && live === null) {
-      const { LivePanel } = await import("./seeing/panel.js");
+      const [{ LivePanel }, { watchStats }] = await Promise.all([import("./seeing/panel.js"), import("./server/watch.js")]);
       live ??= new LivePanel(byId("engine"), {
         watch: watchStats,
         mine: () => chat.rows,
@@ -221,7 +246,7 @@ function edit(id) {
 
 async function removeChat() {
   const { id } = chat.conversation.head;
-  chat.stop();
+  await chat.stop();
   const records = await library.remove(id);
   newChat();
   if (records === undefined) return;

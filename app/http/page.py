@@ -93,13 +93,16 @@ class PageFiles(StaticFiles):
         return response
 
     async def _gzipped(self, path: str, scope: Scope) -> Response:
-        full, stat = await asyncio.to_thread(self.lookup_path, path)
+        try:
+            full, stat = await asyncio.to_thread(self.lookup_path, path)
+        except (OSError, ValueError):  # too long, a null byte: no file has such a name
+            raise HTTPException(404) from None
         if stat is None or not Path(full).is_file():
             raise HTTPException(404)
         # Another representation than the plain one, so it has an ETag of its own.
         print = hashlib.blake2b(f"{stat.st_mtime_ns}-{stat.st_size}".encode(), digest_size=8).hexdigest()
         etag = f'"{print}-gzip"'
-        if etag in _known(scope):
+        if {etag, "*"} & set(_known(scope)):
             return Response(status_code=304, headers={"etag": etag})
         kept = self._packed.get(path)
         if kept is None or kept[0] != etag:

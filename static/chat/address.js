@@ -2,6 +2,7 @@
 
 import { toast } from "../shell/toast.js";
 import { t } from "../words/words.js";
+import { tellMishap } from "./mishaps.js";
 
 /** @typedef {import("./chat.js").Chat} Chat */
 
@@ -17,21 +18,29 @@ function addressed() {
  * @param {Chat} chat @returns {Promise<void>} when the conversation is there
  */
 export async function wireAddress(chat) {
-  let going = false; // towards what the address says: nothing to write there
+  let going = 0; // ways towards what the address says: nothing to write there meanwhile
   const go = async () => {
     const id = addressed();
-    if (id === chat.conversation.head.id) return;
-    going = true;
-    if (id === null) chat.newChat();
-    else if (!(await chat.open(id))) toast(t("chat.gone"), { kind: "problem" });
-    going = false;
+    if (id === null && location.hash !== "") return write("replaceState"); // a link within the page
+    going += 1;
+    try {
+      if (id === null && chat.conversation.empty) chat.stay();
+      else if (id === null) chat.newChat();
+      else if (!(await chat.open(id))) {
+        toast(t("chat.gone"), { kind: "problem" });
+        if (!chat.conversation.empty) chat.newChat();
+      }
+    } catch (error) {
+      tellMishap(error);
+    }
+    going -= 1;
     write("replaceState");
   };
   /** @param {"pushState" | "replaceState"} how */
   const write = (how) => {
     const { head, empty } = chat.conversation;
     const id = empty ? null : head.id;
-    if (going || id === addressed()) return;
+    if (going > 0 || id === addressed()) return;
     history[how](null, "", id === null ? location.pathname + location.search : `#/chat/${id}`);
   };
   chat.addEventListener("opened", () => write("pushState"));

@@ -2,7 +2,6 @@
 
 import { SpeedMeter } from "../seeing/speed.js";
 import { ApiError } from "../server/errors.js";
-import { streamAnswer } from "../server/stream.js";
 import { FrameWriter } from "./frame_writer.js";
 
 /**
@@ -19,6 +18,8 @@ class Growth {
   meter;
   /** @type {number | null} */
   #due = null;
+  /** Whether any text came. */
+  came = false;
 
   /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number | null} sent */
   constructor(message, view, grown, sent) {
@@ -36,6 +37,7 @@ class Growth {
   add(text, tokens) {
     this.meter.piece(performance.now(), tokens);
     this.message.content += text;
+    this.came = true;
     this.writer.add(text);
   }
 
@@ -70,11 +72,12 @@ export async function runAnswers({ messages, views, pieces, request, resumed = f
   const sent = resumed ? null : performance.now();
   const started = Date.now();
   const growths = messages.map((message, at) => new Growth(message, views[at], grown, sent));
+  for (const { message, meter } of growths) if (message.stream?.begin) meter.begin(message.stream.begin);
   let error = null;
   try {
     for await (const piece of pieces) {
       if (piece.type === "reconnect") reconnecting();
-      take(piece, growths);
+      take(piece, growths, request);
       if (piece.type === "text" || piece.type === "event") changed();
     }
     for (const { message } of growths) message.state = "done";
@@ -89,15 +92,17 @@ export async function runAnswers({ messages, views, pieces, request, resumed = f
     await growth.finish();
     const { message, view, meter } = growth;
     delete message.stream;
-    if (message.content !== "" || error === null) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
+    // A part that never was says nothing of the answer that it was to continue.
+    const told = growth.came || message.state === "done" || (message.state === "stopped" && message.facts === undefined);
+    if (told) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
     view.settle();
   }
   grown();
   return error;
 }
 
-/** @param {Piece} piece @param {Growth[]} growths */
-function take(piece, growths) {
+/** @param {Piece} piece @param {Growth[]} growths @param {Record<string, unknown>} request */
+function take(piece, growths, request) {
   switch (piece.type) {
     case "text":
       growths[piece.choice]?.add(piece.text, piece.tokens);
@@ -114,13 +119,18 @@ function take(piece, growths) {
       for (const { view } of growths) view.facts.queued(piece.position, piece.eta);
       break;
     case "begin":
-      for (const { meter } of growths) meter.begin(piece);
+      for (const { meter, message } of growths) {
+        meter.begin(piece);
+        if (message.stream) message.stream.begin = { seed: piece.seed, model: piece.model };
+      }
       break;
     case "usage":
       for (const { meter } of growths) meter.count(piece.usage, growths.length);
       break;
     case "event":
-      for (const { message } of growths) message.stream = { id: piece.id, number: piece.number };
+      for (const { message } of growths) {
+        message.stream = { ...message.stream, id: piece.id, number: piece.number, request };
+      }
   }
 }
 
@@ -137,6 +147,7 @@ function note(message, facts) {
  * @returns {AsyncGenerator<Piece>}
  */
 export async function* streamThatFits(body, signal, resumable) {
+  const { streamAnswer } = await import("../server/stream.js"); // not needed before there is something to say
   try {
     yield* streamAnswer(body, { signal, resumable });
   } catch (error) {
@@ -145,4 +156,13 @@ export async function* streamThatFits(body, signal, resumable) {
     const { max_tokens: _, ...rest } = body;
     yield* streamAnswer(rest, { signal, resumable });
   }
+}
+
+/**
+ * Goes on with an answer whose beginning is here.
+ * @param {{id: string, number: number}} stream @param {AbortSignal} signal @returns {AsyncGenerator<Piece>}
+ */
+export async function* streamOn(stream, signal) {
+  const { resumeAnswer } = await import("../server/stream.js");
+  yield* resumeAnswer(stream, { signal });
 }

@@ -1,9 +1,9 @@
 /** One answer on the screen: it grows, then it is settled once. */
 
-import { AnswerBody, showText } from "../reading/body.js";
 import { FactsLine } from "../seeing/facts_line.js";
 import { el } from "../shell/dom.js";
 import { t } from "../words/words.js";
+import { LazyBody, showText } from "./lazy_reading.js";
 import { part, stamp } from "./stamp.js";
 
 /**
@@ -24,7 +24,7 @@ export class AnswerView {
     this.element.dataset.id = message.id;
     const body = part(this.element, ".body");
     if (message.state === "streaming") {
-      this.#body = new AnswerBody(body);
+      this.#body = new LazyBody(body);
       if (message.content !== "") this.append(message.content);
     } else {
       showText(body, message.content);
@@ -48,7 +48,7 @@ export class AnswerView {
   /** What had come is taken back: the answer begins anew, or is known better from elsewhere. */
   restart() {
     this.hideProblem();
-    this.#body = new AnswerBody(part(this.element, ".body"));
+    this.#body = new LazyBody(part(this.element, ".body"));
     this.element.setAttribute("aria-busy", "true");
     this.element.classList.toggle("begun", this.#message.content !== "");
     if (this.#message.content !== "") this.#body.append(this.#message.content);
@@ -78,7 +78,14 @@ export class AnswerView {
   }
 
   hideProblem() {
-    part(this.element, ".problem").hidden = true;
+    const box = part(this.element, ".problem");
+    if (box.contains(document.activeElement)) this.element.focus({ preventScroll: true });
+    box.hidden = true;
+  }
+
+  /** Whether a problem is shown. */
+  get troubled() {
+    return !part(this.element, ".problem").hidden;
   }
 
   /** Counts down on the retry button. @param {number} seconds until it is pressed by itself; 0 for never */

@@ -56,11 +56,16 @@ export class Autosave {
     if (!conversation.empty && !this.#gone.has(conversation.head.id)) this.#library.writeHead(conversation.head);
   }
 
-  /** @param {Conversation} conversation @param {string[]} ids */
-  removed(conversation, ids) {
+  /**
+   * Removes a message and all below it.
+   * @param {Conversation} conversation @param {string} id @returns {string[]} the ids that are gone
+   */
+  remove(conversation, id) {
+    const ids = conversation.remove(id);
     for (const id of ids) this.#pending.delete(id);
     this.#library.removeMessages(conversation.head.id, ids);
     this.#library.writeHead(conversation.head);
+    return ids;
   }
 
   flush() {

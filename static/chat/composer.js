@@ -34,6 +34,8 @@ export class Composer {
   #aside = { text: "", files: /** @type {TextFile[]} */ ([]) };
   /** @type {number | undefined} */
   #timer;
+  /** What was last read or kept. Only changes are kept, for another tab may have the same draft. */
+  #known = "";
   /** What the Enter key does: send, or begin a new line (then Ctrl+Enter sends). @type {"send" | "line"} */
   enterKey = "send";
 
@@ -64,6 +66,7 @@ export class Composer {
     button.addEventListener("click", () => (this.#busy ? actions.stop() : this.submit()));
     files?.addEventListener("change", () => this.#changed());
     this.#put(drafts?.read(null) ?? { text: "", files: [] });
+    this.#known = this.#now();
   }
 
   get text() {
@@ -95,6 +98,7 @@ export class Composer {
     this.#drafts?.write(at, { ...aside, edit: null });
     if (this.#conversation === at && this.editing) this.#leaveEdit();
     else if (this.#conversation === at && !editing) this.#put({ text: "", files: left });
+    this.#known = this.#now();
     this.focus();
   }
 
@@ -110,6 +114,7 @@ export class Composer {
     this.#editing = null;
     this.#aside = { text: "", files: [] };
     this.#put(this.#drafts?.read(id) ?? { text: "", files: [] });
+    this.#known = this.#now();
   }
 
   /** An edit that a reload or another conversation broke off: `edit(kept.text, {message: kept.message})`. */
@@ -128,11 +133,14 @@ export class Composer {
     this.#toEnd();
   }
 
+  /** @returns {import("./drafts.js").Edit | null} what is left behind */
   cancelEdit() {
-    if (this.#editing === null) return;
+    if (this.#editing === null) return null;
+    const left = { message: this.#editing, text: this.text };
     this.#leaveEdit();
     this.keep();
     this.#toEnd();
+    return left;
   }
 
   /** Puts a text into the draft, as if typed. @param {string} text */
@@ -165,8 +173,17 @@ export class Composer {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     const at = this.#conversation;
+    const now = this.#now();
+    if (now === this.#known) return;
+    this.#known = now;
     if (this.#editing === null) this.#drafts?.write(at, { text: this.text, files: this.files, edit: null });
     else this.#drafts?.write(at, { ...this.#aside, edit: { message: this.#editing, text: this.text } });
+  }
+
+  /** The draft as it is, files by name and size. */
+  #now() {
+    const sizes = [...this.files, ...this.#aside.files].map(({ name, text }) => [name, text.length]);
+    return JSON.stringify([this.#conversation, this.#editing, this.text, this.#aside.text, sizes]);
   }
 
   #leaveEdit() {

@@ -23,6 +23,8 @@ export class Drafts {
   #unkept;
   /** What storage does not take, for as long as the page lives. @type {Map<string, Draft>} */
   #memory = new Map();
+  /** Drafts of conversations that were deleted, and may be put back. @type {Map<string, Draft>} */
+  #aside = new Map();
 
   /**
    * @param {Storage | null} storage @param {Storage | null} session
@@ -56,6 +58,19 @@ export class Drafts {
     if (kept && keptFiles) return;
     this.#memory.set(key, { text, files, edit });
     if (!kept) this.#unkept();
+  }
+
+  /** Its conversation was deleted: only this page still has it. @param {string} id */
+  setAside(id) {
+    this.#aside.set(id, this.read(id));
+    this.forget(id);
+  }
+
+  /** Its conversation is there again. @param {string} id */
+  bringBack(id) {
+    const draft = this.#aside.get(id);
+    if (draft !== undefined) this.write(id, draft);
+    this.#aside.delete(id);
   }
 
   /** @param {string | null} id */

@@ -13,6 +13,7 @@ export class Gauge {
   #count;
   #announce;
   #number = el("span", { class: "tokens" });
+  #full = el("span", { class: "context", hidden: true, "aria-hidden": "true" }); // the meter says it in words
   #meter = el("meter", { min: 0, hidden: true });
   #warning = el("span", { class: "warning", hidden: true });
   /** @type {number | undefined} */
@@ -37,7 +38,7 @@ export class Gauge {
   constructor(place, count, announce) {
     this.#count = count;
     this.#announce = announce;
-    place.replaceChildren(this.#warning, this.#number, this.#meter);
+    place.replaceChildren(this.#warning, this.#number, this.#full, this.#meter);
   }
 
   /** Tokens of the conversation so far, and how many fit. @param {{used: number | null, limit: number | null}} context */
@@ -88,6 +89,7 @@ export class Gauge {
     const gauged = limit !== null && limit > 0 && (used !== null || draft > 0) && !unknown;
     this.#number.textContent = unknown || draft === 0 ? "" : t("composer.tokens", { n: draft });
     this.#meter.hidden = !gauged || total === 0;
+    this.#full.hidden = this.#meter.hidden;
     if (gauged) this.#fill(total, limit);
     this.#warn(gauged ? levelOf(total, limit) : "", total, limit ?? 0);
   }
@@ -96,6 +98,8 @@ export class Gauge {
   #fill(total, limit) {
     Object.assign(this.#meter, { max: limit, low: limit * NEARLY, high: limit, optimum: 0, value: total });
     const words = t("composer.context", { total, limit });
+    this.#full.textContent = t("composer.filled", { total, limit });
+    this.#full.title = words;
     this.#meter.textContent = words;
     this.#meter.title = words;
     this.#meter.setAttribute("aria-label", words);

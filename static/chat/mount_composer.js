@@ -9,6 +9,7 @@ import { enterKey, showHint } from "./enter_key.js";
 import { FileChips } from "./file_chips.js";
 import { Attachments } from "./files.js";
 import { Gauge } from "./gauge.js";
+import { offerFiles } from "./long_paste.js";
 
 /**
  * @typedef {object} Around what the composer needs of the page
@@ -40,6 +41,7 @@ export function mountComposer({ actions, commands, count, announce, complain, st
     commands: new CommandList(draft, byId("commands"), commands, announce),
   });
   chips.wire();
+  offerFiles(draft, attachments);
   composer.enterKey = enterKey();
   if (composer.enterKey !== "send") showHint(composer.enterKey);
   return { composer, drafts };

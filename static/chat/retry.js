@@ -1,4 +1,4 @@
-/** Counts down to the next try, as long as the server asked for. */
+/** The next try without the reader's hand: after as long as the server asked for, or when the network is back. */
 
 const MOST_RETRIES = 3; // without the reader's hand, one after another
 
@@ -6,6 +6,9 @@ export class Retry {
   /** @type {number | undefined} */
   #timer;
   #made = 0;
+  /** @type {((left: number) => void) | null} */
+  #tell = null;
+  #listening = new AbortController();
 
   /**
    * @param {number} seconds
@@ -16,19 +19,36 @@ export class Retry {
     this.cancel();
     if (this.#made >= MOST_RETRIES) return;
     let left = Math.max(1, Math.ceil(seconds));
+    this.#tell = tell;
     tell(left);
     this.#timer = setInterval(() => {
       left -= 1;
-      tell(left);
-      if (left > 0) return;
+      if (left > 0) return tell(left);
       this.cancel();
       this.#made += 1;
       again();
     }, 1000);
   }
 
+  /** @param {() => void} again @returns {boolean} whether that will be tried */
+  whenOnline(again) {
+    this.cancel();
+    if (this.#made >= MOST_RETRIES) return false;
+    this.#listening = new AbortController();
+    const back = () => {
+      this.cancel();
+      this.#made += 1;
+      again();
+    };
+    addEventListener("online", back, { signal: this.#listening.signal });
+    return true;
+  }
+
   cancel() {
     clearInterval(this.#timer);
+    this.#listening.abort();
+    this.#tell?.(0);
+    this.#tell = null;
   }
 
   /** An answer came, or the reader asked: the count begins anew. */

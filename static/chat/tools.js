@@ -1,12 +1,10 @@
 /** The buttons at each message. */
 
-import { hideScores, showScores } from "../seeing/heat.js";
 import { keys } from "../server/keys.js";
-import { wireBody } from "../server/stream.js";
-import { openMenu } from "../shell/menu.js";
 import { toast } from "../shell/toast.js";
 import { t } from "../words/words.js";
 import { withFiles } from "../core/conversation.js";
+import { canContinue, endedByItself } from "./going_on.js";
 
 /**
  * @typedef {import("./chat.js").Chat} Chat
@@ -30,15 +28,20 @@ export function wireTools(chat, log, { announce, edit }) {
   };
   log.onTool("prev", step(-1));
   log.onTool("next", step(1));
-  log.onTool("edit", edit);
-  log.onTool("regenerate", (id) => chat.regenerate(id));
-  log.onTool("continue", (id) => chat.continueAnswer(id));
-  log.onTool("compare", (id) => chat.compare(id));
+  /** What has to wait while an answer grows. @param {(id: string) => void} action */
+  const idle = (action) => (/** @type {string} */ id) => (chat.busy ? toast(t("chat.wait")) : action(id));
+  log.onTool("edit", idle(edit));
+  log.onTool("regenerate", idle((id) => chat.regenerate(id)));
+  log.onTool("continue", idle((id) => chat.continueAnswer(id)));
+  log.onTool("compare", idle((id) => chat.compare(id)));
   log.onTool("choose", (id) => chat.choose(id));
-  log.onTool("delete", (id) => remove(chat, id));
+  log.onTool("delete", idle((id) => remove(chat, id)));
   log.onTool("copy", (id) => copy(chat.conversation.find(id)?.content ?? "", announce));
   log.onTool("heat", (id) => toggleHeat(chat, log, id));
-  log.onTool("more", (id, button) => openMenu(button, moreItems(chat, log, id, announce)));
+  log.onTool("more", async (id, button) => {
+    const { openMenu } = await import("../shell/menu.js");
+    openMenu(button, moreItems(chat, log, id, announce));
+  });
 }
 
 /** @param {Chat} chat @param {string} id */
@@ -58,13 +61,14 @@ async function copy(text, announce) {
 }
 
 /** @param {Chat} chat @param {LogView} log @param {string} id */
-function toggleHeat(chat, log, id) {
+async function toggleHeat(chat, log, id) {
   const button = log.find(id)?.querySelector(".tool.heat");
   const body = /** @type {HTMLElement | null | undefined} */ (log.find(id)?.querySelector(".body"));
   const scores = chat.conversation.find(id)?.scores;
   if (!body || !scores || !button) return;
   const on = button.getAttribute("aria-pressed") !== "true";
   button.setAttribute("aria-pressed", String(on));
+  const { hideScores, showScores } = await import("../seeing/heat.js");
   if (on) showScores(body, scores);
   else hideScores(body);
 }
@@ -76,15 +80,18 @@ function moreItems(chat, log, id, announce) {
     const { conversation } = chat;
     const message = conversation.find(id);
     if (message === undefined) return;
-    const recipe = await import("../seeing/recipe.js");
+    const [recipe, { wireBody }] = await Promise.all([import("../seeing/recipe.js"), import("../server/stream.js")]);
     const facts = message.earlier?.[0] ?? message.facts; // of the part that began the answer
     const body = wireBody({ ...facts?.request, messages: conversation.wire(message.parent) });
     if (facts?.seed != null) Object.assign(body, { seed: facts.seed });
     const address = new URL("v1/chat/completions", document.baseURI).href;
     await copy(recipe[name](body, address, { key: keys.key !== null }), announce);
   };
-  const scores = chat.conversation.find(id)?.scores?.length;
+  const message = chat.conversation.find(id);
+  const scores = message?.scores?.length;
+  const more = message !== undefined && endedByItself(message) && canContinue(chat.conversation, id);
   return [
+    ...(more ? [{ label: t("shell.continue"), run: () => chat.continueAnswer(id) }] : []),
     { label: t("chat.compare"), run: () => chat.compare(id) },
     ...(scores ? [{ label: t("chat.heat"), run: () => toggleHeat(chat, log, id) }] : []),
     { label: t("chat.copyCurl"), run: () => copyAs("asCurl") },

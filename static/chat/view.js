@@ -8,7 +8,9 @@
 import { el } from "../shell/dom.js";
 import { t } from "../words/words.js";
 import { AnswerView } from "./answer_view.js";
+import { canContinue, endedByItself } from "./going_on.js";
 import { part, stamp } from "./stamp.js";
+import { when } from "./when.js";
 
 /**
  * @typedef {import("../core/conversation.js").Message} Message
@@ -43,6 +45,7 @@ export class LogView {
   show(conversation, growing) {
     if (conversation !== this.#conversation) this.#forget();
     this.#conversation = conversation;
+    const focused = this.#log.contains(document.activeElement);
     const path = conversation.path();
     const kept = this.#keepCommon(path);
     const fragment = document.createDocumentFragment();
@@ -53,6 +56,9 @@ export class LogView {
     this.#log.append(fragment);
     for (const message of path) this.refresh(message.id);
     this.#welcome.hidden = this.#log.childElementCount > 0;
+    const last = [...this.#log.querySelectorAll(".message")].at(-1);
+    // What had the focus may be gone: the keyboard goes on from the end of the chat, not from the page's top.
+    if (focused && !this.#log.contains(document.activeElement) && last instanceof HTMLElement) last.focus({ preventScroll: true });
   }
 
   /** @param {string} id @returns {AnswerView | undefined} if it is shown, and dressed */
@@ -89,7 +95,7 @@ export class LogView {
     /** @type {HTMLButtonElement} */ (part(variants, ".next")).disabled = at === of;
     if (message.role === "user") return;
     const busy = message.state === "streaming";
-    part(element, ".continue").hidden = busy || message.content === "" || conversation.head.leaf !== id;
+    part(element, ".continue").hidden = busy || !canContinue(conversation, id) || endedByItself(message);
     part(element, ".tool.heat").hidden = busy || !message.scores?.length;
     for (const name of [".regenerate", ".compare", ".more"]) part(element, name).hidden = busy;
   }
@@ -230,6 +236,7 @@ function userElement(message) {
   const bubble = part(element, ".bubble");
   bubble.textContent = message.content;
   bubble.hidden = message.content === "";
+  if (Number.isFinite(message.created)) part(element, ".tools").prepend(when(message.created));
   const files = (message.files ?? []).map(({ name }) =>
     el("li", { class: "file", text: name, title: t("chat.file", { name }) }),
   );

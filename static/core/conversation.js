@@ -37,8 +37,13 @@
  * @property {Facts} [facts] of its last part, if it was continued
  * @property {Facts[]} [earlier] of the parts before that
  * @property {TokenScore[]} [scores]
- * @property {{id: string, number: number}} [stream] where a growing answer can be resumed: the stream's name
- *   and the number of the last event that `content` holds
+ * @property {Stream} [stream] where a growing answer can be resumed
+ *
+ * @typedef {object} Stream
+ * @property {string} id the stream's name
+ * @property {number} number of the last event that `content` holds
+ * @property {Record<string, unknown>} [request] the facts of what was asked
+ * @property {{seed: number | null, model: string}} [begin] as the server echoed it
  *
  * @typedef {object} Head a conversation without its messages
  * @property {string} id
@@ -171,6 +176,20 @@ export class Conversation {
       else this.select(next);
     }
     return gone;
+  }
+
+  /**
+   * Takes a removal back.
+   * @param {Message[]} messages those that are gone @param {string[]} order the ids of all messages before it
+   */
+  putBack(messages, order) {
+    const all = new Map([...messages, ...this.#messages.values()].map((message) => [message.id, message]));
+    this.#messages.clear();
+    this.#children.clear();
+    for (const id of new Set([...order, ...all.keys()])) {
+      const message = all.get(id);
+      if (message !== undefined) this.#insert(message);
+    }
   }
 
   /**

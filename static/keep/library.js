@@ -44,6 +44,8 @@ export class Library extends EventTarget {
   /** @type {Map<string, Head>} the heads as this tab last read or wrote them: what its changes are made from */
   #bases = new Map();
   #order = 0;
+  /** Where removed messages stood, for those that are put back. @type {Map<string, number>} */
+  #places = new Map();
   #asked = false; // whether the browser was asked not to clear the database
   /** @type {Problem["kind"] | null} the problem that was told and is not over */
   #troubled = null;
@@ -151,8 +153,11 @@ export class Library extends EventTarget {
 
   /** @param {string} conversationId @param {string[]} ids */
   async removeMessages(conversationId, ids) {
-    if (!(await this.#try(async () => this.#shelf?.removeRows(conversationId, ids)))) return;
-    await this.#waiting.removeRows(conversationId, ids);
+    /** @type {Row[]} */
+    let gone = [];
+    if (!(await this.#try(async () => (gone = (await this.#shelf?.removeRows(conversationId, ids)) ?? [])))) return;
+    gone.push(...(await this.#waiting.removeRows(conversationId, ids)));
+    for (const { id, order } of gone) this.#places.set(id, order);
     this.#tell({ id: conversationId });
     await this.#putWaiting();
   }
@@ -233,7 +238,7 @@ export class Library extends EventTarget {
   /** @param {string} conversation @param {Message} message @returns {Row} */
   #row(conversation, message) {
     this.#order = Math.max(this.#order + 1, Date.now() * 1000); // rises, in step with other tabs
-    return { ...message, conversation, order: this.#order };
+    return { ...message, conversation, order: this.#places.get(message.id) ?? this.#order };
   }
 
   /**

@@ -40,10 +40,11 @@ function facts({ facts, state }) {
 }
 
 /** @param {Facts} facts */
-function figures({ ttft, rate, promptTokens, completionTokens, finish, seed }) {
+function figures({ ttft, rate, itl50, itl95, promptTokens, completionTokens, finish, seed }) {
   const words = [];
   if (ttft !== null) words.push(t("keep.md.ttft", { n: Math.round(ttft) }));
   if (rate !== null) words.push(t("keep.md.rate", { rate: rate.toFixed(1) }));
+  if (itl50 != null && itl95 != null) words.push(t("keep.md.itl", { p50: itl50.toFixed(1), p95: itl95.toFixed(1) }));
   if (promptTokens !== null) words.push(t("keep.md.prompt", { n: promptTokens }));
   if (completionTokens !== null) words.push(t("keep.md.tokens", { n: completionTokens }));
   if (finish !== null) words.push(t("keep.md.finish", { finish }));

@@ -57,9 +57,16 @@ function scanOne(head, rows, words) {
     const folded = fold(text);
     if (!missing.every((word) => folded.includes(word))) continue;
     if (!words.some((word) => folded.includes(word))) continue;
+    if (missing.length === 0 && rows[at].parent === null && opens(folded, title)) continue; // the title is this message's beginning
     hits.push({ head, messageId: rows[at].id, ...excerpt(text, words) });
   }
   return hits;
+}
+
+/** @param {string} folded a message @param {string} title folded, too; a cut one ends in three dots */
+function opens(folded, title) {
+  const beginning = title.replace(/(…|\.{3})$/, "").trim();
+  return beginning !== "" && folded.replace(/\s+/g, " ").trim().startsWith(beginning);
 }
 
 /** @param {Row} row */

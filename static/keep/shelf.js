@@ -17,7 +17,7 @@
  * @property {(heads: ((stored: Map<string, Head>) => Head[]), ids: string[], rows: Row[]) => Promise<void>} put
  *   writes all or nothing: the rows, and the heads that `heads` makes of those that are stored under `ids`
  * @property {(conversation: string) => Promise<void>} remove
- * @property {(conversation: string, ids: string[]) => Promise<void>} removeRows
+ * @property {(conversation: string, ids: string[]) => Promise<Row[]>} removeRows gives back what is gone
  */
 
 import { result, written } from "./database.js";
@@ -88,8 +88,11 @@ export class DatabaseShelf {
   async removeRows(_, ids) {
     const transaction = this.#database.transaction("messages", "readwrite");
     const done = written(transaction);
-    for (const id of ids) transaction.objectStore("messages").delete(id);
-    await done;
+    const messages = transaction.objectStore("messages");
+    const gone = ids.map((id) => result(messages.get(id)));
+    for (const id of ids) messages.delete(id);
+    const [rows] = await Promise.all([Promise.all(gone), done]);
+    return rows.filter((row) => row !== undefined);
   }
 
   /** Removes old messages without a conversation: one that was still being written while another tab removed it. */
@@ -162,8 +165,10 @@ export class MemoryShelf {
   /** @param {string} conversation @param {string[]} ids */
   async removeRows(conversation, ids) {
     const there = this.#rows.get(conversation);
+    const gone = ids.flatMap((id) => there?.get(id) ?? []);
     for (const id of ids) there?.delete(id);
     if (there?.size === 0) this.#rows.delete(conversation);
+    return gone;
   }
 
   /** @param {string} conversation */

@@ -1,7 +1,7 @@
 /** Colours for code. The highlighter and each of its languages are loaded when code first needs them. */
 
 /** Language by the names that people write behind a fence. */
-const NAMES = /** @type {Record<string, string>} */ ({});
+const NAMES = /** @type {Map<string, string>} */ (new Map());
 const LANGUAGES = {
   bash: "sh zsh fish",
   c: "h",
@@ -39,7 +39,7 @@ const LANGUAGES = {
   yaml: "yml",
 };
 for (const [language, others] of Object.entries(LANGUAGES)) {
-  for (const name of [language, ...others.split(" ")]) NAMES[name] = language;
+  for (const name of [language, ...others.split(" ")]) if (name !== "") NAMES.set(name, language);
 }
 /** What a language is written in besides itself. @type {Record<string, string[]>} */
 const PARTS = { xml: ["css", "javascript"], markdown: ["xml"], php: ["xml"], shell: ["bash"] };
@@ -93,7 +93,7 @@ let highlighter = null;
 const loading = new Map();
 
 /** The language of a fence, null for none that is known. @param {string} name @returns {string | null} */
-export const languageOf = (name) => NAMES[name.toLowerCase()] ?? null;
+export const languageOf = (name) => NAMES.get(name.toLowerCase()) ?? null;
 
 /** Whether code of this language can be coloured at once. @param {string} language */
 export const isLoaded = (language) => highlighter?.getLanguage(language) !== undefined && highlighter !== null;

@@ -11,7 +11,7 @@ const TAGS = (
 const ATTRIBUTES = "href title target rel class start src alt loading dir data-language data-formula data-display data-align".split(" ");
 const PICTURE = /^data:image\/(?:png|jpe?g|gif|webp|avif|bmp);base64,[a-z0-9+/=\s]*$/i;
 
-/** @typedef {{sanitize(dirty: Node | string, options?: object): any, setConfig(options: object): void}} Purify */
+/** @typedef {{sanitize(dirty: Node | string, options?: object): any, setConfig(options: object): void, addHook(name: string, hook: (node: Node, attribute: any) => void): void}} Purify */
 /** @type {Purify & ((view: Window) => Purify)} */
 const purify = /** @type {any} */ (globalThis).DOMPurify;
 const OPTIONS = {
@@ -27,6 +27,11 @@ const OPTIONS = {
 const cleaner = purify(window);
 cleaner.setConfig(OPTIONS);
 
+// DOMPurify knows which addresses run something; which ask somebody for something is the page's own matter.
+cleaner.addHook("uponSanitizeAttribute", (_, attribute) => {
+  if (!mayLead(attribute.attrName, attribute.attrValue)) attribute.keepAttr = false;
+});
+
 /** Takes out of an element whatever should not be in it. @param {HTMLElement} element */
 export function clean(element) {
   cleaner.sanitize(element);
@@ -34,6 +39,11 @@ export function clean(element) {
 
 const tags = new Set(TAGS);
 const attributes = new Set(ATTRIBUTES);
+
+/** Whether an attribute, if it holds an address, leads nowhere that it should not. @param {string} name @param {string} value */
+function mayLead(name, value) {
+  return name === "href" ? safeAddress(value) !== null : name !== "src" || isPicture(value);
+}
 
 /**
  * The same for what is made anew many times in a second: goes over the elements itself, with the same lists.
@@ -43,8 +53,7 @@ export function check(element) {
   const { localName } = element;
   if (!tags.has(localName)) return element.remove();
   for (const { name, value } of [...element.attributes]) {
-    const address = name === "href" ? safeAddress(value) !== null : name !== "src" || isPicture(value);
-    if (!attributes.has(name) || !address) element.removeAttribute(name);
+    if (!attributes.has(name) || !mayLead(name, value)) element.removeAttribute(name);
   }
   for (const child of [...element.children]) check(/** @type {HTMLElement} */ (child));
 }

@@ -86,7 +86,8 @@ export class Follower {
 
   #resized() {
     this.#makeRoom();
-    if (this.#following && !this.#selecting()) this.#goToEnd();
+    if (this.#following && this.#selecting()) this.#following = false;
+    if (this.#following) this.#goToEnd();
     else if (this.#scroller.scrollHeight > this.#height + 1 && this.#distance() > NEAR) this.#markUnread();
     this.#height = this.#scroller.scrollHeight;
     this.#show();
@@ -151,7 +152,7 @@ export class Follower {
     return this.#scroller.scrollHeight - this.#scroller.clientHeight - this.#scroller.scrollTop;
   }
 
-  /** Marking text with the mouse must not be disturbed. */
+  /** Who marks text is reading it: it stays where it is, then and afterwards. */
   #selecting() {
     const selection = document.getSelection();
     return selection !== null && !selection.isCollapsed && this.#scroller.contains(selection.anchorNode);

@@ -39,15 +39,13 @@ export class FactsLine {
 
   /**
    * The request waits for a row.
-   * @param {number} position 1 is the next @param {number | null} eta seconds
+   * @param {number} position how many go before it @param {number | null} eta seconds
    */
   queued(position, eta) {
-    if (position < 1) this.#line.textContent = t("seeing.queued_next");
-    else {
-      const place = ordinal(position);
-      const time = eta === null ? "" : about(eta);
-      this.#line.textContent = time === "" ? t("seeing.queued", { place }) : t("seeing.queued_about", { place, time });
-    }
+    const time = eta === null ? "" : about(eta);
+    const words = position < 1 ? "queued_next" : "queued";
+    const place = ordinal(position + 1);
+    this.#line.textContent = time === "" ? t(`seeing.${words}`, { place }) : t(`seeing.${words}_about`, { place, time });
   }
 
   /** The answer grows. @param {SpeedMeter} meter */

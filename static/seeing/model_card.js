@@ -44,7 +44,9 @@ export function modelCard({ model, stats, version }) {
   const defaults = Object.entries(model?.samplingDefaults ?? {});
   if (defaults.length > 0) content.append(el("h3", { text: t("seeing.card.defaults") }), chips(defaults));
   const chosen = Array.isArray(facts.features) ? facts.features : [];
-  if (chosen.length > 0) content.append(el("h3", { text: t("seeing.card.features") }), features(chosen));
+  if (chosen.length > 0) {
+    content.append(el("details", {}, el("summary", { text: t("seeing.card.features") }), features(chosen)));
+  };
   return content;
 }
 

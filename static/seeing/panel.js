@@ -42,7 +42,7 @@ export class LivePanel {
   /**
    * @param {HTMLElement} element where the figures go
    * @param {{watch: Watch, mine?: () => number, told?: (snapshot: Snapshot | null) => void}} parts
-   *   watch is `watchStats` of server/api.js; mine says how many rows are this page's own; told passes every
+   *   watch is `watchStats` of server/watch.js; mine says how many rows are this page's own; told passes every
    *   snapshot on, and null when no more will come
    */
   constructor(element, { watch, mine = () => 0, told = () => {} }) {
@@ -172,7 +172,7 @@ export class LivePanel {
     const words = {
       rows: running === null ? null : rows ? t("seeing.engine.of", { used: running, total: rows }) : whole(running),
       waiting: count(snapshot.waiting),
-      kv: kv === null ? null : t("seeing.engine.blocks", { used: used ?? 0, total: blocks ?? 0, share: percent(kv) }),
+      kv: kv === null ? null : t("seeing.engine.blocks", { used: used ?? 0, total: blocks ?? 0 }),
       speed: speed === null ? null : perSecond(speed),
       ttft: wait(snapshot.ttft_p50_seconds),
       ttft95: wait(snapshot.ttft_p95_seconds),
@@ -184,7 +184,9 @@ export class LivePanel {
     if (restarts) restarts.hidden = words.restarts === null; // an engine in the server's own process has none
     for (const [name, value] of /** @type {const} */ ([["rows", share(running, rows)], ["kv", kv]])) {
       const bar = this.#bars.get(name);
-      if (bar) bar.value = value ?? 0;
+      if (!bar) continue;
+      bar.value = value ?? 0;
+      bar.title = value === null ? "" : percent(value);
     }
   }
 

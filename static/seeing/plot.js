@@ -201,11 +201,11 @@ function base(k) {
   return (k + 1) * (HEAD + STRIP);
 }
 
-/** The next round number: 1, 2 or 5 with zeros. @param {number} value @param {number} least */
+/** The next round number, at most half above. @param {number} value @param {number} least */
 export function roundUp(value, least) {
   const wanted = Math.max(value, least);
   const power = 10 ** Math.floor(Math.log10(wanted));
-  return power * (/** @type {number} */ ([1, 2, 5, 10].find((step) => step * power >= wanted)));
+  return power * (/** @type {number} */ ([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * power >= wanted)));
 }
 
 /**

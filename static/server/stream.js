@@ -3,23 +3,13 @@
 import { ApiError } from "./errors.js";
 import { PieceReader } from "./pieces.js";
 import { pause, request } from "./request.js";
+import { resumption } from "./resumption.js";
 import { readEvents } from "./sse.js";
 
 /**
  * @typedef {import("./pieces.js").Piece} Piece
  * @typedef {import("./pieces.js").Usage} Usage
  */
-
-/**
- * offered: whether the server can resume streams; null while that is not known, and it is not asked for. waits: milliseconds before
- * each attempt to get a lost stream back. patience: how long (milliseconds) to wait for a network that the
- * browser knows to be off: the server keeps a stream that nobody reads for about so long.
- */
-export const resumption = {
-  offered: /** @type {boolean | null} */ (null),
-  waits: [250, 500, 1000, 2000, 4000, 8000],
-  patience: 45_000,
-};
 
 const NAME_BYTES = 16;
 const SECOND_DELETE = 1000; // milliseconds; the server may not have seen yet what is to be deleted
@@ -129,6 +119,7 @@ async function* follow({ id, number, response, signal }) {
   let lost = 0; // times in a row
   let over = false; // nothing is left to be stopped
   try {
+    if (number === 0) yield { type: "event", id, number }; // it can be resumed while it still waits
     for (;;) {
       try {
         response ??= await reopen(id, number, signal);

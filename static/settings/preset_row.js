@@ -65,7 +65,8 @@ export class PresetRow {
     this.#tools.replaceChildren(
       el("div", { class: "row" },
         tool("new", () => this.#askName("", (name) => this.#presets.save(name))),
-        any && tool("copy", () => this.#copy())));
+        any && tool("copy", () => this.#copy()),
+        tool("paste", () => this.#askJson())));
     if (own === undefined) return;
     this.#tools.prepend(el("div", { class: "row", role: "group", "aria-label": t("settings.preset.change", { name: own.name }) },
       tool("overwrite", () => {
@@ -106,6 +107,37 @@ export class PresetRow {
     this.#tools.replaceChildren(el("div", { class: "row naming" }, input, button("save", save), button("cancel", leave)));
     input.focus();
     input.select();
+  }
+
+  /** Takes in presets that were copied, here or elsewhere. */
+  #askJson() {
+    const input = el("textarea", { class: "value", rows: 4, "aria-label": t("settings.preset.json"),
+      placeholder: t("settings.preset.json"), "aria-describedby": "wrong-preset", spellcheck: "false", dir: "ltr" });
+    const leave = () => {
+      this.#problem.textContent = "";
+      this.#showTools();
+      this.#focus();
+    };
+    const add = () => {
+      const n = this.#presets.fromJson(input.value);
+      if (n === 0) {
+        this.#problem.textContent = t("settings.preset.no_json");
+        input.setAttribute("aria-invalid", "true");
+        return;
+      }
+      leave();
+      this.#announce(t("settings.preset.added", { n }));
+    };
+    input.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.isComposing) return;
+      event.preventDefault(); // the sheet would close
+      event.stopPropagation();
+      leave();
+    });
+    const button = (/** @type {string} */ key, /** @type {() => void} */ run) =>
+      el("button", { type: "button", class: "small", text: t(`settings.preset.${key}`), on: { click: run } });
+    this.#tools.replaceChildren(el("div", { class: "row naming" }, input, button("add", add), button("cancel", leave)));
+    input.focus();
   }
 
   async #copy() {

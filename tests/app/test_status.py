@@ -302,6 +302,32 @@ async def test_text_of_the_page_is_gzipped_for_who_takes_it() -> None:
         assert (head.status_code, head.content) == (200, b"")
         assert (await s.http.post("/static/app.js")).status_code == 405
         assert (await s.http.get("/static/absent.js")).status_code == 404
+        anything = {"accept-encoding": "gzip", "if-none-match": "*"}
+        assert (await s.http.get("/static/app.js", headers=anything)).status_code == 304
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+@pytest.mark.parametrize(
+    "path", ["%00.js", "x%00/app.js", f"{'x' * 300}.js", "app.js/app.js", "shell", "shell.js/", "..%2fapp.js"]
+)
+async def test_what_is_no_file_is_not_found(path: str, encoding: str) -> None:
+    if static_folder() is None:
+        missing("no page is installed")
+    async with served(ScriptedEngine()) as s:
+        reply = await s.http.get(f"/static/{path}", headers={"accept-encoding": encoding})
+        assert reply.status_code == 404
+
+
+async def test_a_part_of_a_file_is_a_part_of_its_plain_form() -> None:
+    if static_folder() is None:
+        missing("no page is installed")
+    async with served(ScriptedEngine()) as s:
+        whole = await s.http.get("/static/app.js")
+        some = {"range": "bytes=0-99", "accept-encoding": "identity"}
+        part = await s.http.get("/static/app.js", headers=some)
+        assert (part.status_code, part.content) == (206, whole.content[:100])
+        packed = await s.http.get("/static/app.js", headers={"range": "bytes=0-99"})
+        assert (packed.status_code, packed.content) == (200, whole.content)
 
 
 @pytest.mark.parametrize(

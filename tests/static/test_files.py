@@ -136,3 +136,24 @@ def test_pasted_files_are_attached_and_pasted_text_is_not(chat: ChatPage) -> Non
     assert chat.page.evaluate(paste, {"text": "words"}) is False
     assert chat.page.evaluate(paste, {"text": ""}) is True
     expect(chat.page.locator("#chips .chip")).to_have_count(1)
+
+
+def test_a_long_text_that_is_pasted_can_become_a_file(chat: ChatPage) -> None:
+    paste = """
+    (text) => {
+      const draft = document.getElementById('draft');
+      draft.focus();
+      const clipboardData = new DataTransfer();
+      clipboardData.setData('text/plain', text);
+      draft.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }));
+      document.execCommand('insertText', false, text); // as the browser does
+    }
+    """
+    offer = chat.page.get_by_role("button", name="Attach as file")
+    chat.page.evaluate(paste, "short words ")
+    expect(offer).to_have_count(0)
+    chat.page.evaluate(paste, "line\n" * 1000)
+    offer.click()
+    expect(chat.draft).to_have_value("short words ")
+    expect(chat.page.locator("#chips .chip .name")).to_have_text("pasted.txt")
+    expect(chat.draft).to_be_focused()

@@ -362,7 +362,8 @@ def test_markdown_tells_how_answers_came_about(modules: Page) -> None:
     assert rest[1:3] == ['a.py:\n````\nx = "```"\n````', "Look:"]
     assert rest[3].startswith("## Answer · ")
     assert rest[4] == "**Yes.**"
-    facts = "251 ms to first token · 43.2 tok/s · 12 prompt tokens · 1 token · finish: length · seed 9"
+    facts = "251 ms to first token · 43.2 tok/s · p50 1.0 ms and p95 2.0 ms between tokens"
+    facts += " · 12 prompt tokens · 1 token · finish: length · seed 9"
     assert rest[5] == f"*{facts} · temperature 0.7 · top_k 40*\n"
     assert "not shown" not in text
 

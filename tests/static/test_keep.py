@@ -242,7 +242,7 @@ def test_a_full_disk_loses_nothing(browser: Browser, scripted_server: ScriptedSe
           one.head.system = 'Be brief.';
           await library.writeHead(one.head);
           const inner = await library.read(one.head.id);
-          const found = await library.search('kept page');
+          const found = [...(await library.search('kept page')), ...(await library.search('more'))];
           return [problems.map(({ kind }) => kind), inner.messages.length, (await library.list()).length,
             found.map((hit) => hit.messageId === null), (await library.all()).length];
         }"""
@@ -265,6 +265,7 @@ NOTES = [
     ("Trees", ["What is a Baum?", "Ein großer Baum: Éclair, naïve, Ärger."]),
     ("Émile's list", ["nothing", "in here"]),
     ("Words", ["one " + "far " * 60 + "two", "two one"]),
+    ("Into the harbour…", ["Into the  harbour we sailed", "A calm harbour"]),
 ]
 SEARCHES = [
     ("baum", [("Trees", 1, "Baum"), ("Trees", 0, "Baum")]),
@@ -276,6 +277,7 @@ SEARCHES = [
     ("  ", []),
     ("absent", []),
     ("one absent", []),
+    ("harbour", [("Into the harbour…", None, "harbour"), ("Into the harbour…", 1, "harbour")]),
 ]
 
 

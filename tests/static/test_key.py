@@ -25,6 +25,11 @@ ASK = """async (count) => {
   Promise.all(Array.from({ length: count }, one)).then((all) => (window.answers = all));
 }"""
 
+_REFUSED = """(count) => {
+  const refused = ({ name, responseStatus }) => name.endsWith('/chat/completions') && responseStatus === 401;
+  return performance.getEntriesByType('resource').filter(refused).length >= count;
+}"""
+
 
 @pytest.fixture
 def page(modules: Page, scripted: ScriptedServer) -> Page:
@@ -76,7 +81,9 @@ def test_a_key_is_remembered_if_the_reader_says_so(page: Page) -> None:
 
 
 def test_who_gives_no_key_is_told_and_asked_again_only_when_they_want_something(page: Page) -> None:
+    page.evaluate("performance.clearResourceTimings()")
     page.evaluate(ASK, 2)
+    page.wait_for_function(_REFUSED, arg=2)  # one that is refused later would ask anew
     page.get_by_role("button", name="Cancel").click()
     assert answers(page) == ["invalid_api_key"] * 2
     codes = page.evaluate(
@@ -89,6 +96,7 @@ def test_who_gives_no_key_is_told_and_asked_again_only_when_they_want_something(
     assert codes == ["invalid_api_key"] * 2
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.evaluate(ASK, 1)
+    expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     assert answers(page) == ["invalid_api_key"]
 
@@ -108,7 +116,7 @@ def test_tokens_are_counted_by_the_server(modules: Page, scripted: ScriptedServe
 def test_statistics_are_followed_through_losses_and_keys(page: Page, scripted: ScriptedServer) -> None:
     page.evaluate(
         """async () => {
-          const { watchStats } = await import('/static/server/api.js');
+          const { watchStats } = await import('/static/server/watch.js');
           window.told = [];
           window.watching = new AbortController();
           window.ended = watchStats((stats) => told.push(stats?.running ?? null), watching.signal);

@@ -127,3 +127,14 @@ def test_documents_are_what_marked_makes_of_the_whole(reading: Page) -> None:
     }
     unexpected = {name: pair for name, pair in different.items() if name not in DIFFERENT}
     assert unexpected == {}
+
+
+def test_only_languages_that_are_named_are_loaded(reading: Page) -> None:
+    """Code without a name is just code, and what every object has is no language."""
+    found = reading.evaluate(
+        """async () => {
+          const { languageOf } = await import('/static/reading/highlight.js');
+          return ['', 'constructor', '__proto__', 'text', 'Py', 'c++', 'swift'].map(languageOf);
+        }"""
+    )
+    assert found == [None, None, None, None, "python", "cpp", "swift"]

@@ -1,13 +1,20 @@
 # ruff: noqa: E501
 """Whatever a model says, the page only shows it: nothing runs, nothing is fetched, nothing is foreign."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from tests.static.hostile_texts import HOSTILE
 from tests.static.scripted_server import ScriptedServer
 
 pytestmark = pytest.mark.browser
+
+FIXTURES = Path(__file__).parent / "vendor" / "dompurify" / "expect.js"
+FIXTURES_SHA256 = "deaac9755d84320fe61cee90db7e984f3e497e3b7a36517bd585788f8d626aa5"
 
 _WATCH = """
 window.breaches = [];
@@ -68,6 +75,52 @@ _SHOW = """async (texts) => {
   return strange;
 }"""
 
+# Has the browser read markup, as the page itself never does (no string may become markup in it), puts what each
+# of the page's two guards leaves of it into the page, and lists what should not be there.
+_GUARD = """async (addresses) => {
+  const { clean, check } = await import('/static/reading/safety.js');
+  const ELEMENTS = new Set(('div p h3 h4 h5 h6 ul ol li blockquote hr pre code table thead tbody tr th td strong em ' +
+    'del br a img span').split(' '));
+  const ATTRIBUTES = new Set(('href title target rel class start src alt loading dir data-language data-formula ' +
+    'data-display data-align').split(' '));
+  const strange = [];
+  const log = document.getElementById('log');
+  const parsed = (address) => new Promise((done, fail) => {
+    const request = new XMLHttpRequest();
+    request.open('GET', address);
+    request.responseType = 'document';
+    request.onload = () => done(request.response);
+    request.onerror = fail;
+    request.send();
+  });
+  const documents = await Promise.all(addresses.map(parsed));
+  const find = Document.prototype.querySelector; // a document's own may be hidden by a payload
+  let elements = 0;
+  const boxes = documents.flatMap((read, place) => [clean, check].map((guard) => {
+    const box = read.implementation.createHTMLDocument('').createElement('div');
+    box.append(...[...find.call(read, 'body').childNodes].map((node) => node.cloneNode(true)));
+    return { place, guard, box };
+  }));
+  // Handlers are reported when they are read already; what counts is what the guards leave.
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  if (breaches.length === 0) strange.push('nothing to guard against');
+  breaches.length = 0;
+  for (const { place, guard, box } of boxes) {
+    elements += box.querySelectorAll('*').length;
+    guard(box);
+    log.append(document.adoptNode(box));
+    for (const element of box.querySelectorAll('*')) {
+      if (!ELEMENTS.has(element.localName)) strange.push([place, guard.name, element.localName]);
+      for (const { name, value } of element.attributes) {
+        if (!ATTRIBUTES.has(name)) strange.push([place, guard.name, element.localName, name]);
+        if (name === 'href' && !/^(https?:\\/\\/|mailto:)/i.test(value)) strange.push([place, guard.name, value]);
+        if (name === 'src' && !/^data:image\\/(?!svg)/i.test(value)) strange.push([place, guard.name, value]);
+      }
+    }
+  }
+  return [elements, strange];
+}"""
+
 _FORMULAS = """async () => {
   while (document.querySelector('[data-formula]') !== null) await new Promise(requestAnimationFrame);
 }"""
@@ -99,8 +152,23 @@ class Hostile:
         strange = self.page.evaluate(_SHOW, texts)
         self.page.evaluate(_FORMULAS)  # are loaded and shown
         assert self.page.evaluate(_SHOW, texts[:40]) == []  # once more, with all of it loaded
-        self.page.evaluate(_SETTLE)
         assert strange == []
+        self.check_nothing_happened()
+
+    def serve(self, payloads: list[str]) -> list[str]:
+        """Where the page can get the payloads as documents."""
+        address = f"{self.url}static/payload/"
+
+        def fulfil(route: Route) -> None:
+            payload = payloads[int(route.request.url.removeprefix(address))]
+            route.fulfill(content_type="text/html; charset=utf-8", body=f"<!doctype html><body>{payload}")
+
+        self.page.route(f"{address}*", fulfil)
+        return [f"{address}{number}" for number in range(len(payloads))]
+
+    def check_nothing_happened(self) -> None:
+        """Touches all that is shown, and expects that nothing ran or was asked for."""
+        self.page.evaluate(_SETTLE)
         assert self.page.evaluate("ran") == []
         assert self.page.evaluate("breaches") == []
         assert self.dialogs == []
@@ -115,13 +183,35 @@ class Hostile:
 @pytest.fixture
 def hostile(browser: Browser, scripted: ScriptedServer) -> Hostile:
     """A fresh page that is watched from its first script on."""
-    return Hostile(browser.new_page(), scripted.url)
+    return Hostile(browser.new_page(service_workers="block"), scripted.url)
 
 
 def test_hostile_texts_do_nothing(hostile: Hostile) -> None:
     hostile.check(HOSTILE)
     assert hostile.page.locator("#log a[href^='http']").count() > 20, "harmless links are links"
     assert hostile.page.locator("#log .katex").count() > 5, "harmless formulas are shown"
+
+
+def fixtures() -> list[str]:
+    """The payloads that DOMPurify was tested with."""
+    data = FIXTURES.read_bytes()
+    assert hashlib.sha256(data).hexdigest() == FIXTURES_SHA256
+    text = data.decode().removeprefix("module.exports = ").rstrip().removesuffix(";")
+    return [fixture["payload"] for fixture in json.loads(text)]
+
+
+def test_the_fixtures_of_dompurify_do_nothing(hostile: Hostile) -> None:
+    payloads = fixtures()
+    assert len(payloads) == 185
+    hostile.check(payloads)
+
+
+def test_each_guard_alone_stops_the_fixtures(hostile: Hostile) -> None:
+    """Were an answer's text ever read as markup, what the guards take out of the elements would suffice."""
+    elements, strange = hostile.page.evaluate(_GUARD, hostile.serve(fixtures() + HOSTILE))
+    assert elements > 500
+    assert strange == []
+    hostile.check_nothing_happened()
 
 
 def test_the_watch_sees_what_runs(hostile: Hostile) -> None:

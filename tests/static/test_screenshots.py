@@ -1,12 +1,15 @@
-"""Every state of the page is reached, in a wide window and on a phone, with nothing cut off.
+"""Every state of the page is reached once in a wide window, many also on a phone: axe-core finds nothing, in
+light and in dark, and nothing is cut off.
 
 `pytest tests/static/test_screenshots.py --screenshots docs/page` also writes the documentation's pictures.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.static.axe import check_axe, check_colours
 from tests.static.chat_page import ChatPage
 from tests.static.pictures import PHONE, WIDE, cut_off, take
 from tests.static.scripted_server import ScriptedServer
@@ -24,25 +27,32 @@ def folder(request: pytest.FixtureRequest) -> Path | None:
     return None if given is None else Path(given)
 
 
+@pytest.fixture(autouse=True)
+def light(tab: ChatPage) -> Iterator[None]:
+    yield
+    tab.page.emulate_media(color_scheme="light", reduced_motion="no-preference")
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_wide(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
-    _reach(chat, scripted, name, WIDE)
-    hidden = cut_off(chat.page)
-    if folder is not None:
-        take(chat.page, folder, name)
-    assert hidden == []
+    chat.page.set_viewport_size(WIDE)  # type: ignore[arg-type]
+    _check(chat, scripted, name, folder, name)
 
 
 @pytest.mark.parametrize("name", ON_PHONES)
 def test_phone(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
-    _reach(chat, scripted, name, PHONE)
-    hidden = cut_off(chat.page)
-    if folder is not None:
-        take(chat.page, folder, f"{name}-phone")
-    assert hidden == []
+    chat.page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    _check(chat, scripted, name, folder, f"{name}-phone")
 
 
-def _reach(chat: ChatPage, scripted: ScriptedServer, name: str, size: dict[str, int]) -> None:
-    chat.page.set_viewport_size(size)  # type: ignore[arg-type]
+def _check(chat: ChatPage, scripted: ScriptedServer, name: str, folder: Path | None, picture: str) -> None:
+    page = chat.page
     STATES[name](chat, scripted)
-    chat.page.mouse.move(0, 0)
+    check_axe(page)  # with what is shown only under the pointer
+    page.mouse.move(0, 0)
+    hidden = cut_off(page)
+    if folder is not None:
+        take(page, folder, picture)
+    assert hidden == []
+    page.emulate_media(color_scheme="dark")
+    check_colours(page)

@@ -136,9 +136,9 @@ def test_line_of_facts_and_its_details(modules: Page) -> None:
         FACTS,
     )
     assert lines == [
-        "2nd in the queue, about 3 s",
-        "11th in the queue",
-        "Starting now",
+        "3rd in the queue, about 3 s",
+        "12th in the queue",
+        "Next in the queue, about 1 s",
         "250 ms to first token · 1 token",
         "",
         "120 ms to first token · 84.2 tok/s · 312 tokens · length limit",
@@ -150,7 +150,7 @@ def test_line_of_facts_and_its_details(modules: Page) -> None:
     expect(button).to_have_attribute("aria-expanded", "true")
     shown = place.locator("dl").inner_text()
     for words in (
-        "11.8 ms at the median",
+        "p50 11.8 ms",
         "30 tokens, 16 of them cached",
         "token limit",
         "42",
@@ -201,7 +201,7 @@ def test_live_panel_shows_the_engine(modules: Page) -> None:
     for name, words in {
         "rows": "3 of 8",
         "waiting": "2",
-        "kv": "25% (250 of 1,000 blocks)",
+        "kv": "250 of 1,000 blocks",
         "speed": "84.2 tok/s",
         "ttft": "120 ms",
         "ttft95": "1.50 s",
@@ -271,14 +271,14 @@ def test_plot_has_gaps_a_cursor_and_a_table(modules: Page) -> None:
           plot.draw(now);
           const paths = [...place.querySelectorAll('path')].map((path) => path.getAttribute('d'));
           return [history.samples.length, paths.map((d) => d.split('M').length - 1), paths[0].slice(-10),
-            [0, 1, 3, 7, 30, 0.4, 1000, 1001].map((value) => roundUp(value, 1))];
+            [0, 1, 3, 7, 30, 1, 1000, 1001].map((value) => roundUp(value, 1))];
         }}"""
     )
     samples, stretches, end, rounded = drawn
     assert 200 < samples < 225
     assert stretches == [2, 2, 1]
     assert end.endswith("320.0 22.0")  # 100 tok/s is the top of the first strip
-    assert rounded == [1, 1, 5, 10, 50, 1, 1000, 2000]
+    assert rounded == [1, 1, 3, 8, 30, 0.4, 1000, 1200]
     cursor = modules.get_by_role("slider", name="Moment of the plot")
     cursor.focus()
     expect(modules.locator(".plot-readout")).to_have_text("0 s ago: Speed 100, Rows 4, KV –")
@@ -429,7 +429,10 @@ def test_model_card_says_what_is_known(modules: Page) -> None:
             version: async () => {{ throw 1; }},
           }});
           place.append(modelCard(found));
+          const closed = place.innerText.includes('attention');
+          place.querySelector('summary').click();
           const words = place.innerText;
+          if (closed) throw new Error('how it runs is shown at once');
           place.replaceChildren(modelCard({{ model: null, stats: null, version: null }}));
           return [words, place.innerText];
         }}"""

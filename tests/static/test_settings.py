@@ -314,3 +314,19 @@ def test_presets_in_the_sheet(chat: ChatPage) -> None:
     expect(short).to_have_count(0)
     expect(page.locator("#settings")).to_be_visible()
     chat.check_clean()
+
+
+def test_presets_are_added_from_json(chat: ChatPage) -> None:
+    chat.page.locator("#open-settings").click()
+    sheet = chat.page.locator("#settings")
+    sheet.get_by_role("button", name="Add from JSON").click()
+    box = sheet.get_by_role("textbox", name="Presets as JSON")
+    expect(box).to_be_focused()
+    box.fill("nothing")
+    sheet.get_by_role("button", name="Add", exact=True).click()
+    expect(sheet.get_by_role("alert")).to_contain_text("no presets in this text")
+    box.fill(json.dumps([{"name": "Terse", "fields": {"temperature": 0.3}, "system": "Be brief."}]))
+    sheet.get_by_role("button", name="Add", exact=True).click()
+    expect(box).to_have_count(0)
+    sheet.get_by_role("button", name="Terse").click()
+    expect(sheet.get_by_role("button", name="Terse")).to_have_attribute("aria-pressed", "true")

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.browser
 # Collects an answer's pieces. `stop`: aborts after so many of them. `waits`: of the attempts to resume.
 COLLECT = """
 async ({ body, resumable, offered, waits, stop, resume }) => {
-  const { streamAnswer, resumeAnswer, resumption } = await import('/static/server/stream.js');
+  const { streamAnswer, resumeAnswer } = await import('/static/server/stream.js');
+  const { resumption } = await import('/static/server/resumption.js');
   resumption.offered = offered ?? true;
   resumption.waits = waits ?? [10, 10, 10];
   const ending = new AbortController();

@@ -11,6 +11,11 @@ export const chat = {
   "chat.continue": "Continue this answer",
   "chat.interrupted": "This answer was interrupted",
   "chat.interruptedDetail": "The page was closed while it was being written. What had come is here.",
+  "chat.failed": "This answer could not be completed",
+  "chat.failedDetail": "Try again to get a new one.",
+  "chat.mishap": "Something in this page went wrong: {said}. Your chats are kept; reload the page if it goes on.",
+  "chat.wait": "Stop the answer first, or wait for its end.",
+  "chat.editDropped": "The edit was put aside",
   "chat.elsewhere": "Another tab is writing this answer",
   "chat.elsewhereDetail": "It appears here as it is saved.",
   "chat.useThis": "Use this answer",
@@ -45,5 +50,6 @@ export const chat = {
   "chat.page": "Fastpath",
   "chat.pageOf": "{title} · Fastpath",
   "chat.deletedElsewhere": "This chat was deleted in another tab.",
+  "chat.notThere": "This chat was deleted.",
   "chat.gone": "This conversation is not in this browser. Here is a new one.",
 };

@@ -12,6 +12,7 @@ export const keep = {
   "keep.md.failed": "failed",
   "keep.md.ttft": "{n} ms to first token",
   "keep.md.rate": "{rate} tok/s",
+  "keep.md.itl": "p50 {p50} ms and p95 {p95} ms between tokens",
   "keep.md.prompt": { one: "{n} prompt token", other: "{n} prompt tokens" },
   "keep.md.tokens": { one: "{n} token", other: "{n} tokens" },
   "keep.md.finish": "finish: {finish}",

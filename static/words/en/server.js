@@ -1,7 +1,7 @@
 /** @type {Record<string, import("../words.js").Word>} */
 export const server = {
   "server.offline": "You are offline",
-  "server.offline.help": "Your message is kept. Try again when this device has a network.",
+  "server.offline.help": "Your message is kept. The page tries again by itself when this device has a network.",
   "server.unreachable": "The server cannot be reached",
   "server.unreachable.help": "Is it running? Your message is kept; try again.",
   "server.lost": "The connection was lost",

@@ -58,8 +58,16 @@ def test_all_methods(dtype: torch.dtype, bias: bool) -> None:
     check(got, None, "none", residual)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.float32, "int8"),
+        (torch.bfloat16, "fp8"),
+        pytest.param(torch.float32, "fp8", marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, "int8", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_weight_of_eight_bits(kind: Kind8, dtype: torch.dtype) -> None:
     """It is what a full one with the same numbers is, also behind a larger one that used the same buffer."""
     torch.manual_seed(1)
