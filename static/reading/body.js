@@ -97,10 +97,6 @@ export class AnswerBody {
   /** @param {string} raw */
   block(raw) {
     const before = this.#tail.shift();
-    if (before?.exact && before.raw === raw && before.element.parentNode === this.#part) {
-      this.#keep(raw, before.element);
-      return;
-    }
     const made = this.#make(tokens(raw, this.#links));
     for (const element of made) this.#place(element, made.length === 1 ? before?.element : undefined, this.#part);
     if (made.length !== 1 || before?.element.parentNode !== this.#part) before?.element.remove();
@@ -146,13 +142,10 @@ export class AnswerBody {
       list.loose = true;
       list.raws.forEach((raw, place) => list.element.children[place].replaceWith(this.#item(raw)));
     }
-    // What was not shown yet is made together, which is cheaper than one by one.
-    const known = Math.min(raws.length, this.#tail.length);
-    const fresh = raws.length - known > 1 ? this.#items(raws.slice(known)) : [];
+    const made = raws.length > 1 ? this.#items(raws) : [];
     for (const [at, raw] of raws.entries()) {
       const before = this.#tail.shift();
-      const same = before?.exact && before.raw === raw + loose;
-      const element = same ? before.element : (fresh[at - known] ?? this.#item(raw));
+      const element = made[at] ?? this.#item(raw);
       this.#place(element, before?.element, list.element);
       list.raws.push(raw);
     }
@@ -216,7 +209,10 @@ export class AnswerBody {
     return this.#itemOf(list.items[0], clean);
   }
 
-  /** @param {string[]} raws of items @returns {HTMLElement[]} none if they are not each one item together */
+  /**
+   * Made together, which is cheaper.
+   * @param {string[]} raws of items @returns {HTMLElement[]} none if they are not each one item together
+   */
   #items(raws) {
     const [list, ...others] = tokens(raws.join(""), this.#links);
     if (list?.type !== "list" || others.length > 0 || list.items.length !== raws.length) return [];

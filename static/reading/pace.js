@@ -6,7 +6,8 @@ const STEP = 8;
 const MAX_PACE = 120;
 // Text that comes faster than anyone reads (about 250 tokens per second) is seen to flow by, not read.
 const READABLE = 1; // characters per millisecond
-const FLOWING_PACE = 200;
+const FLOWING_STEP = 25;
+const MAX_FLOWING_PACE = 200;
 const PATIENT = 4096; // characters of a rest that is made anew at that pace; a longer one is more rarely
 const CHARACTERS_PER_MILLISECOND = 40;
 
@@ -18,7 +19,7 @@ export class Pace {
   /** The page has been changed. @param {number} added characters */
   note(added) {
     const now = performance.now();
-    this.#flowing = this.#changes > MAX_PACE / STEP && added > READABLE * (now - this.#changed);
+    this.#flowing = this.#changes > 1 && added > READABLE * (now - this.#changed);
     this.#changed = now;
     this.#changes++;
   }
@@ -26,7 +27,9 @@ export class Pace {
   /** Milliseconds until it should be changed again. @param {number} rest characters that are made anew then */
   wait(rest) {
     const slow = rest < PATIENT ? 0 : rest / CHARACTERS_PER_MILLISECOND;
-    const pace = this.#flowing ? FLOWING_PACE : Math.min(MAX_PACE, STEP * this.#changes);
+    const pace = this.#flowing
+      ? Math.min(MAX_FLOWING_PACE, FLOWING_STEP * this.#changes)
+      : Math.min(MAX_PACE, STEP * this.#changes);
     return this.#changed + Math.max(slow, pace) - performance.now();
   }
 }

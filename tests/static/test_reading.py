@@ -71,6 +71,9 @@ _HELPERS = """async () => {
     element.append(DOMPurify.sanitize(marked.parse(text), { RETURN_DOM_FRAGMENT: true }));
     return bare(element);
   };
+  // Before they are loaded, formulas are shown as they are written.
+  showText(fresh(), '$x$');
+  while (stage.querySelector('[data-formula]') !== null) await new Promise(requestAnimationFrame);
 }"""
 
 

@@ -121,6 +121,10 @@ _GUARD = """async (addresses) => {
   return [elements, strange];
 }"""
 
+_FORMULAS = """async () => {
+  while (document.querySelector('[data-formula]') !== null) await new Promise(requestAnimationFrame);
+}"""
+
 _SETTLE = """async () => {
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   for (const link of document.querySelectorAll('#log a, #log span, #log img, #log li'))
@@ -146,9 +150,7 @@ class Hostile:
     def check(self, texts: list[str]) -> None:
         """Shows the texts and expects that nothing comes of it."""
         strange = self.page.evaluate(_SHOW, texts)
-        self.page.wait_for_function(
-            "document.querySelector('[data-formula]') === null"
-        )  # formulas are loaded and shown
+        self.page.evaluate(_FORMULAS)  # are loaded and shown
         assert self.page.evaluate(_SHOW, texts[:40]) == []  # once more, with all of it loaded
         assert strange == []
         self.check_nothing_happened()
