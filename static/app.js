@@ -5,7 +5,7 @@ import { Autosave } from "./chat/autosave.js";
 import { Chat } from "./chat/chat.js";
 import { lastQuestion, wireChatKeys } from "./chat/chat_keys.js";
 import { isCommand, runCommand } from "./chat/commands.js";
-import { loadReading } from "./chat/lazy_reading.js";
+import { prepare } from "./chat/lazy_reading.js";
 import { learnModel } from "./chat/learn_model.js";
 import { tellMishaps } from "./chat/mishaps.js";
 import { mountComposer } from "./chat/mount_composer.js";
@@ -99,7 +99,7 @@ learnModel((model) => {
   showContext();
 });
 composer.focus();
-byId("draft").addEventListener("input", loadReading, { once: true }); // an answer is near
+byId("draft").addEventListener("input", prepare, { once: true });
 install();
 
 /** @param {string} text @param {import("./core/conversation.js").TextFile[]} files */

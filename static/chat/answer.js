@@ -147,7 +147,7 @@ function note(message, facts) {
  * @returns {AsyncGenerator<Piece>}
  */
 export async function* streamThatFits(body, signal, resumable) {
-  const { streamAnswer } = await import("../server/stream.js"); // not needed before there is something to say
+  const { streamAnswer } = await streams();
   try {
     yield* streamAnswer(body, { signal, resumable });
   } catch (error) {
@@ -163,6 +163,15 @@ export async function* streamThatFits(body, signal, resumable) {
  * @param {{id: string, number: number}} stream @param {AbortSignal} signal @returns {AsyncGenerator<Piece>}
  */
 export async function* streamOn(stream, signal) {
-  const { resumeAnswer } = await import("../server/stream.js");
+  const { resumeAnswer } = await streams();
   yield* resumeAnswer(stream, { signal });
+}
+
+/** Not needed before there is something to say. @throws {ApiError} where it cannot be had */
+async function streams() {
+  try {
+    return await import("../server/stream.js");
+  } catch (error) {
+    throw new ApiError(String(error), { kind: "unreachable" });
+  }
 }

@@ -12,6 +12,12 @@ let loading = null;
 /** @type {WeakMap<HTMLElement, object>} what was last asked to be shown in an element */
 const wanted = new WeakMap();
 
+/** An answer is near: what it takes is loaded. */
+export function prepare() {
+  loadReading();
+  import("../server/stream.js").catch(() => {}); // it is asked for again when it is needed
+}
+
 /** Loads it. If it cannot be had, texts stay as they came, and the next answer tries again. @returns {Promise<void>} */
 export function loadReading() {
   loading ??= import("../reading/body.js").then(

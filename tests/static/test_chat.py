@@ -1,4 +1,4 @@
-"""What a reader does with a conversation: versions, branches, continuing, comparing, deleting, coming back."""
+"""What a reader does with a conversation: versions, branches, continuing, comparing, deleting."""
 
 from collections.abc import Iterator
 

@@ -157,9 +157,10 @@ def test_a_tree_of_messages_stays_whole(modules: Page, seed: int) -> None:
             if (left.length > 0 && path.length === 0) wrong.push('no path');
             if (path.length > 0 && path[0].parent !== null) wrong.push('a path without a beginning');
             if (path.length > 0 && conversation.children(path.at(-1).id).length > 0) wrong.push('no leaf');
-            if (left.some(({ id }) => !conversation.siblings(id).includes(id))) wrong.push('no sibling of itself');
+            const alone = ({ id }) => !conversation.siblings(id).includes(id);
+            if (left.some(alone)) wrong.push('no sibling of itself');
             const copy = new Conversation(structuredClone(conversation.records()));
-            if (JSON.stringify(copy.path()) !== JSON.stringify(path)) wrong.push('another path when read again');
+            if (JSON.stringify(copy.path()) !== JSON.stringify(path)) wrong.push('another path read');
             if (share < 0.2) conversation = copy;
           }
           return wrong;

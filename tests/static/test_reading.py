@@ -45,7 +45,8 @@ _HELPERS = """async () => {
   const bare = (element) => {
     for (const text of element.querySelectorAll('code, .formula')) text.textContent = text.textContent.trim();
     for (const node of element.querySelectorAll('.code-head, thead:empty, tbody:empty')) node.remove();
-    for (const node of element.querySelectorAll('div, span, input, .lines')) node.replaceWith(...node.childNodes);
+    const wrappers = element.querySelectorAll('div, span, input, .lines');
+    for (const node of wrappers) node.replaceWith(...node.childNodes);
     element.normalize();
     return element.innerHTML
       .replace(/<(\\/?)h([1-6])/g, (_, end, n) => `<${end}h${Math.min(6, Number(n))}`)
@@ -85,7 +86,7 @@ def reading(modules: Page) -> Page:
 
 
 def cut(text: str, pick: random.Random) -> list[str]:
-    """The text in pieces of one to nine characters, as tokens are, sometimes more; a long one in longer ones."""
+    """The text in pieces of 1 to 9 characters, as tokens are, sometimes more; long texts in longer ones."""
     pieces = []
     scale = 1 + len(text) // 1000
     while text:
