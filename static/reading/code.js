@@ -50,6 +50,8 @@ export class CodeView {
   #coloured = performance.now(); // when it was last, while it grows
   #cost = 0;
   #complete = false;
+  /** @type {number | undefined} until the copy button has its own name again */
+  #confirmed;
   element;
 
   /** @param {string} name what stands behind the fence */
@@ -160,17 +162,27 @@ export class CodeView {
   async #copy(button) {
     try {
       await navigator.clipboard.writeText(this.#text);
+      this.#confirm(button, t("reading.copied"), true);
     } catch {
-      announce(t("reading.copyFailed"));
-      button.title = t("reading.copyFailed");
-      return;
+      this.#confirm(button, t("reading.copyFailed"), false);
     }
-    announce(t("reading.copied"));
-    button.classList.add("confirmed");
-    button.title = t("reading.copied");
-    setTimeout(() => {
+  }
+
+  /** What came of it, as the button's name for a while. @param {HTMLButtonElement} button @param {string} text @param {boolean} done */
+  #confirm(button, text, done) {
+    announce(text);
+    button.classList.toggle("confirmed", done);
+    name(button, text);
+    clearTimeout(this.#confirmed);
+    this.#confirmed = setTimeout(() => {
       button.classList.remove("confirmed");
-      button.title = t("reading.copyCode");
+      name(button, t("reading.copyCode"));
     }, CONFIRMED);
   }
+}
+
+/** @param {HTMLButtonElement} button @param {string} text */
+function name(button, text) {
+  button.title = text;
+  button.setAttribute("aria-label", text);
 }

@@ -22,6 +22,7 @@ export function dress(root) {
     else block.replaceWith(view.element);
   }
   for (const frame of within(root, "div.table")) dressTable(frame);
+  for (const formula of within(root, ".formula[data-display]")) scrolls(formula, t("reading.formula"));
   for (const box of within(root, ".checkbox")) {
     box.setAttribute("role", "img");
     box.setAttribute("aria-label", t(box.classList.contains("done") ? "reading.done" : "reading.open"));
@@ -32,9 +33,14 @@ export function dress(root) {
 
 /** A table that is wider than the page scrolls, by keyboard too. @param {HTMLElement} frame */
 export function dressTable(frame) {
+  scrolls(frame, t("reading.table"));
+}
+
+/** @param {HTMLElement} frame of what may be wide @param {string} name */
+function scrolls(frame, name) {
   frame.tabIndex = 0;
   frame.setAttribute("role", "group");
-  frame.setAttribute("aria-label", t("reading.table"));
+  frame.setAttribute("aria-label", name);
 }
 
 /** @param {string} name @returns {CodeView} for code that grows */

@@ -7,18 +7,34 @@ import { UNFINISHED } from "./markdown.js";
 
 const BLOCK_START = /\n[ \t]*\n|\n(?=[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t])|\n(?=[ \t]*(?:>|#{1,6} |\|))/g;
 // At the beginning of a line: what may become a heading, a rule, a list, a fence, a task.
-const UNDECIDED = /(^|\n)([ \t>]*)(?:#{1,6}|[-*+_=]|[-*_=]{2,}|[-*+][ \t]\[[ xX]?|\d{1,9}[.)]|`{1,2}|`{3,}[^\n`]*|~{1,2}|~{3,}[^\n]*|\$)[ \t]*$/;
+const UNDECIDED = /(^|\n)([ \t>]*)(?:#{1,6}|[-*+_=]|[-*_=]{2,}|[-*+][ \t]\[(?:[ xX]\]?)?|\d{1,9}[.)]|`{1,2}|`{3,}[^\n`]*|~{1,2}|~{3,}[^\n]*|\$)[ \t]*$/;
+const FENCE = /^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})(.*)$/;
+// What may follow `](` of a link that is not closed yet: an address, then a title.
+const ADDRESS = /^\s*(?:<[^<>\n]*>?|[^\s<]*)(?:\s+(?:"[^"]*(?:"\s*)?|'[^']*(?:'\s*)?|\([^()]*(?:\)\s*)?)?)?$/;
 const OPEN_DISPLAY = /^[ \t]*(\$\$|\\\[)/;
 const WORD = /[\p{L}\p{N}]/u;
 
 /** @param {string} source @returns {string} */
 export function repair(source) {
+  if (inFence(source)) return source.replace(/\n[ \t>]*[`~]+[ \t]*$/, "\n");
   const undecided = UNDECIDED.exec(source);
   const decided = undecided === null ? source : source.slice(0, undecided.index) + undecided[1];
   const start = lastStart(decided);
   const segment = decided.slice(start);
   if (/^[ \t]*\|/.test(segment) || tableOpen(decided)) return repairTable(decided);
   return decided.slice(0, start) + repairWords(segment);
+}
+
+/** Whether a fence inside a list or quotation is open: what stands there is code. @param {string} source */
+function inFence(source) {
+  if (!source.includes("```") && !source.includes("~~~")) return false;
+  let open = "";
+  for (const line of source.split("\n").slice(0, -1)) {
+    const [, fence, rest] = FENCE.exec(line) ?? ["", "", ""];
+    if (open === "") open = fence;
+    else if (fence.startsWith(open) && rest.trim() === "") open = "";
+  }
+  return open !== "";
 }
 
 /** Where the last paragraph, heading or item begins. @param {string} source */
@@ -40,6 +56,7 @@ function repairTable(source) {
   while (first > 0 && /^[ \t]*\|/.test(lines[first - 1])) first--;
   const table = lines.slice(first);
   if (table.at(-1) === "") table.pop();
+  if (table.length === 1 && !/[^|\s]/.test(table[0])) return lines.slice(0, first).join("\n");
   if (table.length === 0 || table.length > 2) return closeCell(source);
   if (table.length === 2 && !/^[ \t|:-]*$/.test(table[1])) return source;
   const head = closeCell(table[0]);
@@ -63,7 +80,8 @@ function repairWords(text) {
   const display = OPEN_DISPLAY.exec(text);
   if (display !== null && !text.includes(display[1] === "$$" ? "$$" : "\\]", display[0].length)) {
     const end = display[1] === "$$" ? "$$" : "\\]";
-    return text.length > display[0].length ? text.replace(/[\\$\s]+$/, "") + UNFINISHED + end : "";
+    const inside = text.slice(display[0].length).replace(/[\\$\s]+$/, "");
+    return inside === "" ? "" : display[0] + inside + UNFINISHED + end;
   }
   return new Scan(text).result();
 }
@@ -123,7 +141,8 @@ class Scan {
     const before = this.#text[this.#at - 1] ?? "";
     const rest = this.#text.slice(this.#at + 1);
     const whole = /^(?:\\[^]|[^$\\\n])*?(?:\\[^\s]|[^\s$\\])\$(?!\d)/.exec(rest);
-    if (WORD.test(before) || rest === "" || /^\s/.test(rest)) this.#at++;
+    if (WORD.test(before) || /^\s/.test(rest)) this.#at++;
+    else if (rest === "") this.#early = this.#close(this.#text.slice(0, this.#at));
     else if (whole !== null) this.#at += 1 + whole[0].length;
     else if (/^(?:\\|[a-zA-Z]\s*[_^=]|\{)/.test(rest)) this.#span(1, "$");
     else this.#at++;
@@ -146,19 +165,16 @@ class Scan {
   #link() {
     const from = this.#at;
     const start = this.#text[from] === "!" ? from + 2 : from + 1;
-    const end = closing(this.#text, start);
+    const end = closing(this.#text, start, "[", "]");
     if (end < 0) {
       // Its words are shown, its bracket is not.
       this.#text = this.#text.slice(0, from) + this.#text.slice(start);
       return;
     }
-    if (this.#text[end + 1] !== "(") {
-      this.#at = end + 1;
-      return;
-    }
-    const address = this.#text.indexOf(")", end + 2);
-    if (address >= 0) {
-      this.#at = address + 1;
+    const isLink = this.#text[end + 1] === "(";
+    const address = isLink ? closing(this.#text, end + 2, "(", ")") : end;
+    if (address >= 0 || !ADDRESS.test(this.#text.slice(end + 2))) {
+      this.#at = Math.max(address, end) + 1;
       return;
     }
     const words = this.#text.slice(start, end);
@@ -214,14 +230,17 @@ class Scan {
   }
 }
 
-/** Where the bracket that is open before `from` is closed, -1 if it is not. @param {string} text @param {number} from */
-function closing(text, from) {
+/**
+ * Where the bracket that is open before `from` is closed, -1 if it is not.
+ * @param {string} text @param {number} from @param {string} open @param {string} close
+ */
+function closing(text, from, open, close) {
   let depth = 1;
   for (let at = from; at < text.length; at++) {
     const character = text[at];
     if (character === "\\") at++;
-    else if (character === "[") depth++;
-    else if (character === "]" && --depth === 0) return at;
+    else if (character === open) depth++;
+    else if (character === close && --depth === 0) return at;
   }
   return -1;
 }

@@ -7,6 +7,7 @@ export const reading = {
   "reading.copyFailed": "The browser did not allow copying. Select the code and copy it by keyboard.",
   "reading.wrap": "Wrap long lines",
   "reading.table": "Table",
+  "reading.formula": "Formula",
   "reading.done": "Done",
   "reading.open": "Not done",
   "reading.jump": "Jump to the newest text",
