@@ -28,11 +28,12 @@ SEED = 7
 REPEATS = 5  # answers after the first; their median counts
 
 _COUNTERS = {"ScriptDuration": "script_ms", "RecalcStyleDuration": "style_ms", "LayoutDuration": "layout_ms"}
-_WORDS = (
+_SAID = (
     "the server batch token cache model answer stream page row block queue prompt layer weight reader "
     "memory kernel request attention value key position length time second together because while every "
     "shared small large next first last other then when their which more less"
-).split()
+)
+_WORDS = _SAID.split()
 
 _SETUP = """async () => {
   const { AnswerBody } = await import(new URL('static/reading/body.js', document.baseURI));
