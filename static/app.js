@@ -9,7 +9,6 @@ import { prepare } from "./chat/lazy_reading.js";
 import { learnModel } from "./chat/learn_model.js";
 import { tellMishaps } from "./chat/mishaps.js";
 import { mountComposer } from "./chat/mount_composer.js";
-import { wireTools } from "./chat/tools.js";
 import { LogView } from "./chat/view.js";
 import { Library } from "./keep/library.js";
 import { Sidebar } from "./keep/sidebar.js";
@@ -22,6 +21,7 @@ import { Settings } from "./settings/settings.js";
 import { byId } from "./shell/dom.js";
 import { mountFrame } from "./shell/frame.js";
 import { install } from "./shell/install.js";
+import { loadStyle } from "./shell/style.js";
 import { announce, toast } from "./shell/toast.js";
 import { chooseLanguage, t } from "./words/words.js";
 
@@ -85,7 +85,6 @@ wireChat();
 wireLibrary();
 wireSettings();
 wireEngine();
-wireTools(chat, log, { announce, edit });
 wireChatKeys(chat, { newChat, edit, remove: removeChat, find: findChat });
 load.start();
 await wireAddress(chat);
@@ -134,6 +133,7 @@ function wireChat() {
     goOnEditing();
   });
   chat.addEventListener("changed", followConversation);
+  for (const name of ["opened", "changed"]) chat.addEventListener(name, needTools);
   chat.addEventListener("runs", () => sidebar.mark());
   byId("new-chat").addEventListener("click", newChat);
   byId("model").addEventListener("click", async () => (await import("./chat/model_dialog.js")).openModelDialog());
@@ -154,6 +154,13 @@ function dropEdit() {
     else composer.fill([composer.text, left.text].filter(Boolean).join("\n"));
   };
   toast(t("chat.editDropped"), { action: { label: t("chat.undo"), run: undo } });
+}
+
+/** The buttons at messages work as soon as there is a message. */
+function needTools() {
+  if (chat.conversation.empty) return;
+  for (const name of ["opened", "changed"]) chat.removeEventListener(name, needTools);
+  import("./chat/tools.js").then(({ wireTools }) => wireTools(chat, log, { announce, edit }));
 }
 
 /** A reload, or a look at another conversation, does not end an edit. */
@@ -204,6 +211,7 @@ async function makePanel() {
     import("./settings/panel.js"),
     import("./shell/theme.js"),
     import("./chat/enter_key.js"),
+    loadStyle(new URL("styles/settings.css", import.meta.url)),
   ]);
   const made = new SettingsPanel(byId("settings"), settings, { presets, announce });
   made.addSection(pageSection());

@@ -1,7 +1,6 @@
 /** Answers on their way from the server into their messages and onto the screen. */
 
 import { SpeedMeter } from "../seeing/speed.js";
-import { ApiError } from "../server/errors.js";
 import { FrameWriter } from "./frame_writer.js";
 
 /**
@@ -138,40 +137,4 @@ function take(piece, growths, request) {
 function note(message, facts) {
   if (message.facts) (message.earlier ??= []).push(message.facts);
   message.facts = facts;
-}
-
-/**
- * The length setting is a wish, not a condition: when the prompt leaves less room than that, the request goes
- * out once more without it, and the server takes what is left.
- * @param {Record<string, unknown>} body @param {AbortSignal} signal @param {boolean} resumable
- * @returns {AsyncGenerator<Piece>}
- */
-export async function* streamThatFits(body, signal, resumable) {
-  const { streamAnswer } = await streams();
-  try {
-    yield* streamAnswer(body, { signal, resumable });
-  } catch (error) {
-    const tooLong = error instanceof ApiError && error.code === "context_length_exceeded";
-    if (!tooLong || body.max_tokens === undefined || error.kind !== "refused") throw error;
-    const { max_tokens: _, ...rest } = body;
-    yield* streamAnswer(rest, { signal, resumable });
-  }
-}
-
-/**
- * Goes on with an answer whose beginning is here.
- * @param {{id: string, number: number}} stream @param {AbortSignal} signal @returns {AsyncGenerator<Piece>}
- */
-export async function* streamOn(stream, signal) {
-  const { resumeAnswer } = await streams();
-  yield* resumeAnswer(stream, { signal });
-}
-
-/** Not needed before there is something to say. @throws {ApiError} where it cannot be had */
-async function streams() {
-  try {
-    return await import("../server/stream.js");
-  } catch (error) {
-    throw new ApiError(String(error), { kind: "unreachable" });
-  }
 }

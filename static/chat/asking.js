@@ -3,10 +3,10 @@
 import { ApiError, explain } from "../server/errors.js";
 import { t } from "../words/words.js";
 import { AnswerView } from "./answer_view.js";
-import { streamOn, streamThatFits } from "./answer.js";
 import { claim } from "./claims.js";
 import { Retry } from "./retry.js";
 import { Run, Runs } from "./runs.js";
+import { streamOn, streamThatFits } from "./streams.js";
 
 /**
  * @typedef {import("../core/conversation.js").Message} Message

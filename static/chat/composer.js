@@ -8,7 +8,7 @@ import { isCommand } from "./commands.js";
  * @typedef {import("./drafts.js").Drafts} Drafts
  * @typedef {import("./files.js").Attachments} Attachments
  * @typedef {import("./gauge.js").Gauge} Gauge
- * @typedef {import("./command_list.js").CommandList} CommandList
+ * @typedef {Pick<import("./command_list.js").CommandList, "update" | "key" | "close">} CommandList
  *
  * @typedef {object} Actions
  * @property {(text: string, files: TextFile[]) => boolean} send tells whether it took the draft; if not, it stays

@@ -3,6 +3,8 @@
  * there is an answer. Until it is there, a text is shown as it came.
  */
 
+import { loadStyle } from "../shell/style.js";
+
 /** @typedef {typeof import("../reading/body.js")} Reading */
 
 /** @type {Reading | null} */
@@ -15,13 +17,14 @@ const wanted = new WeakMap();
 /** An answer is near: what it takes is loaded. */
 export function prepare() {
   loadReading();
-  import("../server/stream.js").catch(() => {}); // it is asked for again when it is needed
+  for (const part of [import("../server/stream.js"), import("./answer.js")]) part.catch(() => {}); // asked for again when needed
 }
 
 /** Loads it. If it cannot be had, texts stay as they came, and the next answer tries again. @returns {Promise<void>} */
 export function loadReading() {
-  loading ??= import("../reading/body.js").then(
-    (module) => void (reading = module),
+  const style = loadStyle(new URL("../styles/reading.css", import.meta.url));
+  loading ??= Promise.all([import("../reading/body.js"), style]).then(
+    ([module]) => void (reading = module),
     () => void (loading = null),
   );
   return loading;

@@ -2,7 +2,6 @@
 
 import { byId } from "../shell/dom.js";
 import { t } from "../words/words.js";
-import { CommandList } from "./command_list.js";
 import { Composer } from "./composer.js";
 import { Drafts } from "./drafts.js";
 import { enterKey, showHint } from "./enter_key.js";
@@ -38,11 +37,48 @@ export function mountComposer({ actions, commands, count, announce, complain, st
     drafts,
     files: attachments,
     gauge: new Gauge(byId("gauge"), count, announce),
-    commands: new CommandList(draft, byId("commands"), commands, announce),
+    commands: new LateCommandList(draft, async () => {
+      const { CommandList } = await import("./command_list.js");
+      return new CommandList(draft, byId("commands"), commands, announce);
+    }),
   });
   chips.wire();
   offerFiles(draft, attachments);
   composer.enterKey = enterKey();
   if (composer.enterKey !== "send") showHint(composer.enterKey);
   return { composer, drafts };
+}
+
+/** The list of commands, which comes with the first slash. */
+class LateCommandList {
+  #draft;
+  #make;
+  /** @type {import("./command_list.js").CommandList | null} */
+  #list = null;
+  #coming = false;
+
+  /** @param {HTMLTextAreaElement} draft @param {() => Promise<import("./command_list.js").CommandList>} make */
+  constructor(draft, make) {
+    this.#draft = draft;
+    this.#make = make;
+  }
+
+  update() {
+    if (this.#list !== null) return this.#list.update();
+    if (!this.#draft.value.startsWith("/") || this.#coming) return;
+    this.#coming = true;
+    this.#make().then(
+      (list) => (this.#list = list).update(),
+      () => (this.#coming = false), // commands can be typed without their list
+    );
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    return this.#list?.key(event) ?? false;
+  }
+
+  close() {
+    this.#list?.close();
+  }
 }

@@ -1,6 +1,6 @@
 /** The requests on their way, at most one for each conversation. They go on whichever conversation is shown. */
 
-import { runAnswers } from "./answer.js";
+import { ApiError } from "../server/errors.js";
 import { claim } from "./claims.js";
 
 /**
@@ -85,9 +85,12 @@ export class Runs {
     const { request, resumed } = job;
     let error;
     try {
+      const { runAnswers } = await answering();
       error = await runAnswers({ messages, views: [...views.values()], pieces, request, resumed, signal, grown, reconnecting, changed });
     } catch (problem) {
       error = problem; // of the page: the conversation must not stay busy for that
+      for (const message of messages) if (message.state === "streaming") message.state = "failed";
+      for (const view of views.values()) view.settle();
     }
     this.#runs.delete(conversation.head.id);
     const there = messages.filter(({ id }) => conversation.find(id));
@@ -105,5 +108,14 @@ export class Runs {
     const run = this.#runs.get(id);
     run?.controller.abort();
     await run?.ended;
+  }
+}
+
+/** Not needed before there is an answer. @throws {ApiError} where it cannot be had */
+async function answering() {
+  try {
+    return await import("./answer.js");
+  } catch (error) {
+    throw new ApiError(String(error), { kind: "unreachable" });
   }
 }

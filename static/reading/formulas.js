@@ -1,5 +1,7 @@
 /** Formulas. KaTeX and its style sheet are loaded when the first formula appears. */
 
+import { loadStyle } from "../shell/style.js";
+
 const VENDOR = "../vendor/katex/";
 const MAX_KEPT = 200;
 
@@ -19,17 +21,8 @@ function load() {
       loading = null; // the source stays; the network may be back the next time
     },
   );
-  loadStyle();
+  loadStyle(new URL(`${VENDOR}katex.min.css`, import.meta.url));
   return loading;
-}
-
-function loadStyle() {
-  const href = new URL(`${VENDOR}katex.min.css`, import.meta.url).href;
-  if (document.querySelector(`link[href="${href}"]`) !== null) return;
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = href;
-  document.head.append(link);
 }
 
 /**

@@ -6,8 +6,11 @@
  */
 
 import { el } from "../shell/dom.js";
+import { loadStyle } from "../shell/style.js";
 import { t } from "../words/words.js";
 import { decimals, percent } from "./figures.js";
+
+await loadStyle(new URL("../styles/engine.css", import.meta.url));
 
 /** @typedef {import("../core/conversation.js").TokenScore} TokenScore */
 

@@ -1,8 +1,11 @@
 /** What there is to know about the model that answers: the content of a dialog. */
 
 import { el } from "../shell/dom.js";
+import { loadStyle } from "../shell/style.js";
 import { spokenLanguage, t } from "../words/words.js";
 import { size, whole } from "./figures.js";
+
+await loadStyle(new URL("../styles/engine.css", import.meta.url));
 
 /**
  * @typedef {{id: string, contextLength: number | null, samplingDefaults: Record<string, number>,

@@ -1,10 +1,13 @@
 /** The live engine: who is in the batch now, how full the cache is, how fast all of it goes. */
 
 import { el } from "../shell/dom.js";
+import { loadStyle } from "../shell/style.js";
 import { t } from "../words/words.js";
 import { duration, percent, perSecond, whole } from "./figures.js";
 import { History } from "./history.js";
 import { Plot, roundUp } from "./plot.js";
+
+await loadStyle(new URL("../styles/engine.css", import.meta.url));
 
 /**
  * @typedef {Record<string, any>} Snapshot what `/stats` answers
