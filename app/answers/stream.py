@@ -147,7 +147,7 @@ class EventStream(Answer):
         self._last_write = perf_counter()
         self._lanes: list[EventLane] = []
         self._stalled = False
-        self._turn = Turn(self.generation, self.settings.queue_grace)
+        self._turn = Turn(self.generation, self.settings.queue_notice)
         updates = await self._first_updates()
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
         self._task = asyncio.current_task()
@@ -169,8 +169,8 @@ class EventStream(Answer):
         generation, grace = self.generation, self.settings.header_grace
         if generation.initial or generation.done:
             return generation.initial
-        updates = await self._updates_within(min(grace, self.settings.queue_grace))
-        more = grace - self.settings.queue_grace
+        updates = await self._updates_within(min(grace, self.settings.queue_notice))
+        more = grace - self.settings.queue_notice
         if not updates and not generation.done and more > 0 and not self._turn.waits:
             updates = await self._updates_within(more)
         return updates
@@ -216,7 +216,7 @@ class EventStream(Answer):
 
     def _queued(self) -> bool:
         """Whether it waits, and has waited for long enough to say so."""
-        return self._turn.waits and perf_counter() - self.generation.started >= self.settings.queue_grace
+        return self._turn.waits and perf_counter() - self.generation.started >= self.settings.queue_notice
 
     async def _next(self) -> list[Update]:
         """What comes next; nothing after a while, as long as its place in the queue may change."""

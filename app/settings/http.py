@@ -91,7 +91,7 @@ class HttpSettings:
     header_grace: how long a stream's headers wait for the first token, so that early failures get a real
     status.
     queue_grace: how long they wait for it while the request has no row. Then they go, and the stream says how
-    many requests go before it.
+    many requests go before it (see `queue_notice`).
     ping_interval: silence after which a comment line keeps a stream alive (0: never).
     send_timeout: how long one write may wait for a reader that takes nothing before its request is aborted.
     resume_grace: how long a resumable stream goes on without a reader. resumable: whether there are any.
@@ -139,3 +139,12 @@ class HttpSettings:
     log_content: bool = False
     otlp_endpoint: str | None = None
     access: Access = Access()
+
+    @property
+    def queue_notice(self) -> float:
+        """Seconds after which a stream that waits says so: `queue_grace`. Where it would be refused within a
+        second, it waits for that, so that the refusal keeps its real status and its Retry-After.
+        """
+        if 0 < self.queue_timeout <= 1.0:
+            return max(self.queue_grace, self.queue_timeout + 0.1)
+        return self.queue_grace

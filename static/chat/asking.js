@@ -159,8 +159,10 @@ export class Asking {
   #retryLater(run, error, again) {
     const [view] = run.views.values();
     if (!(error instanceof ApiError)) return;
-    if (error.retryAfter !== null) this.retry.after(error.retryAfter, (left) => view.labelRetry(left), again);
+    const tell = (/** @type {number} */ left) => view.labelRetry(left);
+    if (error.retryAfter !== null) this.retry.after(error.retryAfter, tell, again);
     else if (error.kind === "unreachable" && !navigator.onLine) this.retry.whenOnline(again);
+    else if (error.kind === "unreachable" && this.retry.made > 0) this.retry.after(1, tell, again); // hardly back yet
   }
 
   /** An answer that failed in an earlier life of the page. @param {Message} message */

@@ -10,6 +10,11 @@ export class Retry {
   #tell = null;
   #listening = new AbortController();
 
+  /** How often it was tried without the reader's hand since an answer came. */
+  get made() {
+    return this.#made;
+  }
+
   /**
    * @param {number} seconds
    * @param {(left: number) => void} tell called now and each second; 0 at the end

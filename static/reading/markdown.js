@@ -64,6 +64,10 @@ const formulaInline = {
   },
 };
 
+const NESTING = /(?:(?:>|(?:[*+-]|\d+[.)])(?=[ \t]))[ \t]*){16}|^[ \t]{40}/m; // what can nest, many times
+const TOO_DEEP = /(?:(?:>|(?:[*+-]|\d+[.)])(?=[ \t]))[ \t]*){65}/;
+const DEEPEST = 64;
+
 const marked = new Marked({ gfm: true, breaks: true });
 marked.use({ extensions: [formulaBlock, formulaInline] });
 
@@ -75,7 +79,33 @@ marked.use({ extensions: [formulaBlock, formulaInline] });
 export function tokens(source, links) {
   const lexer = new Lexer({ ...marked.defaults });
   lexer.tokens.links = links;
-  return lexer.lex(source);
+  return unlessTooDeep(source, () => lexer.lex(source));
+}
+
+/**
+ * Quotations in quotations without end would overflow the stack, here or in the browser's layout. Nobody means
+ * them: such a text is shown as it came.
+ * @param {string} source @param {() => Token[]} lex @returns {Token[]}
+ */
+function unlessTooDeep(source, lex) {
+  if (!NESTING.test(source)) return lex();
+  try {
+    const found = TOO_DEEP.test(source) ? null : lex();
+    if (found !== null && depthOf(found) <= DEEPEST) return found;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+  }
+  const text = /** @type {any} */ ({ type: "text", raw: source, text: source, escaped: false });
+  return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: [text] })];
+}
+
+/** @param {any[]} found @returns {number} how many tokens stand in one another at the most */
+function depthOf(found) {
+  let depth = 0;
+  for (let level = found; level.length > 0 && depth <= DEEPEST; depth += 1) {
+    level = level.flatMap((token) => [...(token.tokens ?? []), ...(token.items ?? [])]);
+  }
+  return depth;
 }
 
 /**
@@ -100,7 +130,7 @@ export function openFormula(source) {
 export function blocks(source) {
   const lexer = new Lexer({ ...marked.defaults });
   lexer.tokens.links = Object.create(null);
-  return lexer.blockTokens(source, []);
+  return unlessTooDeep(source, () => lexer.blockTokens(source, []));
 }
 
 /** An empty set of link definitions. @param {Record<string, any> | null} [base] @returns {Record<string, any>} */

@@ -131,7 +131,7 @@ async def test_a_role_comes_after_the_wait_and_clients_see_no_line() -> None:
 
 
 async def test_an_error_in_the_queue_is_an_event_behind_the_role() -> None:
-    settings = HttpSettings(queue_grace=0.02, header_grace=60.0, queue_timeout=0.1)
+    settings = HttpSettings(queue_grace=0.02, header_grace=60.0, queue_timeout=1.05)
     async with served(ScriptedEngine(max_rows=1), settings) as s:
         (told,) = await in_line(
             s, 1, path="/v1/chat/completions", messages=[{"role": "user", "content": "x"}]
@@ -140,6 +140,14 @@ async def test_an_error_in_the_queue_is_an_event_behind_the_role() -> None:
         role, error, done = events(told.text)
         assert role["choices"][0]["delta"]["role"] == "assistant"
         assert (error["error"]["code"], done) == ("queue_timeout", "[DONE]")
+
+
+async def test_a_refusal_that_comes_soon_keeps_its_status() -> None:
+    settings = HttpSettings(queue_grace=0.02, header_grace=60.0, queue_timeout=0.1)
+    async with served(ScriptedEngine(max_rows=1), settings) as s:
+        (told,) = await in_line(s, 1)
+        await told.until("queue_timeout")
+        assert "data:" not in told.text and '"position"' not in told.text
 
 
 async def test_resumable_streams_tell_every_reader() -> None:

@@ -104,7 +104,7 @@ async def test_it_serves(installed: Installed, tmp_path: Path) -> None:
             for path in ("/", "/docs"):
                 page = await api.http.get(path)
                 assert page.status_code == 200 and "<html" in page.text
-            for name in ("app.js", "style.css", "docs.js"):
+            for name in ("app.js", "styles/base.css", "vendor/MANIFEST.json", "docs.js"):
                 assert (await api.http.get(f"/static/{name}")).status_code == 200
             answer = await api.complete(random_prompt(5, seed=0), max_tokens=4, ignore_eos=True)
             assert len(answer.tokens) == 4

@@ -67,6 +67,12 @@ def plain(browser: Browser, plain_service: Service) -> Service:
     return plain_service
 
 
+# What markdown is made of (static/reading/elements.js), and the head of a block of code.
+_BLOCKS = "div p h3 h4 h5 h6 ul ol li blockquote hr pre table thead tbody tr th td"
+_PHRASES = "code strong em del br a img span button svg use input"
+SHOWN = {*_BLOCKS.split(), *_PHRASES.split()}
+
+
 @dataclass
 class Attack:
     """The page, and the answer that its next question gets."""
@@ -124,13 +130,20 @@ def check_harmless(attack: Attack) -> None:
     found = page.evaluate(
         "() => [...document.querySelectorAll('.answer .body *')].map((e) => e.tagName.toLowerCase())"
     )
-    assert set(found) <= {"span", "p", "pre", "code", "br"}, set(found)
-    assert page.evaluate("document.querySelectorAll('.answer .body [href], .answer .body [src]').length") == 0
-    shown = chat.body.text_content() or ""
-    if "python_start" not in attack.text:
-        assert shown == attack.text
+    assert set(found) <= SHOWN, set(found) - SHOWN
+    strange = page.evaluate(
+        """() => [...document.querySelectorAll('.answer .body *')].filter((element) => {
+          const [link, source] = [element.getAttribute('href'), element.getAttribute('src')];
+          const led = link !== null && element.localName === 'a' && !/^(https?:\\/\\/|mailto:)/.test(link);
+          const drawn = link !== null && element.localName !== 'a' && !/^#icon-[a-z]+$/.test(link);
+          const asked = source !== null && !source.startsWith('data:image/');
+          return led || drawn || asked || element.getAttributeNames().some((name) => name.startsWith('on'));
+        }).map((element) => element.outerHTML.slice(0, 200))"""
+    )
+    assert strange == []
+    assert chat.body.text_content()
     page.mouse.click(5, 5)  # wherever an overlay might lie
-    assert page.url == chat.url
+    assert page.url.split("#")[0] == chat.url
     assert len(page.context.pages) == 1
     chat.check_clean()
 
@@ -143,5 +156,7 @@ def test_45_the_page_holds_no_text_as_markup(plain: Service, service: Service) -
     assert rules["connect-src"] == ["'self'"] and rules["form-action"] == ["'none'"]
     assert rules["base-uri"] == ["'none'"] and rules["frame-ancestors"] == ["'none'"]
     assert "unsafe" not in policy and "http" not in policy and "*" not in policy
-    for script in (ROOT / "static").glob("*.js"):
+    scripts = [path for path in (ROOT / "static").rglob("*.js") if "vendor" not in path.parts]
+    assert len(scripts) > 50
+    for script in scripts:
         assert "innerHTML" not in script.read_text() and "eval(" not in script.read_text(), script
