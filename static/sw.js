@@ -16,17 +16,23 @@ function isOfPage(address) {
 
 /** @param {Request} request */
 async function answer(request) {
-  const kept = await caches.open(KEPT);
+  const kept = await caches.open(KEPT).catch(() => null); // forbidden: the page works as without a worker
+  const before = () => kept?.match(request, { ignoreVary: true });
+  /** @type {Response} */
+  let response;
   try {
-    const response = await fetch(request);
-    if (response.status === 200) await kept.put(request, response.clone());
-    if (response.status < 500) return response;
-    return (await kept.match(request, { ignoreVary: true })) ?? response; // a proxy without its server
+    response = await fetch(request);
   } catch (error) {
-    const found = await kept.match(request, { ignoreVary: true });
+    const found = await before();
     if (found) return found;
     throw error;
   }
+  if (response.status >= 500) return (await before()) ?? response; // a proxy without its server
+  // What was led elsewhere is another page, such as a proxy's login.
+  if (response.status === 200 && !response.redirected) {
+    await kept?.put(request, response.clone()).catch(() => {}); // no room: the page is shown all the same
+  }
+  return response;
 }
 
 /** @param {string[]} addresses files that came before this worker was there, or that are wanted later */
