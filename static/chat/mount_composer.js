@@ -68,14 +68,21 @@ class LateCommandList {
     if (!this.#draft.value.startsWith("/") || this.#coming) return;
     this.#coming = true;
     this.#make().then(
-      (list) => (this.#list = list).update(),
+      (list) => {
+        this.#list = list;
+        if (this.#coming) list.update();
+      },
       () => (this.#coming = false), // commands can be typed without their list
     );
   }
 
   /** @param {KeyboardEvent} event */
   key(event) {
-    return this.#list?.key(event) ?? false;
+    if (this.#list !== null) return this.#list.key(event);
+    if (event.key !== "Escape" || !this.#coming) return false;
+    event.stopPropagation(); // it means the list that is about to come, not the answer
+    this.#coming = false;
+    return true;
   }
 
   close() {

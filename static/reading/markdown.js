@@ -67,6 +67,9 @@ const formulaInline = {
 const NESTING = /(?:(?:>|(?:[*+-]|\d+[.)])(?=[ \t]))[ \t]*){16}|^[ \t]{40}/m; // what can nest, many times
 const TOO_DEEP = /(?:(?:>|(?:[*+-]|\d+[.)])(?=[ \t]))[ \t]*){65}/;
 const DEEPEST = 64;
+// A long text that is more marks than words takes the parser a time that grows with its square.
+const LONG = 4000; // characters
+const MARKS = /[[\]()*_`~<>]/g;
 
 const marked = new Marked({ gfm: true, breaks: true });
 marked.use({ extensions: [formulaBlock, formulaInline] });
@@ -88,6 +91,7 @@ export function tokens(source, links) {
  * @param {string} source @param {() => Token[]} lex @returns {Token[]}
  */
 function unlessTooDeep(source, lex) {
+  if (source.length > LONG && (source.match(MARKS)?.length ?? 0) > source.length / 2) return asItCame(source);
   if (!NESTING.test(source)) return lex();
   try {
     const found = TOO_DEEP.test(source) ? null : lex();
@@ -95,6 +99,11 @@ function unlessTooDeep(source, lex) {
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
   }
+  return asItCame(source);
+}
+
+/** @param {string} source @returns {Token[]} one paragraph without any marks */
+function asItCame(source) {
   const text = /** @type {any} */ ({ type: "text", raw: source, text: source, escaped: false });
   return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: [text] })];
 }

@@ -126,10 +126,10 @@ def test_notice_takes_no_focus_and_stays_while_it_is_pointed_at(page: Page) -> N
     expect(page.locator("#draft")).to_be_focused()
     expect(page.locator("#status")).to_have_text("Saved.")
     expect(notice).to_have_count(0)
-    call(page, "toast", "m.toast('Lost.', {kind: 'problem', seconds: 0.4})")
+    call(page, "toast", "m.toast('Lost.', {kind: 'problem', seconds: 1.5})")
     expect(page.get_by_role("alert")).to_have_text("Lost.")
     notice.hover()
-    page.wait_for_timeout(600)  # nothing may happen in this time
+    page.wait_for_timeout(1700)  # nothing may happen in this time
     expect(notice).to_be_visible()
     page.mouse.move(0, 0)
     expect(notice).to_have_count(0)
