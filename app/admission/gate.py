@@ -83,9 +83,8 @@ class Place:
         self._gate = gate
         self._column = column  # of its key
         self._choices = self._prompt = self._work = 0
-        self._ahead = self._gone = (
-            0  # requests of other front ends: that waited when it came, that had waited
-        )
+        # Requests of other front ends: that waited when it came, that had waited.
+        self._ahead = self._gone = 0
         self._admitted_at = 0.0
         self._left = False
 

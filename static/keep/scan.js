@@ -39,7 +39,7 @@ export async function scan(source, text, alive) {
 }
 
 /** @param {string} text */
-export function wordsOf(text) {
+function wordsOf(text) {
   return [...new Set(fold(text).split(/\s+/).filter((word) => word !== ""))];
 }
 

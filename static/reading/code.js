@@ -1,6 +1,7 @@
 /** A block of code: its language, its buttons, its lines in colours. */
 
 import { el, iconButton } from "../shell/dom.js";
+import { announce } from "../shell/toast.js";
 import { t } from "../words/words.js";
 import { highlight, isLoaded, languageOf, load } from "./highlight.js";
 
@@ -8,17 +9,6 @@ const PART = 4096; // characters that are laid out together; what came before th
 const MAX_COLOURED_OPEN = 8192; // characters; more is coloured only when the block is complete
 const COLOUR_EVERY = 800; // milliseconds, while the block grows
 const CONFIRMED = 2000; // milliseconds that "Copied" is shown
-
-/** @type {(text: string) => void} */
-let announce = (text) => {
-  const status = document.getElementById("status");
-  if (status !== null) status.textContent = text;
-};
-
-/** Sets how a message is said to who cannot see it. @param {(text: string) => void} say */
-export function setAnnouncer(say) {
-  announce = say;
-}
 
 /** Code is coloured when it is about to be seen. @type {WeakMap<Element, CodeView>} */
 const waiting = new WeakMap();

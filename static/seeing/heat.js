@@ -193,7 +193,7 @@ function token({ text, logprob }, at) {
 }
 
 /** 0 for the likeliest. @param {number} probability */
-export function classOf(probability) {
+function classOf(probability) {
   const found = CLASSES.findIndex((least) => probability >= least);
   return found < 0 ? CLASSES.length - 1 : found;
 }

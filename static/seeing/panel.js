@@ -201,7 +201,7 @@ export class LivePanel {
 }
 
 /** @param {number} running @param {number} mine rows of this page, which may not be in the batch yet */
-export function batchWords(running, mine) {
+function batchWords(running, mine) {
   const own = Math.min(running, mine);
   if (own === 0) return running === 0 ? t("seeing.batch.empty") : t("seeing.batch.others", { n: running });
   const others = running - own;

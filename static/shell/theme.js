@@ -21,7 +21,7 @@ export function theme() {
 }
 
 /** @param {Theme} name */
-export function setTheme(name) {
+function setTheme(name) {
   remember(KEY, name);
   apply(name);
 }
