@@ -14,6 +14,8 @@ export class Autosave {
   #pending = new Map();
   /** @type {number | undefined} */
   #timer;
+  /** Messages that grow, and of which something is written. @type {Set<string>} */
+  #begun = new Set();
   /** Conversations that were deleted. @type {Set<string>} */
   #gone = new Set();
   /** A page that is being left sees its streams break. What it then thinks of its answers is not to be kept. */
@@ -37,6 +39,7 @@ export class Autosave {
 
   /** A message is new or has changed for good. @param {Conversation} conversation @param {Message} message */
   async message(conversation, message) {
+    this.#begun.delete(message.id);
     if (this.#leaving || this.#gone.has(conversation.head.id)) return;
     this.#pending.delete(message.id);
     await Promise.all([
@@ -52,13 +55,15 @@ export class Autosave {
    */
   growing(conversation, message) {
     this.#pending.set(message.id, { conversation, message });
+    const first = !this.#begun.has(message.id); // written at once, whatever another answer has begun to wait for
+    this.#begun.add(message.id);
+    if (first) this.flush();
     if (this.#timer === undefined) this.#writeInTurn();
   }
 
   #writeInTurn() {
-    const written = this.#pending.size > 0;
     this.flush();
-    if (written) this.#timer = setTimeout(() => this.#rest(), EVERY);
+    if (this.#begun.size > 0) this.#timer = setTimeout(() => this.#rest(), EVERY);
   }
 
   #rest() {
