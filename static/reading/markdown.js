@@ -16,20 +16,14 @@ const BRACKETS = /^\\\(((?:(?!\n[ \t]*\n|\\\))[^])+)\\\)/;
 // Money is no formula: a dollar that opens one has something behind it, and the one that closes it something
 // before it and no digit after it.
 const DOLLARS = /^\$(?![\s$])((?:\\[^]|[^$\\\n]|\n(?![ \t]*\n))*?(?:\\[^\s]|[^\s$\\]))\$(?![\d$])/;
-const BEFORE_DOLLAR = /[\p{L}\p{N}$\\]$/u;
+// A dollar that may open a formula, or a sign that marked ends its words at by itself: looking further for each of
+// many words would take a time that grows with the text's square.
+const NEXT = /(?<![\p{L}\p{N}$\\])\$|[\\<!\[`*~_\n]/u;
 
 /** @param {string} raw @param {string} source @param {boolean} display @param {string} type */
 function formula(raw, source, display, type) {
   const open = source.endsWith(UNFINISHED);
   return { type, raw, source: open ? source.slice(0, -1) : source, display, open };
-}
-
-/** @param {string} source @param {string} sign @returns {number} */
-function nextDollar(source, sign) {
-  for (let at = source.indexOf(sign); at >= 0; at = source.indexOf(sign, at + 1)) {
-    if (at === 0 || !BEFORE_DOLLAR.test(source.slice(at - 1, at))) return at;
-  }
-  return -1;
 }
 
 const formulaBlock = {
@@ -52,8 +46,8 @@ const formulaInline = {
   level: /** @type {const} */ ("inline"),
   /** @param {string} source */
   start: (source) => {
-    const places = [nextDollar(source, "$"), source.indexOf("\\("), source.indexOf("\\[")].filter((at) => at >= 0);
-    return places.length === 0 ? undefined : Math.min(...places);
+    const found = NEXT.exec(source);
+    return found?.[0] === "$" ? found.index : undefined;
   },
   /** @param {string} source */
   tokenizer: (source) => {
