@@ -81,15 +81,26 @@ const entities = new Map([
   ["&#39;", "'"],
 ]);
 
+const ENTITY = /&(?:[a-z][a-z\d]{1,31}|#\d{1,7}|#x[\da-f]{1,6});/gi;
+const MAX_KEPT = 5000; // entities; HTML has names for some two thousand
+const BETWEEN = "\ufdd3,\ufdd3"; // no entity stands for so much
+
+/**
+ * Finds out together what the entities of a text stand for, which is far cheaper than one by one.
+ * @param {string} text
+ */
+export function learnEntities(text) {
+  if (!text.includes("&")) return;
+  const fresh = [...new Set(text.match(ENTITY))].filter((entity) => !entities.has(entity));
+  if (fresh.length === 0) return;
+  if (entities.size + fresh.length > MAX_KEPT) entities.clear();
+  const found = purify.sanitize(`<p>${fresh.join(BETWEEN)}</p>`, { RETURN_DOM_FRAGMENT: true }).textContent;
+  for (const [at, plain] of String(found).split(BETWEEN).entries()) entities.set(fresh[at], plain);
+}
+
 /** The text with its `&name;` and `&#1;` replaced by what they stand for. @param {string} text */
 export function decode(text) {
   if (!text.includes("&")) return text;
-  return text.replace(/&(?:[a-z][a-z\d]{1,31}|#\d{1,7}|#x[\da-f]{1,6});/gi, (entity) => {
-    let plain = entities.get(entity);
-    if (plain === undefined) {
-      plain = String(purify.sanitize(`<p>${entity}</p>`, { RETURN_DOM_FRAGMENT: true }).textContent);
-      if (entities.size < 500) entities.set(entity, plain);
-    }
-    return plain;
-  });
+  learnEntities(text);
+  return text.replace(ENTITY, (entity) => entities.get(entity) ?? entity);
 }
