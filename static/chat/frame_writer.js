@@ -1,6 +1,6 @@
 /** Gathers text and puts it on the screen once per frame. */
 
-const MAX_WRITTEN = 65536; // characters in one frame, so that a flood of text does not freeze the page
+const MAX_WRITTEN = 16384; // characters in one frame, so that a flood of text does not freeze the page
 const FRAME_PATIENCE = 100; // milliseconds; a page that has just been hidden gets no frame
 
 /** A hidden page has no frames, so its text waits until the page is seen again or the answer ends. */

@@ -22,8 +22,9 @@ let katex = null;
 let loading = null;
 /** Formulas that were made before, as a paragraph is made anew while it grows. @type {Map<string, HTMLElement>} */
 const made = new Map();
-/** Their elements are in the page, or soon will be. @type {HTMLElement[]} */
+/** Formulas that are made in the page's next tasks. @type {HTMLElement[]} */
 let waiting = [];
+let room = AT_ONCE; // what is left of it in this task
 
 function load() {
   loading ??= import(`${VENDOR}katex.min.js`).then(
@@ -47,31 +48,27 @@ export function showFormulas(root) {
   const all = root instanceof HTMLElement && root.dataset.formula !== undefined ? [root, ...found] : [...found];
   if (all.length === 0) return;
   if (katex !== null) showSome(all);
-  else load().then(() => katex !== null && later(all));
+  else load().then(() => katex !== null && showSome(all));
 }
 
 /** Shows the first of them, and the rest in the page's next tasks. @param {HTMLElement[]} formulas */
 function showSome(formulas) {
-  let room = AT_ONCE;
-  const left = formulas.findIndex((element) => {
-    if (room <= 0) return true;
+  if (room === AT_ONCE) setTimeout(nextTask);
+  for (const [at, element] of formulas.entries()) {
+    if (room <= 0) {
+      waiting = waiting.concat(formulas.slice(at));
+      return;
+    }
     room -= Math.max(LEAST, element.dataset.formula?.length ?? 0);
     show(element);
-    return false;
-  });
-  if (left >= 0) later(formulas.slice(left));
+  }
 }
 
-/** @param {HTMLElement[]} formulas */
-function later(formulas) {
-  if (waiting.length === 0) setTimeout(showWaiting);
-  waiting.push(...formulas);
-}
-
-function showWaiting() {
+function nextTask() {
   const formulas = waiting.filter((element) => element.isConnected); // others were made anew meanwhile
   waiting = [];
-  showSome(formulas);
+  room = AT_ONCE;
+  if (formulas.length > 0) showSome(formulas);
 }
 
 /** @param {HTMLElement} element */

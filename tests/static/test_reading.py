@@ -25,10 +25,15 @@ _HELPERS = """async () => {
     for (const part of copy.querySelectorAll('.part')) part.replaceWith(...part.childNodes);
     return copy.innerHTML;
   };
+  // Many formulas are made over several tasks of the page.
+  const settled = async (element) => {
+    while (element.querySelector('[data-formula]') !== null) await new Promise((done) => setTimeout(done));
+    return plain(element);
+  };
   window.shown = (text) => {
     const element = fresh();
     showText(element, text);
-    return plain(element);
+    return settled(element);
   };
   window.streamed = (pieces) => {
     const element = fresh();
@@ -39,7 +44,7 @@ _HELPERS = """async () => {
     for (const piece of pieces) body.append(piece);
     body.finish();
     performance.now = clock;
-    return plain(element);
+    return settled(element);
   };
   // The same words in the same elements, without what only one of both makes of them.
   const bare = (element) => {
@@ -108,7 +113,12 @@ def test_random_documents_are_the_same_streamed_and_at_once(reading: Page) -> No
     documents = [random_document(pick) for _ in range(120)]
     pieces = [cut(text, pick) for text in documents]
     pairs = reading.evaluate(
-        "([texts, pieces]) => texts.map((text, k) => [shown(text), streamed(pieces[k])])", [documents, pieces]
+        """async ([texts, pieces]) => {
+          const pairs = [];
+          for (const [k, text] of texts.entries()) pairs.push([await shown(text), await streamed(pieces[k])]);
+          return pairs;
+        }""",
+        [documents, pieces],
     )
     for text, (shown, streamed) in zip(documents, pairs, strict=True):
         assert streamed == shown, text
