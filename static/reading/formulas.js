@@ -14,6 +14,7 @@ const LEAST = 30; // characters that even the shortest formula counts for
 // A formula may define macros, of which a few lines can become millions of signs.
 const DEFINES = /\\(?:[egx]?def|let|futurelet|(?:re)?newcommand|providecommand)(?![a-zA-Z])/;
 const MULTIPLIES = /#|\\(?:[ex]def|expandafter|futurelet)(?![a-zA-Z])/; // what they are given, or one another
+const HARMLESS = /\\(?:def|renewcommand)\s*\{?\s*\\arraystretch\s*\}?\s*\{[\d.]+\}/g; // the one that is common
 const MAX_DEFINED = 4000; // signs that the macros of a formula may become
 
 /** @type {any} */
@@ -112,7 +113,7 @@ function render(source, displayMode) {
 
 /** How often a formula's macros may be replaced by what they stand for. @param {string} source */
 function maxExpand(source) {
-  if (!DEFINES.test(source)) return MAX_EXPANSIONS;
+  if (!DEFINES.test(source.replace(HARMLESS, ""))) return MAX_EXPANSIONS;
   return MULTIPLIES.test(source) ? 0 : Math.floor(MAX_DEFINED / source.length);
 }
 
