@@ -159,7 +159,7 @@ def test_another_text_takes_the_place_of_one_that_is_still_being_shown(reading: 
 
 
 def test_a_number_is_a_label_like_others(reading: Page) -> None:
-    text = "See [1] and [name].\n\n[name]: http://a.example/name\n\n[1]: http://a.example/1\n\n"
+    text = "See [1].\n\nSee [name].\n\n[name]: http://a.example/name\n\n[1]: http://a.example/1\n\n"
     links = reading.evaluate(
         """async (text) => {
           const address = (link) => link.getAttribute('href');
