@@ -49,6 +49,7 @@ export class AnswerBody {
   /** @type {number | null} */
   #due = null;
   #ended = false; // nothing more comes
+  #held = false; // the splitter's rest is not shown as it is now
 
   /**
    * @param {HTMLElement} element holds the answer and nothing else
@@ -92,19 +93,24 @@ export class AnswerBody {
     this.#waiting = this.#waiting.slice(length);
     const more = this.#waiting !== "";
     if (source !== "") this.#take(source, this.#growing && !more && !this.#ended);
+    else if (this.#held) this.#paint();
     if (more) this.#due = setTimeout(() => this.#change());
     else if (this.#ended) this.#end();
+    else if (this.#held) this.#due = setTimeout(() => this.#change(), this.#pace.wait(this.#splitter.rest.length));
   }
 
   /** @param {string} source @param {boolean} painted whether what is not complete is shown too */
   #take(source, painted) {
     learnEntities(source);
-    const last = this.#tail.at(-1);
-    const added = painted && last !== undefined && addWords(last.element, this.#splitter.rest, source);
+    const last = this.#held ? undefined : this.#tail.at(-1);
+    const before = this.#splitter.rest;
+    const added = painted && last !== undefined && addWords(last.element, before, source);
     if (added) last.exact = false;
     this.#splitter.push(source);
     this.#resolve();
-    if (painted && !added) this.#paint();
+    // Where text flows by and whole blocks were shown, what is not whole can wait for the next change.
+    this.#held = painted && this.#pace.flowing && this.#splitter.rest.length < before.length + source.length;
+    if (painted && !added && !this.#held) this.#paint();
     this.#pace.note(source.length);
   }
 
@@ -319,6 +325,7 @@ export class AnswerBody {
   // The rest, while it grows
 
   #paint() {
+    this.#held = false;
     const rest = this.#splitter.rest;
     const inside = this.#splitter.inside;
     if (inside === "code") return;
