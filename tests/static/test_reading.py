@@ -46,6 +46,20 @@ _HELPERS = """async () => {
     performance.now = clock;
     return settled(element);
   };
+  // Text that flows by and then stops: whether the words at its end are seen at once, and later.
+  window.flowed = async (pieces, words) => {
+    const element = fresh();
+    let now = performance.now();
+    const clock = performance.now;
+    performance.now = () => (now += 100);
+    const body = new AnswerBody(element);
+    for (const piece of pieces) body.append(piece);
+    performance.now = clock;
+    const found = [element.textContent.includes(words)];
+    for (let turns = 0; turns < 1000 && !element.textContent.includes(words); turns++)
+      await new Promise((done) => setTimeout(done, 20));
+    return [...found, element.textContent.includes(words)];
+  };
   // The same words in the same elements, without what only one of both makes of them.
   const bare = (element) => {
     for (const text of element.querySelectorAll('code, .formula')) text.textContent = text.textContent.trim();
@@ -149,3 +163,20 @@ def test_only_languages_that_are_named_are_loaded(reading: Page) -> None:
         }"""
     )
     assert found == [None, None, None, None, "python", "cpp", "swift"]
+
+
+def test_what_is_not_whole_of_a_flow_of_text_is_seen_when_the_flow_stops(reading: Page) -> None:
+    """While text flows by, changes that show whole blocks leave out the rest; nothing stays unseen."""
+    block = "so many words " * 80 + "\n\n"
+    begun = "- a list of\n- two items, the second of which goes on"
+    for end in (
+        "and the end",
+        begun,
+        "```\ncode goes on",
+        "| a | b |\n|--|--|\n| c | goes on",
+        "**it goes on",
+    ):
+        words = end.split("\n")[-1].split("|")[-1].strip("*- ")
+        pieces = [block + "so"] + [" many words" + block + "so"] * 5 + [f" many words\n\n{end}"]
+        at_once, later = reading.evaluate("([pieces, words]) => flowed(pieces, words)", [pieces, words])
+        assert (at_once, later) == (False, True), end
