@@ -29,7 +29,7 @@ class ScoreBuffers:
     def take(self, numbers: torch.Tensor, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where these two will be; the copies are queued on the current stream."""
         if not self._kept:
-            size = self._network.scratch.x.size(0) * (1 + MAX_LOGPROBS)
+            size = self._network.max_tokens * (1 + MAX_LOGPROBS)  # its scratch may be as small as this step
             pinned = self._network.rows.device.type == "cuda"
             self._kept = [
                 torch.empty(size, dtype=dtype, pin_memory=pinned) for dtype in (numbers.dtype, whole.dtype)

@@ -20,15 +20,14 @@ class Growth {
   /** Whether any text came. */
   came = false;
 
-  /** @param {Message} message @param {AnswerView} view @param {() => void} grown @param {number | null} sent */
-  constructor(message, view, grown, sent) {
+  /** @param {Message} message @param {AnswerView} view @param {number | null} sent */
+  constructor(message, view, sent) {
     this.message = message;
     this.view = view;
     this.meter = new SpeedMeter(sent);
     this.writer = new FrameWriter((text) => {
       view.append(text);
       this.#due ??= setTimeout(() => this.#showFacts(), FACTS_EVERY);
-      grown();
     });
   }
 
@@ -61,16 +60,15 @@ class Growth {
  * @param {Record<string, unknown>} job.request what was asked, but for the messages
  * @param {boolean} [job.resumed] the beginning was not seen by this page
  * @param {AbortSignal} job.signal
- * @param {() => void} job.grown called after a view has changed
  * @param {() => void} job.reconnecting called when the connection was lost and is sought again
  * @param {() => void} job.changed called after a message has changed
  * @returns {Promise<unknown>} the error that ended it, null if it ended well or was stopped. The messages'
  *   state says which of these it was; whatever text came stays.
  */
-export async function runAnswers({ messages, views, pieces, request, resumed = false, signal, grown, changed, reconnecting }) {
+export async function runAnswers({ messages, views, pieces, request, resumed = false, signal, changed, reconnecting }) {
   const sent = resumed ? null : performance.now();
   const started = Date.now();
-  const growths = messages.map((message, at) => new Growth(message, views[at], grown, sent));
+  const growths = messages.map((message, at) => new Growth(message, views[at], sent));
   for (const { message, meter } of growths) if (message.stream?.begin) meter.begin(message.stream.begin);
   let error = null;
   try {
@@ -96,7 +94,6 @@ export async function runAnswers({ messages, views, pieces, request, resumed = f
     if (told) note(message, meter.facts({ request, started, model: String(request.model ?? "") }));
     view.settle();
   }
-  grown();
   return error;
 }
 

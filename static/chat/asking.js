@@ -14,7 +14,6 @@ import { streamOn, streamThatFits } from "./streams.js";
  * @typedef {object} Page
  * @property {import("./view.js").LogView} log
  * @property {import("../settings/settings.js").Settings} settings
- * @property {import("../reading/scroll.js").Follower} follower
  * @property {(text: string) => void} announce
  * @property {import("./autosave.js").Autosave} autosave
  */
@@ -25,17 +24,15 @@ export class Asking {
   #chat;
   #log;
   #settings;
-  #follower;
   #announce;
   #autosave;
   #show;
 
   /** @param {import("./chat.js").Chat} chat @param {Page} page @param {() => void} show the chat has other messages */
-  constructor(chat, { log, settings, follower, announce, autosave }, show) {
+  constructor(chat, { log, settings, announce, autosave }, show) {
     this.#chat = chat;
     this.#log = log;
     this.#settings = settings;
-    this.#follower = follower;
     this.#announce = announce;
     this.#autosave = autosave;
     this.#show = show;
@@ -96,7 +93,6 @@ export class Asking {
     this.#tellRun(run, "busy");
     this.#announce(t("chat.generating"));
     const error = await this.runs.follow(run, {
-      grown: () => this.#chat.conversation === conversation && this.#follower.follow(),
       reconnecting: () => this.#announce(t("chat.reconnecting")),
     });
     this.#tellRun(run, "idle");
@@ -152,7 +148,6 @@ export class Asking {
     for (const view of run.views.values()) view.showProblem({ title, detail, retry, goOn });
     if (!shown()) return;
     this.#retryLater(run, error, again);
-    this.#follower.follow();
   }
 
   /** @param {Run} run @param {unknown} error @param {() => void} again */

@@ -49,7 +49,7 @@ export class Chat extends EventTarget {
     this.#announce = announce;
     this.#library = library;
     this.#autosave = autosave;
-    this.#asking = new Asking(this, { log, settings, follower, announce, autosave }, () => this.#show());
+    this.#asking = new Asking(this, { log, settings, announce, autosave }, () => this.#show());
     settings.bind(this.conversation.head);
   }
 

@@ -1,13 +1,13 @@
-/** Gathers text and puts it on the screen once per frame. */
+/** Gathers text and puts it on the screen at most once per frame. */
 
-const MAX_WRITTEN = 16384; // characters in one frame, so that a flood of text does not freeze the page
-const FRAME_PATIENCE = 100; // milliseconds; a page that has just been hidden gets no frame
+const GATHER = 16; // milliseconds: a frame. Asking for frames themselves has the page drawn, changed or not
+const MAX_WRITTEN = 16384; // characters at once, so that a flood of text does not freeze the page
 
-/** A hidden page has no frames, so its text waits until the page is seen again or the answer ends. */
+/** A hidden page is drawn by nobody, so its text waits until the page is seen again or the answer ends. */
 export class FrameWriter {
   #text = "";
   /** @type {number | null} */
-  #frame = null;
+  #due = null;
   #write;
 
   /** @param {(text: string) => void} write */
@@ -18,27 +18,28 @@ export class FrameWriter {
   /** @param {string} text */
   add(text) {
     this.#text += text;
-    this.#frame ??= requestAnimationFrame(() => this.#writeSome());
+    this.#due ??= setTimeout(() => this.#writeSome(), GATHER);
   }
 
-  /** Writes all that is left, in as many frames as it takes. */
+  /** Writes all that is left, in as many steps as it takes. */
   async finish() {
+    if (this.#due !== null) clearTimeout(this.#due);
     while (this.#text.length > MAX_WRITTEN && !document.hidden) {
-      await new Promise((done) => {
-        requestAnimationFrame(done);
-        setTimeout(done, FRAME_PATIENCE);
-      });
-      if (this.#frame === null) this.#writeSome();
+      this.#take(MAX_WRITTEN);
+      await new Promise((done) => setTimeout(done, GATHER));
     }
-    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
-    this.#frame = null;
+    this.#due = null;
     this.#take(this.#text.length);
   }
 
   #writeSome() {
-    this.#frame = null;
+    this.#due = null;
+    if (document.hidden) {
+      this.#due = 0;
+      return document.addEventListener("visibilitychange", () => this.#writeSome(), { once: true });
+    }
     this.#take(MAX_WRITTEN);
-    if (this.#text !== "") this.#frame = requestAnimationFrame(() => this.#writeSome());
+    if (this.#text !== "") this.add("");
   }
 
   /** @param {number} length */

@@ -73,10 +73,10 @@ export class Runs {
   }
 
   /**
-   * @param {Run} run @param {{grown: () => void, reconnecting: () => void}} tell
+   * @param {Run} run @param {{reconnecting: () => void}} tell
    * @returns {Promise<unknown>} the error that ended it, null if it ended well or was stopped
    */
-  async follow(run, { grown, reconnecting }) {
+  async follow(run, { reconnecting }) {
     const { conversation, messages, views, job } = run;
     const { signal } = run.controller;
     const claims = job.held ? [Promise.resolve(job.held)] : messages.map(({ id }) => claim(id));
@@ -86,7 +86,7 @@ export class Runs {
     let error;
     try {
       const { runAnswers } = await answering();
-      error = await runAnswers({ messages, views: [...views.values()], pieces, request, resumed, signal, grown, reconnecting, changed });
+      error = await runAnswers({ messages, views: [...views.values()], pieces, request, resumed, signal, reconnecting, changed });
     } catch (problem) {
       error = problem; // of the page: the conversation must not stay busy for that
       for (const message of messages) if (message.state === "streaming") message.state = "failed";

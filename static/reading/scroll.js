@@ -11,8 +11,6 @@ export class Follower {
   #following = true;
   #top = 0;
   #height = 0; // of the content, when it was last looked at
-  /** @type {number | null} */
-  #frame = null;
   #touched = 0; // where a finger was last
   #spacer = document.createElement("div");
   /** @type {HTMLElement | null} the message that stays at the top until the answer fills the page */
@@ -52,14 +50,6 @@ export class Follower {
   /** Whether new text is kept in view. */
   get following() {
     return this.#following;
-  }
-
-  /** Call after text was added. The page is laid out once per frame and not for this. */
-  follow() {
-    this.#frame ??= requestAnimationFrame(() => {
-      this.#frame = null;
-      if (this.#held !== null || !this.#following) this.#resized();
-    });
   }
 
   /** Goes to the end and follows again, whatever the reader was doing. */

@@ -42,6 +42,7 @@ class Steps:
             shape.n_layer, 20, BLOCK, shape.n_kv_head, shape.head_dim, torch.float32, CPU
         )
         self.staging = StepStaging(Buckets.up_to(ROWS, TOKENS), CPU)
+        self.buffers = ScoreBuffers(self.network)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[int], list[PromptLogprobs]]:
@@ -51,7 +52,7 @@ class Steps:
         buffer = self.staging.decode if staged.decode else self.staging.mixed
         step = int(self.network.step_counter)
         self.network.step(staged.shape, device_inputs(buffer, staged.shape), False)
-        scores = queue_scores(self.network, plan, ScoreBuffers(self.network)).results() if plan.scored else []
+        scores = queue_scores(self.network, plan, self.buffers).results() if plan.scored else []
         return self.network.results[step % 4, 0, : len(staged.entries)].tolist(), scores
 
 
@@ -118,3 +119,13 @@ def test_scores_are_those_of_the_model(generation: Generation, monkeypatch: pyte
             )
     # What the steps sample is what they sample without scores: plain first, then long and short.
     assert sampled == [best[1], best[0], best[2]]
+
+
+def test_a_longer_chunk_may_follow_where_steps_allocate_anew() -> None:
+    """What scores land in is kept from the first scored step on, whatever that step's own size was."""
+    steps = Steps(make_model("G1", 1, n_embd=64, n_head=4, n_kv_head=4, n_layer=1))
+    steps.network.persistent = False
+    lengths = (2, 40)
+    for row, length in enumerate(lengths):
+        _, (scores,) = steps.run(planned([(sequence(row, [5] * (length + 1), 20), 0, length)]))
+        assert len(scores.logprobs) == length
