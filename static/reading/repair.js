@@ -189,7 +189,7 @@ class Scan {
     this.#early = this.#close(`${this.#text.slice(0, from)}[${words}](#)`);
   }
 
-  /** @param {Map<number, number>} found @param {number} at of an opening bracket @returns {number} -1 if it stays open */
+  /** @param {Map<number, number>} found @param {number} at of an opening bracket @returns {number} -1 if it is open */
   #closing(found, at) {
     return (found.get(at + this.#removed) ?? -1 + this.#removed) - this.#removed;
   }
