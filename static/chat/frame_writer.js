@@ -1,7 +1,7 @@
 /** Gathers text and puts it on the screen at most once per frame. */
 
 const GATHER = 16; // milliseconds: a frame. Asking for frames themselves has the page drawn, changed or not
-const MAX_WRITTEN = 65536; // characters at once, so that a flood of text does not freeze the page
+const MAX_WRITTEN = 16384; // characters at once, so that a flood of text does not freeze the page
 
 /** A hidden page is drawn by nobody, so its text waits until the page is seen again or the answer ends. */
 export class FrameWriter {

@@ -41,44 +41,45 @@ function isClosed(raw) {
 /** The lines between two fences, as they come. */
 class Fence {
   #end;
-  #line = "";
-  #shown = 0; // characters of the line that were handed over
-  #first = true;
+  #held = ""; // a line that may become the end
+  #first = true; // of the lines
+  #begun = false; // of the line, something was handed over
 
   /** @param {string} mark */
   constructor(mark) {
     this.#end = new RegExp(`^ {0,3}${mark}[~\`]* *$`);
-    this.mark = mark;
   }
 
   /** @param {string} text @returns {{text: string, rest: string | null}} rest: what stands below the fence's end */
   push(text) {
-    this.#line += text;
+    const source = this.#held + text;
     let out = "";
-    for (let at = this.#line.indexOf("\n"); at >= 0; at = this.#line.indexOf("\n")) {
-      const line = this.#line.slice(0, at);
-      this.#line = this.#line.slice(at + 1);
-      if (this.#shown === 0 && this.#end.test(line)) return { text: out, rest: this.#line };
+    let from = 0;
+    for (let at = source.indexOf("\n"); at >= 0; at = source.indexOf("\n", from)) {
+      const line = source.slice(from, at);
+      from = at + 1;
+      if (!this.#begun && this.#end.test(line)) return { text: out, rest: source.slice(from) };
       out += this.#show(line);
-      this.#shown = 0;
+      this.#begun = false;
     }
-    // What may become the end is not shown yet.
-    if (this.#line !== "" && !/^ {0,3}[`~]* *$/.test(this.#line)) out += this.#show(this.#line);
+    this.#held = source.slice(from);
+    if (this.#held !== "" && (this.#begun || !/^ {0,3}[`~]* *$/.test(this.#held))) out += this.flush();
     return { text: out, rest: null };
   }
 
   /** What is left when the answer has ended. @returns {string} */
   flush() {
-    return this.#line === "" || (this.#shown === 0 && this.#end.test(this.#line)) ? "" : this.#show(this.#line);
+    const line = this.#held;
+    this.#held = "";
+    return line === "" || (!this.#begun && this.#end.test(line)) ? "" : this.#show(line);
   }
 
-  /** @param {string} line */
+  /** @param {string} line or a part of one */
   #show(line) {
-    const start = this.#shown === 0 && !this.#first ? "\n" : "";
-    const more = start + line.slice(this.#shown);
-    this.#shown = line.length;
+    const start = this.#begun || this.#first ? "" : "\n";
+    this.#begun = true;
     this.#first = false;
-    return more;
+    return start + line;
   }
 }
 

@@ -10,7 +10,7 @@ import { newLinks, tokens } from "./markdown.js";
 import { addWords } from "./more_words.js";
 import { Pace } from "./pace.js";
 import { repair } from "./repair.js";
-import { check, clean } from "./safety.js";
+import { check, clean, learnEntities } from "./safety.js";
 import { Source } from "./source.js";
 
 /**
@@ -19,6 +19,11 @@ import { Source } from "./source.js";
  */
 
 const PART = 8; // blocks that are laid out together; a part that is out of sight costs nothing
+const STEP = 16384; // characters that are shown in one task of the page, so that a flood of text does not freeze it
+const LABEL = /\[((?:\\[^]|[^[\]\\])+)\]/g; // what may be a link by a definition
+
+/** The body that last began in an element; one before may still be at work. @type {WeakMap<HTMLElement, AnswerBody>} */
+const owners = new WeakMap();
 
 export class AnswerBody {
   #element;
@@ -27,12 +32,11 @@ export class AnswerBody {
   #source = new Source();
   #elements = new Elements(this.#source.calculations);
   #links = newLinks();
-  #known = 0; // of the link definitions
   #splitter = new Splitter(this);
   /** @type {Shown[]} what is made of the splitter's rest */
   #tail = [];
-  /** @type {Shown[]} blocks with brackets that may be links by definitions to come */
-  #unlinked = [];
+  /** Blocks with brackets that may be links by definitions to come. @type {Map<string, Set<Shown>>} by the label */
+  #unlinked = new Map();
   /** @type {import("./code.js").CodeView | null} */
   #code = null;
   #codeText = "";
@@ -44,6 +48,8 @@ export class AnswerBody {
   #pace = new Pace();
   /** @type {number | null} */
   #due = null;
+  #ended = false; // nothing more comes
+  #held = false; // the splitter's rest is not shown as it is now
 
   /**
    * @param {HTMLElement} element holds the answer and nothing else
@@ -55,41 +61,65 @@ export class AnswerBody {
     element.classList.add("markdown");
     element.classList.toggle("growing", growing);
     element.replaceChildren(this.#part);
+    owners.set(element, this);
   }
 
   /** Adds to the end. @param {string} text */
   append(text) {
     this.#waiting += text;
-    if (this.#waiting === "" || this.#due !== null) return;
-    const wait = this.#growing ? this.#pace.wait(this.#splitter.rest.length) : 0;
+    const flood = this.#waiting.length >= STEP;
+    if (this.#waiting === "" || (this.#due !== null && !flood)) return;
+    const wait = this.#growing && !flood ? this.#pace.wait(this.#splitter.rest.length) : 0;
     if (wait <= 0) this.#change();
     else this.#due = setTimeout(() => this.#change(), wait);
   }
 
-  /** The answer has ended: whatever was held back is shown, what is open stays as it was written. */
+  /**
+   * The answer has ended: whatever was held back is shown, what is open stays as it was written. What is left of a
+   * long text comes with the page's next tasks.
+   */
   finish() {
-    if (this.#due !== null) clearTimeout(this.#due);
-    this.#due = null;
-    const source = this.#source.push(this.#waiting) + this.#source.flush();
-    this.#waiting = "";
-    if (source !== "") this.#splitter.push(source);
-    this.#splitter.end();
-    this.#dropTail();
-    this.#element.classList.remove("growing");
+    this.#ended = true;
+    this.#change();
   }
 
   /** Shows what has come. */
   #change() {
+    if (this.#due !== null) clearTimeout(this.#due);
     this.#due = null;
-    const source = this.#source.push(this.#waiting);
-    this.#waiting = "";
-    if (source === "") return;
-    const last = this.#tail.at(-1);
-    const added = last !== undefined && addWords(last.element, this.#splitter.rest, source);
+    if (owners.get(this.#element) !== this) return;
+    const length = document.hidden ? this.#waiting.length : STEP;
+    const source = this.#source.push(this.#waiting.slice(0, length));
+    this.#waiting = this.#waiting.slice(length);
+    const more = this.#waiting !== "";
+    if (source !== "") this.#take(source, this.#growing && !more && !this.#ended);
+    else if (this.#held) this.#paint();
+    if (more) this.#due = setTimeout(() => this.#change());
+    else if (this.#ended) this.#end();
+    else if (this.#held) this.#due = setTimeout(() => this.#change(), this.#pace.wait(this.#splitter.rest.length));
+  }
+
+  /** @param {string} source @param {boolean} painted whether what is not complete is shown too */
+  #take(source, painted) {
+    learnEntities(source);
+    const last = this.#held ? undefined : this.#tail.at(-1);
+    const before = this.#splitter.rest;
+    const added = painted && last !== undefined && addWords(last.element, before, source);
     if (added) last.exact = false;
     this.#splitter.push(source);
-    if (!added && this.#growing) this.#paint();
+    this.#resolve();
+    // Where text flows by and whole blocks were shown, what is not whole can wait for the next change.
+    this.#held = painted && this.#pace.flowing && this.#splitter.rest.length < before.length + source.length;
+    if (painted && !added && !this.#held) this.#paint();
     this.#pace.note(source.length);
+  }
+
+  #end() {
+    this.#splitter.push(this.#source.flush());
+    this.#splitter.end();
+    this.#resolve();
+    this.#dropTail();
+    this.#element.classList.remove("growing");
   }
 
   // What the splitter hands over
@@ -101,7 +131,6 @@ export class AnswerBody {
     for (const element of made) this.#place(element, made.length === 1 ? before?.element : undefined, this.#part);
     if (made.length !== 1 || before?.element.parentNode !== this.#part) before?.element.remove();
     if (made.length === 1) this.#keep(raw, /** @type {HTMLElement} */ (this.#placed));
-    this.#resolve();
     if (this.#part.childElementCount >= PART) this.#nextPart();
   }
 
@@ -149,7 +178,6 @@ export class AnswerBody {
       this.#place(element, before?.element, list.element);
       list.raws.push(raw);
     }
-    this.#resolve();
   }
 
   closeList() {
@@ -179,7 +207,6 @@ export class AnswerBody {
     for (const row of this.#rowsOf(table?.rows ?? [], clean)) {
       this.#place(row, this.#tail.shift()?.element, parent);
     }
-    this.#resolve();
   }
 
   closeTable() {
@@ -271,18 +298,23 @@ export class AnswerBody {
 
   /** @param {string} raw @param {HTMLElement} element */
   #keep(raw, element) {
-    if (raw.includes("[")) this.#unlinked.push({ raw, element, exact: true });
+    const shown = { raw, element, exact: true };
+    for (const [, words] of raw.matchAll(LABEL)) {
+      const label = words.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase().toLowerCase(); // as marked does
+      if (label in this.#links) continue;
+      const others = this.#unlinked.get(label);
+      if (others === undefined) this.#unlinked.set(label, new Set([shown]));
+      else others.add(shown);
+    }
   }
 
   /** Makes blocks anew that mention what has just been defined. */
   #resolve() {
-    const labels = Object.keys(this.#links);
-    if (labels.length === this.#known) return;
-    const fresh = labels.slice(this.#known).map((label) => `[${label}]`);
-    this.#known = labels.length;
-    for (const shown of this.#unlinked) {
-      const text = shown.raw.toLowerCase().replace(/\s+/g, " ");
-      if (!fresh.some((label) => text.includes(label)) || shown.element.parentNode === null) continue;
+    const labels = Object.keys(this.#links).filter((label) => this.#unlinked.has(label));
+    const mentioned = new Set(labels.flatMap((label) => [...(this.#unlinked.get(label) ?? [])]));
+    for (const label of labels) this.#unlinked.delete(label);
+    for (const shown of mentioned) {
+      if (shown.element.parentNode === null) continue;
       const made = this.#make(tokens(shown.raw, this.#links));
       if (made.length !== 1) continue;
       shown.element.replaceWith(made[0]);
@@ -293,6 +325,7 @@ export class AnswerBody {
   // The rest, while it grows
 
   #paint() {
+    this.#held = false;
     const rest = this.#splitter.rest;
     const inside = this.#splitter.inside;
     if (inside === "code") return;

@@ -6,9 +6,12 @@ import { t } from "../words/words.js";
 import { highlight, isLoaded, languageOf, load } from "./highlight.js";
 
 const PART = 4096; // characters that are laid out together; what came before them is not laid out again
+const PIECE = 16384; // characters of a line that is even longer than these; its pieces are laid out one by one
 const MAX_COLOURED_OPEN = 8192; // characters; more is coloured only when the block is complete
 const COLOUR_EVERY = 800; // milliseconds, while the block grows
 const CONFIRMED = 2000; // milliseconds that "Copied" is shown
+
+const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 
 /** Code is coloured when it is about to be seen. @type {WeakMap<Element, CodeView>} */
 const waiting = new WeakMap();
@@ -35,7 +38,8 @@ export class CodeView {
   #code = el("code", { translate: "no" });
   #language;
   #text = "";
-  #part = document.createTextNode("");
+  #lines = el("span");
+  #part = document.createTextNode(""); // the end of the lines
   #partLength = 0;
   #coloured = performance.now(); // when it was last, while it grows
   #cost = 0;
@@ -82,10 +86,22 @@ export class CodeView {
       if (this.#partLength === 0) this.#begin();
       const line = this.#partLength + rest.length > PART ? rest.indexOf("\n", Math.max(0, PART - this.#partLength)) + 1 : 0;
       const taken = line === 0 ? rest.length : line;
-      this.#part.appendData(rest.slice(0, taken));
+      this.#addToPart(rest.slice(0, taken));
       this.#partLength += taken;
       rest = rest.slice(taken);
     }
+  }
+
+  /** @param {string} text up to a line's end, or to the end of what there is */
+  #addToPart(text) {
+    let rest = text;
+    for (let cut = cutOf(rest, PIECE - this.#part.length); cut < rest.length; cut = cutOf(rest, PIECE)) {
+      this.#part.appendData(rest.slice(0, cut));
+      rest = rest.slice(cut);
+      this.#part = document.createTextNode("");
+      this.#lines.append(el("span", { class: "piece" }, this.#part));
+    }
+    this.#part.appendData(rest);
   }
 
   /** The whole text of a block that is complete. @param {string} text */
@@ -106,7 +122,8 @@ export class CodeView {
   /** Lines below each other in parts of their own: the browser lays out what is new and leaves the rest. */
   #begin() {
     this.#part = document.createTextNode("");
-    this.#code.append(el("span", { class: "lines" }, this.#part));
+    this.#lines = el("span", { class: "lines" }, this.#part);
+    this.#code.append(this.#lines);
   }
 
   /** Shows the colours now, or when they are loaded. */
@@ -169,6 +186,14 @@ export class CodeView {
       name(button, t("reading.copyCode"));
     }, CONFIRMED);
   }
+}
+
+/** Where a text ends that is to have about so many characters: behind a whole sign. @param {string} text @param {number} room */
+function cutOf(text, room) {
+  if (text.length <= room) return text.length;
+  const at = Math.max(0, room);
+  const [sign] = graphemes.segment(text.slice(at, at + 64));
+  return at + sign.segment.length;
 }
 
 /** @param {HTMLButtonElement} button @param {string} text */

@@ -16,7 +16,9 @@ const BRACKETS = /^\\\(((?:(?!\n[ \t]*\n|\\\))[^])+)\\\)/;
 // Money is no formula: a dollar that opens one has something behind it, and the one that closes it something
 // before it and no digit after it.
 const DOLLARS = /^\$(?![\s$])((?:\\[^]|[^$\\\n]|\n(?![ \t]*\n))*?(?:\\[^\s]|[^\s$\\]))\$(?![\d$])/;
-const BEFORE_DOLLAR = /[\p{L}\p{N}$\\]$/u;
+// A dollar that may open a formula, or a sign that marked ends its words at by itself: looking further for each of
+// many words would take a time that grows with the text's square.
+const NEXT = /(?<![\p{L}\p{N}$\\])\$|[\\<!\[`*~_\n]/u;
 
 /** @param {string} raw @param {string} source @param {boolean} display @param {string} type */
 function formula(raw, source, display, type) {
@@ -24,12 +26,10 @@ function formula(raw, source, display, type) {
   return { type, raw, source: open ? source.slice(0, -1) : source, display, open };
 }
 
-/** @param {string} source @param {string} sign @returns {number} */
-function nextDollar(source, sign) {
-  for (let at = source.indexOf(sign); at >= 0; at = source.indexOf(sign, at + 1)) {
-    if (at === 0 || !BEFORE_DOLLAR.test(source.slice(at - 1, at))) return at;
-  }
-  return -1;
+/** Whether a formula between brackets has no end; the expressions find that out far more slowly. @param {string} source */
+function isUnclosed(source) {
+  const opening = /^ {0,3}(\\[[(])/.exec(source)?.[1];
+  return opening !== undefined && !source.includes(opening === "\\[" ? "\\]" : "\\)");
 }
 
 const formulaBlock = {
@@ -42,7 +42,7 @@ const formulaBlock = {
   },
   /** @param {string} source */
   tokenizer: (source) => {
-    const found = DISPLAY.exec(source);
+    const found = isUnclosed(source) ? null : DISPLAY.exec(source);
     return found === null ? undefined : formula(found[0], found[1] ?? found[2], true, "formulaBlock");
   },
 };
@@ -52,11 +52,12 @@ const formulaInline = {
   level: /** @type {const} */ ("inline"),
   /** @param {string} source */
   start: (source) => {
-    const places = [nextDollar(source, "$"), source.indexOf("\\("), source.indexOf("\\[")].filter((at) => at >= 0);
-    return places.length === 0 ? undefined : Math.min(...places);
+    const found = NEXT.exec(source);
+    return found?.[0] === "$" ? found.index : undefined;
   },
   /** @param {string} source */
   tokenizer: (source) => {
+    if (isUnclosed(source)) return undefined;
     const display = INLINE_DISPLAY.exec(source);
     if (display !== null) return formula(display[0], display[1] ?? display[2], true, "formula");
     const found = BRACKETS.exec(source) ?? DOLLARS.exec(source);
@@ -71,8 +72,38 @@ const DEEPEST = 64;
 const LONG = 4000; // characters
 const MARKS = /[[\]()*_`~<>]/g;
 
+// The same goes for words of which many marks begin something that never ends, or each in the other, and for a
+// word that could be an address of mail, which is looked through again behind each mark in it.
+const LONG_WORDS = 2000; // characters
+const EMPHASIS = /(?<=^|\s)[*_~]+(?=\S)|(?<=\S)[*_~]+(?=\s|$)/g;
+const LONG_WORD = /[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]{2000,}/g;
+const MARKS_IN_WORD = /[!*_`~]/g;
+
 const marked = new Marked({ gfm: true, breaks: true });
 marked.use({ extensions: [formulaBlock, formulaInline] });
+
+/** marked's, but for words in which it would get lost: they are shown as they came. */
+class Reader extends Lexer {
+  /** @param {string} source @param {any[]} [found] @returns {any[]} */
+  inlineTokens(source, found = []) {
+    if (source.length < LONG_WORDS || !isTangled(source)) return super.inlineTokens(source, found);
+    found.push(words(source));
+    return found;
+  }
+}
+
+/** @param {string} source */
+function isTangled(source) {
+  let open = 0;
+  for (const { index } of source.matchAll(EMPHASIS)) {
+    open = index === 0 || /\s/.test(source[index - 1]) ? open + 1 : Math.max(0, open - 1);
+    if (open > DEEPEST) return true;
+  }
+  return (source.match(LONG_WORD) ?? []).some((word) => (word.match(MARKS_IN_WORD)?.length ?? 0) > word.length / 8);
+}
+
+/** @param {string} source @returns {any} a token without any marks */
+const words = (source) => ({ type: "text", raw: source, text: source, escaped: false });
 
 /**
  * The tokens of a source, down to the words.
@@ -80,7 +111,7 @@ marked.use({ extensions: [formulaBlock, formulaInline] });
  * @returns {Token[]}
  */
 export function tokens(source, links) {
-  const lexer = new Lexer({ ...marked.defaults });
+  const lexer = new Reader({ ...marked.defaults });
   lexer.tokens.links = links;
   return unlessTooDeep(source, () => lexer.lex(source));
 }
@@ -92,10 +123,10 @@ export function tokens(source, links) {
  */
 function unlessTooDeep(source, lex) {
   if (source.length > LONG && (source.match(MARKS)?.length ?? 0) > source.length / 2) return asItCame(source);
-  if (!NESTING.test(source)) return lex();
+  const nests = NESTING.test(source);
   try {
-    const found = TOO_DEEP.test(source) ? null : lex();
-    if (found !== null && depthOf(found) <= DEEPEST) return found;
+    const found = nests && TOO_DEEP.test(source) ? null : lex();
+    if (found !== null && (!nests || depthOf(found) <= DEEPEST)) return found;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
   }
@@ -104,8 +135,7 @@ function unlessTooDeep(source, lex) {
 
 /** @param {string} source @returns {Token[]} one paragraph without any marks */
 function asItCame(source) {
-  const text = /** @type {any} */ ({ type: "text", raw: source, text: source, escaped: false });
-  return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: [text] })];
+  return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: [words(source)] })];
 }
 
 /** @param {any[]} found @returns {number} how many tokens stand in one another at the most */
@@ -137,7 +167,7 @@ export function openFormula(source) {
 
 /** The blocks of a source, without looking into them. @param {string} source @returns {Token[]} */
 export function blocks(source) {
-  const lexer = new Lexer({ ...marked.defaults });
+  const lexer = new Reader({ ...marked.defaults });
   lexer.tokens.links = Object.create(null);
   return unlessTooDeep(source, () => lexer.blockTokens(source, []));
 }

@@ -16,6 +16,11 @@ export class Pace {
   #changed = 0; // when it was last
   #flowing = false;
 
+  /** Whether text comes faster than anyone reads. */
+  get flowing() {
+    return this.#flowing;
+  }
+
   /** The page has been changed. @param {number} added characters */
   note(added) {
     const now = performance.now();

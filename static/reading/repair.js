@@ -13,6 +13,8 @@ const FENCE = /^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})(.
 const ADDRESS = /^\s*(?:<[^<>\n]*>?|[^\s<]*)(?:\s+(?:"[^"]*(?:"\s*)?|'[^']*(?:'\s*)?|\([^()]*(?:\)\s*)?)?)?$/;
 const OPEN_DISPLAY = /^[ \t]*(\$\$|\\\[)/;
 const WORD = /[\p{L}\p{N}]/u;
+const MAX_OPEN = 32; // marks that are closed; nobody means more, and marked would look for the end of each of them
+const MAX_ADDRESS = 2048; // characters; what is longer is no address that is still being written
 
 /** @param {string} source @returns {string} */
 export function repair(source) {
@@ -46,7 +48,7 @@ function lastStart(source) {
 
 /** @param {string} source */
 function tableOpen(source) {
-  return /(?:^|\n)[ \t]*\|[^\n]*\n?[ \t|:-]*$/.test(source);
+  return /(?:^|\n)[ \t]*\|[^\n]*(?:\n[ \t|:-]*)?$/.test(source);
 }
 
 /** A table's head without its rule gets one; an open cell is closed. @param {string} source */
@@ -94,10 +96,15 @@ class Scan {
   #open = [];
   /** @type {string | null} the whole result, where it is known early */
   #early = null;
+  #removed = 0; // characters that stood before the place where the scan is
+  #brackets;
+  #parentheses;
 
   /** @param {string} text */
   constructor(text) {
     this.#text = text;
+    this.#brackets = closings(text, "[", "]");
+    this.#parentheses = closings(text, "(", ")");
   }
 
   result() {
@@ -165,20 +172,26 @@ class Scan {
   #link() {
     const from = this.#at;
     const start = this.#text[from] === "!" ? from + 2 : from + 1;
-    const end = closing(this.#text, start, "[", "]");
+    const end = this.#closing(this.#brackets, start - 1);
     if (end < 0) {
       // Its words are shown, its bracket is not.
       this.#text = this.#text.slice(0, from) + this.#text.slice(start);
+      this.#removed += start - from;
       return;
     }
     const isLink = this.#text[end + 1] === "(";
-    const address = isLink ? closing(this.#text, end + 2, "(", ")") : end;
-    if (address >= 0 || !ADDRESS.test(this.#text.slice(end + 2))) {
+    const address = isLink ? this.#closing(this.#parentheses, end + 1) : end;
+    if (address >= 0 || this.#text.length - end > MAX_ADDRESS || !ADDRESS.test(this.#text.slice(end + 2))) {
       this.#at = Math.max(address, end) + 1;
       return;
     }
     const words = this.#text.slice(start, end);
     this.#early = this.#close(`${this.#text.slice(0, from)}[${words}](#)`);
+  }
+
+  /** @param {Map<number, number>} found @param {number} at of an opening bracket @returns {number} -1 if it is open */
+  #closing(found, at) {
+    return (found.get(at + this.#removed) ?? -1 + this.#removed) - this.#removed;
   }
 
   /** @param {string} character */
@@ -213,12 +226,12 @@ class Scan {
 
   /** The marks that close what is open. */
   #ends() {
-    return this.#open.map(({ mark }) => mark).reverse().join("");
+    return this.#open.length > MAX_OPEN ? "" : this.#open.map(({ mark }) => mark).reverse().join("");
   }
 
   /** @param {string} text @returns {string} */
   #close(text) {
-    if (this.#open.length === 0) return text;
+    if (this.#open.length === 0 || this.#open.length > MAX_OPEN) return text;
     const trimmed = text.trimEnd();
     const top = this.#open.at(-1);
     // Nothing stands behind the last mark yet.
@@ -231,16 +244,24 @@ class Scan {
 }
 
 /**
- * Where the bracket that is open before `from` is closed, -1 if it is not.
- * @param {string} text @param {number} from @param {string} open @param {string} close
+ * Where each opening bracket is closed, for those that are. All are found together: a search for each of many
+ * would take a time that grows with the text's square.
+ * @param {string} text @param {string} open @param {string} close
  */
-function closing(text, from, open, close) {
-  let depth = 1;
-  for (let at = from; at < text.length; at++) {
+function closings(text, open, close) {
+  /** @type {Map<number, number>} */
+  const found = new Map();
+  /** @type {number[]} */
+  const waiting = [];
+  if (!text.includes(open)) return found;
+  for (let at = 0; at < text.length; at++) {
     const character = text[at];
     if (character === "\\") at++;
-    else if (character === open) depth++;
-    else if (character === close && --depth === 0) return at;
+    else if (character === open) waiting.push(at);
+    else if (character === close) {
+      const from = waiting.pop();
+      if (from !== undefined) found.set(from, at);
+    }
   }
-  return -1;
+  return found;
 }

@@ -9,27 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import Browser, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Route, sync_playwright
 
 from tests.app.server_process import ROOT
 from tests.faults.harness import Service
 from tests.static.chat_page import ChatPage
 from tests.static.conftest import CHROMIUM_FLAGS, find_chromium
+from tests.static.main_thread import task_times
 
 pytestmark = pytest.mark.browser
 
 FREEZE_MS = 200.0
-TRIES = 3  # of a measurement: other programs of this machine may only make it longer
 ELSEWHERE = "http://attacker.example"
 
-# Notes whatever an answer could make the page do: dialogs, changed globals, and tasks of the page's thread.
+# Notes whatever an answer could make the page do.
 WATCH = """
 window.hit = [];
-window.tasks = [];
 for (const name of ['alert', 'confirm', 'prompt', 'open']) window[name] = (text) => { hit.push(name); };
-new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) tasks.push(entry.duration);
-}).observe({ type: 'longtask', buffered: true });
 """
 
 CODE = "const x=[" + "1234567890," * 95_000 + "];"
@@ -107,21 +103,16 @@ def test_45_an_answer_that_attacks_the_page(
 ) -> None:
     """No script of it runs, nothing is asked of another origin, and the page does not freeze."""
     chat, page = attack.chat, attack.chat.page
-    longest = []
-    for _ in range(TRIES):
-        chat.open(f"http://127.0.0.1:{service.port}/")
-        attack.text = ATTACKS[name]
-        page.evaluate("tasks.length = 0")
+    chat.open(f"http://127.0.0.1:{service.port}/")
+    attack.text = ATTACKS[name]
+    with task_times(page) as tasks:
         chat.send("Go on")
-        expect(chat.answers).to_have_count(1)
-        chat.wait_until_settled(30_000)
+        # An `expect` that waits reads the whole page again and again, in tasks of the same thread.
+        page.wait_for_selector(".answer[aria-busy=false]", state="attached", timeout=30_000)
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
-        check_harmless(attack)
-        longest.append(max(page.evaluate("tasks"), default=0.0))
-        if longest[-1] < FREEZE_MS:
-            break
-    print(f"longest task of the page: {min(longest):.0f} ms")
-    assert min(longest) < FREEZE_MS
+    check_harmless(attack)
+    print(f"longest task of the page: {max(tasks):.0f} ms")
+    assert max(tasks) < FREEZE_MS
 
 
 def check_harmless(attack: Attack) -> None:

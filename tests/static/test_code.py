@@ -109,6 +109,30 @@ def test_long_lines_are_wrapped_on_demand(chat: ChatPage, scripted: ScriptedServ
     assert code.evaluate(_SIDEWAYS) > 100
 
 
+@pytest.mark.usefixtures("allowed")
+def test_a_line_too_long_to_be_laid_out_at_once_is_still_one_line(
+    chat: ChatPage, scripted: ScriptedServer
+) -> None:
+    line = "a\u0301👩‍🚀 空 " * 9_000  # signs of several characters: none of them is cut apart
+    text = f"before\n{line}end\nafter"
+    body = answer(chat, scripted, f"```\n{text}\n```")
+    code = body.locator("pre code")
+    assert code.locator(".piece").count() > 2
+    assert code.text_content() == text
+    selected = "code => (getSelection().selectAllChildren(code), getSelection().toString())"
+    assert code.evaluate(selected) == text
+    body.locator(".copy-code").click()
+    expect(chat.page.locator("#status")).to_have_text("Copied")
+    assert clipboard(chat.page) == text
+    begins = code.locator(".piece").evaluate_all("pieces => pieces.map((piece) => [...piece.textContent][0])")
+    assert set(begins) <= {"a", "👩", " ", "空"}
+    lines = "code => code.getBoundingClientRect().height / parseFloat(getComputedStyle(code).lineHeight)"
+    assert 2.9 < code.evaluate(lines) < 3.6
+    body.get_by_role("button", name="Wrap long lines").click()
+    assert body.locator("pre").evaluate(_SIDEWAYS) == 0
+    assert code.evaluate(selected) == text
+
+
 def test_what_is_wide_scrolls_by_itself(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     body = answer(chat, scripted, WIDE_ANSWER)

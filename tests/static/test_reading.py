@@ -25,10 +25,15 @@ _HELPERS = """async () => {
     for (const part of copy.querySelectorAll('.part')) part.replaceWith(...part.childNodes);
     return copy.innerHTML;
   };
+  // Many formulas are made over several tasks of the page.
+  const settled = async (element) => {
+    while (element.querySelector('[data-formula]') !== null) await new Promise((done) => setTimeout(done));
+    return plain(element);
+  };
   window.shown = (text) => {
     const element = fresh();
     showText(element, text);
-    return plain(element);
+    return settled(element);
   };
   window.streamed = (pieces) => {
     const element = fresh();
@@ -39,7 +44,21 @@ _HELPERS = """async () => {
     for (const piece of pieces) body.append(piece);
     body.finish();
     performance.now = clock;
-    return plain(element);
+    return settled(element);
+  };
+  // Text that flows by and then stops: whether the words at its end are seen at once, and later.
+  window.flowed = async (pieces, words) => {
+    const element = fresh();
+    let now = performance.now();
+    const clock = performance.now;
+    performance.now = () => (now += 100);
+    const body = new AnswerBody(element);
+    for (const piece of pieces) body.append(piece);
+    performance.now = clock;
+    const found = [element.textContent.includes(words)];
+    for (let turns = 0; turns < 1000 && !element.textContent.includes(words); turns++)
+      await new Promise((done) => setTimeout(done, 20));
+    return [...found, element.textContent.includes(words)];
   };
   // The same words in the same elements, without what only one of both makes of them.
   const bare = (element) => {
@@ -108,7 +127,12 @@ def test_random_documents_are_the_same_streamed_and_at_once(reading: Page) -> No
     documents = [random_document(pick) for _ in range(120)]
     pieces = [cut(text, pick) for text in documents]
     pairs = reading.evaluate(
-        "([texts, pieces]) => texts.map((text, k) => [shown(text), streamed(pieces[k])])", [documents, pieces]
+        """async ([texts, pieces]) => {
+          const pairs = [];
+          for (const [k, text] of texts.entries()) pairs.push([await shown(text), await streamed(pieces[k])]);
+          return pairs;
+        }""",
+        [documents, pieces],
     )
     for text, (shown, streamed) in zip(documents, pairs, strict=True):
         assert streamed == shown, text
@@ -139,3 +163,20 @@ def test_only_languages_that_are_named_are_loaded(reading: Page) -> None:
         }"""
     )
     assert found == [None, None, None, None, "python", "cpp", "swift"]
+
+
+def test_what_is_not_whole_of_a_flow_of_text_is_seen_when_the_flow_stops(reading: Page) -> None:
+    """While text flows by, changes that show whole blocks leave out the rest; nothing stays unseen."""
+    block = "so many words " * 80 + "\n\n"
+    begun = "- a list of\n- two items, the second of which goes on"
+    for end in (
+        "and the end",
+        begun,
+        "```\ncode goes on",
+        "| a | b |\n|--|--|\n| c | goes on",
+        "**it goes on",
+    ):
+        words = end.split("\n")[-1].split("|")[-1].strip("*- ")
+        pieces = [block + "so"] + [" many words" + block + "so"] * 5 + [f" many words\n\n{end}"]
+        at_once, later = reading.evaluate("([pieces, words]) => flowed(pieces, words)", [pieces, words])
+        assert (at_once, later) == (False, True), end

@@ -1,0 +1,190 @@
+"""What a model could write to make the page slow: no task of the page is long, and the text is there."""
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.static.main_thread import task_times
+
+pytestmark = pytest.mark.browser
+
+FREEZE_MS = 200.0  # row 45 of docs/faults.md, of the page's own processor time
+
+_HELPERS = """async () => {
+  const { AnswerBody, showText } = await import('/static/reading/body.js');
+  const stage = document.getElementById('log');
+  const task = () => new Promise((done) => setTimeout(done));
+  const fresh = () => {
+    const element = document.createElement('div');
+    stage.replaceChildren(element);
+    return element;
+  };
+  window.settled = async (element) => {
+    while (element.matches('.growing') || element.querySelector('[data-formula]') !== null) await task();
+    return element;
+  };
+  window.AnswerBody = AnswerBody;
+  window.showText = showText;
+  window.fresh = fresh;
+  // Each piece in a task of its own, and shown at once, as when they come slowly.
+  window.grow = async (text, length) => {
+    const element = fresh();
+    const clock = performance.now;
+    let now = clock.call(performance);
+    performance.now = () => (now += 1000);
+    const body = new AnswerBody(element);
+    for (let at = 0; at < text.length; at += length) {
+      body.append(text.slice(at, at + length));
+      await task();
+    }
+    body.finish();
+    performance.now = clock;
+    return settled(element);
+  };
+  await settled(await grow('$x$ `y`', 100));  // what is loaded with the first formula is there
+}"""
+
+ATTACKS = {
+    "brackets": ("[" * 10_000 + "](" * 1_000, 2_000),
+    "emphasis": ("*a " * 5_000, 1_000),
+    "emphasis in emphasis": ("*a " * 2_500 + "a* " * 2_500, 2_000),
+    "words": ("a!" * 8_000, 2_000),
+    "openings": ("\\[a" * 5_000 + "\n\nx", 2_000),
+    "dollars": ("$" * 3001 + "\\frac{1}{" * 2000 + "$$ x $ y $$$", 2_000),
+    "entities": ("".join(f"&a{at};" for at in range(3_000)), 4_000),
+    "definitions": (
+        "\n\n".join(f"[{at}]" for at in range(500))
+        + "".join(f"\n\n[{at}]: http://a.example/{at}" for at in range(500)),
+        16_000,
+    ),
+    "formulas": (" ".join(f"$x_{{{at}}}$" for at in range(1_000)), 20_000),
+    "long formula": ("$$" + "\\frac{1}{2}+" * 1_300 + "2$$", 20_000),
+    "line": ("```js\n" + "1234567890," * 60_000 + "\n```", 16_000),
+    "flood": (("Some **words**, `code` and [a link](http://a.example). " * 8 + "\n\n") * 400, 10**6),
+}
+
+
+@pytest.fixture
+def reading(modules: Page) -> Page:
+    modules.evaluate(_HELPERS)
+    return modules
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_task_of_the_page_is_long(reading: Page, name: str) -> None:
+    text, length = ATTACKS[name]
+    with task_times(reading) as tasks:
+        reading.evaluate("async ([text, length]) => void (await grow(text, length))", [text, length])
+    assert max(tasks) < FREEZE_MS
+
+
+def formulas(page: Page, text: str) -> list[bool]:
+    """For each formula of the text whether it is shown as one; the others are shown as they were written."""
+    shown = page.evaluate(
+        """async (text) => {
+          const element = fresh();
+          showText(element, text);
+          await settled(element);
+          const made = (formula) => formula.querySelector('.katex') !== null;
+          return [...element.querySelectorAll('.formula')].map(made);
+        }""",
+        text,
+    )
+    return list(shown)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "\\frac{1}{" * 300 + "2" + "}" * 300,  # overflows the browser's layout
+        "\\frac{1}{2}+" * 1_300 + "2",
+        "\\def\\a{" + "x" * 1_000 + "}" + "\\a" * 490,
+        "\\def\\a#1{#1#1#1}" + "\\expandafter\\a" * 10 + "x",
+        "&".join("a" * 1_200).join(("\\begin{matrix}", "\\end{matrix}")),
+    ],
+    ids=["deep", "long", "macros", "parameters", "wide"],
+)
+def test_a_formula_that_is_too_much_is_shown_as_its_source(reading: Page, bomb: str) -> None:
+    assert formulas(reading, f"$${bomb}$$") == [False]
+    assert bomb in reading.evaluate("document.getElementById('log').textContent")
+
+
+def test_large_formulas_are_still_formulas(reading: Page) -> None:
+    matrix = "\\\\".join("&".join(f"a_{{{row},{at}}}" for at in range(12)) for row in range(12))
+    line = "f(x) &= \\frac{x^2}{\\sqrt{3}} + \\sum_{k=0}^{12} k"
+    fraction = "1+\\cfrac{1}{" * 12 + "2" + "}" * 12
+    text = "\n\n".join([
+        f"$$\\def\\arraystretch{{1.5}}\\begin{{pmatrix}}{matrix}\\end{{pmatrix}}$$",
+        "$$\\begin{aligned}" + "\\\\".join([line] * 30) + "\\end{aligned}$$",
+        f"$${fraction}$$",
+        "$\\newcommand{\\ours}{\\mathbb{R}} x \\in \\ours$",
+    ])  # fmt: skip
+    assert formulas(reading, text) == [True] * 4
+
+
+def test_all_of_many_formulas_are_shown(reading: Page) -> None:
+    assert formulas(reading, " ".join(f"$x_{{{at}}}$" for at in range(400))) == [True] * 400
+
+
+def test_a_long_text_is_shown_whole_over_several_tasks(reading: Page) -> None:
+    paragraphs = [f"Paragraph {at}" + " of many words" * 40 for at in range(300)]
+    text = "\n\n".join(paragraphs)
+    first, whole = reading.evaluate(
+        """async (text) => {
+          const element = fresh();
+          showText(element, text);
+          const first = element.querySelectorAll('p').length;
+          const deadline = performance.now() + 10_000;
+          while (element.querySelectorAll('p').length < 300 && performance.now() < deadline) {
+            await new Promise((done) => setTimeout(done));
+          }
+          return [first, [...element.querySelectorAll('p')].map((paragraph) => paragraph.textContent)];
+        }""",
+        text,
+    )
+    assert 0 < first < 300
+    assert whole == paragraphs
+
+
+def test_another_text_takes_the_place_of_one_that_is_still_being_shown(reading: Page) -> None:
+    shown = reading.evaluate(
+        """async () => {
+          const element = fresh();
+          showText(element, 'Some words of the first text.\\n\\n'.repeat(5_000));
+          showText(element, 'The second');
+          for (let turn = 0; turn < 20; turn++) await new Promise((done) => setTimeout(done));
+          return element.textContent;
+        }"""
+    )
+    assert shown == "The second"
+
+
+def test_a_number_is_a_label_like_others(reading: Page) -> None:
+    text = "See [1].\n\nSee [name].\n\n[name]: http://a.example/name\n\n[1]: http://a.example/1\n\n"
+    links = reading.evaluate(
+        """async (text) => {
+          const address = (link) => link.getAttribute('href');
+          const links = (element) => [...element.querySelectorAll('a')].map(address);
+          const whole = fresh();
+          showText(whole, text);
+          const first = links(whole);
+          return [first, links(await grow(text, 4))];
+        }""",
+        text,
+    )
+    assert links == [["http://a.example/1", "http://a.example/name"]] * 2
+
+
+def test_words_behind_other_signs_are_read_as_before(reading: Page) -> None:
+    """The search for the next formula ends at these signs, the formula behind them is still found."""
+    text = "snake_case and a!b ~ c * d [e] <f $x$, mail_me@a.example, \\(y\\) and 5$ or $6"
+    found = reading.evaluate(
+        """async (text) => {
+          const element = fresh();
+          showText(element, text);
+          await settled(element);
+          const sources = [...element.querySelectorAll('annotation')].map((source) => source.textContent);
+          return [sources, [...element.querySelectorAll('a')].map((link) => link.getAttribute('href'))];
+        }""",
+        text,
+    )
+    assert found == [["x", "y"], ["mailto:mail_me@a.example"]]
