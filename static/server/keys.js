@@ -66,9 +66,19 @@ export class KeyRing extends EventTarget {
    */
   async another(used, problem, asking) {
     if (used !== this.#key) return true; // somebody else has asked meanwhile
+    if (used !== null) this.#forget();
     if (asking === "never" || (asking === "once" && this.#declined && this.#question === null)) return false;
     this.#question ??= this.#ask(problem, used !== null).finally(() => (this.#question = null));
     return this.#question;
+  }
+
+  /** What was refused is not kept for the next visit, whether or not the reader gives another one. */
+  #forget() {
+    try {
+      this.#storage?.removeItem(STORED);
+    } catch {
+      // Forbidden: nothing was kept either.
+    }
   }
 
   /** @param {string} problem @param {boolean} wrong */

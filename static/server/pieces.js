@@ -67,6 +67,19 @@ export class PieceReader {
       throw new ApiError("The server sent an event that is not JSON.", { kind: "stream" });
     }
     if (chunk?.error) throw errorOfEvent(chunk.error);
+    /** @type {Piece[]} */
+    let pieces;
+    try {
+      pieces = [...this.#piecesOf(chunk)];
+    } catch (error) {
+      // Another connection would bring the same once more.
+      throw new ApiError(`The server sent an event that cannot be read (${error}).`, { kind: "stream" });
+    }
+    yield* pieces;
+  }
+
+  /** @param {any} chunk @returns {Generator<Piece>} */
+  *#piecesOf(chunk) {
     yield* this.#beginning(chunk);
     for (const choice of chunk?.choices ?? []) yield* this.#choice(choice);
     if (chunk?.usage) yield { type: "usage", usage: chunk.usage };

@@ -258,6 +258,26 @@ def test_a_reload_in_mid_answer_goes_on_with_it(chat: ChatPage, scripted: Script
     assert [last for _, last in scripted.resumed] == ["3"]
 
 
+def test_a_reload_right_after_an_answer_has_begun_goes_on_with_it(
+    chat: ChatPage, scripted: ScriptedServer
+) -> None:
+    """Also right behind another answer, whose last write is then still to be followed by a pause."""
+    scripted.resumable = True
+    scripted.script("Hello", says("Hi."))
+    scripted.script("Go on", [ROLE, delta("Once "), GATE, delta("more."), delta("", "stop"), DONE])
+    chat.page.reload()
+    expect(chat.page.locator("#model")).to_have_text("scripted-model")
+    chat.send("Hello")
+    chat.wait_until_settled()
+    chat.send("Go on")
+    chat.page.wait_for_function("() => document.getElementById('log').textContent.includes('Once')")
+    chat.page.reload()
+    expect(chat.body).to_contain_text("Once")
+    scripted.release()
+    expect(chat.body).to_have_text("Once more.")
+    chat.wait_until_settled()
+
+
 def test_a_reload_in_mid_answer_without_resumption_offers_to_continue(
     chat: ChatPage, scripted: ScriptedServer
 ) -> None:

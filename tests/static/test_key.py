@@ -80,6 +80,14 @@ def test_a_key_is_remembered_if_the_reader_says_so(page: Page) -> None:
     assert found == [{"Authorization": "Bearer open-sesame"}, 0]
 
 
+def test_a_remembered_key_that_is_refused_is_forgotten(page: Page) -> None:
+    """The server's keys may have changed: the next visit does not begin with one that it does not take."""
+    page.evaluate("sessionStorage.setItem('fastpath.key', 'old')")
+    page.reload()
+    expect(page.get_by_role("dialog", name="This server wants an API key")).to_contain_text("did not take this key")
+    assert page.evaluate("sessionStorage.length") == 0
+
+
 def test_who_gives_no_key_is_told_and_asked_again_only_when_they_want_something(page: Page) -> None:
     page.evaluate("performance.clearResourceTimings()")
     page.evaluate(ASK, 2)

@@ -196,6 +196,18 @@ def test_errors_inside_the_stream_are_not_tried_again(modules: Page, scripted: S
     assert scripted.resumed == []
 
 
+@pytest.mark.parametrize("choices", ["7", "[null]", '{"a": 1}'])
+def test_events_that_cannot_be_read_are_not_asked_for_again(
+    modules: Page, scripted: ScriptedServer, choices: str
+) -> None:
+    scripted.resumable = True
+    scripted.script("Hello", [role(), delta("Ha"), f'data: {{"choices": {choices}}}\n\n'.encode(), DONE])
+    found = collect(modules, resumable=True)
+    assert texts(found) == "Ha"
+    assert found["error"]["kind"] == "stream"
+    assert scripted.resumed == []
+
+
 @pytest.mark.parametrize("resumable", [False, True])
 def test_a_stop_reaches_the_server(modules: Page, scripted: ScriptedServer, resumable: bool) -> None:
     scripted.resumable = resumable
