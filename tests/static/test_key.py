@@ -84,7 +84,8 @@ def test_a_remembered_key_that_is_refused_is_forgotten(page: Page) -> None:
     """The server's keys may have changed: the next visit does not begin with one that it does not take."""
     page.evaluate("sessionStorage.setItem('fastpath.key', 'old')")
     page.reload()
-    expect(page.get_by_role("dialog", name="This server wants an API key")).to_contain_text("did not take this key")
+    dialog = page.get_by_role("dialog", name="This server wants an API key")
+    expect(dialog).to_contain_text("did not take this key")
     assert page.evaluate("sessionStorage.length") == 0
 
 
