@@ -102,13 +102,33 @@ def schemas() -> dict[str, object]:
             root=STRING,
             parent={"type": "null"},
             max_model_len=INTEGER,
-            meta=OBJECT,
+            meta=_model_meta(),
         ),
         "Models": shape(object={"const": "list"}, data=items(ref("Model"))),
         "Deleted": shape(id=STRING, object={"const": "stream"}, deleted={"const": True}),
         "Cancelled": shape(id=STRING, cancelled={"const": True}),
         **_status_shapes(),
     }
+
+
+def _model_meta() -> dict[str, object]:
+    """What a model's card says of the model and of this server."""
+    return shape(
+        n_vocab=INTEGER,
+        n_ctx_train=INTEGER,
+        n_params=INTEGER,
+        size=INTEGER,
+        generation=STRING,
+        device=STRING,
+        dtype=STRING,
+        max_rows=INTEGER,
+        block_size=INTEGER,
+        num_blocks=INTEGER,
+        max_num_blocks=INTEGER,
+        sampling_defaults=OBJECT,
+        resumable_streams=BOOLEAN,
+        features=items(shape(feature=STRING, asked=STRING, used=STRING, why=STRING)),
+    )
 
 
 def _status_shapes() -> dict[str, object]:
