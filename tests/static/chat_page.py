@@ -27,6 +27,15 @@ document.addEventListener('DOMContentLoaded', () => {
 });
 """
 
+# Nothing moves or fades any more, but for what never rests.
+_AT_REST = """() => document.getAnimations().every((animation) =>
+  animation.playState !== 'running' || animation.effect.getComputedTiming().endTime === Infinity)"""
+
+
+def until_at_rest(page: Page) -> None:
+    """Waits until places, sizes and colours are what they are going to be."""
+    page.wait_for_function(_AT_REST)
+
 
 @dataclass(slots=True)
 class ChatPage:
