@@ -286,7 +286,7 @@ async def test_waiting_for_a_step_shows(engine: AsyncEngine, monkeypatch: pytest
 
     def execute(self: ModelRunner, step: StagedStep) -> StepResult:
         held.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return original(self, step)
 
     monkeypatch.setattr(ModelRunner, "_execute", execute)
