@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.static.chat_page import ChatPage, until_at_rest
+from tests.static.conftest import without_worker
 from tests.static.pictures import cut_off
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
 
@@ -28,7 +29,7 @@ _TARGETS = """(least) => [...document.querySelectorAll('button, a[href], input, 
 def tab(browser: Browser) -> ChatPage:
     """A phone: touched, not pointed at."""
     size = {"width": 360, "height": 740}
-    context = browser.new_context(viewport=size, has_touch=True, is_mobile=True)  # type: ignore[arg-type]
+    context = without_worker(browser, viewport=size, has_touch=True, is_mobile=True)
     return ChatPage(context.new_page())
 
 
