@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import contextlib
 import os
 
 # Before torch reads it, and for the servers that tests start: as many test processes as there are cores leave
@@ -13,6 +14,15 @@ import torch
 pytest.register_assert_rewrite(
     "tests.app", "tests.e2e", "tests.engine", "tests.faults", "tests.gpu", "tests.kernels", "tests.static"
 )
+
+with contextlib.suppress(ImportError):  # the tests of a GPU do without it
+    from hypothesis import HealthCheck, settings
+
+    # Property tests try the same examples in every run, and a busy machine does not fail them.
+    settings.register_profile(
+        "fastpath", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("fastpath")
 
 if not torch.cuda.is_available():
     # Triton decides when it is imported: without a GPU its kernels run in the interpreter.

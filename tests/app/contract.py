@@ -10,6 +10,7 @@ import httpx
 
 from app.settings.http import HttpSettings
 from tests.app.scripted_engine import ScriptedEngine, says
+from tests.app.server_process import DEADLINE
 from tests.app.serving import served
 
 SAID = "hé 🌤️ <b>\n"
@@ -36,7 +37,7 @@ def contract_server(settings: HttpSettings | None = None, said: str = SAID) -> I
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(DEADLINE)
     ((loop, end, url),) = ways
     try:
         yield Contract(url, httpx.get(url + "/openapi.json").json())

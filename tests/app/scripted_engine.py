@@ -17,6 +17,7 @@ from engine.messages import (
     TokenStream,
 )
 from engine.text import NANOCHAT_SPECIALS, BytePairTokenizer, NanochatTemplate
+from tests.app.server_process import DEADLINE
 
 SPECIALS = {spelling: 256 + k for k, spelling in enumerate(NANOCHAT_SPECIALS)}
 BOS = SPECIALS["<|bos|>"]
@@ -127,7 +128,7 @@ class ScriptedEngine:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits for a condition over what submit and abort change."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

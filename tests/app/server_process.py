@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.app.fair_clock import FairClock
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "g1"
 SERVE_ECHO = [sys.executable, str(Path(__file__).with_name("serve_echo.py"))]
@@ -70,6 +72,15 @@ class Server:
 
     def wait(self, seconds: float = DEADLINE) -> int:
         return self.process.wait(seconds)
+
+    def end(self, seconds: float, clock: FairClock) -> int:
+        """The exit status, which is there by this time of the server's clock."""
+        clock.until(lambda: self.process.poll() is not None, seconds)
+        return self.process.wait()
+
+    def clock(self) -> FairClock:
+        """For what the server, its children and this client do together."""
+        return FairClock(self.process.pid, *self.children())
 
     def children(self) -> list[int]:
         """Process ids of the server's children (Linux)."""

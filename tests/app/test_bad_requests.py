@@ -10,6 +10,7 @@ from app.settings.http import HttpSettings
 from engine.messages import Request, TokenStream
 from engine.text import NanochatTemplate
 from tests.app.scripted_engine import VOCAB, ScriptedEngine, says
+from tests.app.server_process import DEADLINE
 from tests.app.serving import Served, served
 
 CHAT = "/v1/chat/completions"
@@ -245,7 +246,7 @@ async def test_bodies_that_arrive_together_have_a_limit() -> None:
         begun = [await asyncio.open_connection("127.0.0.1", s.port) for _ in range(AT_ONCE)]
         for _, writer in begun:
             writer.write(head.encode() + b"\r\n\r\n" + b" " * 990)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while s.context.uploads.held < AT_ONCE * 990:
                 await asyncio.sleep(0)
             refused = await s.http.post(TEXT, content=b" " * 990, headers=JSON)

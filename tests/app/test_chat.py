@@ -222,7 +222,7 @@ async def test_a_server_with_keys_is_given_one(tmp_path: Path) -> None:
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(derandomize=True, max_examples=50)
+@settings(max_examples=50)
 @given(system=st.none() | _texts, turns=st.lists(st.tuples(_texts, _texts), max_size=4))
 def test_a_conversation_outlives_its_file(
     tmp_path_factory: pytest.TempPathFactory, system: str | None, turns: list[tuple[str, str]]
@@ -250,7 +250,7 @@ def test_a_file_that_is_no_conversation_is_refused(tmp_path: Path, text: str) ->
         Conversation.load(file)
 
 
-@settings(derandomize=True, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=50))
 def test_nothing_that_is_shown_moves_the_cursor(text: str) -> None:
     shown = visible(text)

@@ -37,7 +37,7 @@ def of_message(message: dict[str, object]) -> Said:
 async def test_what_the_model_writes_is_the_same_on_every_route() -> None:
     texts: list[str] = []
 
-    @settings(max_examples=12, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=12, database=None)
     @given(st.lists(st.sampled_from(PARTS), max_size=5))
     def collect(drawn: list[str]) -> None:
         texts.append("".join(drawn))

@@ -36,10 +36,9 @@ def test_sigterm_with_nothing_open_ends_at_once_and_leaves_no_process() -> None:
     with serving([*SERVE_ECHO, *MODEL]) as server:
         assert server.get("/ready") == 200
         (child,) = server.children()
-        start = time.monotonic()
+        clock = server.clock()
         server.signal(signal.SIGTERM)
-        assert server.wait() == 0
-        assert time.monotonic() - start < 10
+        assert server.end(10, clock) == 0
         assert gone(child)
 
 
@@ -61,13 +60,12 @@ def test_the_deadline_ends_streams_with_server_shutdown() -> None:
     with serving([*SERVE_ECHO, *MODEL], "--drain-timeout", "0.5") as server:
         answer = server.ask([HOLD])
         read_event(answer)
-        start = time.monotonic()
+        clock = server.clock()
         server.signal(signal.SIGINT)
         error = json.loads(read_event(answer))
         assert error["error"]["code"] == "server_shutdown"
         assert read_event(answer) == "[DONE]"
-        assert server.wait() == 0
-        assert time.monotonic() - start < 0.5 + 10
+        assert server.end(0.5 + 10, clock) == 0
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -136,27 +134,30 @@ def test_idle_connections_and_stuck_uploads_do_not_hold_the_server(workers: str)
             connection.endheaders(b'{"prompt": ')
         answer = server.ask([HOLD])
         assert read_event(answer)
-        start = time.monotonic()
+        clock = server.clock()
         server.signal(signal.SIGTERM)
-        assert server.wait() == 0
-        assert time.monotonic() - start < 1 + 2 + 2  # two for a busy machine
+        assert server.end(1 + 2, clock) == 0
 
 
 @WORKERS
 def test_before_the_drain_balancers_are_told(workers: str) -> None:
-    flags = ["--drain-delay", "1.5", "--drain-timeout", "60", "--api-workers", workers]
-    with serving([*SERVE_ECHO, *MODEL], *flags) as server:
-        server.signal(signal.SIGTERM)
-        start = time.monotonic()
-        until(lambda: server.get("/ready") == 503)
-        late = server.ask([PACED, *range(50)])
-        assert late.status == 200, "it is still let in"
-        if time.monotonic() - start < 1:
+    for delay in (1.5, 6.0, 24.0):  # a busy machine may be too late for a short one
+        flags = ["--drain-delay", str(delay), "--drain-timeout", "60", "--api-workers", workers]
+        with serving([*SERVE_ECHO, *MODEL], *flags) as server:
+            start = time.monotonic()
+            server.signal(signal.SIGTERM)
+            until(lambda server=server: server.get("/ready") == 503)
+            late = server.ask([PACED, *range(50)])
+            if time.monotonic() - start > delay:
+                continue
+            assert late.status == 200, "it is still let in"
             assert late.getheader("connection") is None
-        text = late.read().decode()
-        assert text.endswith("data: [DONE]\n\n") and '"finish_reason":"stop"' in text
-        assert server.wait() == 0
-        assert time.monotonic() - start >= 1.5
+            text = late.read().decode()
+            assert text.endswith("data: [DONE]\n\n") and '"finish_reason":"stop"' in text
+            assert server.wait() == 0
+            assert time.monotonic() - start >= delay
+            return
+    raise AssertionError("the machine is too busy for this test")
 
 
 @WORKERS
@@ -201,7 +202,6 @@ def test_two_interrupts_end_it_at_once(workers: str) -> None:
         server.signal(signal.SIGINT)
         until(lambda: server.get("/ready") == 503)
         time.sleep(0.05)  # signals closer together than this are taken for one
-        start = time.monotonic()
+        clock = server.clock()
         server.signal(signal.SIGINT)
-        assert server.wait() == 0
-        assert time.monotonic() - start < 3
+        assert server.end(3, clock) == 0

@@ -26,7 +26,7 @@ WITH_KEYS = Access(keys=tuple(Key.of(key) for key in KEYS))
 Ops = list[tuple[int, int, int, int]]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     ops=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 1), st.integers(1, 40)), max_size=60

@@ -20,6 +20,7 @@ from app.telemetry.metrics import ITL_BUCKETS, PER_REQUEST, Counts, Histogram, M
 from engine.messages import EngineStats, Finish, Frame, Started
 from engine.messages.wire import StepHistograms
 from tests.app.scripted_engine import ScriptedEngine, says
+from tests.app.server_process import DEADLINE
 from tests.app.serving import Served, served
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +139,7 @@ async def test_who_leaves_is_counted_by_phase() -> None:
     async with served(engine, HttpSettings(header_grace=60)) as s:
 
         async def left(phase: str) -> None:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE):
                 while not s.context.metrics.disconnect_phases[phase]:
                     await s.http.get("/health")
 
@@ -207,7 +208,7 @@ VALUES = st.lists(st.tuples(st.sampled_from(sorted(PER_REQUEST)), st.floats(0, 1
 
 
 @given(VALUES, VALUES)
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 def test_two_front_ends_count_as_one_would(
     one: list[tuple[str, float]], two: list[tuple[str, float]]
 ) -> None:

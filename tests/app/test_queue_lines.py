@@ -15,6 +15,7 @@ from app.settings.http import HttpSettings
 from engine.messages import Finish
 from engine.messages.wire import Frame, Started
 from tests.app.scripted_engine import ScriptedEngine
+from tests.app.server_process import DEADLINE
 from tests.app.serving import Served, events, served
 
 SOON = HttpSettings(queue_grace=0.02, header_grace=60.0)
@@ -46,7 +47,7 @@ class Told:
         return self
 
     async def until(self, words: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while words not in self.text:
                 await asyncio.sleep(0.005)
 

@@ -15,6 +15,7 @@ from app.admission.replay import POISON_SECONDS, Suspects, fingerprint
 from app.settings.http import HttpSettings
 from engine.messages import EngineState, Finish, Request, SamplingParams
 from tests.app.scripted_engine import END, ScriptedEngine, byte_tokenizer
+from tests.app.server_process import DEADLINE
 from tests.app.serving import Served, events, served, stream_text
 
 TEXT = "naïve ✓ done"
@@ -79,7 +80,7 @@ async def test_who_was_told_nothing_never_knows(stream: bool, headers: str) -> N
         assert engine.open_streams == 0
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6)
 @given(st.data())
 def test_a_plain_answer_is_the_same_wherever_the_engine_died(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 3), "n")
@@ -230,7 +231,7 @@ async def test_who_leaves_while_waiting_is_not_submitted() -> None:
         leaving.cancel()
         await asyncio.wait({leaving})
         await engine.until(lambda: True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while s.context.lifecycle.open_answers > 1:
                 await asyncio.sleep(0.001)
         engine.revive()

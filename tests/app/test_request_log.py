@@ -134,7 +134,7 @@ async def test_probes_leave_no_line(kept: Kept) -> None:
 
 
 @given(st.text(max_size=80))
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60)
 def test_whatever_a_client_writes_makes_one_line(user: str) -> None:
     fields = {"client": "::1", "method": "POST", "route": "/x", "status": 200, "duration_ms": 1, "user": user}
     fields["content"] = {"prompt": user}
@@ -153,7 +153,7 @@ SIZES = st.lists(st.one_of(st.integers(0, 200), st.integers(4000, 90_000)), max_
 
 
 @given(SIZES, st.lists(st.booleans(), max_size=12))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25)
 def test_lines_reach_a_slow_reader_whole_and_in_order(sizes: list[int], reads: list[bool]) -> None:
     """And `emit` never waits: nobody reads while it runs."""
     read_end, write_end = os.pipe()
@@ -268,7 +268,7 @@ def test_the_service_goes_on_without_its_log(fault: str, tmp_path: Path) -> None
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=1, max_size=30))
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50)
 def test_percentiles_are_those_of_the_gaps_between_steps(frames: list[tuple[int, int]]) -> None:
     """Frames of one to four steps each, so many seconds apart; before and after them come those of others."""
     (stream,) = (router := StreamRouter()).open(

@@ -55,8 +55,6 @@ def test_the_server_does_what_its_description_says(
     @given(operation.as_strategy(generation_mode=mode))
     @settings(
         max_examples=MODES[mode] if varies else 1,
-        derandomize=True,
-        deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),

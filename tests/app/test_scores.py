@@ -213,7 +213,7 @@ async def test_best_of_with_echo_and_alone_in_a_stream() -> None:
 # -- offsets
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, VOCAB - 1), max_size=24))
 def test_offsets_are_where_texts_begin(prompt: list[int]) -> None:
     """Of any ids, broken characters included: a token's text stands where its offset says."""
@@ -226,7 +226,7 @@ def test_offsets_are_where_texts_begin(prompt: list[int]) -> None:
             assert shown.startswith(piece, place) or "\ufffd" in piece
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=12))
 def test_offsets_behind_a_bos(text: str) -> None:
     ids = [BOS, *text.encode()]

@@ -11,6 +11,7 @@ from app.answers.generation import Generation
 from app.settings.http import Access, HttpSettings, Key
 from engine.messages import EngineState, Finish, Frame, Started
 from tests.app.scripted_engine import END
+from tests.app.server_process import DEADLINE
 from tests.app.serving import Served, served
 from tests.app.test_replay import MortalEngine
 
@@ -132,11 +133,11 @@ async def test_nothing_is_held_and_every_choice_is_counted_once(
             tasks.append(asyncio.create_task(one_request(s, draw, f"s{k}")))
             await asyncio.sleep(draw.choice((0, 0, 0.01)))
         await asyncio.gather(*tasks)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while lifecycle.open_answers or metrics.open_streams:
                 await asyncio.sleep(0.01)
         life.task.cancel()
-        async with asyncio.timeout(5):  # no task of a request outlives it
+        async with asyncio.timeout(DEADLINE):  # no task of a request outlives it
             while {task for task in asyncio.all_tasks() - before if not watches_exit(task)}:
                 await asyncio.sleep(0.01)
         columns = range(gate.columns(len(KEYS)) - 1)  # the last one only grows

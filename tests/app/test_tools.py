@@ -223,7 +223,7 @@ async def test_streamed_as_in_one_piece() -> None:
         max_size=4,
     )
 
-    @settings(max_examples=15, derandomize=True, deadline=None)
+    @settings(max_examples=15)
     @given(pieces)
     def collect(drawn: list[str]) -> None:
         texts.append("".join(drawn))
@@ -504,7 +504,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(JSON, JSON, JSON)
 def test_whatever_comes_is_understood_or_refused(tools: object, choice: object, calls: object) -> None:
     message = {"role": "assistant", "content": "x", "tool_calls": calls}

@@ -37,7 +37,7 @@ def parsed(*values: bytes) -> tuple[str, str, bool] | None:
 @example(0, 0, 1, 1)
 @example(0, 1, 0, 1)
 @example(255, 1, 1, 1)
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50)
 def test_what_is_valid_is_read(version: int, trace: int, parent: int, flags: int) -> None:
     value = f"{version:02x}-{trace:032x}-{parent:016x}-{flags:02x}".encode()
     valid = bool(version != 255 and trace and parent)
@@ -49,7 +49,7 @@ def test_what_is_valid_is_read(version: int, trace: int, parent: int, flags: int
 
 
 @given(st.integers(0, 54), st.sampled_from(b"gAZ -\x00\xff0"))
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60)
 def test_one_wrong_character_makes_it_invalid(at: int, char: int) -> None:
     value = bytearray(VALID.encode())
     if char == value[at] or (chr(char) == "0" and chr(value[at]) != "-"):

@@ -41,10 +41,10 @@ def test_conversation(browser: Browser, server: Server) -> None:
     chat = ChatPage(browser.new_page())
     # Greedy random weights: an answer that goes on until its limit, and the same one again.
     chat.open(f"http://127.0.0.1:{server.port}/", temperature=0, max_tokens=60)
-    answer = check_growing_answer(chat, "Go on", timeout_ms=30_000)
-    assert check_regenerate(chat, timeout_ms=30_000) == answer
+    answer = check_growing_answer(chat, "Go on")
+    assert check_regenerate(chat) == answer
     chat.open(f"http://127.0.0.1:{server.port}/", temperature=0, max_tokens=900)
-    kept = check_stop(chat, "Go on", timeout_ms=30_000)
+    kept = check_stop(chat, "Go on")
     assert kept
     check_new_chat(chat)
     chat.check_clean()

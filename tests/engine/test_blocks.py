@@ -228,6 +228,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 PoolMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=100,
+    stateful_step_count=40,
 )
 TestPoolMachine = PoolMachine.TestCase

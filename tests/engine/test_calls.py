@@ -23,7 +23,7 @@ from engine.text import (
 from engine.text.json_scan import JsonScanner
 from tests.engine import tool_templates
 
-FEW = settings(max_examples=60, derandomize=True, deadline=None)
+FEW = settings(max_examples=60)
 NAMES = ("clock", "get_weather", "get-2", "x")
 HERMES, LLAMA3, MISTRAL = (CALL_FORMATS[name] for name in ("hermes", "llama3", "mistral"))
 FORMATS = (HERMES, LLAMA3, MISTRAL)

@@ -286,12 +286,12 @@ async def test_waiting_for_a_step_shows(engine: AsyncEngine, monkeypatch: pytest
 
     def execute(self: ModelRunner, step: StagedStep) -> StepResult:
         held.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return original(self, step)
 
     monkeypatch.setattr(ModelRunner, "_execute", execute)
     (stream,) = engine.submit(Request(id=engine.next_id(1), prompt=[1, 2], params=GREEDY))
-    await asyncio.to_thread(held.wait, 20)
+    await asyncio.to_thread(held.wait, 60)
     first = engine.stats().step_age_seconds
     await asyncio.sleep(0.01)
     assert engine.stats().step_age_seconds >= first + 0.01

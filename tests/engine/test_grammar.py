@@ -251,7 +251,7 @@ async def test_masks_come_while_other_grammars_are_compiled(
     await early.next()
     heavy = [asyncio.ensure_future(answers(engine, [ask('start: "heavy"')], together=True)) for _ in range(9)]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await read(early)).finish is not None
         assert not any(task.done() for task in heavy)
     finally:

@@ -229,8 +229,10 @@ async def test_answers_do_not_depend_on_company(
 ) -> None:
     engine = await started(model, TOKENIZER, **{"weight_dtype": weights, **AXES[axis]})
     try:
-        # Cold and alone, all at once with a warm cache, and all at once in another order.
-        for together, order in ((False, 1), (True, 1), (True, -1)):
+        # Cold and alone, all at once with a warm cache, and all at once in another order. Where requests run
+        # singly in any case, the first is the second.
+        rounds = ((False, 1), (True, 1), (True, -1))
+        for together, order in rounds[axis == "single" :]:
             result = await answers(engine, asks(0)[::order], together=together)
             for index, (choices, expected) in enumerate(zip(result[::order], reference, strict=True)):
                 assert [answer.content for answer in choices] == expected, (together, order, index)

@@ -12,11 +12,11 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.app.fair_clock import FairClock
 from tests.app.server_process import DEADLINE, ROOT, SERVER, environment, until
 
 CHAT = "/v1/chat/completions"
@@ -33,7 +33,9 @@ SHOWN = 300  # characters of a body in a failed test's message
 
 @dataclass(slots=True)
 class Reply:
-    """An HTTP answer. `closed`: the server has announced that it closes the connection, or has done so."""
+    """An HTTP answer. `seconds`: by the fair clock. `closed`: the server has announced that it closes the
+    connection, or has done so.
+    """
 
     status: int
     headers: dict[str, str]
@@ -91,30 +93,29 @@ def check_form(reply: Reply, what: str, *, has_body: bool = True) -> None:
     assert isinstance(error["type"], str) and isinstance(error["param"], str | None), shown
 
 
-def read_reply(sock: socket.socket, method: str = "POST", since: float | None = None) -> Reply:
-    """The next answer on a connection."""
-    start = time.monotonic() if since is None else since
+def read_reply(sock: socket.socket, method: str = "POST", clock: FairClock | None = None) -> Reply:
+    """The next answer on a connection. clock: begun with the request, or with this call."""
+    clock = clock or FairClock()
     response = http.client.HTTPResponse(sock, method=method)
     try:
         response.begin()
         body = response.read()
         headers = {name.lower(): value for name, value in response.getheaders()}
-        return Reply(response.status, headers, body, time.monotonic() - start, response.will_close)
+        return Reply(response.status, headers, body, clock.seconds(), response.will_close)
     finally:
         response.close()
 
 
-def is_closed(sock: socket.socket, seconds: float = 3.0) -> bool:
-    """Whether the server closes its side within this time; what it still sends is thrown away."""
-    sock.settimeout(seconds)
-    try:
+def is_closed(sock: socket.socket, clock: FairClock | None = None, seconds: float = 3.0) -> bool:
+    """Whether the server closes its side within this time; what it still sends is thrown away. clock: the
+    server's, begun now.
+    """
+    clock = clock or FairClock()
+    sock.settimeout(DEADLINE)
+    with contextlib.suppress(OSError):
         while sock.recv(65536):
             pass
-    except TimeoutError:
-        return False
-    except OSError:
-        pass
-    return True
+    return clock.seconds() < seconds
 
 
 def head(path: str, length: int | None, *lines: str, method: str = "POST") -> bytes:
@@ -163,13 +164,14 @@ class Service:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         data = body.encode() if isinstance(body, str) else body
-        start = time.monotonic()
+        clock = self.clock()
         with contextlib.closing(connection):
             connection.request(method, path, data or None, key | dict(headers))
             response = connection.getresponse()
             answer = response.read()
+            seconds = clock.seconds()
         found = {name.lower(): value for name, value in response.getheaders()}
-        reply = Reply(response.status, found, answer, time.monotonic() - start)
+        reply = Reply(response.status, found, answer, seconds)
         check_form(reply, f"{method} {path} {data[:SHOWN]!r}", has_body=method != "HEAD")
         return reply
 
@@ -188,11 +190,11 @@ class Service:
     def raw(self, data: bytes, method: str = "POST") -> Reply:
         """Bytes as they are, and the answer to them; its form is checked."""
         with self.connect() as sock:
-            start = time.monotonic()
+            clock = self.clock()
             with contextlib.suppress(OSError):  # refused before all was sent: the answer is there to read
                 sock.sendall(data)
-            reply = read_reply(sock, method, start)
-            reply.closed = reply.closed and is_closed(sock)
+            reply = read_reply(sock, method, clock)
+            reply.closed = reply.closed and is_closed(sock, self.clock())
         check_form(reply, repr(data[:SHOWN]), has_body=method != "HEAD")
         return reply
 
@@ -214,7 +216,7 @@ class Service:
         return {name: stats[name] for name in BALANCED}
 
     def until_stats(self, condition: Callable[[dict[str, int]], bool], seconds: float = 20) -> None:
-        until(lambda: condition(self.stats()), seconds)
+        self.clock().until(lambda: condition(self.stats()), seconds)
 
     def is_ready(self) -> bool:
         return self.get("/ready").status == 200
@@ -227,9 +229,13 @@ class Service:
 
     # The machine's account of the server's process
 
+    def clock(self) -> FairClock:
+        """For what the server, its engine and this client do together."""
+        return FairClock(self.process.pid, *self.children())
+
     def children(self) -> list[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(child) for child in children.read_text().split()] if children.exists() else []
 
     def rss(self) -> int:
         """Bytes of the process that speaks HTTP."""
@@ -304,13 +310,13 @@ def unharmed(service: Service, *, told: bool = False) -> Iterator[None]:
     mark = service.log.stat().st_size
     yield
     with contextlib.suppress(AssertionError):  # told below, with both values
-        until(lambda: service.balance() == before, SETTLED_SECONDS)
+        service.clock().until(lambda: service.balance() == before, SETTLED_SECONDS)
     assert service.balance() == before
     reply = service.post(COMPLETIONS, NORMAL)
     assert reply.status == 200, reply.body[:SHOWN]
     assert reply.seconds < NORMAL_SECONDS
     assert reply.usage["completion_tokens"] == NORMAL["max_tokens"]
-    until(lambda: service.balance() == before, SETTLED_SECONDS)
+    service.clock().until(lambda: service.balance() == before, SETTLED_SECONDS)
     log = service.logged(mark)
     assert told or ("Traceback" not in log and '"traceback"' not in log), log
 
@@ -349,10 +355,10 @@ class Pulse:
         connection = http.client.HTTPConnection("127.0.0.1", self._service.port, timeout=DEADLINE)
         with contextlib.closing(connection):
             while not self._over.wait(self._pause):
-                start = time.monotonic()
+                clock = self._service.clock()
                 connection.request("GET", self._path)
                 connection.getresponse().read()
-                self.seconds.append(time.monotonic() - start)
+                self.seconds.append(clock.seconds())
 
 
 def allow_open_files(count: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.server_process import DEADLINE
 from tests.faults.harness import (
     CHAT,
     COMPLETIONS,
@@ -253,7 +254,7 @@ def turned_away(
 ) -> Reply:
     """What is no request is answered with one of these statuses, and its connection ends."""
     with service.connect() as sock:
-        sock.settimeout(10)
+        sock.settimeout(DEADLINE)
         with contextlib.suppress(ConnectionError):
             sock.sendall(data)
             for piece in pieces:
@@ -264,7 +265,7 @@ def turned_away(
         assert reply.status in statuses, (what, reply.status, reply.body[:SHOWN])
         assert TRACEBACK not in reply.body
         check_form(reply, what)
-        assert is_closed(sock), what
+        assert is_closed(sock, service.clock()), what
     return reply
 
 
@@ -305,19 +306,23 @@ def test_33_headers_that_no_client_sends(service: Service) -> None:
     for what, bad in {"no size": b"zz\r\nabc\r\n", "too long": b"f" * 20 + b"\r\nabc\r\n"}.items():
         with service.connect() as sock:
             sock.sendall(start + chunked + b"\r\n" + bad)
-            sock.settimeout(10)
+            sock.settimeout(DEADLINE)
             assert sock.recv(65536)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413"), what
-            assert is_closed(sock), what
+            assert is_closed(sock, service.clock()), what
 
 
 # -- slow and idle connections
 # ---------------------------------------------------------------------------------------------
 
 
-def dribble(socks: Sequence[socket.socket], every: float, seconds: float) -> dict[socket.socket, float]:
-    """Sends a byte on each connection again and again; when each was answered or closed, from now on."""
-    start = time.monotonic()
-    ended: dict[socket.socket, float] = {}
+def dribble(
+    service: Service, socks: Sequence[socket.socket], every: float, seconds: float
+) -> dict[socket.socket, tuple[float, float]]:
+    """Sends a byte on each connection again and again; when each was answered or closed, from now on, by the
+    wall's clock and by the fair one.
+    """
+    start, clock = time.monotonic(), service.clock()
+    ended: dict[socket.socket, tuple[float, float]] = {}
     while len(ended) < len(socks) and time.monotonic() - start < seconds:
         waiting = [sock for sock in socks if sock not in ended]
         poll = select.poll()
@@ -325,7 +330,7 @@ def dribble(socks: Sequence[socket.socket], every: float, seconds: float) -> dic
         for sock in waiting:
             poll.register(sock, select.POLLIN)
         for number, _ in poll.poll(every * 1000):
-            ended[by_number[number]] = time.monotonic() - start
+            ended[by_number[number]] = time.monotonic() - start, clock.seconds()
         for sock in waiting:
             if sock not in ended:
                 with contextlib.suppress(OSError):
@@ -343,13 +348,13 @@ def slow_clients(service: Service, headers: int, bodies: int) -> list[socket.soc
     return socks
 
 
-def check_timed_out(socks: Sequence[socket.socket]) -> None:
+def check_timed_out(service: Service, socks: Sequence[socket.socket]) -> None:
     for sock in socks:
-        sock.settimeout(5)
+        sock.settimeout(DEADLINE)
         reply = read_reply(sock)
         check_form(reply, "a slow client")
         refused(reply, 408, code="request_timeout")
-        assert is_closed(sock)
+        assert is_closed(sock, service.clock())
 
 
 def test_34_slow_clients_are_cut_off(tiny_model: Path) -> None:
@@ -362,13 +367,13 @@ def test_34_slow_clients_are_cut_off(tiny_model: Path) -> None:
         socks = slow_clients(service, 15, 15)
         for sock in socks:
             stack.enter_context(sock)
-        ended = dribble(socks, 0.2, 10)
+        ended = dribble(service, socks, 0.2, DEADLINE)
         assert len(ended) == len(socks)
         # A byte now and then moves no deadline.
-        assert all(0.8 < ended[sock] < 2.5 for sock in socks[:15])
-        assert all(1.2 < ended[sock] < 3.0 for sock in socks[15:])
-        check_timed_out(socks)
-        assert is_closed(silent, 3.0)
+        for which, least, most in ((socks[:15], 0.8, 2.5), (socks[15:], 1.2, 3.0)):
+            assert all(least < ended[sock][0] and ended[sock][1] < most for sock in which)
+        check_timed_out(service, socks)
+        assert is_closed(silent, service.clock())
 
 
 @pytest.mark.slow
@@ -390,10 +395,10 @@ def test_34_five_hundred_slow_clients_of_both_kinds(tiny_model: Path) -> None:
         for sock in socks:
             stack.enter_context(sock)
         beside = latencies(service)
-        ended = dribble(socks, 5.0, 40)
+        ended = dribble(service, socks, 5.0, 40)
         assert len(ended) == len(socks)
-        assert max(ended.values()) < 25
-        check_timed_out(socks)
+        assert max(seconds for seconds, _ in ended.values()) < 25
+        check_timed_out(service, socks)
         print(f"p99 of a normal request: {alone * 1000:.1f} ms alone, {beside * 1000:.1f} ms beside them")
         assert beside < 2 * alone + 0.005
 
@@ -425,7 +430,7 @@ def test_35_more_connections_than_are_allowed(tiny_model: Path) -> None:
                 with service.connect() as sock:
                     with contextlib.suppress(OSError):
                         sock.sendall(request_bytes(COMPLETIONS, NORMAL))
-                    sock.settimeout(5)
+                    sock.settimeout(DEADLINE)
                     try:
                         reply = read_reply(sock)
                     except OSError:  # closed without a word (RemoteDisconnected is one of these)

@@ -7,13 +7,13 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.app.server_process import until
+from tests.app.fair_clock import FairClock
+from tests.app.server_process import DEADLINE, until
 from tests.e2e.api import random_prompt
 from tests.faults import faulty_worker
 from tests.faults.faulty_worker import AFTER, HANG, PROMPT, SAMPLER
@@ -77,7 +77,7 @@ class Stream(threading.Thread):
                 else:
                     self.text += body["choices"][0]["text"]
 
-    def wait(self, seconds: float = 15) -> "Stream":
+    def wait(self, seconds: float = DEADLINE) -> "Stream":
         self.join(seconds)
         if self.is_alive():  # its request must not meet the next case
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -147,11 +147,9 @@ def test_42_out_of_memory(faulty: Service, undisturbed: list[str], where: str, s
 # ---------------------------------------------------------------------------------------
 
 
-def check_dead_and_back(service: Service, engine: int, since: float) -> None:
+def check_dead_and_back(service: Service, engine: int, clock: FairClock) -> None:
     """/ready says no within seconds, /health still answers, and another engine takes over."""
-    until(lambda: not service.is_ready(), READY_GONE_SECONDS)
-    gone = time.monotonic() - since
-    assert gone < READY_GONE_SECONDS
+    clock.until(lambda: not service.is_ready(), READY_GONE_SECONDS)
     assert service.get("/health").status == 200
     refusal = service.complete()
     if refusal.status != 200:  # it may be back already
@@ -161,7 +159,7 @@ def check_dead_and_back(service: Service, engine: int, since: float) -> None:
     assert service.children() != [engine]
 
 
-def check_error_frames(streams: list[Stream], seconds: float = 15) -> None:
+def check_error_frames(streams: list[Stream], seconds: float = DEADLINE) -> None:
     for stream in streams:
         assert stream.wait(seconds).error.get("code") == "engine_unavailable", stream.data[-2:]
         assert stream.data[-1] == "[DONE]"
@@ -172,11 +170,11 @@ def test_41_the_engine_is_killed(steady_model: Path) -> None:
         streams = [Stream(service, LONG | {"seed": number}) for number in range(4)]
         until(lambda: all(stream.text for stream in streams))
         (engine,) = service.children()
+        clock = service.clock()
         os.kill(engine, signal.SIGKILL)
-        since = time.monotonic()
         check_error_frames(streams)
-        assert time.monotonic() - since < 1.0
-        check_dead_and_back(service, engine, since)
+        assert clock.seconds() < 1.0
+        check_dead_and_back(service, engine, clock)
 
 
 @pytest.mark.slow
@@ -186,12 +184,11 @@ def test_41_the_engine_hangs(steady_model: Path) -> None:
         streams = [Stream(service, LONG | {"seed": number}) for number in range(2)]
         until(lambda: all(stream.text for stream in streams))
         (engine,) = service.children()
+        clock = service.clock()
         os.kill(engine, signal.SIGSTOP)
-        since = time.monotonic()
-        until(lambda: not service.is_ready(), READY_GONE_SECONDS)
-        assert time.monotonic() - since < READY_GONE_SECONDS
+        clock.until(lambda: not service.is_ready(), READY_GONE_SECONDS)
         check_error_frames(streams)
-        check_dead_and_back(service, engine, time.monotonic())
+        check_dead_and_back(service, engine, service.clock())
 
 
 def test_41_a_step_does_not_end(steady_model: Path) -> None:
@@ -204,9 +201,9 @@ def test_41_a_step_does_not_end(steady_model: Path) -> None:
         until(lambda: bool(mate.text))
         (engine,) = service.children()
         stuck = Stream(service, LONG | {"seed": HANG})
-        since = time.monotonic()
+        clock = service.clock()
         check_error_frames([mate, stuck])
-        check_dead_and_back(service, engine, since)
+        check_dead_and_back(service, engine, clock)
 
 
 @pytest.mark.slow
@@ -216,12 +213,12 @@ def test_41_the_engine_hangs_for_a_minute(steady_model: Path) -> None:
         stream = Stream(service, LONG)
         until(lambda: bool(stream.text))
         (engine,) = service.children()
+        clock = service.clock()
         os.kill(engine, signal.SIGSTOP)
-        since = time.monotonic()
-        until(lambda: not service.is_ready(), READY_GONE_SECONDS)
-        check_error_frames([stream], 60)  # --engine-hang-timeout is 20 s
-        assert time.monotonic() - since < 60
-        check_dead_and_back(service, engine, time.monotonic())
+        clock.until(lambda: not service.is_ready(), READY_GONE_SECONDS)
+        check_error_frames([stream])  # --engine-hang-timeout is 20 s
+        assert clock.seconds() < 60
+        check_dead_and_back(service, engine, service.clock())
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -167,10 +166,14 @@ def test_13_limits_on_the_answer(service: Service, path: str) -> None:
 def test_14_temperatures(service: Service) -> None:
     for path in (CHAT, COMPLETIONS):
         each_refused(service, path, "temperature", (-0.1, 2.01, -1, 3, 1e300))
-    for value in (0, 0.0, 1e-9, 5e-324):  # each beside a greedy one of the same moment
-        assert tokens(greedy(service, temperature=value, seed=7)) == tokens(greedy(service))
+    assert tokens(greedy(service, temperature=0.0, seed=7)) == tokens(greedy(service))
+    # What is not 0 counts as 0.01 at least. That is not greedy: the fourth token's second best is 0.04 behind
+    # the best, and one draw in seventy takes it, as that of seed 2 does.
+    for seed in (7, 2):
+        lowest = tokens(greedy(service, temperature=0.01, seed=seed))
+        for value in (1e-9, 5e-324):
+            assert tokens(greedy(service, temperature=value, seed=seed)) == lowest
     reply = greedy(service, temperature=1e-9, logprobs=3)
-    assert tokens(reply) == tokens(greedy(service))
     assert "NaN" not in reply.body.decode() and "null" not in json.dumps(reply.choice["logprobs"])
     assert len(greedy(service, temperature=2, seed=1).choice["token_ids"]) == 12  # type: ignore[arg-type]
 
@@ -508,6 +511,5 @@ def test_29_models_that_are_not_here(service: Service) -> None:
         assert len(reply.body) < 1000 and b"root:" not in reply.body
     for name in ("/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/etc/passwd", "/static//etc/passwd"):
         assert service.get(name).status == 404
-    start = time.monotonic()
-    served(service.chat(model=json.loads(service.get("/v1/models").body)["data"][0]["id"]))
-    assert time.monotonic() - start < 1
+    name = json.loads(service.get("/v1/models").body)["data"][0]["id"]
+    assert served(service.chat(model=name)).seconds < 1

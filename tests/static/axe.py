@@ -5,6 +5,8 @@ from typing import Any
 
 from playwright.sync_api import Page
 
+from tests.static.chat_page import until_at_rest
+
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 
 _RUN = """
@@ -14,9 +16,6 @@ async (options) => {
     nodes.map(({ target, failureSummary }) => `${id} (${help}): ${target.join(' ')}\\n${failureSummary}`));
 }
 """
-# Half-visible things of an animation have no contrast of their own yet.
-_STILL = "() => document.getAnimations().every(({ playState, effect }) => playState !== 'running' || \
-    effect.getTiming().iterations === Infinity)"
 
 
 def check_axe(page: Page, *off: str) -> None:
@@ -33,7 +32,7 @@ def check_colours(page: Page) -> None:
 
 
 def _check(page: Page, options: dict[str, Any]) -> None:
-    page.wait_for_function(_STILL)
+    until_at_rest(page)  # half-visible things of an animation have no contrast of their own yet
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate(AXE.read_text())
     found = page.evaluate(_RUN, options)

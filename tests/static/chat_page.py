@@ -10,6 +10,10 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect
 
+# Guards against waiting for ever. A busy machine may take half a minute for a step, and not be wrong.
+DEADLINE_MS = 30_000
+expect.set_options(timeout=DEADLINE_MS)
+
 # Notes each distinct text of the newest answer, and each breach of the Content-Security-Policy.
 _WATCH = """
 window.growth = [];
@@ -27,6 +31,15 @@ document.addEventListener('DOMContentLoaded', () => {
 });
 """
 
+# Nothing moves or fades any more, but for what never rests.
+_AT_REST = """() => document.getAnimations().every((animation) =>
+  animation.playState !== 'running' || animation.effect.getComputedTiming().endTime === Infinity)"""
+
+
+def until_at_rest(page: Page) -> None:
+    """Waits until places, sizes and colours are what they are going to be."""
+    page.wait_for_function(_AT_REST)
+
 
 @dataclass(slots=True)
 class ChatPage:
@@ -38,7 +51,7 @@ class ChatPage:
     console: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(DEADLINE_MS)
         self.page.add_init_script(_WATCH)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.console.append(str(error)))
@@ -115,13 +128,13 @@ class ChatPage:
 
     # What a reader waits for
 
-    def wait_until_settled(self, timeout_ms: float = 10_000) -> None:
+    def wait_until_settled(self, timeout_ms: float = DEADLINE_MS) -> None:
         """Waits until the newest answer grows no more."""
         expect(self.answers.last).to_have_attribute("aria-busy", "false", timeout=timeout_ms)
 
-    def wait_until_grown(self, texts: int, timeout_ms: float = 10_000) -> None:
+    def wait_until_grown(self, texts: int) -> None:
         """Waits until the newest answer has been seen in so many different lengths."""
-        self.page.wait_for_function("n => growth.length >= n", arg=texts, timeout=timeout_ms)
+        self.page.wait_for_function("n => growth.length >= n", arg=texts)
 
     def growth(self) -> list[str]:
         """The distinct texts of the newest answer, oldest first, since the last send or regenerate."""
@@ -138,12 +151,12 @@ class ChatPage:
         assert self.console == []
 
 
-def check_growing_answer(chat: ChatPage, message: str, timeout_ms: float = 10_000) -> str:
+def check_growing_answer(chat: ChatPage, message: str) -> str:
     """Sends a message, sees the answer grow in the page, and gives back its final text."""
     chat.send(message)
     expect(chat.users.last).to_have_text(message)
-    chat.wait_until_grown(2, timeout_ms)
-    chat.wait_until_settled(timeout_ms)
+    chat.wait_until_grown(2)
+    chat.wait_until_settled()
     texts = chat.growth()
     assert len(texts) >= 3, "the answer did not appear piece by piece"
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
@@ -154,10 +167,10 @@ def check_growing_answer(chat: ChatPage, message: str, timeout_ms: float = 10_00
     return texts[-1]
 
 
-def check_stop(chat: ChatPage, message: str, timeout_ms: float = 10_000) -> str:
+def check_stop(chat: ChatPage, message: str) -> str:
     """Stops an answer (one that would go on for long) once it grows, and gives back what stayed of it."""
     chat.send(message)
-    chat.wait_until_grown(2, timeout_ms)
+    chat.wait_until_grown(2)
     chat.stop()
     chat.wait_until_settled()
     text = chat.body.text_content() or ""
@@ -167,12 +180,12 @@ def check_stop(chat: ChatPage, message: str, timeout_ms: float = 10_000) -> str:
     return text
 
 
-def check_regenerate(chat: ChatPage, timeout_ms: float = 10_000) -> str:
+def check_regenerate(chat: ChatPage) -> str:
     """Answers the last message again and gives back the new answer."""
     users, answers = chat.users.count(), chat.answers.count()
     chat.regenerate()
-    chat.wait_until_grown(1, timeout_ms)
-    chat.wait_until_settled(timeout_ms)
+    chat.wait_until_grown(1)
+    chat.wait_until_settled()
     assert (chat.users.count(), chat.answers.count()) == (users, answers)
     return chat.body.text_content() or ""
 

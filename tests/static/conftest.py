@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
 from tests.optional import missing
 from tests.static.chat_page import ChatPage
@@ -83,6 +84,15 @@ def browser() -> Iterator[Browser]:
         context.close()
 
 
+def without_worker(browser: Browser, **options: Any) -> BrowserContext:
+    """A context whose pages do not keep their files for days offline: to fetch all of them once more after
+    each load takes a fifth of a test's time. test_offline.py does so, and tests/e2e with a real server.
+    """
+    context = browser.new_context(**options)
+    context.add_init_script("delete Navigator.prototype.serviceWorker")
+    return context
+
+
 @pytest.fixture(scope="module")
 def scripted_server() -> Iterator[ScriptedServer]:
     server = ScriptedServer()
@@ -101,7 +111,7 @@ def scripted(scripted_server: ScriptedServer) -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> ChatPage:
     """One tab for a whole module: opening the page anew costs far less than a new tab."""
-    return ChatPage(browser.new_context().new_page())
+    return ChatPage(without_worker(browser).new_page())
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page
 
+from tests.static.chat_page import until_at_rest
 from tests.static.palette import small
 
 WIDE = {"width": 1280, "height": 880}
@@ -41,6 +42,7 @@ _CUT_OFF = """
 
 def cut_off(page: Page) -> list[str]:
     """What a reader cannot see of the page, though nothing scrolls to it."""
+    until_at_rest(page)
     return list(page.evaluate(_CUT_OFF))
 
 

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.keys import is_open
 from app.http.page import page_routes
+from tests.app.server_process import DEADLINE
 from tests.static.scripts import (
     DONE,
     GATE,
@@ -215,10 +216,10 @@ class ScriptedServer:
     def close(self) -> None:
         """Stops the server and waits for its thread."""
         self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
+        self._thread.join()
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(DEADLINE)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

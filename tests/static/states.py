@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import expect
 
-from tests.static.chat_page import ChatPage
+from tests.static.chat_page import ChatPage, until_at_rest
 from tests.static.scripted_server import (
     DONE,
     GATE,
@@ -99,7 +99,7 @@ def settings(chat: ChatPage, server: ScriptedServer) -> None:
     """The sheet with the sampling fields."""
     chat.page.locator("#open-settings").click()
     expect(chat.page.locator("#settings")).to_be_visible()
-    chat.page.wait_for_function(_STILL)
+    until_at_rest(chat.page)
 
 
 def compare(chat: ChatPage, server: ScriptedServer) -> None:
@@ -151,14 +151,14 @@ def key_dialog(chat: ChatPage, server: ScriptedServer) -> None:
     server.api_key = "sesame"
     chat.send("Hello")
     expect(chat.page.locator("dialog[open]")).to_be_visible()
-    chat.page.wait_for_function(_STILL)
+    until_at_rest(chat.page)
 
 
 def keys_sheet(chat: ChatPage, server: ScriptedServer) -> None:
     """All keys of the page."""
     chat.page.locator("#open-keys").click()
     expect(chat.page.locator("dialog[open]")).to_be_visible()
-    chat.page.wait_for_function(_STILL)
+    until_at_rest(chat.page)
 
 
 def sidebar(chat: ChatPage, server: ScriptedServer) -> None:
@@ -183,7 +183,7 @@ def engine(chat: ChatPage, server: ScriptedServer) -> None:
     chat.page.locator("#toggle-engine").click()
     expect(chat.page.locator("#engine-panel")).to_be_visible()
     expect(chat.page.locator("#engine")).to_contain_text("74")
-    chat.page.wait_for_function(_STILL)
+    until_at_rest(chat.page)
 
 
 # As if the panel had been open for some minutes.
@@ -201,14 +201,6 @@ async () => {
     add.call(this, at, values);
   };
 }
-"""
-
-# Nothing moves any more, but for what never rests.
-_STILL = """
-() => document.getAnimations().every((animation) => {
-  const endless = animation.effect.getComputedTiming().endTime === Infinity;
-  return endless || animation.playState !== 'running';
-})
 """
 
 _CHATS = [
@@ -232,7 +224,7 @@ def _open_sidebar(chat: ChatPage) -> None:
     if toggle.get_attribute("aria-expanded") != "true":
         toggle.click()
     expect(chat.page.locator("#sidebar")).to_be_visible()
-    chat.page.wait_for_function(_STILL)
+    until_at_rest(chat.page)
 
 
 STATES: dict[str, State] = {

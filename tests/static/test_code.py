@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.static.chat_page import ChatPage
+from tests.static.page_clock import hold_timers, pass_timers
 from tests.static.pictures import PHONE, WIDE
 from tests.static.scripted_server import DONE, GATE, ROLE, ScriptedServer, Step, delta
 
@@ -22,14 +23,6 @@ WIDE_ANSWER = "\n\n".join([
     "- " + "word" * 100 + f"\n- and `{LONG_LINE}`\n\n  ```\n  {LONG_LINE}\n  ```",
 ])  # fmt: skip
 
-# The page's long timers wait until `pass()`, so no test waits for them.
-_HOLD_TIMERS = """() => {
-  const { setTimeout } = window;
-  const held = [];
-  window.setTimeout = (run, wait = 0, ...rest) =>
-    wait < 1000 ? setTimeout(run, wait, ...rest) : held.push(run);
-  window.pass = () => held.splice(0).forEach((run) => run());
-}"""
 _BOXES = """elements => elements.map((element) => {
   const { left, right } = element.getBoundingClientRect();
   return [left, right, element.scrollWidth - element.clientWidth];
@@ -58,7 +51,7 @@ def allowed(chat: ChatPage) -> None:
 def test_exactly_the_code_is_copied(chat: ChatPage, scripted: ScriptedServer) -> None:
     body = answer(chat, scripted, f"Before\n\n```python\n{CODE}\n```\n\nAfter")
     expect(body.locator("pre [class*=hljs-]").first).to_be_visible()  # colours change nothing
-    chat.page.evaluate(_HOLD_TIMERS)
+    hold_timers(chat.page)
     button = body.locator(".copy-code")
     expect(button).to_have_accessible_name("Copy the code")
     button.click()
@@ -66,7 +59,7 @@ def test_exactly_the_code_is_copied(chat: ChatPage, scripted: ScriptedServer) ->
     expect(button).to_have_attribute("title", "Copied")
     expect(chat.page.locator("#status")).to_have_text("Copied")
     assert clipboard(chat.page) == CODE
-    chat.page.evaluate("pass()")
+    pass_timers(chat.page)
     expect(button).to_have_accessible_name("Copy the code")
     expect(button).to_have_attribute("title", "Copy the code")
     # A browser that copies nothing: what to do instead is said.
@@ -74,7 +67,7 @@ def test_exactly_the_code_is_copied(chat: ChatPage, scripted: ScriptedServer) ->
     button.click()
     expect(chat.page.locator("#status")).to_contain_text("Select the code")
     expect(button).to_have_accessible_name(re.compile("did not allow copying"))
-    chat.page.evaluate("pass()")
+    pass_timers(chat.page)
     expect(button).to_have_accessible_name("Copy the code")
     chat.check_clean()
 

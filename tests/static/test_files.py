@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.static.chat_page import ChatPage
+from tests.static.conftest import without_worker
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
 
 pytestmark = pytest.mark.browser
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[ChatPage]:
     """A tab for each test: a draft's files are kept for as long as their tab."""
-    context = browser.new_context()
+    context = without_worker(browser)
     yield ChatPage(context.new_page())
     context.close()
 

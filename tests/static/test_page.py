@@ -3,6 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
+from tests.app.server_process import DEADLINE
 from tests.static.chat_page import (
     ChatPage,
     check_growing_answer,
@@ -102,7 +103,7 @@ def test_conversation(chat: ChatPage, scripted: ScriptedServer) -> None:
     assert check_regenerate(chat) == "Another answer this time."
     kept = check_stop(chat, "Go on")
     assert kept.startswith("It was ")
-    assert scripted.exchanges[-1].left.wait(5), "the request stayed open at the server"
+    assert scripted.exchanges[-1].left.wait(DEADLINE), "the request stayed open at the server"
     sent = scripted.exchanges[-1].body["messages"]
     assert sent == [
         {"role": "user", "content": "Hello"},
@@ -134,7 +135,7 @@ def test_escape_stops_and_the_partial_answer_counts(chat: ChatPage, scripted: Sc
     expect(chat.body).to_have_text("Once")
     chat.page.keyboard.press("Escape")
     chat.wait_until_settled()
-    assert scripted.exchanges[0].left.wait(5)
+    assert scripted.exchanges[0].left.wait(DEADLINE)
     chat.send("And then?")
     expect(chat.body).to_have_text("The end.")
     assert scripted.exchanges[1].body["messages"][1] == {"role": "assistant", "content": "Once"}

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.static.chat_page import ChatPage
+from tests.static.chat_page import ChatPage, until_at_rest
+from tests.static.conftest import without_worker
 from tests.static.pictures import cut_off
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
 
@@ -14,12 +15,13 @@ pytestmark = pytest.mark.browser
 LONG_WORD = "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz" * 3
 SMALL = {"width": 320, "height": 568}
 
-# A target may be smaller where text flows around it, and where the label beside it belongs to it.
+# A target may be smaller where text flows around it, and where the label beside it belongs to it. Boxes are
+# in single precision: 44 pixels at some distance from the page's corner may be 43.99998.
 _TARGETS = """(least) => [...document.querySelectorAll('button, a[href], input, select, textarea, summary')]
   .filter((e) => e.checkVisibility({visibilityProperty: true, opacityProperty: false}) && !e.matches('.skip'))
   .map((e) => [e.closest('label') ?? e, e])
   .map(([e, of]) => [of.id || of.className || of.textContent, e.getBoundingClientRect()])
-  .filter(([, {width, height}]) => width > 0 && (width < least || height < least))
+  .filter(([, {width, height}]) => width > 0 && Math.min(width, height) < least - 0.01)
   .map(([name, {width, height}]) => `${name}: ${width} x ${height}`)"""
 
 
@@ -27,7 +29,7 @@ _TARGETS = """(least) => [...document.querySelectorAll('button, a[href], input, 
 def tab(browser: Browser) -> ChatPage:
     """A phone: touched, not pointed at."""
     size = {"width": 360, "height": 740}
-    context = browser.new_context(viewport=size, has_touch=True, is_mobile=True)  # type: ignore[arg-type]
+    context = without_worker(browser, viewport=size, has_touch=True, is_mobile=True)
     return ChatPage(context.new_page())
 
 
@@ -45,6 +47,12 @@ def talk(chat: ChatPage, server: ScriptedServer) -> None:
     chat.wait_until_settled()
 
 
+def too_small(page: Page, least: int) -> list[str]:
+    """What is less than so many pixels high or wide."""
+    until_at_rest(page)
+    return list(page.evaluate(_TARGETS, least))
+
+
 def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     page.set_viewport_size(SMALL)  # type: ignore[arg-type]
@@ -56,6 +64,7 @@ def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: Script
     assert cut_off(page) == []
     for name in ("sidebar", "engine"):
         page.locator(f"#toggle-{name}").click()
+        until_at_rest(page)
         assert page.evaluate(wide) == [0, 0]
         page.locator(f"#close-{name}").click()
 
@@ -63,13 +72,13 @@ def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: Script
 def test_targets_are_large_enough_to_touch(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     talk(chat, scripted)
-    assert page.evaluate(_TARGETS, 44) == []
+    assert too_small(page, 44) == []
     page.locator("#toggle-sidebar").click()
-    assert page.evaluate(_TARGETS, 44) == []
+    assert too_small(page, 44) == []
     page.locator("#close-sidebar").click()
     page.locator("#open-settings").click()
     expect(page.locator("#settings")).to_be_visible()
-    assert page.evaluate(_TARGETS, 24) == []  # a dense form
+    assert too_small(page, 24) == []  # a dense form
 
 
 def test_tools_are_there_without_hovering(chat: ChatPage, scripted: ScriptedServer) -> None:

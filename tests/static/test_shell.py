@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.static.chat_page import ChatPage
+from tests.static.page_clock import hold_timers, pass_timers, until_held
 from tests.static.pictures import PHONE, WIDE
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
 
@@ -121,17 +122,24 @@ def test_meta_colour_is_that_of_the_page(page: Page) -> None:
 
 def test_notice_takes_no_focus_and_stays_while_it_is_pointed_at(page: Page) -> None:
     page.locator("#draft").focus()
-    call(page, "toast", "m.toast('Saved.', {seconds: 0.2})")
+    hold_timers(page)
+    call(page, "toast", "m.toast('Saved.', {seconds: 4})")
     notice = page.locator(".toast")
     expect(page.locator("#draft")).to_be_focused()
     expect(page.locator("#status")).to_have_text("Saved.")
+    expect(notice).to_be_visible()
+    pass_timers(page)
     expect(notice).to_have_count(0)
-    call(page, "toast", "m.toast('Lost.', {kind: 'problem', seconds: 1.5})")
+    call(page, "toast", "m.toast('Lost.', {kind: 'problem', seconds: 7})")
     expect(page.get_by_role("alert")).to_have_text("Lost.")
+    until_held(page, 7, 1)
     notice.hover()
-    page.wait_for_timeout(1700)  # nothing may happen in this time
+    until_held(page, 7, 0)
+    pass_timers(page)
     expect(notice).to_be_visible()
     page.mouse.move(0, 0)
+    until_held(page, 7, 1)
+    pass_timers(page)
     expect(notice).to_have_count(0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from tests.app.server_process import DEADLINE
 from tests.static.scripted_server import (
     DONE,
     GATE,
@@ -161,7 +162,7 @@ def test_what_was_stopped_cannot_be_resumed(modules: Page, scripted: ScriptedSer
     scripted.resumable = True
     scripted.script("Hello", [*WHOLE[:2], GATE, *WHOLE[2:]])
     assert collect(modules, resumable=True, stop=4)["error"] == "aborted"
-    assert scripted.exchanges[0].left.wait(5)
+    assert scripted.exchanges[0].left.wait(DEADLINE)
     found = collect(modules, resume={"id": scripted.exchanges[0].stream_id, "number": 2})
     assert (found["error"]["kind"], found["error"]["status"]) == ("gone", 404)
 
@@ -214,5 +215,5 @@ def test_a_stop_reaches_the_server(modules: Page, scripted: ScriptedServer, resu
     scripted.script("Hello", [queue(1), GATE, *WHOLE])
     found = collect(modules, resumable=resumable, offered=resumable, stop=1 + resumable)
     assert (kinds(found), found["error"]) == (["event"] * resumable + ["queue"], "aborted")
-    assert scripted.exchanges[-1].left.wait(5)
+    assert scripted.exchanges[-1].left.wait(DEADLINE)
     assert scripted.deleted == [scripted.exchanges[-1].stream_id] * resumable

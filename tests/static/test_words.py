@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.static.chat_page import ChatPage
+from tests.static.conftest import without_worker
 from tests.static.pictures import WIDE, cut_off
 from tests.static.scripted_server import DONE, ROLE, STATIC, ScriptedServer, delta, usage
 
@@ -55,7 +56,7 @@ def _catalogue(page: Page) -> dict[str, object]:
 
 def _foreign(browser: Browser, name: str) -> ChatPage:
     """A reader of another language, for which there is a folder of messages."""
-    context = browser.new_context(locale=name, viewport=WIDE)  # type: ignore[arg-type]
+    context = without_worker(browser, locale=name, viewport=WIDE)
     page = context.new_page()
 
     def words(route: Route) -> None:

@@ -52,7 +52,7 @@ def test_stages_do_not_see_each_others(tmp_path: Path) -> None:
     data=st.data(),
     damage=st.sampled_from(["cut", "flipped", "longer", "empty"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_damage_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, damage: str
 ) -> None:

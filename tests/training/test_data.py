@@ -103,7 +103,7 @@ def test_a_shard_without_anything_for_a_source_is_told(
 
 
 @given(share=st.floats(0, 0.999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_shard_that_is_cut_off_is_named(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     folder = tmp_path_factory.mktemp("cut")
     rng = Random(2)
@@ -116,7 +116,7 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path_factory: pytest.TempPathFacto
 
 
 @given(place=st.floats(0, 1), bit=st.integers(0, 7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
     folder = tmp_path_factory.mktemp("flipped")
     path = small.shard(folder / "pretrain-wiki.jsonl.xz", [STORY] * 20)

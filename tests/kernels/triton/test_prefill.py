@@ -127,7 +127,7 @@ def test_what_does_not_fit() -> None:
         PrefillConfig(block_m=128, splits=2)
 
 
-SPLIT = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1, splits=4)
+SPLIT = PrefillConfig(block_m=16, block_n=64, num_warps=4, num_stages=1, splits=4)
 LONG: list[Chunk] = [(20, 1100), (5, 600), (40, 300), (17, 0)]
 
 
