@@ -14,7 +14,9 @@ import { part, stamp } from "./stamp.js";
 export class AnswerView {
   element = stamp("answer-template");
   #message;
+  /** @type {LazyBody | undefined} what grows */
   #body;
+  #given = ""; // to it
   /** The line below the answer. */
   facts = new FactsLine(part(this.element, ".stats"));
 
@@ -23,10 +25,8 @@ export class AnswerView {
     this.#message = message;
     this.element.dataset.id = message.id;
     const body = part(this.element, ".body");
-    if (message.state === "streaming") {
-      this.#body = new LazyBody(body);
-      if (message.content !== "") this.append(message.content);
-    } else {
+    if (message.state === "streaming") this.#begin();
+    else {
       showText(body, message.content);
       this.#settled();
     }
@@ -35,6 +35,7 @@ export class AnswerView {
   /** @param {string} text */
   append(text) {
     this.#body?.append(text);
+    this.#given += text;
     this.element.classList.add("begun");
   }
 
@@ -48,19 +49,33 @@ export class AnswerView {
   /** What had come is taken back: the answer begins anew, or is known better from elsewhere. */
   restart() {
     this.hideProblem();
-    this.#body = new LazyBody(part(this.element, ".body"));
+    this.#begin();
     this.element.setAttribute("aria-busy", "true");
-    this.element.classList.toggle("begun", this.#message.content !== "");
-    if (this.#message.content !== "") this.#body.append(this.#message.content);
+  }
+
+  /** A body that grows, with what there is so far. */
+  #begin() {
+    this.#body = new LazyBody(part(this.element, ".body"));
+    this.#given = "";
+    this.element.classList.remove("begun");
+    if (this.#message.content !== "") this.append(this.#message.content);
   }
 
   /** Shows what another tab has saved. */
   reread() {
-    this.#body = undefined;
-    showText(part(this.element, ".body"), this.#message.content);
-    if (this.#message.state === "streaming") return void this.element.classList.toggle("begun", this.#message.content !== "");
+    const { content, state } = this.#message;
+    const more = this.#body !== undefined && content.startsWith(this.#given);
+    if (more && content !== this.#given) this.append(content.slice(this.#given.length));
+    if (state === "streaming") {
+      if (!more) this.#begin();
+      return;
+    }
+    if (!more) {
+      this.#body = undefined;
+      showText(part(this.element, ".body"), content);
+    }
     this.hideProblem();
-    this.#settled();
+    this.settle();
   }
 
   /** @param {Problem} problem */

@@ -7,6 +7,7 @@ import { Splitter } from "./blocks.js";
 import { dress, dressTable, growingCode, newPart } from "./dress.js";
 import { Elements } from "./elements.js";
 import { newLinks, tokens } from "./markdown.js";
+import { el } from "../shell/dom.js";
 import { addWords } from "./more_words.js";
 import { Pace } from "./pace.js";
 import { repair } from "./repair.js";
@@ -27,6 +28,8 @@ const owners = new WeakMap();
 
 export class AnswerBody {
   #element;
+  /** What the parts are in: the element itself, or what takes its place when a text that has ended is whole. */
+  #root;
   #growing;
   #part = newPart();
   #source = new Source();
@@ -58,9 +61,10 @@ export class AnswerBody {
   constructor(element, { growing = true } = {}) {
     this.#element = element;
     this.#growing = growing;
-    element.classList.add("markdown");
-    element.classList.toggle("growing", growing);
-    element.replaceChildren(this.#part);
+    this.#root = growing ? element : el("div");
+    this.#root.classList.add("markdown");
+    this.#root.classList.toggle("growing", growing);
+    this.#root.replaceChildren(this.#part);
     owners.set(element, this);
   }
 
@@ -109,7 +113,8 @@ export class AnswerBody {
     this.#splitter.push(source);
     this.#resolve();
     // Where text flows by and whole blocks were shown, what is not whole can wait for the next change.
-    this.#held = painted && this.#pace.flowing && this.#splitter.rest.length < before.length + source.length;
+    const waits = this.#pace.flowing && this.#splitter.rest.length < before.length + source.length;
+    this.#held = this.#growing && !added && (!painted || waits);
     if (painted && !added && !this.#held) this.#paint();
     this.#pace.note(source.length);
   }
@@ -119,6 +124,8 @@ export class AnswerBody {
     this.#splitter.end();
     this.#resolve();
     this.#dropTail();
+    if (this.#root !== this.#element) this.#element.replaceChildren(...this.#root.childNodes);
+    this.#element.classList.add("markdown");
     this.#element.classList.remove("growing");
   }
 
@@ -290,7 +297,7 @@ export class AnswerBody {
 
   #nextPart() {
     this.#part = newPart();
-    this.#element.append(this.#part);
+    this.#root.append(this.#part);
     for (const { element } of this.#tail) this.#part.append(element);
   }
 

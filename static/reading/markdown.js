@@ -52,8 +52,9 @@ const formulaInline = {
   level: /** @type {const} */ ("inline"),
   /** @param {string} source */
   start: (source) => {
-    const found = NEXT.exec(source);
-    return found?.[0] === "$" ? found.index : undefined;
+    const from = /^[`~]*/.exec(source)?.[0].length ?? 0; // of these, marked takes a whole run for words
+    const found = NEXT.exec(source.slice(from));
+    return found?.[0] === "$" ? from + found.index : undefined;
   },
   /** @param {string} source */
   tokenizer: (source) => {
@@ -75,7 +76,9 @@ const MARKS = /[[\]()*_`~<>]/g;
 // The same goes for words of which many marks begin something that never ends, or each in the other, and for a
 // word that could be an address of mail, which is looked through again behind each mark in it.
 const LONG_WORDS = 2000; // characters
-const EMPHASIS = /(?<=^|\s)[*_~]+(?=\S)|(?<=\S)[*_~]+(?=\s|$)/g;
+const EMPHASIS = /(?<![\p{L}\p{N}])_+|_+(?![\p{L}\p{N}])|\*+|~+/gu;
+/** Marks that may be open at once. For the end of a tilde's words one look is enough. @type {Record<string, number>} */
+const OPEN_MARKS = { "*": 64, _: 64, "~": 500 };
 const LONG_WORD = /[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]{2000,}/g;
 const MARKS_IN_WORD = /[!*_`~]/g;
 
@@ -87,23 +90,31 @@ class Reader extends Lexer {
   /** @param {string} source @param {any[]} [found] @returns {any[]} */
   inlineTokens(source, found = []) {
     if (source.length < LONG_WORDS || !isTangled(source)) return super.inlineTokens(source, found);
-    found.push(words(source));
+    found.push(...words(source));
     return found;
   }
 }
 
 /** @param {string} source */
 function isTangled(source) {
-  let open = 0;
-  for (const { index } of source.matchAll(EMPHASIS)) {
-    open = index === 0 || /\s/.test(source[index - 1]) ? open + 1 : Math.max(0, open - 1);
-    if (open > DEEPEST) return true;
+  /** @type {Record<string, number>} */
+  const open = { "*": 0, _: 0, "~": 0 };
+  for (const { 0: run, index } of source.matchAll(EMPHASIS)) {
+    const mark = run[0];
+    const closes = open[mark] > 0 && index > 0 && !/\s/.test(source[index - 1]);
+    const next = source[index + run.length] ?? " ";
+    if (closes) open[mark] -= 1;
+    else if (!/\s/.test(next)) open[mark] += 1;
+    if (open[mark] > OPEN_MARKS[mark]) return true;
   }
   return (source.match(LONG_WORD) ?? []).some((word) => (word.match(MARKS_IN_WORD)?.length ?? 0) > word.length / 8);
 }
 
-/** @param {string} source @returns {any} a token without any marks */
-const words = (source) => ({ type: "text", raw: source, text: source, escaped: false });
+/** Lines without any marks. @param {string} source @returns {any[]} tokens */
+function words(source) {
+  const lines = source.split("\n").map((raw) => ({ type: "text", raw, text: raw, escaped: false }));
+  return lines.flatMap((line, at) => (at === 0 ? [line] : [{ type: "br", raw: "\n" }, line]));
+}
 
 /**
  * The tokens of a source, down to the words.
@@ -135,7 +146,7 @@ function unlessTooDeep(source, lex) {
 
 /** @param {string} source @returns {Token[]} one paragraph without any marks */
 function asItCame(source) {
-  return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: [words(source)] })];
+  return [/** @type {any} */ ({ type: "paragraph", raw: source, text: source, tokens: words(source) })];
 }
 
 /** @param {any[]} found @returns {number} how many tokens stand in one another at the most */

@@ -103,9 +103,13 @@ const BETWEEN = "\ufdd3,\ufdd3"; // no entity stands for so much
  */
 export function learnEntities(text) {
   if (!text.includes("&")) return;
-  const fresh = [...new Set(text.match(ENTITY))].filter((entity) => !entities.has(entity));
+  const all = [...new Set(text.match(ENTITY))];
+  let fresh = all.filter((entity) => !entities.has(entity));
   if (fresh.length === 0) return;
-  if (entities.size + fresh.length > MAX_KEPT) entities.clear();
+  if (entities.size + fresh.length > MAX_KEPT) {
+    entities.clear();
+    fresh = all;
+  }
   const found = purify.sanitize(`<p>${fresh.join(BETWEEN)}</p>`, { RETURN_DOM_FRAGMENT: true }).textContent;
   for (const [at, plain] of String(found).split(BETWEEN).entries()) entities.set(fresh[at], plain);
 }

@@ -68,14 +68,16 @@ export class PieceReader {
     }
     if (chunk?.error) throw errorOfEvent(chunk.error);
     /** @type {Piece[]} */
-    let pieces;
+    const pieces = [];
+    let problem = null;
     try {
-      pieces = [...this.#piecesOf(chunk)];
+      for (const piece of this.#piecesOf(chunk)) pieces.push(piece);
     } catch (error) {
-      // Another connection would bring the same once more.
-      throw new ApiError(`The server sent an event that cannot be read (${error}).`, { kind: "stream" });
+      problem = error;
     }
     yield* pieces;
+    // Another connection would bring the same once more.
+    if (problem !== null) throw new ApiError(`The server sent an event that cannot be read (${problem}).`, { kind: "stream" });
   }
 
   /** @param {any} chunk @returns {Generator<Piece>} */

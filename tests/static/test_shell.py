@@ -226,6 +226,7 @@ def test_key_sheet_lists_all_and_single_keys_can_be_switched_off(page: Page) -> 
     page.keyboard.press("Control+/")
     sheet.get_by_role("checkbox").check()
     page.keyboard.press("Escape")
+    expect(sheet).to_have_count(0)
     page.keyboard.press("/")
     expect(draft).to_be_focused()
 
