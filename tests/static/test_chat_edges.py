@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.static.chat_page import ChatPage
-from tests.static.scripted_server import DONE, ROLE, Refusal, ScriptedServer, event
+from tests.static.scripted_server import DONE, GATE, ROLE, Refusal, ScriptedServer, delta, event
 from tests.static.test_chat import kept, messages, says, stuck
 
 pytestmark = pytest.mark.browser
@@ -277,6 +277,42 @@ def test_a_tab_takes_over_from_one_that_is_gone(
         }"""
     )
     assert request["model"] == "scripted-model" and request["temperature"] == 0.7
+
+
+# The places at which a reader finds the page, frame by frame, from the one where it is now.
+_WATCH_PLACES = """() => {
+  const scroller = document.getElementById('scroller');
+  window.places = new Set();
+  const look = () => {
+    places.add(Math.round(scroller.scrollTop));
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+def test_who_reads_along_in_another_tab_stays_where_they_are(
+    chat: ChatPage, second: ChatPage, scripted: ScriptedServer
+) -> None:
+    """That tab is told each second what there is of the answer, of which it shows what is new."""
+    many = "Some words of a long answer, with **bold** ones.\n\n" * 500
+    steps = [ROLE, delta(many), *[step for at in range(3) for step in (GATE, delta(f"More: {at}.\n\n"))]]
+    scripted.script("Go on", [*steps, delta("", "stop"), DONE])
+    chat.send("Go on")
+    expect(chat.answers).to_have_count(1)
+    kept(chat.page, many)
+    second.page.goto(chat.page.url)
+    expect(second.body.locator("p")).to_have_count(500)
+    second.page.mouse.move(400, 300)
+    second.page.mouse.wheel(0, -2_000)
+    second.page.wait_for_function("() => document.getElementById('jump').hidden === false")
+    second.page.evaluate(_WATCH_PLACES)
+    for at in range(3):
+        scripted.release()
+        expect(second.body).to_contain_text(f"More: {at}.")
+    chat.wait_until_settled()
+    second.wait_until_settled()
+    assert second.page.evaluate("places.size") == 1
 
 
 def test_a_message_goes_out_when_the_network_is_back(chat: ChatPage, scripted: ScriptedServer) -> None:
