@@ -103,7 +103,7 @@ const isStillThere = (element) => element.closest(".markdown") !== null;
 const keyOf = ({ dataset }) => (dataset.display === undefined ? "i" : "d") + dataset.formula;
 
 /** @param {string} key */
-const cost = (key) => Math.max(LEAST, key.length);
+const cost = (key) => Math.min(MAX_SOURCE, Math.max(LEAST, key.length));
 
 /** @param {HTMLElement} element @param {string} key */
 function show(element, key) {
