@@ -57,6 +57,8 @@ ATTACKS = {
         16_000,
     ),
     "formulas": (" ".join(f"$x_{{{at}}}$" for at in range(1_000)), 20_000),
+    "formulas made anew": (" ".join(f"$x_{{{at}}}$" for at in range(600)) + " and words" * 40, 200),
+    "macros": ("$$\\def\\a{x_1^2}" + "\\a" * 500 + "x_1^2" * 396 + "$$", 20_000),
     "long formula": ("$$" + "\\frac{1}{2}+" * 1_300 + "2$$", 20_000),
     "line": ("```js\n" + "1234567890," * 60_000 + "\n```", 16_000),
     "flood": (("Some **words**, `code` and [a link](http://a.example). " * 8 + "\n\n") * 400, 10**6),
@@ -99,9 +101,19 @@ def formulas(page: Page, text: str) -> list[bool]:
         "\\frac{1}{2}+" * 1_300 + "2",
         "\\def\\a{" + "x" * 1_000 + "}" + "\\a" * 490,
         "\\def\\a#1{#1#1#1}" + "\\expandafter\\a" * 10 + "x",
+        "\\def\\a#1{#1#1#1#1}" + "\\a{" * 7 + "x" + "}" * 7,
+        "\\def\\a#1#2#3#4{#1#2{#3#4}}\\a\\def\\b{x}{" + "x" * 1_000 + "}" + "\\b" * 300,
+        "\\def\\a#1{\\def\\b{#1}}\\a{" + "x" * 1_000 + "}" + "\\b" * 300,
+        "\\def\\a{\\verb|}|" + "x" * 1_000 + "}" + "\\a" * 300,
+        "\\def\\a{x\\a}\\a",
+        "\\tag{" + "x" * 1_000 + "}" + "\\df@tag" * 200,
+        "\\def\\arraystretch{" + "1" * 1_000 + "}" + "\\arraystretch" * 100,
         "&".join("a" * 1_200).join(("\\begin{matrix}", "\\end{matrix}")),
     ],
-    ids=["deep", "long", "macros", "parameters", "wide"],
+    ids=[
+        *("deep", "long", "macros", "parameters", "parameters in one another", "definition that is given"),
+        *("definition in a macro", "brace", "endless", "tag", "number", "wide"),
+    ],
 )
 def test_a_formula_that_is_too_much_is_shown_as_its_source(reading: Page, bomb: str) -> None:
     assert formulas(reading, f"$${bomb}$$") == [False]
@@ -119,6 +131,83 @@ def test_large_formulas_are_still_formulas(reading: Page) -> None:
         "$\\newcommand{\\ours}{\\mathbb{R}} x \\in \\ours$",
     ])  # fmt: skip
     assert formulas(reading, text) == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "definitions",
+    [
+        "\\newcommand{\\RR}{\\mathbb{R}}\n",
+        "\\newcommand{\\RR}{\\mathbb{R}} \\newcommand{\\norm}[1]{\\left\\lVert #1 \\right\\rVert} ",
+        "\\def\\RR{\\mathbb R}\\def\\norm#1{\\lVert #1\\rVert}\\renewcommand\\dot[2]{\\langle#2,#1\\rangle}",
+        "\\providecommand{\\norm}[1]{\\Vert #1 \\Vert}\\gdef\\RR{R^{\\norm{n}}}\\def\\arraystretch{1.2}",
+    ],
+    ids=["name", "parameter", "several", "one in another"],
+)
+def test_formulas_with_ordinary_macros_are_formulas(reading: Page, definitions: str) -> None:
+    value = "\\norm{x_{k+1} - x_k}" if "norm" in definitions else "\\dots, \\quad x_k"
+    lines = "\\\\\n".join([f"f &: \\RR \\to \\RR, & {value} &\\in \\RR"] * 6)
+    assert formulas(reading, f"$${definitions}\\begin{{aligned}}\n{lines}\n\\end{{aligned}}$$") == [True]
+
+
+def test_only_errors_of_a_formula_are_shown_as_errors(reading: Page) -> None:
+    """A formula that the page does not finish, for it might become too much, is no error of who wrote it."""
+    wrong, stopped = reading.evaluate(
+        """async (texts) => {
+          const errors = [];
+          for (const text of texts) {
+            const element = fresh();
+            showText(element, text);
+            await settled(element);
+            errors.push(element.querySelector('.katex-error') !== null);
+          }
+          return errors;
+        }""",
+        ["$\\frac{1$", "$\\def\\a#1{#1#1}\\a x \\implies y$"],
+    )
+    assert (wrong, stopped) == (True, False)
+
+
+def test_formulas_of_a_view_that_is_not_in_the_document_are_made(reading: Page) -> None:
+    """An answer grows while another chat is shown, and comes into the document when it is looked at."""
+    left = reading.evaluate(
+        """async (text) => {
+          const view = document.createElement('div');
+          const element = document.createElement('div');
+          view.append(element);
+          showText(element, text);
+          for (let turn = 0; turn < 100; turn++) await new Promise((done) => setTimeout(done));
+          document.getElementById('log').replaceChildren(view);
+          return element.querySelectorAll('[data-formula]').length;
+        }""",
+        " ".join(f"$y_{{{at}}}$" for at in range(200)),
+    )
+    assert left == 0
+
+
+def test_formulas_that_were_made_stay_while_their_paragraph_grows(reading: Page) -> None:
+    """The paragraph is made anew with each piece: what is drawn right after it has no sources of formulas."""
+    sources = reading.evaluate(
+        """async ([formulas, words]) => {
+          const element = fresh();
+          const clock = performance.now;
+          let now = clock.call(performance);
+          performance.now = () => (now += 1000);
+          const body = new AnswerBody(element);
+          body.append(formulas);
+          const raw = () => element.querySelectorAll('[data-formula]').length;
+          while (raw() > 0) await new Promise((done) => setTimeout(done));
+          const sources = [];
+          for (const piece of words) {
+            body.append(piece);
+            sources.push(raw());
+            await new Promise((done) => setTimeout(done));
+          }
+          performance.now = clock;
+          return [element.querySelectorAll('.katex').length, ...sources];
+        }""",
+        [" ".join(f"$z_{{{at}}}$" for at in range(250)), [f" and *{at}* of them" for at in range(12)]],
+    )
+    assert sources == [250] + [0] * 12
 
 
 def test_all_of_many_formulas_are_shown(reading: Page) -> None:
