@@ -12,6 +12,7 @@ export class Follower {
   #top = 0;
   #height = 0; // of the content, when it was last looked at
   #touched = 0; // where a finger was last
+  #selecting = false; // whether text of the page is marked
   #spacer = document.createElement("div");
   /** @type {HTMLElement | null} the message that stays at the top until the answer fills the page */
   #held = null;
@@ -45,6 +46,8 @@ export class Follower {
       if (UPWARDS.has(event.key) && !typing) this.#letGo();
     });
     this.#jump.addEventListener("click", () => this.toEnd());
+    // Asked for while text comes in, the selection would have the page laid out.
+    document.addEventListener("selectionchange", () => (this.#selecting = this.#isSelecting()));
   }
 
   /** Whether new text is kept in view. */
@@ -76,7 +79,7 @@ export class Follower {
 
   #resized() {
     this.#makeRoom();
-    if (this.#following && this.#selecting()) this.#following = false;
+    if (this.#following && this.#selecting) this.#following = false;
     if (this.#following) this.#goToEnd();
     else if (this.#scroller.scrollHeight > this.#height + 1 && this.#distance() > NEAR) this.#markUnread();
     this.#height = this.#scroller.scrollHeight;
@@ -143,7 +146,7 @@ export class Follower {
   }
 
   /** Who marks text is reading it: it stays where it is, then and afterwards. */
-  #selecting() {
+  #isSelecting() {
     const selection = document.getSelection();
     return selection !== null && !selection.isCollapsed && this.#scroller.contains(selection.anchorNode);
   }
