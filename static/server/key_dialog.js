@@ -44,8 +44,9 @@ export function askForKey(problem, wrong) {
     dialog.addEventListener("close", () => {
       const key = input.value.trim();
       input.value = "";
+      const lost = dialog.contains(document.activeElement) || document.activeElement === document.body;
       dialog.remove();
-      if (before instanceof HTMLElement) before.focus();
+      if (lost && before instanceof HTMLElement) before.focus();
       answer(dialog.returnValue === "use" && key !== "" ? { key, remember: remember.checked } : null);
     }, { once: true });
   });

@@ -62,8 +62,10 @@ function show(dialog) {
     if (event.target === dialog) dialog.close(); // the backdrop
   });
   dialog.addEventListener("close", () => {
+    // The browser has given the focus back when it closed the dialog; since then the reader may have gone on.
+    const lost = dialog.contains(document.activeElement) || document.activeElement === document.body;
     dialog.remove();
-    if (before instanceof HTMLElement && document.contains(before)) before.focus({ preventScroll: true });
+    if (lost && before instanceof HTMLElement && document.contains(before)) before.focus({ preventScroll: true });
   });
   document.body.append(dialog);
   dialog.showModal();

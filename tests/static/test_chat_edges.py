@@ -107,7 +107,7 @@ def test_a_slow_chat_does_not_replace_a_later_one(chat: ChatPage, scripted: Scri
     chat.page.evaluate(SLOW_READS)
     go(chat, one)
     go(chat, two)
-    chat.page.wait_for_function("reads() === 2")
+    chat.page.wait_for_function("() => reads() === 2")
     chat.page.evaluate("goOn(1)")
     expect(chat.body).to_have_text("Second.")
     chat.page.evaluate("goOn(0)")
@@ -115,7 +115,7 @@ def test_a_slow_chat_does_not_replace_a_later_one(chat: ChatPage, scripted: Scri
     expect(chat.body).to_have_text("Second.")
     assert chat.page.url == two
     go(chat, one)
-    chat.page.wait_for_function("reads() === 3")
+    chat.page.wait_for_function("() => reads() === 3")
     chat.new_chat()
     chat.page.evaluate("goOn(2)")
     chat.page.evaluate("() => new Promise((done) => setTimeout(done, 100))")

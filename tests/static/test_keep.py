@@ -180,7 +180,7 @@ def test_without_a_database_it_keeps_what_it_can(page: Page, database: str) -> N
           memory.addEventListener('problem', ({ detail }) => told.push(detail));
         }"""
     )
-    page.wait_for_function("told.length > 0")
+    page.wait_for_function("() => told.length > 0")
     lasting, titles, found, told = page.evaluate(
         """async () => {
           const one = talk('Café au lait', 'yes');

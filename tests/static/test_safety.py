@@ -218,7 +218,7 @@ def test_the_watch_sees_what_runs(hostile: Hostile) -> None:
     """What the other tests look for would be seen if it happened."""
     hostile.page.evaluate("document.getElementById('log').append(document.createElement('iframe'))")
     hostile.page.evaluate("document.getElementById('log').setAttribute('style', 'color: red')")
-    hostile.page.wait_for_function("breaches.length > 0")
+    hostile.page.wait_for_function("() => breaches.length > 0")
     with pytest.raises(Exception, match="TrustedHTML"):
         hostile.page.evaluate("document.getElementById('log').innerHTML = '<b>x</b>'")
 

@@ -168,7 +168,7 @@ def test_question_is_answered(page: Page) -> None:
             dialog.get_by_role("button", name="Delete").click()
         else:
             page.keyboard.press(key)
-        page.wait_for_function("window.answer !== undefined")
+        page.wait_for_function("() => window.answer !== undefined")
         assert page.evaluate("answer") is answer
         expect(page.locator("#draft")).to_be_focused()
 
@@ -267,3 +267,22 @@ def test_paper_has_the_conversation_alone(chat: ChatPage, scripted: ScriptedServ
     for name in ("#side", "#composer", ".answer .tools", "#toggle-engine"):
         expect(chat.page.locator(name).first).to_be_hidden()
     chat.page.emulate_media(media="screen")
+
+
+def test_a_dialog_that_has_closed_does_not_take_the_focus_back(page: Page) -> None:
+    """Its `close` event comes a little after it; who has gone on in the meantime stays there."""
+    page.locator("#toggle-sidebar").focus()
+    page.keyboard.press("Control+/")
+    expect(page.get_by_role("dialog", name="Keys of this page")).to_be_visible()
+    focused = page.evaluate(
+        """async () => {
+          const dialog = document.querySelector('dialog:modal');
+          const closed = new Promise((done) => dialog.addEventListener('close', () => setTimeout(done)));
+          dialog.close();
+          const given = document.activeElement.id;
+          document.getElementById('draft').focus();
+          await closed;
+          return [given, document.activeElement.id];
+        }"""
+    )
+    assert focused == ["toggle-sidebar", "draft"]
