@@ -92,7 +92,7 @@ def test_undo_of_a_deletion_keeps_what_was_said_since(chat: ChatPage, scripted: 
     expect(chat.page.locator(".user .variants").last).to_contain_text("2/2")
     scripted.release()
     expect(chat.body).to_have_text("Third. The end.")
-    chat.wait_until_settled()
+    kept(chat.page, "Third. The end.")
     chat.page.reload()
     expect(chat.body).to_have_text("Third. The end.")
     chat.page.locator(".user .variants .prev").last.click()

@@ -306,13 +306,12 @@ def test_scrolling_follows_only_a_reader_at_the_bottom(chat: ChatPage, scripted:
     chat.page.wait_for_function(f"() => ({distance})() === 40")
     chat.page.evaluate("() => new Promise(requestAnimationFrame)")
     scripted.release()
-    chat.wait_until_grown(2)
-    assert chat.page.evaluate(distance) > 1000
+    chat.page.wait_for_function(f"() => ({distance})() > 1000")
     chat.page.get_by_role("button", name="Jump to the newest text").click()
     assert chat.page.evaluate(distance) <= 1
     scripted.release()
     chat.wait_until_settled()
-    assert chat.page.evaluate(distance) <= 1
+    chat.page.wait_for_function(f"() => ({distance})() <= 1")
 
 
 def test_load_line_shows_the_batch(chat: ChatPage) -> None:
