@@ -4,7 +4,7 @@ import { t } from "../words/words.js";
 
 /** @typedef {import("../core/conversation.js").TextFile} TextFile */
 
-export const MOST_BYTES = 512 * 1024; // of one file
+const MOST_BYTES = 512 * 1024; // of one file
 export const MOST_FILES = 20;
 
 /** What the file picker offers first; anything else that turns out to be text is taken, too. */

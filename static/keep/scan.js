@@ -16,7 +16,7 @@ import { Folded, fold } from "./fold.js";
  * @typedef {{heads: () => Promise<Head[]>, rows: (conversation: string) => Promise<Row[]>}} Source
  */
 
-export const MOST_HITS = 100;
+const MOST_HITS = 100;
 const MOST_OF_ONE = 5; // messages of one conversation, so that it does not hide the others
 const BEFORE = 40; // characters of the excerpt before the first word
 const LENGTH = 160;

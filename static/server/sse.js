@@ -13,7 +13,7 @@
 
 const LINE_END = /\r\n|\r|\n/;
 
-export class EventParser {
+class EventParser {
   /** Text of the line that has not ended yet. */
   #partial = "";
   /** A chunk ended in CR: an LF at the start of the next one belongs to the same line end. */

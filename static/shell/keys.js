@@ -58,7 +58,7 @@ export function writtenKeys(keys) {
 }
 
 /** True where a key writes a character. @param {EventTarget | null} target */
-export function writesText(target) {
+function writesText(target) {
   if (!(target instanceof HTMLElement)) return false;
   if (target.isContentEditable || target instanceof HTMLTextAreaElement || target instanceof HTMLSelectElement) return true;
   return target instanceof HTMLInputElement && !/^(button|checkbox|radio|range|reset|submit|file)$/.test(target.type);
