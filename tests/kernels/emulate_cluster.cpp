@@ -10,6 +10,6 @@ extern "C" int emulate(int grid, int shared_bytes, const u16* q, const u16* k_pa
     return launch(grid, CLUSTER, THREADS, shared_bytes, [=] {
         cluster_decode(q, k_pages, v_pages, block_tables, rows, positions, out, strides[0], strides[1], strides[2],
                        strides[3], strides[4], strides[5], strides[6], strides[7], kv_heads, window, scale, flags);
-        if (flags & DEPENDENT && !me->waited) abort();
+        if (flags & DEPENDENT && !me->waited) fail("no wait for the kernel before");
     });
 }

@@ -11,6 +11,6 @@ extern "C" int emulate(int grid, int shared_bytes, const u16* x, const Weight* w
 #else
         skinny(x, weight, out, m, n, x_stride, out_stride, eps, flags, prefetch);
 #endif
-        if (flags & DEPENDENT && !me->waited) abort();
+        if (flags & DEPENDENT && !me->waited) fail("no wait for the kernel before");
     });
 }
