@@ -7,6 +7,7 @@ typedef unsigned long long u64;
 
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
+#define SHARED_CODE __device__ __noinline__  // is there once, however often it is called
 #define SHARED_BYTES(name) extern __shared__ __align__(128) unsigned char name[]
 
 DEVICE int thread_index() { return (int)threadIdx.x; }
@@ -81,6 +82,17 @@ DEVICE void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
                  "[%3], %4;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)),
                  "l"(policy) : "memory");
+}
+// One look, or a short wait: whether the phase with this parity is over.
+DEVICE bool try_barrier(Barrier* barrier, int parity) {
+    u32 over;
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+    return over;
+}
+// The same into the L2 cache alone.
+DEVICE void prefetch_bulk(const void* global, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
     asm volatile("{\n.reg .pred landed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 landed, [%0], %1;\n"
@@ -205,6 +217,8 @@ DEVICE u32 multiply_add_pair(u32 a, u32 b, u32 c) {
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 }
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
 DEVICE float inverse_root(float value) { return rsqrtf(value); }
 DEVICE float exponential(float value) { return __expf(value); }
 DEVICE float power_of_two(float value) {

@@ -13,6 +13,7 @@ struct alignas(8) float2 { float x, y; };
 
 #define KERNEL
 #define DEVICE static inline
+#define SHARED_CODE static
 #define __restrict__
 #define __launch_bounds__(...)
 #define SHARED_BYTES(name) unsigned char* const name = (unsigned char*)me->home->shared
@@ -131,6 +132,10 @@ static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
 static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier, u64 policy) {
     copy_bulk(shared, global, bytes, barrier);
 }
+static void prefetch_bulk(const void* global, int bytes) {
+    if ((uintptr_t)global % 16 || bytes % 16 || bytes < 1) fail("a bulk prefetch from or to between 16 bytes");
+    (void)*(const volatile char*)global, (void)*((const volatile char*)global + bytes - 1);
+}
 static void land_due(Phases& p) {
     for (Copy& copy : p.copies)
         if (p.awaited && copy.due == LONG_MAX) copy.due = world.round + (world.options.seed ? draw(8) : 0);
@@ -144,6 +149,14 @@ static void land_due(Phases& p) {
     p.copies.resize(kept);
     complete(p);
 }
+static bool try_barrier(Barrier* barrier, int parity) {
+    Phases& p = phases(barrier);
+    if (p.done % 2 != parity) return true;
+    p.awaited = true;
+    land_due(p);
+    if (p.done % 2 == parity) yield();
+    return p.done % 2 != parity;
+}
 static void wait_for_barrier(Barrier* barrier, int parity) {
     Phases& p = phases(barrier);
     while (p.done % 2 == parity) {
@@ -154,6 +167,8 @@ static void wait_for_barrier(Barrier* barrier, int parity) {
     }
 }
 
+static float float_of(u32 bits) { float f; memcpy(&f, &bits, 4); return f; }
+static u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
 static float low_half(u32 pair) { pair <<= 16; float f; memcpy(&f, &pair, 4); return f; }
 static float high_half(u32 pair) { pair &= 0xffff0000u; float f; memcpy(&f, &pair, 4); return f; }
 
@@ -262,6 +277,7 @@ static void forget() {
 static u16 to_bf16(float value) {
     u32 bits;
     memcpy(&bits, &value, 4);
+    if (value != value) return 0x7fff;
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }

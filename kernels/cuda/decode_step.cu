@@ -1,0 +1,251 @@
+// One decode step of a network for up to ROWS entries: RESIDENT, one kernel that stays on the device for the whole
+// step; otherwise one kernel for a layer's attention, for each of its other products, and for the head, launched so
+// that each may start, and fetch its first weights, while those in front of it still run. The phases are the same
+// (decode_phases.cu), and so are the words through which they meet: even between kernels nothing else is waited for.
+
+constexpr int PER_STEP = LAYERS * EXCHANGES + EXCHANGES;  // tags of a step
+constexpr int ALL_THREADS = THREADS + PRODUCERS * 32;
+enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
+
+// A producer warp: brings every other chunk to the ring, at its pace. Every lane has one.
+struct Producer {
+    int chunk, issued, own, pace;  // issued: behind this warp's last one; own: chunk modulo PRODUCERS
+    u32 next;    // cycle before which nothing is copied
+    u64 policy;
+    bool over;   // nobody takes anything any more
+};
+
+// Whether the next chunk is another warp's, which then has been counted.
+DEVICE bool skipped(Producer& p) {
+    const bool others = p.chunk % PRODUCERS != p.own;
+    p.chunk += others;
+    return others;
+}
+
+// The next slot, once it is free and its time has come, for so many bytes; -1 when it is over.
+DEVICE int open_slot(Producer& p, int bytes) {
+    const int slot = p.chunk % SLOTS, turn = p.chunk / SLOTS;
+    if (lane_index() == 0 && !p.over) {
+        Wait wait;
+        while (turn > 0 && !p.over && !try_barrier(empty_of(slot), (turn - 1) & 1)) p.over = !goes_on(wait);
+        if (!p.over) {
+            while ((int)(cycles() - p.next) < 0) {}
+            p.next = cycles() + (u32)(p.pace * (bytes / 64) / (CHUNK_BYTES / 64));
+            *number_of(slot) = p.chunk;
+            expect_bytes(full_of(slot), bytes);
+        }
+    }
+    p.over = warp_from(p.over, 0);
+    p.chunk++;
+    if (p.over) return -1;
+    p.issued = p.chunk;
+    return slot;
+}
+
+// 16 rows of a weight, K channels of each from `from` on.
+template <int K> DEVICE void stream_rows(Producer& p, const Weight* from, int stride) {
+    using C = Cut<K>;
+    using P = Piece<C::blocks>;
+    constexpr int AT_ONCE = C::paired ? 2 : 1;  // halves
+    constexpr int EACH = 4 / AT_ONCE;           // chunks of a piece
+    const int lane = lane_index();
+#pragma unroll 1
+    for (int i = 0; i < C::chunks; i++) {
+        if (skipped(p)) continue;
+        const int slot = open_slot(p, AT_ONCE * HALF * P::bytes);
+        if (slot < 0) return;
+        unsigned char* const to = slot_of(slot);
+        const Weight* const rows = from + i % EACH * AT_ONCE * HALF * (long long)stride + i / EACH * P::channels;
+        if (C::pieces == 1 && stride == K) {
+            if (lane < AT_ONCE)
+                copy_bulk(to + lane * P::second, rows + lane * HALF * K, HALF * P::bytes, full_of(slot), p.policy);
+        }
+        else if (lane < AT_ONCE * HALF)
+            copy_bulk(to + lane / HALF * P::second + lane % HALF * P::bytes, rows + lane * (long long)stride, P::bytes,
+                      full_of(slot), p.policy);
+    }
+}
+
+DEVICE void stream_qkv(Producer& p, const Layer& layer) {
+#pragma unroll 1
+    for (int unit = 0; unit < QKV_UNITS; unit++)
+        stream_rows<WIDTH>(p, layer.qkv + (long long)qkv_row(unit) * WIDTH, WIDTH);
+}
+
+// Keys and values of every entry: two tiles of 16 keys a chunk, of each five copies.
+DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
+    const int tile = lane_index() / 8, copy = lane_index() % 8, rank = rank_index();
+#pragma unroll 1
+    for (int entry = 0; entry < ROWS; entry++) {
+        const int row = row_of(s, entry);
+        if (row < 0) continue;
+        const int position = s.positions[entry], count = key_chunks(position, rank);
+        const int* const table = s.tables + row * s.table_stride;
+#pragma unroll 1
+        for (int j = 0; j < count; j++) {
+            if (skipped(p)) continue;
+            const int first = (rank + j * TEAM) * 2, tiles = min(2, (position - first * TILE + TILE - 1) / TILE);
+            const int start = (first + min(tile, tiles - 1)) * TILE, page = table[start / BLOCK_SIZE];
+            const int slot = open_slot(p, tiles * 2 * TILE * D * 2);
+            if (slot < 0) return;
+            const long long at = page * s.page + team_index() * s.page_head + start % BLOCK_SIZE * D;
+            uint4* const stage = (uint4*)slot_of(slot) + tile * STAGE;
+            if (tile >= tiles || copy > 4) continue;
+            if (copy == 0) copy_bulk(stage, layer.keys + at, TILE * D * 2, full_of(slot));
+            else copy_bulk(stage + KEY_PIECES + (copy - 1) * VALUE_PIECES, layer.values + at + (copy - 1) * 4 * D,
+                           4 * D * 2, full_of(slot));
+        }
+    }
+}
+
+DEVICE void stream_output(Producer& p, const Layer& layer) {
+#pragma unroll 1
+    for (int unit = 0; unit < owned_units(); unit++)
+        stream_rows<HEADS * D>(p, layer.o + (long long)owned_row(unit) * HEADS * D, HEADS * D);
+}
+
+DEVICE void stream_inner(Producer& p, const Layer& layer) {
+#pragma unroll 1
+    for (int unit = first_unit(block_index(), IN_UNITS); unit < first_unit(block_index() + 1, IN_UNITS); unit++)
+        stream_rows<WIDTH>(p, layer.mlp_in + (long long)unit * UNIT * WIDTH, WIDTH);
+}
+
+DEVICE void stream_down(Producer& p, const Layer& layer) {
+#pragma unroll 1
+    for (int unit = 0; unit < TEAM_UNITS; unit++) {
+        const long long row = (team_index() * TEAM_UNITS + unit) * UNIT;
+        stream_rows<SHARE>(p, layer.mlp_out + row * PADDED + rank_index() * SHARE, PADDED);
+    }
+}
+
+DEVICE void stream_head(Producer& p, const Step& s) {
+#pragma unroll 1
+    for (int unit = first_unit(block_index(), HEAD_UNITS); unit < first_unit(block_index() + 1, HEAD_UNITS); unit++)
+        stream_rows<WIDTH>(p, s.head + (long long)unit * UNIT * WIDTH, WIDTH);
+}
+
+// What is on its way comes to this block's memory, which must be there for it.
+DEVICE void drain(Producer& p) {
+    for (int chunk = max(0, p.issued - SLOTS); chunk < p.issued; chunk++)
+        if (chunk % PRODUCERS == p.own) wait_for_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
+}
+
+DEVICE void mark(const Step& s, int index) {
+    if (s.timeline && block_index() == 0 && thread_index() == 0) s.timeline[index] = cycles();
+}
+
+// For tests: some blocks come late.
+DEVICE void dawdle(u32 tag) {
+#ifdef DELAY
+    u32 noise = (block_index() * 0x9e3779b9u) ^ (tag * 0x85ebca6bu);
+    noise = (noise ^ (noise >> 15)) * 0x2c1b3c6du;
+    sleep_ns((int)((noise >> 8) % DELAY));
+#endif
+}
+
+DEVICE void run_phase(const Step& s, int index, int phase, int& chunk, u32 tag) {
+    const Layer* const layer = s.layers + index;
+    dawdle(tag + phase);
+    if (phase == ATTENTION) attention_phase(s, layer, index, chunk, tag);
+    if (phase == OUTPUT) output_phase(s, layer, index, chunk, tag + 1);
+    if (phase == INNER_PRODUCT) inner_phase(s, layer, chunk, tag + 2);
+    if (phase == DOWN) down_phase(s, layer, chunk, tag + 3);
+    if (phase == LAST) head_phase(s, chunk, tag);
+    mark(s, index * EXCHANGES + (phase == LAST ? 1 : phase + 1));
+}
+
+#ifdef RESIDENT
+constexpr bool WHOLE = true;
+
+DEVICE void produce(Producer& p, const Step& s, int, int, u32) {
+    Layer next = s.layers[0];
+#pragma unroll 1
+    for (int index = 0; index < LAYERS; index++) {
+        const Layer layer = next;
+        if (index + 1 < LAYERS) next = s.layers[index + 1];
+        stream_qkv(p, layer);
+        if (index == 0) wait_for_previous();
+        stream_keys(p, s, layer);
+        stream_output(p, layer);
+        stream_inner(p, layer);
+        stream_down(p, layer);
+    }
+    stream_head(p, s);
+}
+
+DEVICE void consume(const Step& s, int, int, u32 base) {
+    int chunk = 0;
+    mark(s, 0);
+#pragma unroll 1
+    for (int index = 0; index < LAYERS; index++)
+#pragma unroll 1
+        for (int phase = ATTENTION; phase < LAST; phase++)
+            run_phase(s, index, phase, chunk, base + index * EXCHANGES);
+    run_phase(s, LAYERS, LAST, chunk, base + LAYERS * EXCHANGES);
+}
+#else
+constexpr bool WHOLE = false;
+
+DEVICE void produce(Producer& p, const Step& s, int index, int phase, u32 base) {
+    const Layer layer = s.layers[phase == LAST ? 0 : index];
+    if (phase == ATTENTION) {
+        stream_qkv(p, layer);
+        // Which keys there are is known once what was in front of the step has ended.
+        if (index == 0) wait_for_previous();
+        else {
+            await(s.stream, base + index * EXCHANGES);
+        }
+        warp_barrier();
+        stream_keys(p, s, layer);
+    }
+    if (phase == OUTPUT) stream_output(p, layer);
+    if (phase == INNER_PRODUCT) stream_inner(p, layer);
+    if (phase == DOWN) stream_down(p, layer);
+    if (phase == LAST) stream_head(p, s);
+}
+
+DEVICE void consume(const Step& s, int index, int phase, u32 base) {
+    int chunk = 0;
+    run_phase(s, index, phase, chunk, base + index * EXCHANGES);
+}
+#endif
+
+KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int index, int phase) {
+    const int thread = thread_index();
+    if (thread < SLOTS) {
+        init_barrier(full_of(thread), 1);
+        init_barrier(empty_of(thread), SUBS);
+        *number_of(thread) = -1;
+    }
+    if (thread == 0) *memory<Clock>(AT_CLOCK) = Clock{nanoseconds(), (u32*)s.failed};
+    order_before_copies();
+    launch_dependents();
+    block_barrier();
+#ifdef CLUSTERED
+    for (int i = thread; i < MAIL; i += ALL_THREADS) memory<Word>(AT_MAIL)[i] = Word{0, 0};
+    cluster_arrive();
+    cluster_wait();
+#endif
+
+    const bool first = index == 0 && phase == ATTENTION;
+    const u32 epoch = load_volatile((const u32*)s.epoch), base = epoch * PER_STEP;
+    if (thread >= THREADS) {
+        Producer p = {0, 0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
+        produce(p, s, index, phase, base);
+        drain(p);
+    }
+    else {
+        if (first) wait_for_previous();
+        consume(s, index, phase, base);
+        if (!first) wait_for_previous();  // so that the end of the step is the end of all its kernels
+        consumers_meet();
+        if (thread == 0 && (phase == LAST || WHOLE) && atomic_add(s.arrived, 1) == CTAS - 1) {
+            *s.arrived = 0;
+            store_volatile((u32*)s.epoch, epoch + 1);
+        }
+    }
+#ifdef CLUSTERED
+    cluster_arrive();  // nobody writes into a block that has gone
+    cluster_wait();
+#endif
+}

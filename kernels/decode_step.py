@@ -1,0 +1,313 @@
+"""A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu): "persistent", one kernel
+that stays on the device for the step, or "chained", a few for each layer, launched ahead of each other.
+
+bf16 activations and keys; weights bf16, int8 or fp8; a Hopper or newer. Both give the same bits, and what a
+row gets depends on neither the other rows nor how many there are.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels import decode_shape
+from kernels.cuda_driver import Kernel, load_kernel
+from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
+from kernels.nvrtc import read_source
+from kernels.quantize import Weight, Weight8
+from kernels.step_spec import StepPath, StepSpec
+
+MOST_ROWS = 16
+TEAMS = (8, 4, 2, 1)  # blocks for each kv head, of which the largest that the device can hold is taken
+ROWS: dict[StepPath, tuple[int, ...]] = {"graph": (), "chained": (1, 2, 4, 8, 16), "persistent": (1, 2, 4)}
+PHASES = ("attention", "o", "mlp in", "mlp out")
+HEAD = len(PHASES)
+WARPS = 8  # that compute; sixteen have too few registers
+LOG2_E = math.log2(math.e)
+# Bytes a nanosecond that a paced stream aims at, a little below what the memory gives: docs/architecture.md.
+PACE_BYTES = 4.25
+CLOCK = 1.755  # cycles a nanosecond, of which the pace is counted
+
+
+class _Layer(ctypes.Structure):
+    """struct Layer of decode_phases.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
+        *((name, ctypes.c_void_p) for name in ("qkv_factors", "o_factors", "in_factors", "out_factors")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class StepArguments(ctypes.Structure):
+    """struct Step of decode_phases.cu. Strides count numbers."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "head", "head_factors", "final_norm")),
+        *((name, ctypes.c_void_p) for name in ("own", "other", "x")),
+        *((name, ctypes.c_void_p) for name in ("rows", "positions", "tables", "entry_tokens")),
+        *((name, ctypes.c_void_p) for name in ("logits", "entry_positions")),
+        *((name, ctypes.c_void_p) for name in ("stream", "attended", "middle", "inner", "mail")),
+        *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline")),
+        *((name, ctypes.c_longlong) for name in ("x_stride", "table_stride", "logits_stride")),
+        *((name, ctypes.c_longlong) for name in ("page", "page_head")),
+        *((name, ctypes.c_float) for name in ("eps", "qk_scale", "score_scale")),
+        *((name, ctypes.c_int) for name in ("count", "pace")),
+    )
+
+
+def source() -> str:
+    """CUDA C++ of the kernels."""
+    return read_source(
+        "primitives.cu", "eight_bits.cu", "attention_tile.cu", "decode_phases.cu", "decode_step.cu"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepNetwork:
+    """What a step reads of a network. layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table
+    [positions, head_dim] float32 (kernels.rope)."""
+
+    spec: StepSpec
+    layers: Sequence[tuple[Weight, Weight, Weight, Weight]]
+    head: Weight
+    final_norm: torch.Tensor | None
+    own: torch.Tensor
+    other: torch.Tensor
+
+
+@dataclass(slots=True)
+class StepMemory:
+    """What all kernels of one network share on one device.
+
+    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed, epoch,
+    arrived: [1] int32. timeline: [layers * 4 + 2] int64, cycles of block 0, or None.
+    """
+
+    layers: torch.Tensor
+    exchange: dict[str, torch.Tensor]
+    failed: torch.Tensor
+    epoch: torch.Tensor
+    arrived: torch.Tensor
+    timeline: torch.Tensor | None = None
+
+    @classmethod
+    def allocate(cls, network: StepNetwork, team: int, rows: int, device: torch.device) -> "StepMemory":
+        """rows: most entries of a step."""
+        spec = network.spec
+
+        def words(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int64, device=device)
+
+        mail = team * spec.kv_heads * mail_words(spec, Cut(rows, team, 16, 4))
+        exchange = {
+            "stream": words(rows * spec.width // 2),
+            "attended": words(rows * spec.heads * spec.head_dim // 2),
+            "middle": words(rows * spec.width // 2),
+            "inner": words(rows * spec.inner // 2),
+            "mail": words(mail),
+        }
+        failed, epoch, arrived = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1, 0))
+        layers = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
+        for row, weights in zip(layers, network.layers, strict=True):
+            row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
+            row[4:8] = torch.tensor([_factors(weight) for weight in weights])
+        return cls(layers.to(device), exchange, failed, epoch, arrived)
+
+    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here from now on."""
+        where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
+        self.layers[:, 8:].copy_(torch.tensor(where, dtype=torch.int64))
+
+
+def _values(weight: Weight) -> torch.Tensor:
+    return weight.values if isinstance(weight, Weight8) else weight
+
+
+def _factors(weight: Weight) -> int:
+    return weight.scales.data_ptr() if isinstance(weight, Weight8) else 0
+
+
+def arguments(
+    network: StepNetwork,
+    memory: StepMemory,
+    page: torch.Tensor,
+    *,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    tables: torch.Tensor,
+    logits: torch.Tensor,
+    entry_tokens: torch.Tensor,
+    entry_positions: torch.Tensor,
+    pace: int,
+) -> StepArguments:
+    """A launch's parameters. page: keys of any layer, for its strides."""
+    spec, head = network.spec, network.head
+    timeline, norm = memory.timeline, network.final_norm
+    return StepArguments(
+        layers=memory.layers.data_ptr(),
+        head=_values(head).data_ptr(),
+        head_factors=_factors(head),
+        final_norm=0 if norm is None else norm.data_ptr(),
+        own=network.own.data_ptr(),
+        other=network.other.data_ptr(),
+        x=x.data_ptr(),
+        rows=rows.data_ptr(),
+        positions=positions.data_ptr(),
+        tables=tables.data_ptr(),
+        entry_tokens=entry_tokens.data_ptr(),
+        logits=logits.data_ptr(),
+        entry_positions=entry_positions.data_ptr(),
+        **{name: words.data_ptr() for name, words in memory.exchange.items()},
+        failed=memory.failed.data_ptr(),
+        epoch=memory.epoch.data_ptr(),
+        arrived=memory.arrived.data_ptr(),
+        timeline=0 if timeline is None else timeline.data_ptr(),
+        x_stride=x.stride(0),
+        table_stride=tables.stride(0),
+        logits_stride=logits.stride(0),
+        page=page.stride(0),
+        page_head=page.stride(2),
+        eps=spec.eps,
+        qk_scale=spec.qk_scale,
+        score_scale=spec.head_dim**-0.5 * LOG2_E,
+        count=x.size(0),
+        pace=pace,
+    )
+
+
+def launches(spec: StepSpec, cut: Cut) -> list[tuple[int, int]]:
+    """(layer, phase) of each kernel of a step."""
+    if cut.resident:
+        return [(0, 0)]
+    return [(i, phase) for i in range(spec.layers) for phase in range(HEAD)] + [(spec.layers, HEAD)]
+
+
+def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
+    """How a step of up to `rows` entries is cut. ValueError: no more rows than there are forms."""
+    form = next((most for most in ROWS[path] if most >= rows), None)
+    if form is None:
+        raise ValueError(f"{path} serves up to {max(ROWS[path], default=0)} rows, not {rows}")
+    if path == "persistent":
+        cuts = [Cut(form, team, WARPS, slots) for slots in (12, 10, 8, 6, 4)]
+        return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
+    # Two kernels of a chain share a multiprocessor, which keeps 1 KiB for each block to itself.
+    limit = SHARED_LIMIT // 2 - 1024
+    pairs = [Cut(form, team, WARPS, slots, 2, resident=False) for slots in (6, 4)]
+    alone = [Cut(form, team, WARPS, slots, 1, resident=False) for slots in (8, 6, 4)]
+    fitting = [cut for cut in pairs if shared_bytes(spec, cut) <= limit]
+    fitting += [cut for cut in alone if shared_bytes(spec, cut) <= SHARED_LIMIT]
+    return (fitting or alone)[0]
+
+
+class StepKernels:
+    """A network's decode steps on one device. Used by one thread at a time.
+
+    failed: [1] int32 on the device: not 0 once a wait inside a step took more than two seconds. What steps give
+    is worthless from then on, and they no longer wait.
+    """
+
+    def __init__(self, network: StepNetwork, device: torch.device) -> None:
+        """ValueError: `unsupported` says why."""
+        about = torch.cuda.get_device_properties(device)
+        team = team_of(network.spec, int(about.multi_processor_count))
+        if isinstance(team, str):
+            raise ValueError(team)
+        self.network, self.team = network, team
+        self.device = torch.cuda.current_device() if device.index is None else device.index
+        self.memory = StepMemory.allocate(network, team, MOST_ROWS, device)
+        self.failed = self.memory.failed
+        self.max_rows: dict[StepPath, int] = {path: max(rows, default=0) for path, rows in ROWS.items()}
+        size = sum(_values(w).nbytes for layer in network.layers for w in layer) / len(network.layers)
+        del size
+        blocks = team * network.spec.kv_heads
+        self.pace = round(decode_shape.CHUNK_BYTES * blocks / (PACE_BYTES * 1000) * CLOCK)
+        self._kernels: dict[Cut, Kernel] = {}
+        self._page: torch.Tensor | None = None
+
+    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Each layer's keys and values are here from now on; must come before every capture."""
+        self.memory.bind(pages)
+        self._page = pages[0][0]
+
+    def prepare(self, path: StepPath, rows: int) -> None:
+        """Compiles and loads, which must come before a capture. CompileError, DriverError."""
+        self._kernel(cut_of(self.network.spec, path, rows, self.team))
+
+    def _kernel(self, cut: Cut) -> Kernel:
+        found = self._kernels.get(cut)
+        if found is None:
+            spec = self.network.spec
+            shared = shared_bytes(spec, cut)
+            found = load_kernel(source(), "decode_step", self.device, defines(spec, cut), shared)
+            self._kernels[cut] = found
+        return found
+
+    def step(
+        self,
+        path: StepPath,
+        *,
+        x: torch.Tensor,
+        ids_rows: torch.Tensor,
+        positions: torch.Tensor,
+        block_tables: torch.Tensor,
+        logits: torch.Tensor,
+        entry_tokens: torch.Tensor,
+        entry_positions: torch.Tensor,
+    ) -> None:
+        """Queues all layers and the head.
+
+        x: [entries, width] bf16, the embedded tokens. ids_rows: [entries] int32, the row of each, -1 for
+        padding. positions: [entries] int32. block_tables: [rows, blocks of a row] int32. logits: [entries,
+        head_rows] bf16, written, not capped. entry_tokens: [entries] int32. entry_positions: [entries] int32,
+        gets positions + 1, or 0 where entry_tokens is negative.
+        """
+        assert self._page is not None
+        cut = cut_of(self.network.spec, path, x.size(0), self.team)
+        given = arguments(
+            self.network,
+            self.memory,
+            self._page,
+            x=x,
+            rows=ids_rows,
+            positions=positions,
+            tables=block_tables,
+            logits=logits,
+            entry_tokens=entry_tokens,
+            entry_positions=entry_positions,
+            pace=self.pace,
+        )
+        self.launch(cut, given)
+
+    def launch(self, cut: Cut, given: StepArguments) -> None:
+        """Queues the kernels of a step that is cut so."""
+        kernel, spec = self._kernel(cut), self.network.spec
+        cluster = self.team if cut.clustered else 1
+        for index, phase in launches(spec, cut):
+            layer, which = ctypes.c_int(index), ctypes.c_int(phase)
+            places = (ctypes.c_void_p * 3)(*(ctypes.addressof(a) for a in (given, layer, which)))
+            grid = self.team * spec.kv_heads
+            kernel.launch(grid, cut.threads, places, cluster=cluster, pdl=True)
+
+
+def team_of(spec: StepSpec, multiprocessors: int) -> int | str:
+    """Blocks for each kv head: as many as the device can hold at one time; or why there can be none."""
+    reason = "no multiprocessors"
+    for team in TEAMS:
+        reason = decode_shape.unsupported(spec, team) or ""
+        if not reason and team * spec.kv_heads <= multiprocessors:
+            return team
+        reason = reason or f"{spec.kv_heads} kv heads on {multiprocessors} multiprocessors"
+    return reason
+
+
+def unsupported(spec: StepSpec, capability: tuple[int, int], multiprocessors: int) -> str | None:
+    """Why a network's steps cannot be served here, or None."""
+    if capability < (9, 0):
+        return f"needs compute capability 9.0, this device has {capability[0]}.{capability[1]}"
+    team = team_of(spec, multiprocessors)
+    return team if isinstance(team, str) else None

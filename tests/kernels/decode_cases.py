@@ -1,0 +1,196 @@
+"""Small networks for kernels/cuda/decode_step.cu, and what their steps must give."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from kernels.decode_step import StepMemory, StepNetwork
+from kernels.quantize import Weight, Weight8, dequantize, quantize
+from kernels.rope import rope_table, rotation_table
+from kernels.step_spec import StepSpec
+
+SMALL = StepSpec(
+    width=128,
+    inner=256,
+    padded_inner=256,
+    heads=2,
+    kv_heads=2,
+    head_dim=64,
+    head_rows=160,
+    layers=2,
+    eps=1e-6,
+    activation="relu2",
+    order="rope_norm",
+    qk_scale=1.0,
+    kind="bf16",
+    block_size=16,
+)
+# Eight warps share its channels, where those of the others are four.
+WIDE = replace(SMALL, width=256, heads=4, inner=512, padded_inner=512)
+LLAMA = replace(
+    SMALL, heads=4, kv_heads=2, width=128, inner=208, padded_inner=256, activation="swiglu", order="rope"
+)
+
+
+def network(spec: StepSpec, seed: int = 0, device: str = "cpu") -> StepNetwork:
+    """Random weights of the usual size."""
+    random = torch.Generator().manual_seed(seed)
+
+    def weight(outputs: int, inputs: int, used: int | None = None) -> Weight:
+        made = torch.randn(outputs, inputs, generator=random) * (used or inputs) ** -0.5
+        made[:, used or inputs :] = 0
+        made = made.bfloat16().to(device)
+        return made if spec.kind == "bf16" else quantize(made, spec.kind)
+
+    dim = spec.head_dim
+    qkv, wide = (spec.heads + 2 * spec.kv_heads) * dim, spec.inner * (1 + (spec.activation == "swiglu"))
+    layers = [
+        (
+            weight(qkv, spec.width),
+            weight(spec.width, spec.heads * dim),
+            weight(wide, spec.width),
+            weight(spec.width, spec.padded_inner, spec.inner),
+        )
+        for _ in range(spec.layers)
+    ]
+    norm = None
+    if spec.order == "rope":
+        frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+        own, other = rotation_table(4096, frequencies)
+        norm = (1 + torch.randn(spec.width, generator=random) / 8).bfloat16().to(device)
+    else:
+        own, other = rope_table(4096, dim, 10000.0, torch.float32)
+    return StepNetwork(
+        spec, layers, weight(spec.head_rows, spec.width), norm, own.to(device), other.to(device)
+    )
+
+
+@dataclass(slots=True)
+class Case:
+    """A step's inputs and what it writes to. pages: of each layer keys and values, [2, blocks, kv_heads,
+    block_size, head_dim] in memory."""
+
+    x: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    tables: torch.Tensor
+    pages: list[torch.Tensor]
+    logits: torch.Tensor
+    entry_tokens: torch.Tensor
+    entry_positions: torch.Tensor
+
+    @property
+    def views(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(memory[0].transpose(1, 2), memory[1].transpose(1, 2)) for memory in self.pages]
+
+    def only(self, entries: list[int]) -> "Case":
+        """The same step of some of its entries."""
+        pick = torch.tensor(entries, device=self.x.device)
+        return Case(
+            self.x[pick],
+            self.rows[pick],
+            self.positions[pick],
+            self.tables,
+            [memory.clone() for memory in self.pages],
+            torch.full_like(self.logits[pick], float("nan")),
+            torch.arange(len(entries), dtype=torch.int32, device=self.x.device),
+            torch.full_like(self.entry_positions[pick], -7),
+        )
+
+
+def case(spec: StepSpec, positions: list[int], seed: int = 1, device: str = "cpu") -> Case:
+    """positions: of each entry's token; -1 makes the entry padding. Slots behind a row's keys are NaN."""
+    random = torch.Generator().manual_seed(seed)
+    count = len(positions)
+    needed = [max(position, 0) // spec.block_size + 1 for position in positions]
+    width = max(needed) + 1
+    free = iter((torch.randperm(sum(needed), generator=random) + 1).tolist())
+    tables = torch.zeros(count + 2, width, dtype=torch.int32)
+    rows = torch.randperm(count + 2, generator=random)[:count].int()
+    shape = (2, sum(needed) + 1, spec.kv_heads, spec.block_size, spec.head_dim)
+    pages = [torch.full(shape, float("nan"), dtype=torch.bfloat16) for _ in range(spec.layers)]
+    for entry, position in enumerate(positions):
+        for index in range(needed[entry]):
+            block = next(free)
+            tables[rows[entry], index] = block
+            known = min(max(position - index * spec.block_size, 0), spec.block_size)
+            for memory in pages:
+                filling = torch.randn(2, spec.kv_heads, known, spec.head_dim, generator=random)
+                memory[:, block, :, :known] = filling.bfloat16()
+        if position < 0:
+            rows[entry] = -1
+    x = torch.randn(count, spec.width, generator=random).bfloat16()
+    made = Case(
+        x,
+        rows,
+        torch.tensor(positions, dtype=torch.int32).clamp(min=0),
+        tables,
+        pages,
+        torch.full((count, spec.head_rows), float("nan"), dtype=torch.bfloat16),
+        torch.where(rows >= 0, torch.arange(count, dtype=torch.int32), -1),
+        torch.full((count,), -7, dtype=torch.int32),
+    )
+    names = ("x", "rows", "positions", "tables", "logits", "entry_tokens", "entry_positions")
+    for name in names:
+        setattr(made, name, getattr(made, name).to(device))
+    made.pages = [memory.to(device) for memory in made.pages]
+    return made
+
+
+def _full(weight: Weight) -> torch.Tensor:
+    return dequantize(weight).double() if isinstance(weight, Weight8) else weight.double()
+
+
+def _norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def expected(net: StepNetwork, given: Case) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """float64: logits of the live entries, and the new keys and values of each layer [2, entries, kv_heads,
+    head_dim]. Everything on the CPU."""
+    spec = net.spec
+    live = (given.rows >= 0).nonzero()[:, 0].tolist()
+    x = given.x[live].double().cpu()
+    new: list[torch.Tensor] = []
+    group, dim = spec.heads // spec.kv_heads, spec.head_dim
+    for (qkv, o, mlp_in, mlp_out), memory in zip(net.layers, given.pages, strict=True):
+        product = _norm(x, spec.eps) @ _full(qkv).cpu().T
+        heads = product.view(len(live), -1, dim)
+        q, k, v = heads.split([spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        at = given.positions[live].long().cpu()
+        own, other = net.own.cpu().double()[at][:, None], net.other.cpu().double()[at][:, None]
+
+        def turned(part: torch.Tensor, own: torch.Tensor = own, other: torch.Tensor = other) -> torch.Tensor:
+            left, right = part.chunk(2, dim=-1)
+            rotated = part * own + torch.cat((right, left), -1) * other
+            return (_norm(rotated, spec.eps) if spec.order == "rope_norm" else rotated) * spec.qk_scale
+
+        q, k = turned(q), turned(k)
+        new.append(torch.stack((k, v)))
+        attended = torch.zeros(len(live), spec.heads, dim, dtype=torch.float64)
+        for index, entry in enumerate(live):
+            position = int(given.positions[entry])
+            blocks = given.tables[int(given.rows[entry])].long().cpu()
+            old = memory.cpu()[:, blocks].transpose(2, 3).reshape(2, -1, spec.kv_heads, dim)[:, :position]
+            keys, values = torch.cat((old.double(), new[-1][:, index][:, None]), dim=1)
+            keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
+            weights = (torch.einsum("hd,thd->ht", q[index], keys) * dim**-0.5).softmax(-1)
+            attended[index] = torch.einsum("ht,thd->hd", weights, values)
+        x = x + attended.flatten(1) @ _full(o).cpu().T
+        inner = _norm(x, spec.eps) @ _full(mlp_in).cpu().T
+        if spec.activation == "swiglu":
+            gate, up = inner.view(len(live), -1, 2, 8).unbind(2)
+            inner = (torch.nn.functional.silu(gate) * up).flatten(1)
+        else:
+            inner = inner.relu().square()
+        x = x + inner @ _full(mlp_out).cpu().T[: spec.inner]
+    x = _norm(x, spec.eps)
+    if net.final_norm is not None:
+        x = x * net.final_norm.double().cpu()
+    return x @ _full(net.head).cpu().T, new
+
+
+def memory_of(net: StepNetwork, given: Case, team: int, rows: int) -> StepMemory:
+    made = StepMemory.allocate(net, team, rows, given.x.device)
+    made.bind(given.views)
+    return made

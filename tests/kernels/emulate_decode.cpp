@@ -1,0 +1,23 @@
+// kernels/cuda/decode_step.cu as a function of the host (see emulation.h). Built with the same -D options as on a device.
+#include "emulation.h"
+
+#include "../../kernels/cuda/eight_bits.cu"
+#include "../../kernels/cuda/attention_tile.cu"
+#include "../../kernels/cuda/decode_phases.cu"
+#include "../../kernels/cuda/decode_step.cu"
+
+#ifdef CLUSTERED
+static const int TOGETHER = TEAM;
+#else
+static const int TOGETHER = 1;
+#endif
+
+// One launch; for one kernel of several, index and phase say which. 0, or 1 with a reason.
+extern "C" int emulate(int shared_bytes, const Step* step, int index, int phase, u32 seed, long long nanoseconds) {
+    Options options;
+    options.seed = seed, options.round_nanoseconds = nanoseconds;
+    return launch_together(CTAS, TOGETHER, ALL_THREADS, shared_bytes, [=] {
+        decode_step(*step, index, phase);
+        if (!me->waited && thread_index() < THREADS) fail("it ends before what was launched in front of it");
+    }, options);
+}

@@ -1,0 +1,159 @@
+"""kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and against itself."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.decode_shape import Cut, defines, shared_bytes
+from kernels.decode_step import StepMemory, StepNetwork, arguments, launches
+from kernels.quantize import WeightKind
+from kernels.step_spec import StepSpec
+from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, memory_of, network
+from tests.optional import missing
+
+HERE = Path(__file__).parent
+RESIDENT = Cut(rows=1, team=2, warps=16, slots=4)
+CHAINED = Cut(rows=1, team=2, warps=8, slots=4, blocks=2, resident=False)
+Build = Callable[[StepSpec, Cut], ctypes.CDLL]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles a cut for the host, once each."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        missing("needs g++")
+    folder = tmp_path_factory.mktemp("decode")
+    built: dict[str, ctypes.CDLL] = {}
+
+    def get(spec: StepSpec, cut: Cut) -> ctypes.CDLL:
+        options = [f"-D{name}={value}" for name, value in defines(spec, cut).items()]
+        path = folder / f"{len(built)}.so"
+        key = " ".join(options)
+        if key not in built:
+            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
+            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_decode.cpp")], check=True)
+            built[key] = ctypes.CDLL(str(path))
+            built[key].failure.restype = ctypes.c_char_p
+        return built[key]
+
+    return get
+
+
+def emulate(
+    build: Build, cut: Cut, net: StepNetwork, given: Case, seed: int = 0, memory: StepMemory | None = None
+) -> Case:
+    """Runs a step; what it writes is in `given`."""
+    memory = memory or memory_of(net, given, cut.team, cut.rows)
+    step = arguments(
+        net,
+        memory,
+        given.views[0][0],
+        x=given.x,
+        rows=given.rows,
+        positions=given.positions,
+        tables=given.tables,
+        logits=given.logits,
+        entry_tokens=given.entry_tokens,
+        entry_positions=given.entry_positions,
+        pace=1,
+    )
+    library, before = build(net.spec, cut), int(memory.epoch)
+    for index, phase in launches(net.spec, cut):
+        shared = shared_bytes(net.spec, cut)
+        status = library.emulate(shared, ctypes.byref(step), index, phase, seed, ctypes.c_longlong(1))
+        assert status == 0, library.failure()
+    assert int(memory.epoch) == before + 1
+    assert int(memory.failed) == 0
+    return given
+
+
+def check(net: StepNetwork, given: Case) -> None:
+    """Logits, keys and values, and positions of a step that has run, against float64."""
+    spec, live = net.spec, (given.rows >= 0).nonzero()[:, 0].tolist()
+    logits, new = expected(net, given)
+    off = (given.logits[live].double() - logits).norm() / logits.norm()
+    assert off < 2e-2, off
+    for memory, (keys, values) in zip(given.pages, new, strict=True):
+        for index, entry in enumerate(live):
+            position, row = int(given.positions[entry]), int(given.rows[entry])
+            block, slot = int(given.tables[row, position // spec.block_size]), position % spec.block_size
+            for part, wanted in ((memory[0], keys), (memory[1], values)):
+                found = part[block, :, slot].double()
+                assert (found - wanted[index]).norm() / wanted[index].norm() < 2e-2
+    positions = torch.where(given.entry_tokens >= 0, given.positions + 1, 0)
+    assert torch.equal(given.entry_positions, positions.int())
+
+
+@pytest.mark.parametrize("cut", [RESIDENT, CHAINED], ids=["resident", "chained"])
+@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+def test_one_row(build: Build, spec: StepSpec, cut: Cut) -> None:
+    net = network(spec)
+    check(net, emulate(build, cut, net, case(spec, [37])))
+
+
+POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several chunks for each rank
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
+@pytest.mark.parametrize("spec", [SMALL, LLAMA], ids=["nanochat", "llama"])
+def test_a_chain_gives_the_bits_of_the_resident_kernel(build: Build, spec: StepSpec, kind: WeightKind) -> None:
+    if kind != "bf16":
+        spec = replace(spec, kind=kind, width=256, heads=4, inner=2 * spec.inner, padded_inner=512)
+    net = network(spec)
+    resident, chained = (replace(cut, rows=4) for cut in (RESIDENT, CHAINED))
+    first = emulate(build, resident, net, case(net.spec, POSITIONS))
+    check(net, first)
+    second = emulate(build, chained, net, case(net.spec, POSITIONS), seed=3)
+    same(first, second)
+
+
+def same(first: Case, second: Case) -> None:
+    """Everything that two steps have written is equal, bit for bit."""
+    live = first.rows >= 0
+    assert torch.equal(first.logits[live].view(torch.int16), second.logits[live].view(torch.int16))
+    for a, b in zip(first.pages, second.pages, strict=True):
+        assert torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> None:
+    net, positions = network(SMALL), (POSITIONS * 4)[: max(rows, 4)]
+    among = emulate(build, replace(CHAINED, rows=max(rows, 4)), net, case(SMALL, positions))
+    for entry in (0, 3):
+        alone = case(SMALL, positions).only([entry])
+        emulate(build, replace(RESIDENT, rows=1 if rows != 2 else 2), net, alone)
+        assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("clustered", [False, True])
+def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: int, clustered: bool) -> None:
+    net = network(SMALL)
+    cut = replace(RESIDENT, rows=2, clustered=clustered)
+    wanted = emulate(build, cut, net, case(SMALL, [70, 15]))
+    same(wanted, emulate(build, cut, net, case(SMALL, [70, 15]), seed))
+    chain = replace(CHAINED, rows=2, clustered=clustered)
+    same(wanted, emulate(build, chain, net, case(SMALL, [70, 15]), seed))
+
+
+def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
+    """What a step left in the exchange is not taken for the next one's."""
+    net = network(SMALL)
+    cases = [case(SMALL, positions, seed) for seed, positions in enumerate(([5, 40], [80, 3], [16, 17]))]
+    memory = memory_of(net, cases[0], 2, 2)
+    for step, (given, cut) in enumerate(zip(cases, (RESIDENT, CHAINED, RESIDENT), strict=True)):
+        memory.bind(given.views)
+        check(net, emulate(build, replace(cut, rows=2), net, given, step, memory))
+
+
+@pytest.mark.parametrize("team", [1, 4])
+def test_teams_of_other_sizes(build: Build, team: int) -> None:
+    net = network(replace(SMALL, inner=512, padded_inner=512))
+    check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))
