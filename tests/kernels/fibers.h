@@ -17,7 +17,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-static const size_t STACK = 1 << 16, PAGE = 1 << 16;  // a page of any machine; memory counts once it is touched
+static const size_t STACK_BYTES = 1 << 16, STACK_GUARD = 1 << 16;  // pages of any machine, which count once touched
 
 // Switch: keeps on the stack what a called function must keep, and goes on where `to` stopped. The C library's also
 // saves the signal mask, by a system call each time.
@@ -47,7 +47,7 @@ emulation_switch:
 struct Context {
     void* top = nullptr;
     void start(char* stack, void (*entry)()) {
-        void** const frame = (void**)(stack + STACK) - 8;  // six registers, the entry, and no caller
+        void** const frame = (void**)(stack + STACK_BYTES) - 8;  // six registers, the entry, and no caller
         memset(frame, 0, 64);
         frame[6] = (void*)entry;
         top = frame;
@@ -91,7 +91,7 @@ emulation_switch:
 struct Context {
     void* top = nullptr;
     void start(char* stack, void (*entry)()) {
-        void** const frame = (void**)(stack + STACK) - 20;
+        void** const frame = (void**)(stack + STACK_BYTES) - 20;
         memset(frame, 0, 160);
         frame[11] = (void*)entry;  // x30
         top = frame;
@@ -104,7 +104,7 @@ struct Context {
     ucontext_t context;
     void start(char* stack, void (*entry)()) {
         getcontext(&context);
-        context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = STACK, context.uc_link = nullptr;
+        context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = STACK_BYTES, context.uc_link = nullptr;
         makecontext(&context, entry, 0);
     }
 };
@@ -208,7 +208,8 @@ static void schedule(std::vector<Fiber*>& fibers) {
         if (world.changes != changes) changes = world.changes, since = world.round;
         else if (world.round - since > world.options.patience) {
             me = *std::find_if(fibers.begin(), fibers.end(), [](Fiber* f) { return !f->done; });
-            world.failure = "threads wait for each other for ever: " + std::to_string(left) + " are left, " + name_of(me);
+            world.failure = "threads wait for each other for ever: " + std::to_string(left) + " are left, ";
+            world.failure += name_of(me);
             return;
         }
         world.round++;
@@ -231,7 +232,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     world.first = first, world.blocks.assign(count, Block());
     std::vector<Meeting> clusters(count / world.cluster);
     std::vector<Warp> warps((total + 31) / 32);
-    char* const stacks = (char*)mmap(nullptr, total * (STACK + PAGE), PROT_READ | PROT_WRITE,
+    char* const stacks = (char*)mmap(nullptr, total * (STACK_BYTES + STACK_GUARD), PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) abort();
     unsigned char* const memory = (unsigned char*)aligned_alloc(128, room * count);
@@ -245,8 +246,8 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     std::vector<Fiber*> fibers;
     for (int i = 0; i < total; i++) {
         Fiber& f = storage[i];
-        char* const stack = stacks + i * (STACK + PAGE) + PAGE;
-        mprotect(stack - PAGE, PAGE, PROT_NONE);
+        char* const stack = stacks + i * (STACK_BYTES + STACK_GUARD) + STACK_GUARD;
+        mprotect(stack - STACK_GUARD, STACK_GUARD, PROT_NONE);
         f.thread = i % world.threads, f.block = first + i / world.threads;
         f.home = &world.blocks[i / world.threads], f.warp = &warps[i / 32];
         f.context.start(stack, run_fiber);
@@ -255,7 +256,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     schedule(fibers);
     if (world.failure.empty() && unsettled()) world.failure = unsettled();
     forget();
-    munmap(stacks, total * (STACK + PAGE));
+    munmap(stacks, total * (STACK_BYTES + STACK_GUARD));
     for (Block& block : world.blocks)
         for (size_t i = 0; i < guard; i++)
             if (world.failure.empty() && block.shared[shared_bytes + i] != 0x5a)
