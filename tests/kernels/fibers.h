@@ -54,50 +54,6 @@ struct Context {
     }
 };
 static void switch_to(Context& from, Context& to) { emulation_switch(&from.top, to.top); }
-#elif defined(__linux__) && defined(__aarch64__)
-extern "C" void emulation_switch(void** from, void* to) __attribute__((visibility("hidden")));
-asm(R"(
-.text
-.globl emulation_switch
-.hidden emulation_switch
-emulation_switch:
-    sub sp, sp, #160
-    stp x19, x20, [sp]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
-    mov x9, sp
-    str x9, [x0]
-    mov sp, x1
-    ldp x19, x20, [sp]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
-    add sp, sp, #160
-    ret
-)");
-struct Context {
-    void* top = nullptr;
-    void start(char* stack, void (*entry)()) {
-        void** const frame = (void**)(stack + STACK_BYTES) - 20;
-        memset(frame, 0, 160);
-        frame[11] = (void*)entry;  // x30
-        top = frame;
-    }
-};
-static void switch_to(Context& from, Context& to) { emulation_switch(&from.top, to.top); }
 #else
 #include <ucontext.h>
 struct Context {
