@@ -86,8 +86,11 @@ struct Fiber {
     Warp* warp;
     std::vector<Copy> copies;
 };
+static u32 common_seed = 0;
+// Of the launches that come; tests call it before they call a kernel.
+extern "C" void shake(u32 seed) { common_seed = seed; }
 struct Options {
-    u32 seed = 0;               // of the threads' order and delays, and of how long copies and stores take; 0: none
+    u32 seed = common_seed;     // of the threads' order and delays, and of how long copies and stores take; 0: none
     long patience = 20000;      // rounds in which nothing happens, until the threads are said to wait for ever
     long round_nanoseconds = 1;
 };

@@ -233,6 +233,20 @@ def test_equals_float64_and_its_twin(case: tuple[object, ...], build: Build) -> 
             torch.testing.assert_close(batch.out[entry], mine, rtol=2**-7, atol=2e-5)
 
 
+def test_the_threads_order_does_not_matter(build: Build) -> None:
+    """Bit-equal with threads in any order, warps that stand still now and then, and copies that take long."""
+    for heads, cluster, warps, contexts in ((2, 4, 2, [33, 300]), (1, 1, 2, [70]), (4, 8, 1, [250])):
+        shape, variant = Shape(heads, 1, 64, 16), Variant(cluster, warps, 1)
+        batch, library, results = Batch.of(contexts, heads, 1, 64, 16, True).cpu(), build(shape, variant), []
+        for seed in range(4):
+            library.shake(seed)
+            batch.out.zero_()
+            emulate(library, shape, variant, batch, 0.1, None)
+            results.append(batch.out.clone())
+        library.shake(0)
+        assert results[0].any() and all(torch.equal(out, results[0]) for out in results)
+
+
 def test_scores_of_any_size(build: Build) -> None:
     """Weights neither overflow nor vanish all at once, even where one key outweighs all the others."""
     shape, variant = Shape(1, 1, 64, 16), Variant(4, 2, 1)
