@@ -8,6 +8,8 @@ TESTED := torch==2.13.0
 # Where there is no GPU the tests of its kernels run in this version's interpreter; CUDA builds of torch bring their
 # own. Systems for which there is none do without, and skip those tests.
 TRITON := triton==3.6.0
+# The CUDA compiler, which needs no GPU and comes with torch's CUDA builds: CI compiles kernels/cuda with it.
+NVRTC := nvidia-cuda-nvrtc==13.0.88
 TORCH ?=
 VENV_FLAGS ?=
 ARGS ?=
@@ -19,7 +21,7 @@ ifdef CHANGED
 .PHONY: .venv/.installed
 endif
 
-.PHONY: install run test test-all lint
+.PHONY: install nvrtc run test test-all lint
 .venv/.installed: pyproject.toml Makefile
 	test -x .venv/bin/pip -a -z "$(CHANGED)" || $(PYTHON) -m venv $(VENV_FLAGS) .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
@@ -32,6 +34,10 @@ endif
 	$(if $(ASKED),echo "$(ASKED)" >,touch) $@
 
 install: .venv/.installed
+
+nvrtc: install
+	.venv/bin/python -c "from kernels.nvrtc import load_nvrtc; load_nvrtc()" 2>/dev/null || \
+		.venv/bin/python -m pip install --quiet --no-deps "$(NVRTC)"
 
 run: install
 	.venv/bin/python -m app $(ARGS)

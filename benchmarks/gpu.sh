@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests flags clusters weights linear kernels; without names
-# all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
+# Parts, in order of worth: decode serve startup attention tests flags clusters weights linear kernels sanitize; without
+# names all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -39,10 +39,14 @@ part() {
         run attention 80 python3 -m benchmarks.attention --seconds 60 --out "$out/attention.json"
         ;;
     tests)
-        run tests-kernels 200 python3 -m pytest -q tests/gpu/test_kernels.py tests/gpu/test_skinny.py
+        run tests-kernels 200 python3 -m pytest -q tests/gpu/test_loader.py tests/gpu/test_kernels.py \
+            tests/gpu/test_skinny.py
         run tests-engine 400 python3 -m pytest -q --tb=short tests/gpu/test_engine.py tests/gpu/test_growth.py
         run tests-rest 200 python3 -m pytest -q --tb=short tests/gpu/test_deep.py tests/gpu/test_graphs.py tests/gpu/test_weights8.py \
             tests/gpu/test_te.py
+        ;;
+    sanitize)
+        run sanitize 160 python3 -m tests.gpu.sanitize
         ;;
     linear)
         run linear 100 python3 -m benchmarks.linear --out "$out/linear.json"
@@ -67,6 +71,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests flags clusters weights linear kernels}"; do
+for name in "${@:-decode serve startup attention tests flags clusters weights linear kernels sanitize}"; do
     for one in $name; do part "$one"; done
 done

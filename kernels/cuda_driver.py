@@ -13,7 +13,7 @@ import torch
 from kernels.nvrtc import compile_cubin
 
 # Numbers of cuda.h.
-_MAX_DYNAMIC_SHARED = 8
+_MAX_DYNAMIC_SHARED, _MULTIPROCESSORS = 8, 16
 _COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC_SERIALIZATION = 2, 4, 6
 _INVALID_CONTEXT = 201
 _STATIC_SHARED_LIMIT = 48 * 1024
@@ -51,9 +51,11 @@ class Driver:
     def check(self, status: int, call: str) -> None:
         """Raises DriverError for anything but success."""
         if status:
-            name = ctypes.c_char_p()
+            name, text = ctypes.c_char_p(), ctypes.c_char_p()
             self.library.cuGetErrorName(status, ctypes.byref(name))
-            raise DriverError(f"{call}: {(name.value or b'unknown error').decode()} ({status})")
+            self.library.cuGetErrorString(status, ctypes.byref(text))
+            known = f"{(name.value or b'unknown error').decode()} ({status})"
+            raise DriverError(f"{call}: {known}" + (f", {text.value.decode()}" if text.value else ""))
 
     def enter(self, device: int) -> None:
         """Makes torch's context of this device the calling thread's."""
@@ -70,7 +72,7 @@ def load_driver() -> Driver:
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise DriverError(str(error)) from error
+        raise DriverError(f"no NVIDIA driver: {error}") from error
     driver = Driver(library)
     driver.check(library.cuInit(0), "cuInit")
     return driver
@@ -83,28 +85,44 @@ def architecture(device: int) -> str:
     return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
 
+class Module:
+    """Code on one device, as long as the process lives; `kernel` takes functions from it."""
+
+    def __init__(self, cubin: bytes, device: int) -> None:
+        """Raises DriverError."""
+        self.driver, self.device = load_driver(), device
+        torch.cuda.current_stream(device)  # torch makes its context
+        self.driver.enter(device)
+        self.handle = ctypes.c_void_p()
+        load = self.driver.library.cuModuleLoadData
+        status: int = load(ctypes.byref(self.handle), cubin)
+        self.driver.check(status, f"cuModuleLoadData of {len(cubin)} bytes")
+
+    def kernel(self, name: str, shared_bytes: int = 0) -> "Kernel":
+        """shared_bytes: dynamic shared memory of every launch. Raises DriverError."""
+        return Kernel(self, name, shared_bytes)
+
+
 class Kernel:
     """One function on one device. Not for two threads at once: the launch configuration is reused."""
 
-    def __init__(self, cubin: bytes, name: str, device: int, shared_bytes: int) -> None:
+    def __init__(self, module: Module, name: str, shared_bytes: int) -> None:
         """shared_bytes: dynamic shared memory of every launch. Raises DriverError."""
-        self.driver, self.device = load_driver(), device
-        torch.cuda.current_stream(device)
-        self.driver.enter(device)
+        self.module, self.driver, self.device, self.name = module, module.driver, module.device, name
         library = self.driver.library
-        self.module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
-        self.driver.check(library.cuModuleLoadData(ctypes.byref(self.module), cubin), "cuModuleLoadData")
+        self.function = ctypes.c_void_p()
         find = library.cuModuleGetFunction
-        self.driver.check(find(ctypes.byref(self.function), self.module, name.encode()), f"find {name}")
+        self.driver.check(find(ctypes.byref(self.function), module.handle, name.encode()), f"find {name}")
         if shared_bytes > _STATIC_SHARED_LIMIT:
             setter = library.cuFuncSetAttribute
             self.driver.check(
                 setter(self.function, _MAX_DYNAMIC_SHARED, shared_bytes),
-                f"{shared_bytes} bytes of shared memory",
+                f"{shared_bytes} bytes of shared memory for {name}",
             )
         self._attributes = (_Attribute * 3)()
         self._config = _Config(shared_bytes=shared_bytes)
         self._config.attributes = ctypes.cast(self._attributes, ctypes.POINTER(_Attribute))
+        self._resident: set[tuple[int, int, int]] = set()  # what `require_resident` has found to fit
 
     def launch(
         self,
@@ -118,8 +136,12 @@ class Kernel:
     ) -> None:
         """Queues the kernel on torch's current stream of its device.
 
-        arguments: addresses of the parameters' values, which are copied before this returns.
+        arguments: addresses of the parameters' values, which are copied before this returns. pdl: may start
+        before the kernel in front of it has ended (programmatic stream serialization). cooperative: all
+        blocks run at one time, or none does. The three can be used together. Raises DriverError.
         """
+        if cooperative:
+            self.require_resident(grid, block, cluster)
         config, count = self._config, 0
         config.grid[0], config.grid[1], config.grid[2] = grid, 1, 1
         config.block[0], config.block[1], config.block[2] = block, 1, 1
@@ -137,7 +159,8 @@ class Kernel:
             self.driver.enter(self.device)
             status = launch(ctypes.byref(config), self.function, arguments, None)
         if status:
-            self.driver.check(status, f"launch of {grid} blocks of {block} threads, clusters of {cluster}")
+            kinds = (" programmatic," if pdl else "") + (" cooperative," if cooperative else "")
+            self.driver.check(status, f"launch of {self.name},{kinds} {self._shape(grid, block, cluster)}")
 
     def active_clusters(self, cluster: int, block: int) -> int:
         """How many clusters of `cluster` blocks of `block` threads the device runs at one time."""
@@ -145,10 +168,44 @@ class Kernel:
         config.grid[0], config.grid[1], config.grid[2] = cluster, 1, 1
         config.block[0], config.block[1], config.block[2] = block, 1, 1
         config.attribute_count = self._attribute(0, _CLUSTER_DIMENSION, cluster, 1, 1)
+        self.driver.enter(self.device)
         query = self.driver.library.cuOccupancyMaxActiveClusters
-        status = query(ctypes.byref(found), self.function, ctypes.byref(config))
-        self.driver.check(status, f"occupancy by clusters of {cluster}")
+        status: int = query(ctypes.byref(found), self.function, ctypes.byref(config))
+        self.driver.check(status, f"occupancy of {self.name} by clusters of {cluster}")
         return found.value
+
+    def resident_blocks(self, block: int, cluster: int = 1) -> int:
+        """How many blocks of `block` threads the device runs at one time, where nothing else runs."""
+        if cluster > 1:
+            return cluster * self.active_clusters(cluster, block)
+        each, count, handle = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        library, shared = self.driver.library, ctypes.c_size_t(self._config.shared_bytes)
+        self.driver.enter(self.device)
+        query = library.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        self.driver.check(
+            query(ctypes.byref(each), self.function, block, shared), f"occupancy of {self.name}"
+        )
+        self.driver.check(library.cuDeviceGet(ctypes.byref(handle), self.device), "cuDeviceGet")
+        status: int = library.cuDeviceGetAttribute(ctypes.byref(count), _MULTIPROCESSORS, handle)
+        self.driver.check(status, "cuDeviceGetAttribute")
+        return each.value * count.value
+
+    def require_resident(self, grid: int, block: int, cluster: int = 1) -> None:
+        """Raises DriverError for a grid whose blocks cannot all run at one time: they would wait for each
+        other for ever. Asks the driver once for each shape."""
+        if (grid, block, cluster) in self._resident:
+            return
+        room = self.resident_blocks(block, cluster)
+        if grid > room:
+            shape = self._shape(grid, block, cluster)
+            raise DriverError(f"{self.name}: {shape} cannot all be resident, {room} blocks can")
+        self._resident.add((grid, block, cluster))
+
+    def _shape(self, grid: int, block: int, cluster: int) -> str:
+        shared = self._config.shared_bytes
+        return (
+            f"{grid} blocks of {block} threads in clusters of {cluster} with {shared} bytes of shared memory"
+        )
 
     def _attribute(self, index: int, which: int, *values: int) -> int:
         attribute = self._attributes[index]
@@ -158,9 +215,14 @@ class Kernel:
         return index + 1
 
 
+def load_module(source: str, name: str, device: int, defines: dict[str, int]) -> Module:
+    """Compiles (or finds in the cache) and loads. name: for messages. Raises CompileError or DriverError."""
+    return Module(compile_cubin(source, name, architecture(device), defines), device)
+
+
 def load_kernel(source: str, name: str, device: int, defines: dict[str, int], shared_bytes: int) -> Kernel:
-    """Compiles (or finds in the cache) and loads. Raises CompileError or DriverError."""
-    return Kernel(compile_cubin(source, name, architecture(device), defines), name, device, shared_bytes)
+    """The one function of a source. Raises CompileError or DriverError."""
+    return load_module(source, name, device, defines).kernel(name, shared_bytes)
 
 
 def argument_addresses(arguments: ctypes.Structure) -> ctypes.Array[ctypes.c_void_p]:

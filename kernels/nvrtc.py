@@ -1,7 +1,8 @@
 """Compiles CUDA C++ at run time with NVRTC, which comes with torch, and keeps the machine code on disk.
 
 Sources use no headers, for there is no folder of CUDA headers that every machine has. `compile_cubin` works
-without a GPU; kernels.cuda_driver loads what it returns.
+without a GPU; kernels.cuda_driver loads what it returns. A file of the cache is named by what went into it
+and ends with a digest of what came out, so that one that is damaged is made again.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "cuda"
 LOG_TAIL = 3000  # characters of a failed compile's log that go into the error
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CompileError(RuntimeError):
@@ -40,14 +42,15 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Other processes see the old file, the new one, or none; a disk that cannot be written is not an
     error."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        return
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,10 @@ def load_nvrtc() -> Nvrtc:
             return _open(path)
         except (OSError, AttributeError) as error:
             tried.append(str(error))
-    raise CompileError("no libnvrtc: " + "; ".join(tried))
+    raise CompileError(
+        "no libnvrtc; torch's CUDA builds and the wheel nvidia-cuda-nvrtc bring one. Tried: "
+        + "; ".join(tried)
+    )
 
 
 def _cubin_path(source: str, options: list[str], nvrtc: Nvrtc) -> Path:
@@ -143,18 +149,35 @@ def _cubin_path(source: str, options: list[str], nvrtc: Nvrtc) -> Path:
     return cache_folder() / "cubin" / f"{key}.cubin"
 
 
+def _options(arch: str, defines: dict[str, int]) -> list[str]:
+    return [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
+
+
+def _cached(path: Path) -> bytes | None:
+    """What `_keep` has written there, whole, or None."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    cubin, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    return cubin if hashlib.sha256(cubin).digest() == digest else None
+
+
+def _keep(path: Path, cubin: bytes) -> None:
+    write_atomically(path, cubin + hashlib.sha256(cubin).digest())
+
+
 def compile_cubin(source: str, name: str, arch: str, defines: dict[str, int]) -> bytes:
     """Machine code for `arch` ("sm_90a"), from the cache where it has been compiled before.
 
-    Raises CompileError. Safe to call from several threads.
+    Raises CompileError. Safe to call from several threads and processes.
     """
-    nvrtc = load_nvrtc()
-    options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
+    nvrtc, options = load_nvrtc(), _options(arch, defines)
     path = _cubin_path(source, options, nvrtc)
-    if path.is_file():
-        return path.read_bytes()
-    cubin = nvrtc.compile(source, name, options)
-    write_atomically(path, cubin)
+    cubin = _cached(path)
+    if cubin is None:
+        cubin = nvrtc.compile(source, name, options)
+        _keep(path, cubin)
     return cubin
 
 
@@ -167,11 +190,8 @@ def compile_many(
     Failures are left to `compile_cubin`, which meets them again.
     """
     nvrtc = load_nvrtc()
-    flags = [
-        [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{k}={v}" for k, v in d.items())]
-        for d in all_defines
-    ]
-    jobs = [options for options in flags if not _cubin_path(source, options, nvrtc).is_file()]
+    flags = [_options(arch, defines) for defines in all_defines]
+    jobs = [options for options in flags if _cached(_cubin_path(source, options, nvrtc)) is None]
     count = min(len(jobs), len(os.sched_getaffinity(0)))
     if count < 2:
         return lambda: None
@@ -196,9 +216,11 @@ def compile_many(
 
 
 def work() -> None:
-    """A process of `compile_many`: compiles what standard input lists into the cache."""
+    """A process of `compile_many`: compiles what standard input lists, and can be compiled, into the
+    cache."""
     order = json.load(sys.stdin)
     nvrtc = _open(order["library"])
     for options in order["jobs"]:
-        cubin = nvrtc.compile(order["source"], order["name"], options)
-        write_atomically(_cubin_path(order["source"], options, nvrtc), cubin)
+        with contextlib.suppress(CompileError):
+            cubin = nvrtc.compile(order["source"], order["name"], options)
+            _keep(_cubin_path(order["source"], options, nvrtc), cubin)

@@ -17,7 +17,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-static const size_t STACK = 1 << 16, PAGE = 1 << 16;  // a page of any machine; memory counts once it is touched
+static const size_t STACK_BYTES = 1 << 16, STACK_GUARD = 1 << 16;  // pages of any machine, which count once touched
 
 // Switch: keeps on the stack what a called function must keep, and goes on where `to` stopped. The C library's also
 // saves the signal mask, by a system call each time.
@@ -47,53 +47,9 @@ emulation_switch:
 struct Context {
     void* top = nullptr;
     void start(char* stack, void (*entry)()) {
-        void** const frame = (void**)(stack + STACK) - 8;  // six registers, the entry, and no caller
+        void** const frame = (void**)(stack + STACK_BYTES) - 8;  // six registers, the entry, and no caller
         memset(frame, 0, 64);
         frame[6] = (void*)entry;
-        top = frame;
-    }
-};
-static void switch_to(Context& from, Context& to) { emulation_switch(&from.top, to.top); }
-#elif defined(__linux__) && defined(__aarch64__)
-extern "C" void emulation_switch(void** from, void* to) __attribute__((visibility("hidden")));
-asm(R"(
-.text
-.globl emulation_switch
-.hidden emulation_switch
-emulation_switch:
-    sub sp, sp, #160
-    stp x19, x20, [sp]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
-    mov x9, sp
-    str x9, [x0]
-    mov sp, x1
-    ldp x19, x20, [sp]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
-    add sp, sp, #160
-    ret
-)");
-struct Context {
-    void* top = nullptr;
-    void start(char* stack, void (*entry)()) {
-        void** const frame = (void**)(stack + STACK) - 20;
-        memset(frame, 0, 160);
-        frame[11] = (void*)entry;  // x30
         top = frame;
     }
 };
@@ -104,7 +60,7 @@ struct Context {
     ucontext_t context;
     void start(char* stack, void (*entry)()) {
         getcontext(&context);
-        context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = STACK, context.uc_link = nullptr;
+        context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = STACK_BYTES, context.uc_link = nullptr;
         makecontext(&context, entry, 0);
     }
 };
@@ -130,8 +86,11 @@ struct Fiber {
     Warp* warp;
     std::vector<Copy> copies;
 };
+static u32 common_seed = 0;
+// Of the launches that come; tests call it before they call a kernel.
+extern "C" void shake(u32 seed) { common_seed = seed; }
 struct Options {
-    u32 seed = 0;               // of the threads' order and delays, and of how long copies and stores take; 0: none
+    u32 seed = common_seed;     // of the threads' order and delays, and of how long copies and stores take; 0: none
     long patience = 20000;      // rounds in which nothing happens, until the threads are said to wait for ever
     long round_nanoseconds = 1;
 };
@@ -208,7 +167,8 @@ static void schedule(std::vector<Fiber*>& fibers) {
         if (world.changes != changes) changes = world.changes, since = world.round;
         else if (world.round - since > world.options.patience) {
             me = *std::find_if(fibers.begin(), fibers.end(), [](Fiber* f) { return !f->done; });
-            world.failure = "threads wait for each other for ever: " + std::to_string(left) + " are left, " + name_of(me);
+            world.failure = "threads wait for each other for ever: " + std::to_string(left) + " are left, ";
+            world.failure += name_of(me);
             return;
         }
         world.round++;
@@ -231,7 +191,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     world.first = first, world.blocks.assign(count, Block());
     std::vector<Meeting> clusters(count / world.cluster);
     std::vector<Warp> warps((total + 31) / 32);
-    char* const stacks = (char*)mmap(nullptr, total * (STACK + PAGE), PROT_READ | PROT_WRITE,
+    char* const stacks = (char*)mmap(nullptr, total * (STACK_BYTES + STACK_GUARD), PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) abort();
     unsigned char* const memory = (unsigned char*)aligned_alloc(128, room * count);
@@ -245,8 +205,8 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     std::vector<Fiber*> fibers;
     for (int i = 0; i < total; i++) {
         Fiber& f = storage[i];
-        char* const stack = stacks + i * (STACK + PAGE) + PAGE;
-        mprotect(stack - PAGE, PAGE, PROT_NONE);
+        char* const stack = stacks + i * (STACK_BYTES + STACK_GUARD) + STACK_GUARD;
+        mprotect(stack - STACK_GUARD, STACK_GUARD, PROT_NONE);
         f.thread = i % world.threads, f.block = first + i / world.threads;
         f.home = &world.blocks[i / world.threads], f.warp = &warps[i / 32];
         f.context.start(stack, run_fiber);
@@ -255,7 +215,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     schedule(fibers);
     if (world.failure.empty() && unsettled()) world.failure = unsettled();
     forget();
-    munmap(stacks, total * (STACK + PAGE));
+    munmap(stacks, total * (STACK_BYTES + STACK_GUARD));
     for (Block& block : world.blocks)
         for (size_t i = 0; i < guard; i++)
             if (world.failure.empty() && block.shared[shared_bytes + i] != 0x5a)

@@ -237,6 +237,25 @@ def test_a_row_depends_on_nothing_else(build: Callable[[int, Variant], ctypes.CD
         assert torch.equal(out, results[0][: out.size(0)])
 
 
+@pytest.mark.parametrize("case", [CASES[1], CASES[5], CASES[8]], ids=str)
+def test_the_threads_order_does_not_matter(
+    case: tuple[object, ...], build: Callable[[int, Variant], ctypes.CDLL]
+) -> None:
+    """Bit-equal with threads in any order, warps that stand still now and then, and copies that take long."""
+    tiles, groups, split, depth, persistent, sms, m, n, k, eps, activation, accumulate = case
+    variant = Variant(tiles, groups, split, depth, 1, persistent)  # type: ignore[arg-type]
+    x, weight, residual = inputs(m, n, k)  # type: ignore[arg-type]
+    columns = weight.size(0) // 2 if activation == "swiglu" else weight.size(0)
+    library, results = build(k, variant), []  # type: ignore[arg-type]
+    for seed in range(4):
+        library.shake(seed)
+        out = residual[:, :columns].clone()
+        emulate(library, variant, x, weight, out, eps, activation, accumulate, sms)  # type: ignore[arg-type]
+        results.append(out)
+    library.shake(0)
+    assert all(torch.equal(out, results[0]) for out in results)
+
+
 def test_variants_fit() -> None:
     kind: WeightKind
     for n, k in (

@@ -1,0 +1,168 @@
+"""Tiny launches of the CUDA kernels under NVIDIA's compute-sanitizer.
+
+`python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
+named; `--only skinny` or `--only cluster` runs one part. Ends with 0 when no tool finds anything and all
+results are right, 1 when one does, 2 where there is no compute-sanitizer.
+"""
+
+import argparse
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+
+import torch
+
+TOOLS = ("memcheck", "racecheck")
+FOLDERS = "/usr/local/cuda*/bin"
+SECONDS = 50  # of a tool
+FOUND = 9  # the sanitizer's exit status when it has found something
+LINES = 60  # of a tool's report that are shown
+
+
+def find_sanitizer(folders: str = FOLDERS) -> str | None:
+    """Its path, of several the newest toolkit's."""
+    on_path = shutil.which("compute-sanitizer")
+    return on_path or next(iter(sorted(glob.glob(f"{folders}/compute-sanitizer"), reverse=True)), None)
+
+
+def skinny() -> None:
+    """Every way to cut a product, each kind of weight, launched one behind the other."""
+    from kernels.quantize import Weight, Weight8, WeightKind, quantize
+    from kernels.skinny import Activation, Variant, skinny_linear
+    from tests.kernels.test_skinny import exact, inputs
+
+    kinds: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
+    cuts: list[tuple[int, int, int, bool, int, Activation, bool]] = [
+        # tiles, row groups, split, persistent, rows, activation, accumulate
+        (1, 1, 1, False, 3, "swiglu", False),
+        (2, 2, 2, True, 11, "none", True),
+        (2, 1, 8, False, 5, "relu2", False),
+    ]
+    for kind, (tiles, groups, split, persistent, m, activation, accumulate) in product(kinds, cuts):
+        n, k = 96, 576
+        x, weight, residual = inputs(m, n, k)
+        packed = weight if kind == "bf16" else quantize(weight, kind)
+        on_device: Weight
+        if isinstance(packed, torch.Tensor):
+            on_device = packed.cuda()
+        else:
+            on_device = Weight8(packed.values.cuda(), packed.scales.cuda(), packed.dtype)
+        columns = n // 2 if activation == "swiglu" else n
+        out = (residual if accumulate else torch.full((m, columns), float("nan"), dtype=weight.dtype)).cuda()
+        variant = Variant(tiles, groups, split, 2, 1, persistent, prefetch=2, kind=kind)
+        eps = None if accumulate else 1e-5
+        for pdl in (False, True):
+            if accumulate:
+                out.copy_(residual)
+            skinny_linear(
+                x.cuda(),
+                on_device,
+                out,
+                eps=eps,
+                activation=activation,
+                accumulate=accumulate,
+                variant=variant,
+                pdl=pdl,
+            )
+        want = exact(x, packed, eps, activation, residual if accumulate else None)
+        error = ((out.cpu().double() - want).norm() / want.norm()).item()
+        assert error < 3e-3, f"{variant}: {error}"
+
+
+def cluster() -> None:
+    """Contexts across the borders of tiles and pages, with padding, for every size of a cluster."""
+    from kernels.cluster import ClusterDecode, Shape, Variant
+    from tests.kernels.cluster_cases import Batch
+    from tests.kernels.triton.paged import Paged
+
+    for size, (heads, kv_heads, head_dim, block), window in (
+        (1, (2, 2, 128, 16), None),
+        (2, (4, 1, 64, 48), 20),
+        (4, (8, 1, 128, 32), None),
+        (8, (2, 2, 64, 16), None),
+    ):
+        batch = Batch.of([1, 16, 17, 70, 300], heads, kv_heads, head_dim, block, True)
+        p = batch.pages
+        pages = Paged(p.k_pages.cuda(), p.v_pages.cuda(), p.tables.cuda(), p.keys, p.values)
+        places = (pages.tables, batch.rows.cuda(), batch.positions.cuda())
+        variant, shape = Variant(size, 4, 1), Shape(heads, kv_heads, head_dim, block)
+        kernel = ClusterDecode(shape, 4096, torch.device("cuda"), size=2, threshold=1024, forced=variant)
+        kernel.prepare(8)
+        for pdl in (False, True):
+            out = batch.out.cuda()
+            arguments = (batch.query.cuda(), pages.k_pages, pages.v_pages, *places, out)
+            kernel.decode(*arguments, scale=0.1, window=window, pdl=pdl)
+            checked = Batch(p, batch.query, batch.rows, batch.positions, out.cpu())
+            checked.check(0.1, window)
+
+
+PARTS: dict[str, Callable[[], None]] = {"skinny": skinny, "cluster": cluster}
+
+
+def launch(parts: list[str]) -> None:
+    """In the process that a tool looks at."""
+    for name in parts:
+        PARTS[name]()
+        torch.cuda.synchronize()
+        print(f"{name}: results are right", flush=True)
+
+
+def supervised(command: list[str]) -> tuple[int, str]:
+    """Exit status and output. Inputs are made on the CPU, so that no kernels run but those to be checked;
+    every tensor is an allocation of its own, so that a byte beside it is seen."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+        text = output.decode(errors="replace") if isinstance(output, bytes) else output
+        return 124, f"{text}\ntook more than {SECONDS} s"
+    return done.returncode, done.stdout
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="CUDA kernels under compute-sanitizer")
+    parser.add_argument("tools", nargs="*", default=list(TOOLS))
+    parser.add_argument("--only", action="append", choices=list(PARTS))
+    parser.add_argument("--launch", action="store_true", help="launch the kernels, without a tool")
+    given = parser.parse_args(arguments)
+    parts = given.only or list(PARTS)
+    if given.launch:
+        launch(parts)
+        return 0
+    sanitizer = find_sanitizer()
+    if sanitizer is None:
+        print(f"no compute-sanitizer on PATH or in {FOLDERS} (the CUDA toolkit's): nothing was checked")
+        return 2
+    plain = [sys.executable, "-m", "tests.gpu.sanitize", "--launch"]
+    plain += [word for part in parts for word in ("--only", part)]
+    options = ["--error-exitcode", str(FOUND), "--report-api-errors", "no"]
+    found = 0
+    # Without a tool first: what is wrong by itself is told plainly, and all is compiled when a tool looks on.
+    for tool in ("", *given.tools):
+        began = time.monotonic()
+        status, output = supervised([sanitizer, "--tool", tool, *options, *plain] if tool else plain)
+        word = "nothing found" if status == 0 else "ERRORS" if status == FOUND else f"failed ({status})"
+        print(f"== {tool or 'no tool'}: {word}, {time.monotonic() - began:.0f} s", flush=True)
+        lines = output.splitlines()
+        print("\n".join(lines if len(lines) <= LINES else [*lines[:LINES], f"... {len(lines)} lines in all"]))
+        found |= status != 0
+        if status and not tool:
+            break
+    return int(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Every source of kernels/cuda goes through the CUDA compiler for each architecture, which needs no GPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from kernels import cluster, nvrtc, skinny
+from kernels.nvrtc import SOURCES, CompileError, Nvrtc, compile_cubin, compile_many, load_nvrtc
+from kernels.quantize import WeightKind
+from tests.kernels.cubin import resources
+from tests.optional import missing
+
+ARCHITECTURES = ("sm_90a", "sm_100a")
+REGISTERS = 65536  # of a multiprocessor
+# What a thread may put aside: of a weight of eight bits; of a product of many rows. Such variants are
+# measured, as all are, before they are used.
+A_FEW_BYTES, SOME_BYTES = 8, 160
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel in one form that is used. threads: of a block. blocks: that shall fit on a multiprocessor.
+    aside: bytes a thread that may go to memory and back because registers do not suffice."""
+
+    name: str
+    source: str
+    defines: dict[str, int]
+    threads: int
+    blocks: int
+    aside: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.defines}"
+
+
+def skinny_cases() -> Iterator[Case]:
+    """What the probe measures first, for the shapes of a d32 and of a Llama of its size."""
+    kinds: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
+    shapes = (6144, 2048), (2048, 8192), (2048, 5632)
+    for kind, (m, count) in product(kinds, ((1, 3), (12, 2), (64, 1))):
+        aside = SOME_BYTES if m > 16 else 0 if kind == "bf16" else A_FEW_BYTES
+        for n, k in shapes[:count]:
+            for variant in skinny.variants(m, n, k, kind=kind)[:count]:
+                constants = skinny.defines(k, variant)
+                yield Case("skinny", skinny.source(), constants, skinny.THREADS, variant.blocks, aside)
+
+
+def cluster_cases() -> Iterator[Case]:
+    for group, head_dim, block in ((1, 128, 16), (4, 128, 32), (8, 64, 48)):
+        for size, (warps, blocks) in product((1, 2, 8), ((cluster.WARPS, 1), (4, 3))):
+            shape, variant = (
+                cluster.Shape(8 * group, 8, head_dim, block),
+                cluster.Variant(size, warps, blocks),
+            )
+            constants = cluster.defines(shape, variant)
+            yield Case("cluster_decode", cluster.source(), constants, warps * 32, blocks)
+
+
+CASES = {name: list(cases) for name, cases in (("skinny", skinny_cases()), ("cluster", cluster_cases()))}
+
+
+@pytest.fixture(autouse=True)
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvrtc:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        return load_nvrtc()
+    except CompileError as error:
+        missing(str(error))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_and_fits(name: str, arch: str) -> None:
+    unique = {(case.source, *case.defines.items()): case for case in CASES[name]}
+    assert unique
+    for case in unique.values():
+        found = resources(compile_cubin(case.source, case.name, arch, case.defines))[case.name]
+        assert found.frame <= case.aside, f"{case}: {found}"
+        assert 0 < found.registers * case.threads * case.blocks <= REGISTERS, f"{case}: {found}"
+
+
+def test_no_source_is_forgotten() -> None:
+    texts = [case.source for cases in CASES.values() for case in cases]
+    for path in SOURCES.glob("*.cu"):
+        assert any(path.read_text() in text for text in texts), f"{path.name} is compiled by no test"
+
+
+def test_what_is_put_aside_is_seen() -> None:
+    """The same kernel, of which more blocks shall fit than its registers allow."""
+    case = CASES["cluster"][0]
+    bound = "__launch_bounds__(WARPS * 32, BLOCKS)"
+    assert bound in case.source
+    tight = case.source.replace(bound, "__launch_bounds__(WARPS * 32, 6)")
+    found = resources(compile_cubin(tight, case.name, "sm_90a", case.defines))[case.name]
+    assert found.frame > 0 and found.registers <= REGISTERS // (6 * case.threads)
+
+
+def test_errors_say_why() -> None:
+    lines = "\n" * 2000
+    with pytest.raises(
+        CompileError, match=r'NVRTC .* cannot compile bad .*-DK=3(.|\n)*"missing" is undefined'
+    ):
+        compile_cubin(
+            f"__device__ int x = 1;{lines}__global__ void f() {{ missing(); }}", "bad", "sm_90a", {"K": 3}
+        )
+    with pytest.raises(CompileError, match="sm_12345"):
+        compile_cubin("", "bad", "sm_12345", {})
+
+
+def test_processes_fill_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a source that cannot be compiled, and where a file is damaged."""
+    source = 'extern "C" __global__ void fill(int* x) { *x = VALUE; }'
+    wanted = [{"VALUE": value} for value in range(6)]
+    (damaged,) = [nvrtc._cubin_path(source, nvrtc._options("sm_90a", wanted[0]), load_nvrtc())]
+    nvrtc.write_atomically(damaged, b"\x7fELF")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    compile_many(source, "fill", "sm_90a", [{"VALUE": 0, "bad-name": 1}, *wanted])()
+    monkeypatch.setattr(Nvrtc, "compile", lambda *_: pytest.fail("is in the cache"))
+    cubins = [compile_cubin(source, "fill", "sm_90a", defines) for defines in wanted]
+    assert len(set(cubins)) == 6 and all(cubin.startswith(b"\x7fELF") for cubin in cubins)

@@ -1,0 +1,54 @@
+"""What the run under compute-sanitizer says and returns, without one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import sanitize
+
+
+def test_without_a_sanitizer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
+    assert sanitize.main([]) == 2
+    assert "nothing was checked" in capsys.readouterr().out
+
+
+def test_the_newest_toolkit_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitize.find_sanitizer(f"{tmp_path}/cuda*/bin") is None
+    for name in ("cuda-12.8", "cuda-13.0"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "compute-sanitizer").touch(0o755)
+    assert sanitize.find_sanitizer(f"{tmp_path}/cuda*/bin") == f"{tmp_path}/cuda-13.0/bin/compute-sanitizer"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "result", "words"),
+    [
+        ({}, 0, ["no tool: nothing found", "memcheck: nothing found", "racecheck: nothing found"]),
+        ({"racecheck": 9}, 1, ["memcheck: nothing found", "racecheck: ERRORS"]),
+        ({"memcheck": 124}, 1, ["memcheck: failed (124)", "racecheck: nothing found"]),
+        ({"": 1}, 1, ["no tool: failed (1)"]),
+    ],
+)
+def test_what_tools_find(
+    statuses: dict[str, int],
+    result: int,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tool that fails does not keep the next one from its work; kernels that are wrong by themselves do."""
+    used = []
+
+    def supervised(command: list[str]) -> tuple[int, str]:
+        used.append(command[command.index("--tool") + 1] if "--tool" in command else "")
+        assert command[-2:] == ["--only", "skinny"]
+        return statuses.get(used[-1], 0), "output"
+
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: "/opt/compute-sanitizer")
+    monkeypatch.setattr(sanitize, "supervised", supervised)
+    assert sanitize.main(["--only", "skinny"]) == result
+    assert used == ([""] if "" in statuses else ["", "memcheck", "racecheck"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words) and shown.count("output") == len(used)
