@@ -419,7 +419,11 @@ DEVICE void normalise(const u16* weight, float eps);
 // that its slots are filled again.
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
+#ifdef HOLD
     constexpr bool HOLDS = GROUPS == 1 && C::blocks <= 8 && COLUMNS == 1;
+#else
+    constexpr bool HOLDS = false;
+#endif
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);
