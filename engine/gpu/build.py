@@ -24,6 +24,8 @@ from engine.gpu.graphs import Buckets
 from engine.gpu.linears import Linears, build_linears
 from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget, kv_bytes, used
 from engine.gpu.network import Network, programmatic_launch
+from engine.gpu.path_choice import Wanted, choose_paths
+from engine.gpu.paths import installed
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
@@ -118,6 +120,8 @@ def build(
     if maker is not None:
         _prepare_te(runner, network, linears, passages, sizes, model)
         clock.lap("calibration")
+    paths = _choose_paths(network, staging.buckets, config, use_graphs, sizes, model, stream)
+    clock.lap("decode paths")
     if not network.persistent:
         network.reserve()
     budget, blocks, most = _size_pool(runner, network, sizes, model, config, before)
@@ -145,6 +149,7 @@ def build(
             *attention,
             *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
             *linears.features,
+            *paths,
             ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
             *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
             *flag_rows(flags, "cuda", sizes.block_size, known | te_known),
@@ -204,6 +209,29 @@ def _prepare_te(
     network.cache = _cache(model, blocks, sizes, dtype, device)
     prepare(runner, linears, batches, sizes.block_size)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+
+
+def _choose_paths(
+    network: Network,
+    buckets: Buckets,
+    config: EngineConfig,
+    use_graphs: bool,
+    sizes: Sizes,
+    model: Decoder,
+    stream: torch.cuda.Stream,
+) -> list[Feature]:
+    """With a cache of its own, after which there is the trial's again."""
+    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    blocked = None if config.profile == "fast" else "chosen with --profile fast"
+    if not use_graphs:
+        blocked = "chosen among captured steps, and none are"
+    wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
+    with torch.cuda.stream(stream), torch.inference_mode():
+        choices = choose_paths(
+            network, wanted, lambda blocks: _cache(model, blocks, sizes, dtype, device), installed()
+        )
+    torch.cuda.synchronize(device)
+    return choices.explain(config.decode_path)
 
 
 def _size_pool(
