@@ -21,6 +21,7 @@ from engine.gpu.scoring import PromptScores, ScoreBuffers, queue_scores
 from engine.gpu.staging import Staged, StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
+from kernels.step_spec import StepPath
 from kernels.triton.precompile import CAN_NOTE, compile_all, missing
 from kernels.triton.step import LOST
 
@@ -116,6 +117,10 @@ class GpuRunner:
         # The paths write logits for every token in order, and nothing that prompts could be scored with.
         in_order = len(staged.entries) == len(plan.chunks) and not plan.scored
         return self._path_graphs if in_order and self._by_path(staged.shape) else self._decode_graphs
+
+    def path_of(self, rows: int) -> StepPath:
+        """What steps of so many decoding rows go by now."""
+        return self.network.paths.table.get(self._staging.buckets.decode_shape(rows).tokens, "graph")
 
     def _by_path(self, shape: StepShape) -> bool:
         return shape.tokens in self.network.paths.table
