@@ -226,7 +226,7 @@ def _choose_paths(
     if not use_graphs:
         blocked = "chosen among captured steps, and none are"
     wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
-    with torch.cuda.stream(stream), torch.inference_mode():
+    with torch.cuda.stream(stream):
         choices = choose_paths(
             network, wanted, lambda blocks: _cache(model, blocks, sizes, dtype, device), installed()
         )

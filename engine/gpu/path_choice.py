@@ -51,7 +51,7 @@ class PathChoice:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """by_rows: of each decode bucket that had a choice. rest: why the others have none."""
+    """by_rows: of each decode bucket that had a choice. rest: why the others have none, if there are any."""
 
     by_rows: Mapping[int, PathChoice]
     rest: str
@@ -60,7 +60,7 @@ class Choices:
         """Rows for the start-up table."""
         rows = [choice.row(rows, asked) for rows, choice in sorted(self.by_rows.items())]
         name = f"decode path M>{max(self.by_rows)}" if rows else "decode path"
-        return [*rows, (name, asked, "graph", self.rest)]
+        return [*rows, (name, asked, "graph", self.rest)] if self.rest else rows
 
     @property
     def table(self) -> dict[int, StepPath]:
@@ -118,6 +118,7 @@ def choose_paths(
     finally:
         network.cache = kept
         network.step_counter.zero_()
+        network.rows.block_tables.zero_()  # the other cache may have fewer blocks
     network.paths.table = choices.table
     if not choices.table:
         network.paths.close()
@@ -158,6 +159,7 @@ class _Choice:
         by_rows = {rows: [p for p in paths if rows <= most[p]] for rows in self.wanted.buckets}
         by_rows = {rows: found for rows, found in sorted(by_rows.items()) if found}
         limits = ", ".join(f"{path} takes up to {most[path]} rows" for path in paths)
+        rest = limits if max(self.wanted.buckets) > max(by_rows, default=0) else ""
         if not by_rows:
             raise _Refused(f"{limits}, and steps have {min(self.wanted.buckets)} at least")
         self._take(make_cache(blocks_for(max(by_rows), self.spec.block_size, self.longest)))
@@ -168,8 +170,8 @@ class _Choice:
                 for path, reason in reasons.items():
                     raise _Refused(f"{path} cannot serve {rows} rows: {reason}")
             forced = {rows: PathChoice(found[0], reason="as asked") for rows, found in usable.items()}
-            return Choices(forced, limits)
-        return Choices(self._measured(usable, refused, timer, file), limits)
+            return Choices(forced, rest)
+        return Choices(self._measured(usable, refused, timer, file), rest)
 
     @property
     def longest(self) -> int:

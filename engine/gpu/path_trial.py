@@ -79,6 +79,7 @@ class Trial:
             live,
         )
 
+    @torch.inference_mode()
     def run(self, path: StepPath) -> None:
         """Queues the step. The path must have been prepared for so many rows."""
         network = self.network
@@ -91,6 +92,7 @@ class Trial:
         finally:
             network.paths.table = {}
 
+    @torch.inference_mode()
     def look(self, path: StepPath) -> Wrote:
         """Runs the step and waits for it."""
         self._poison()

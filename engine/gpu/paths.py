@@ -123,7 +123,8 @@ class Paths:
     def bind(self, cache: PagedKV) -> None:
         """For a cache that is new or has moved; no step may be on its way."""
         if self.kernels is not None:
-            self.kernels.bind(cache.layers)
+            with torch.inference_mode(False):  # what they make of it, they may change in any mode
+                self.kernels.bind(cache.layers)
             self._bound = cache, cache.moves
 
     def step(

@@ -1,4 +1,4 @@
-"""Rows 40 to 42 and 47 of docs/faults.md: faults inside the engine, put into a real server's engine process."""
+"""Rows 40 to 42 and 47 of docs/faults.md: faults inside the engine, put into a real server's own process."""
 
 import contextlib
 import json
