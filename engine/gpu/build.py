@@ -16,10 +16,11 @@ from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder, weight_of
 from engine.eight_bits import kind8, weight_row
 from engine.fastpath import flag_rows
+from engine.faults import PathFailed
 from engine.flags import Resolved
 from engine.forced import forced_blocks
 from engine.gpu.cache import PagedKV
-from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes
+from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes, paths_blocked
 from engine.gpu.graphs import Buckets
 from engine.gpu.linears import Linears, build_linears
 from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget, kv_bytes, used
@@ -120,7 +121,8 @@ def build(
     if maker is not None:
         _prepare_te(runner, network, linears, passages, sizes, model)
         clock.lap("calibration")
-    paths = _choose_paths(network, staging.buckets, config, use_graphs, sizes, model, stream)
+    blocked = paths_blocked(config, flags, use_graphs)
+    paths = _choose_paths(network, staging.buckets, config, blocked, sizes, model, stream)
     clock.lap("decode paths")
     if not network.persistent:
         network.reserve()
@@ -129,7 +131,7 @@ def build(
     network.cache = _cache(model, blocks, sizes, dtype, device)
     runner.capture()
     clock.lap("graphs")
-    rehearse(runner)
+    _rehearse(runner)
     clock.lap("rehearsal")
     known = outcomes(flags, network.attention, attention, runner.graphs, budget.graphs)
     step_bytes = f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step"
@@ -215,16 +217,13 @@ def _choose_paths(
     network: Network,
     buckets: Buckets,
     config: EngineConfig,
-    use_graphs: bool,
+    blocked: str | None,
     sizes: Sizes,
     model: Decoder,
     stream: torch.cuda.Stream,
 ) -> list[Feature]:
     """With a cache of its own, after which there is the trial's again."""
     device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
-    blocked = None if config.profile == "fast" else "chosen with --profile fast"
-    if not use_graphs:
-        blocked = "chosen among captured steps, and none are"
     wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
     with torch.cuda.stream(stream):
         choices = choose_paths(
@@ -232,6 +231,15 @@ def _choose_paths(
         )
     torch.cuda.synchronize(device)
     return choices.explain(config.decode_path)
+
+
+def _rehearse(runner: GpuRunner) -> None:
+    """Kernels that give up in it are as good as those that do while serving: not used any more."""
+    try:
+        rehearse(runner)
+    except PathFailed:
+        runner.leave_paths()
+        rehearse(runner)
 
 
 def _size_pool(

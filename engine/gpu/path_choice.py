@@ -110,7 +110,7 @@ def choose_paths(
     try:
         choice = _Choice(network, wanted, *_open(network, library, capability))
         choices = choice.run(make_cache, timer, file)
-    except _Refused as error:
+    except (_Refused, torch.OutOfMemoryError) as error:
         network.paths.close()
         if asked != "auto":
             raise FlagUnavailable(f"decode_path is {asked}, but {error}") from error

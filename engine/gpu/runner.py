@@ -129,10 +129,10 @@ class GpuRunner:
         try:
             return await asyncio.wrap_future(handle.future)
         except PathFailed as error:
-            error.known = not self._leave_paths()
+            error.known = not self.leave_paths()
             raise
 
-    def _leave_paths(self) -> bool:
+    def leave_paths(self) -> bool:
         """Nothing goes by the paths any more. False where that has been so before.
 
         Their graphs stay until the pool grows: one of them may be running.

@@ -314,6 +314,25 @@ def test_reasons_of_others_are_told(quick: None, tmp_path: Path) -> None:
     assert choices.explain("persistent")[-1] == last
 
 
+def test_without_memory_for_its_test_no_path_serves() -> None:
+    network, (given, made) = network_of(gpt()), library()
+    kept = network.cache
+
+    def no_room(blocks: int) -> PagedKV:
+        raise torch.OutOfMemoryError(f"no room for {blocks} blocks")
+
+    for asked in ("auto", "chained"):
+        wanted = Wanted(asked, None, BUCKETS, LENGTH, "auto")  # type: ignore[arg-type]
+        try:
+            choices = choose_paths(network, wanted, no_room, given, capability=(9, 0))
+        except FlagUnavailable as error:
+            assert asked == "chained" and "no room for 21 blocks" in str(error)
+        else:
+            assert asked == "auto" and choices.rest == "no room for 21 blocks" and not choices.table
+        assert network.paths.kernels is None and network.cache is kept
+    assert len(made) == 2
+
+
 # -- what is measured, and kept
 
 
