@@ -7,11 +7,14 @@ modes: the three batching modes beside transformers' `generate`, for 1 and 8 str
 seed8, one, streams, c256, qwen: the offline workloads of benchmarks/workloads.py, with what vLLM reaches on
 the same work, times to the first token and between tokens, and the share of the memory bandwidth (the default
 on a GPU is the first four). --profile N adds where the device's time goes in a run of N streams.
+--path graph,chained,persistent: one and streams (1, 4 and 8, or --streams) by each of these decode paths, and
+where a step's time goes in each.
 """
 
 import argparse
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -20,8 +23,10 @@ from benchmarks.report import save
 from benchmarks.workloads import WORKLOADS
 from engine.cores import free_cores
 from engine.worker import new_event_loop
+from kernels.step_spec import StepPath
 
 ALONE = ("cpu", "modes")
+PATHS: tuple[str, ...] = get_args(StepPath)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +74,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--profile", type=options.counts, default="", metavar="N[,N]", help="kernel times of N streams"
     )
+    parser.add_argument(
+        "--path", dest="paths", default="", metavar="NAME[,NAME]", help="graph, chained, persistent"
+    )
     parser.add_argument("--shrink", type=int, default=1, help="divide all lengths, to try the program out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
@@ -80,6 +88,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Defaults that depend on other settings, and errors for those that do not go together."""
     cuda = args.device.startswith("cuda")
+    args.paths = [name for name in args.paths.split(",") if name]
+    if args.paths and (not cuda or args.workload or set(args.paths) - set(PATHS)):
+        parser.error(f"--path {','.join(args.paths)}: {', '.join(PATHS)}, on a GPU and without --workload")
     args.workload = args.workload or ("seed8,one,streams,c256" if cuda else "cpu")
     args.size = args.size or ("d32" if cuda else models.EMBEDDED if args.workload == "cpu" else "tiny")
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
@@ -106,14 +117,20 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    if args.workload == "modes":
+    if args.paths:
+        from benchmarks import paths  # Triton is not everywhere
+
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            rows = runner.run(paths.measure_paths(args))
+    elif args.workload == "modes":
         rows = modes.run(args)
     elif args.workload == "cpu":
         rows = cpu.run(args)
     else:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:  # the loop of the engine process
             rows = runner.run(offline.measure_all(args))
-    name = f"decode-{args.device}-{args.size}" + (f"-{args.dtype}" if args.workload != "cpu" else "")
+    kind = "decode-paths" if args.paths else "decode"
+    name = f"{kind}-{args.device}-{args.size}" + (f"-{args.dtype}" if args.workload != "cpu" else "")
     if args.save or args.out:
         settings = {key: value for key, value in vars(args).items() if key not in ("save", "out")}
         print("kept in", save(name, rows, settings, out=args.out))

@@ -21,6 +21,7 @@ from engine.messages import EngineConfig, Frame, Request, SamplingParams
 OFF: dict[str, object] = {
     "attention_backend": "sdpa",
     "linear_backend": "cublas",
+    "decode_path": "graph",  # the rows are about what other paths do without
     "use_flash_sdp": False,
     "use_flash3": False,
     "use_cuda_graphs": False,
@@ -87,7 +88,7 @@ MODES = (
 )
 LONGEST = max(SEED_PROMPTS) + 64  # positions that the eight prompts need, answers included
 BUFFERS = {"static, buffers anew": False, "static, buffers reused": True}
-FIELDS = ("attention_backend", "linear_backend", "weight_dtype")
+FIELDS = ("attention_backend", "linear_backend", "decode_path", "weight_dtype")
 
 
 @dataclass(slots=True)

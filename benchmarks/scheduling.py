@@ -43,7 +43,7 @@ class InstantRunner:
     """Gives every sampling chunk the same few tokens, at once."""
 
     vocab_size = VOCABULARY
-    graph_recaptures = 0
+    graph_recaptures = path_failures = 0
     early_masks = False
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.faults import is_device_lost, is_out_of_memory
+from engine.faults import PathFailed, is_device_lost, is_out_of_memory
 from engine.forms import Forms
 from engine.measures import Measures
 from engine.memory import grown_pool
@@ -267,7 +267,7 @@ class EngineCore:
 
     def fail(self, plan: Plan, error: BaseException) -> None:
         """A step did not come back: its sequences end with an error, all others go on. One that found no
-        memory is made again first.
+        memory is made again first, and so is one whose kernels have been given up.
 
         Raises the error again when the device is lost with it, or too many steps have failed in a row.
         """
@@ -276,6 +276,10 @@ class EngineCore:
         if is_out_of_memory(error):
             _log.warning("a step found no memory", exc_info=error)
             self._make_room(plan, error, launched=True)
+            return
+        if isinstance(error, PathFailed):
+            if not error.known:  # else all that it computed is void already
+                self.scheduler.recompute()
             return
         message = f"the step failed: {type(error).__name__}: {error}"
         for chunk in plan.chunks:
@@ -448,4 +452,5 @@ class EngineCore:
             self.resident_bytes,
             measures.histograms,
             measures.step_age,
+            self.runner.path_failures,
         )

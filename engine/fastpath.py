@@ -43,6 +43,14 @@ def refuse(flags: Resolved, device: str, dtype: torch.dtype) -> None:
         )
 
 
+def refuse_path(asked: str, flags: Resolved, device: str) -> None:
+    """Raises FlagUnavailable for a decode path that no runner but the GPU's own has."""
+    if device != "cuda":
+        raise FlagUnavailable(f"decode_path is {asked}, but needs a CUDA device, and this is a {device}")
+    if flags.hooked:
+        raise FlagUnavailable(f"decode_path is {asked}, but {PLAIN}")
+
+
 def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
     """In the order of what is cheap to find out: importing the package takes seconds."""
     asked = flags.values.te_weight_dtype

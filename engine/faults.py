@@ -13,6 +13,17 @@ _DEVICE = (
 )
 
 
+class PathFailed(RuntimeError):
+    """A step ran by kernels that have given up, or behind one that did: nothing that it computed counts.
+    They are not used any more, so the same work can be done again. known: an earlier step has said so, and
+    this one had been launched by then.
+    """
+
+    def __init__(self, known: bool = False) -> None:
+        super().__init__("the kernels of the decode path gave up")
+        self.known = known
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller step might have gone well."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

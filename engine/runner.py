@@ -103,6 +103,7 @@ class ModelRunner:
         self.device = cache.keys.device
         self.terminal_ids = terminal_ids
         self.graph_recaptures = 0  # there are no graphs
+        self.path_failures = 0  # and there is one path
         self.early_masks = False  # the step thread waits for them behind the forward
         self.hooks = hooks or KernelHooks()
         self.state = RowState(max_rows, model.config.vocab_size, self.device)

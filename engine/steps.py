@@ -45,12 +45,14 @@ class StepHandle:
 class Runner(Protocol):
     """Runs steps strictly in launch order; no method blocks the loop.
 
-    graph_recaptures: times that captured graphs were given up because the KV pool had moved. early_masks:
-    whether a sequence's grammar has to be ready before its step is launched, and not just before it samples.
+    graph_recaptures: times that captured graphs were given up because the KV pool had moved. path_failures:
+    times that the kernels of a decode path failed and were given up. early_masks: whether a sequence's
+    grammar has to be ready before its step is launched, and not just before it samples.
     """
 
     vocab_size: int
     graph_recaptures: int
+    path_failures: int
     early_masks: bool
 
     def launch(self, plan: Plan) -> StepHandle:
@@ -58,7 +60,7 @@ class Runner(Protocol):
         ...
 
     async def collect(self, handle: StepHandle) -> StepResult:
-        """The result of a launched step. Raises whatever its execution raised."""
+        """The result of a launched step. Raises whatever its execution raised, PathFailed among that."""
         ...
 
     async def grow(self, blocks: int) -> None:

@@ -76,6 +76,7 @@ class Config:
             lookahead=batching.lookahead,
             attention_backend=self.gpu.attention_backend,
             linear_backend=self.gpu.linear_backend,
+            decode_path=self.gpu.decode_path,
             kv_bytes=self.gpu.kv_bytes,
             trace=self.server.trace,
             overrides=overrides(model.model_override),

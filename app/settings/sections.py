@@ -13,7 +13,7 @@ from app.settings.access import key, origin, root_path
 from app.settings.http import MAX_INTERVAL, CallFormatName
 from app.settings.options import choice, many, option, real, switch, text, whole
 from app.settings.values import assignment, collector, device, stretch
-from engine.messages import AttentionName, BatchingMode, LinearName
+from engine.messages import AttentionName, BatchingMode, DecodePathName, LinearName
 from engine.messages.config import LoadFormat, WeightName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -162,6 +162,13 @@ class Gpu:
         "auto",
         choice("auto", "cublas", "skinny", "triton"),
         "products of small batches: auto measures at start; cublas, skinny and triton force one",
+        metavar="NAME",
+    )
+    decode_path: DecodePathName = option(
+        "auto",
+        choice("auto", "graph", "chained", "persistent"),
+        "how steps of 1 to 16 decoding rows run: auto measures at start with --profile fast; graph, chained "
+        "(kernels that start early, up to 16 rows) and persistent (one kernel, up to 4) force one",
         metavar="NAME",
     )
     kv_bytes: int | None = option(

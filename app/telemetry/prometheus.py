@@ -127,6 +127,12 @@ class Exporter(Collector):
             stats.graph_recaptures,
             labels,
         )
+        yield _counter(
+            "fastpath_decode_path_failures",
+            "Times that kernels of a decode path gave up, and graphs took their place for good.",
+            stats.path_failures,
+            labels,
+        )
         yield _gauge("fastpath_kv_blocks", "KV blocks in the pool.", stats.blocks_total, labels)
         yield _gauge("fastpath_batch_rows", "Rows in the last step.", stats.batch_rows, labels)
         yield _gauge("fastpath_step_seconds", "Duration of the last step.", stats.step_seconds, labels)

@@ -16,14 +16,17 @@ from engine.backend import DEFAULT_BLOCK_SIZE, Backend, Feature, most_tokens
 from engine.decoder import Decoder, weight_of
 from engine.eight_bits import kind8, weight_row
 from engine.fastpath import flag_rows
+from engine.faults import PathFailed
 from engine.flags import Resolved
 from engine.forced import forced_blocks
 from engine.gpu.cache import PagedKV
-from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes
+from engine.gpu.flags import cluster_rule, flash_use, graphs_for, outcomes, paths_blocked
 from engine.gpu.graphs import Buckets
 from engine.gpu.linears import Linears, build_linears
 from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget, kv_bytes, used
 from engine.gpu.network import Network, programmatic_launch
+from engine.gpu.path_choice import Wanted, choose_paths
+from engine.gpu.paths import installed
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
@@ -118,6 +121,9 @@ def build(
     if maker is not None:
         _prepare_te(runner, network, linears, passages, sizes, model)
         clock.lap("calibration")
+    blocked = paths_blocked(config, flags, use_graphs)
+    paths = _choose_paths(network, staging.buckets, config, blocked, sizes, model, stream)
+    clock.lap("decode paths")
     if not network.persistent:
         network.reserve()
     budget, blocks, most = _size_pool(runner, network, sizes, model, config, before)
@@ -125,7 +131,7 @@ def build(
     network.cache = _cache(model, blocks, sizes, dtype, device)
     runner.capture()
     clock.lap("graphs")
-    rehearse(runner)
+    _rehearse(runner)
     clock.lap("rehearsal")
     known = outcomes(flags, network.attention, attention, runner.graphs, budget.graphs)
     step_bytes = f"{weights.bytes_per_step / 2**30:.2f} GiB of weights in each decode step"
@@ -145,6 +151,7 @@ def build(
             *attention,
             *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
             *linears.features,
+            *paths,
             ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
             *(("memory", "", f"{part} {size / 2**30:.2f} GiB", "") for part, size in budget.parts().items()),
             *flag_rows(flags, "cuda", sizes.block_size, known | te_known),
@@ -204,6 +211,35 @@ def _prepare_te(
     network.cache = _cache(model, blocks, sizes, dtype, device)
     prepare(runner, linears, batches, sizes.block_size)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+
+
+def _choose_paths(
+    network: Network,
+    buckets: Buckets,
+    config: EngineConfig,
+    blocked: str | None,
+    sizes: Sizes,
+    model: Decoder,
+    stream: torch.cuda.Stream,
+) -> list[Feature]:
+    """With a cache of its own, after which there is the trial's again."""
+    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
+    with torch.cuda.stream(stream):
+        choices = choose_paths(
+            network, wanted, lambda blocks: _cache(model, blocks, sizes, dtype, device), installed()
+        )
+    torch.cuda.synchronize(device)
+    return choices.explain(config.decode_path)
+
+
+def _rehearse(runner: GpuRunner) -> None:
+    """Kernels that give up in it are as good as those that do while serving: not used any more."""
+    try:
+        rehearse(runner)
+    except PathFailed:
+        runner.leave_paths()
+        rehearse(runner)
 
 
 def _size_pool(

@@ -3,6 +3,7 @@
 from engine.backend import Feature
 from engine.fastpath import FlagUnavailable, Outcome
 from engine.flags import Resolved
+from engine.messages import EngineConfig
 from kernels.backends import AttentionBackend, ClusteredBackend, ClusterRule, FlashUse
 
 
@@ -26,6 +27,20 @@ def graphs_for(flags: Resolved, attention: AttentionBackend) -> bool:
     if wanted and not attention.capture_safe and "use_cuda_graphs" in flags.asked:
         raise FlagUnavailable(f"use_cuda_graphs was asked for, but {_uncaptured(attention)}")
     return wanted and attention.capture_safe
+
+
+def paths_blocked(config: EngineConfig, flags: Resolved, use_graphs: bool) -> str | None:
+    """Why no decode path may be chosen beside the network's own kernels, unless one is asked for; or None."""
+    if config.profile != "fast":
+        return "others are chosen with --profile fast"
+    if not use_graphs:
+        return "others are chosen among captured steps, and none are"
+    for name in ("attention_backend", "linear_backend"):
+        if (asked := getattr(config, name)) != "auto":
+            return f"{name} is {asked}, which only this path uses"
+    if "use_cta_clustering" in flags.asked and flags.values.use_cta_clustering:
+        return "use_cta_clustering was asked for, and only this path uses clusters"
+    return None
 
 
 def outcomes(

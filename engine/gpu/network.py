@@ -15,6 +15,7 @@ import torch
 from engine.gpu.cache import PagedKV
 from engine.gpu.inputs import RING, StepInputs, StepShape
 from engine.gpu.linears import Linears
+from engine.gpu.paths import Paths
 from engine.gpu.rows import DeviceRows
 from engine.gpu.weights import LayerWeights, NetworkWeights
 from kernels.backends.base import AttentionBackend
@@ -110,8 +111,10 @@ class Network:
         self.persistent = True  # False: each step allocates its activations anew
         self.sampled = SampleOutput.allocate(max_entries, weights.vocab_size, device)
         # What a step sampled, kept while later steps run: [step modulo RING, token and validity, entry].
+        # Validity has LOST on top where the kernels of `paths` had failed by then.
         self.results = torch.zeros(RING, 2, max_entries, dtype=torch.int32, device=device)
         self.step_counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self.paths = Paths.none(device)
         self.pdl = programmatic_launch(device)
         self.rope = weights.own, weights.other
         rotates = all(layer.rotated for layer in weights.layers)
@@ -122,6 +125,28 @@ class Network:
     def step(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
         """Queues one whole step. full: some row has penalties, biases or bans, or wants logprobs."""
         self._forward(shape, inputs, range(len(self.weights.layers)))
+        self._logits(shape.tokens, inputs.entry_tokens)
+        self._sample(shape, inputs, full)
+
+    def step_by_path(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        """Queues one whole step of single positions, layers and head by the path of its bucket (`paths`,
+        which must serve it). Every token samples, entry i behind token i; `logits_of` may not follow it.
+        """
+        cache, rows = self.cache, shape.tokens
+        assert cache is not None and not shape.chunks
+        self._anew(shape)
+        scratch = self.scratch
+        self._embed(shape, inputs, cache.block_size)
+        self.paths.step(
+            cache,
+            x=scratch.x[:rows],
+            ids_rows=inputs.token_rows,
+            positions=scratch.positions[:rows],
+            block_tables=self.rows.block_tables,
+            logits=scratch.logits[:rows],
+            entry_tokens=inputs.entry_tokens,
+            entry_positions=scratch.entry_positions[:rows],
+        )
         self._sample(shape, inputs, full)
 
     def reserve(self) -> None:
@@ -133,6 +158,7 @@ class Network:
         each kind does. What it computes is worthless, but harmless to an empty step.
         """
         self._forward(shape, inputs, self._kinds())
+        self._logits(shape.tokens, inputs.entry_tokens)
         for full in (False, True):
             self._sample(shape, inputs, full)
 
@@ -151,14 +177,17 @@ class Network:
     def _forward(self, shape: StepShape, inputs: StepInputs, layers: Iterable[int]) -> None:
         cache = self.cache
         assert cache is not None
-        if not self.persistent:
-            self.scratch = Scratch.allocate(self.weights, shape.tokens, shape.entries)
+        self._anew(shape)
         self._embed(shape, inputs, cache.block_size)
         positions = self.scratch.positions[: shape.decodes]
         for window in self.windows:
             self.attention.plan(inputs.decode_rows, positions, window=window, pdl=self.pdl)
         for index in layers:
             self._layer(index, shape, inputs, cache)
+
+    def _anew(self, shape: StepShape) -> None:
+        if not self.persistent:
+            self.scratch = Scratch.allocate(self.weights, shape.tokens, shape.entries)
 
     def _embed(self, shape: StepShape, inputs: StepInputs, block_size: int) -> None:
         scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
@@ -328,12 +357,10 @@ class Network:
     def _sample(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
         scratch, weights, rows, tokens = self.scratch, self.weights, self.rows, shape.tokens
         entries, sampled = shape.entries, self.sampled
-        logits = self._logits(tokens, inputs.entry_tokens)
-        positions = scratch.entry_positions[:entries]
         sample(
-            logits,
+            scratch.logits[:entries],
             inputs.entry_rows,
-            positions,
+            scratch.entry_positions[:entries],
             rows.sampling,
             sampled,
             vocab=weights.vocab_size,
@@ -353,4 +380,5 @@ class Network:
             sampled.valid[:entries],
             self.results[:, 1],
             self.step_counter,
+            failed=self.paths.failed,
         )

@@ -6,29 +6,37 @@ that continues the same rows sends nothing at all.
 """
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
+from engine.faults import PathFailed
 from engine.gpu.graphs import GraphPool
 from engine.gpu.inputs import RING, StepShape
 from engine.gpu.memory import check_room
 from engine.gpu.network import Network
 from engine.gpu.scoring import PromptScores, ScoreBuffers, queue_scores
-from engine.gpu.staging import StepStaging
+from engine.gpu.staging import Staged, StepStaging
 from engine.plan import Chunk, Plan
 from engine.steps import NOT_FINITE, SampledToken, StepHandle, StepResult
+from kernels.step_spec import StepPath
 from kernels.triton.precompile import CAN_NOTE, compile_all, missing
+from kernels.triton.step import LOST
 
 MAX_LOGPROBS = 20
+
+_LOST = int(LOST.value)
+_log = logging.getLogger("fastpath.engine")
 
 
 @dataclass(slots=True)
 class Landing:
     """Pinned memory and events of one step's results; a ring of them is used in turn.
 
-    tokens: [2, entries] int32, the sampled ids and whether they are valid.
+    tokens: [2, entries] int32, the sampled ids and whether they are valid; LOST on top of that where the step
+    counts for nothing.
     """
 
     tokens: torch.Tensor
@@ -73,11 +81,12 @@ class GpuRunner:
         self._stream = stream
         self._copies = torch.cuda.Stream(stream.device)  # type: ignore[no-untyped-call]
         self._decode_graphs = GraphPool(network.step, staging.decode, use_graphs)
+        self._path_graphs = GraphPool(network.step_by_path, staging.decode, use_graphs)
         self._mixed_graphs = GraphPool(network.step, staging.mixed, use_graphs)
         self._landings = [Landing.allocate(staging.buckets.max_rows) for _ in range(RING)]
         self._scores = [ScoreBuffers(network) for _ in range(RING)]
         self._launched = 0
-        self.graph_recaptures = 0
+        self.graph_recaptures = self.path_failures = 0
         self.early_masks = True  # they are uploaded in front of the step
         self._plain: dict[int, SampledToken] = {}  # most results are a bare token: one object for each
         self._waiter = ThreadPoolExecutor(1, "results", torch.cuda.set_device, (stream.device,))
@@ -90,8 +99,7 @@ class GpuRunner:
             staged = self._staging.stage(plan)
             full = network.rows.needs_full(plan)
             landing.started.record()
-            graphs = self._decode_graphs if staged.decode else self._mixed_graphs
-            graphs.run(staged.shape, full)
+            self._graphs_for(staged, plan).run(staged.shape, full)
             self._launched += 1  # as the device's own counter: what fails later must not put them apart
             landing.ended.record()
             if full:
@@ -103,8 +111,41 @@ class GpuRunner:
         self._land_tokens(landing, slot)
         return StepHandle(plan, self._waiter.submit(self._await, landing, staged.entries, scores))
 
+    def _graphs_for(self, staged: Staged, plan: Plan) -> GraphPool:
+        if not staged.decode:
+            return self._mixed_graphs
+        # The paths write logits for every token in order, and nothing that prompts could be scored with.
+        in_order = len(staged.entries) == len(plan.chunks) and not plan.scored
+        return self._path_graphs if in_order and self._by_path(staged.shape) else self._decode_graphs
+
+    def path_of(self, rows: int) -> StepPath:
+        """What steps of so many decoding rows go by now."""
+        return self.network.paths.table.get(self._staging.buckets.decode_shape(rows).tokens, "graph")
+
+    def _by_path(self, shape: StepShape) -> bool:
+        return shape.tokens in self.network.paths.table
+
     async def collect(self, handle: StepHandle) -> StepResult:
-        return await asyncio.wrap_future(handle.future)
+        try:
+            return await asyncio.wrap_future(handle.future)
+        except PathFailed as error:
+            error.known = not self.leave_paths()
+            raise
+
+    def leave_paths(self) -> bool:
+        """Nothing goes by the paths any more. False where that has been so before.
+
+        Their graphs stay until the pool grows: one of them may be running.
+        """
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            first = self.network.paths.leave()
+        if first:
+            self.path_failures += 1
+            _log.warning(
+                "the kernels of a decode path gave up: every step goes by the plain kernels from now on, and "
+                "what was under way is computed again"
+            )
+        return first
 
     async def grow(self, blocks: int) -> None:
         """On the waiter thread: memory is given out and copied without the loop."""
@@ -121,6 +162,7 @@ class GpuRunner:
         finally:
             if cache.moves > moves:  # all layers or, where memory gave out after all, some
                 self.forget_graphs()
+                self.network.paths.bind(cache)
                 self.graph_recaptures += graphs > 0
             torch.cuda.empty_cache()  # old layers, and what the graphs took
 
@@ -167,13 +209,17 @@ class GpuRunner:
     def capture(self, largest_only: bool = False) -> None:
         """Captures every bucket, or the largest of both kinds. Call it before the first step."""
         mixed, decode = self._shapes()
+        by_path = decode
         if largest_only:
             mixed, decode = mixed[:1], decode[:1]
         with torch.cuda.stream(self._stream), torch.inference_mode():
             self._staging.clear()
             torch.cuda.synchronize(self._stream.device)
+            assert self.network.cache is not None
+            self.network.paths.bind(self.network.cache)
             self._mixed_graphs.prepare(mixed)
             self._decode_graphs.prepare(decode)
+            self._path_graphs.prepare([shape for shape in by_path if self._by_path(shape)])
         torch.cuda.synchronize(self._stream.device)
 
     def _shapes(self) -> tuple[list[StepShape], list[StepShape]]:
@@ -185,11 +231,12 @@ class GpuRunner:
         """For when an address that is baked into the graphs changes; no step may be in flight."""
         torch.cuda.synchronize(self._stream.device)
         self._decode_graphs.clear()
+        self._path_graphs.clear()
         self._mixed_graphs.clear()
 
     @property
     def graphs(self) -> int:
-        return len(self._decode_graphs) + len(self._mixed_graphs)
+        return len(self._decode_graphs) + len(self._path_graphs) + len(self._mixed_graphs)
 
     # -- results
     # -----------------------------------------------------------------------------------------------
@@ -215,9 +262,12 @@ class GpuRunner:
         """On the waiter thread: blocks until the step's results have landed."""
         landing.landed.synchronize()
         seconds = landing.started.elapsed_time(landing.ended) / 1e3
-        tokens, valid = landing.tokens[:, : len(entries)].tolist()
+        # Every step has an entry, if only of padding, that says whether it counts.
+        tokens, valid = landing.tokens[:, : len(entries) or 1].tolist()
+        if valid[0] >= _LOST:
+            raise PathFailed
         results: list[SampledToken] = []
-        for index, (chunk, token) in enumerate(zip(entries, tokens, strict=True)):
+        for index, (chunk, token) in enumerate(zip(entries, tokens, strict=False)):
             if not valid[index]:
                 results.append(SampledToken(0, NOT_FINITE))
             elif (count := chunk.sequence.request.params.logprobs) is not None:

@@ -6,7 +6,14 @@ process, the same event loop) offer. Nothing here knows about text, HTTP or torc
 """
 
 from engine.messages.client import EngineClient, EngineState, EngineUnavailable
-from engine.messages.config import AttentionName, BatchingMode, EngineConfig, LinearName, check_pool
+from engine.messages.config import (
+    AttentionName,
+    BatchingMode,
+    DecodePathName,
+    EngineConfig,
+    LinearName,
+    check_pool,
+)
 from engine.messages.streams import Delta, Fanout, Lane, StreamRouter, TokenStream
 from engine.messages.wire import (
     Abort,
@@ -29,6 +36,7 @@ __all__ = [
     "Abort",
     "AttentionName",
     "BatchingMode",
+    "DecodePathName",
     "Delta",
     "EngineClient",
     "EngineConfig",

@@ -7,6 +7,7 @@ import msgspec
 BatchingMode = Literal["continuous", "static", "single"]
 AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "sdpa", "torch"]
 LinearName = Literal["auto", "cublas", "skinny", "triton"]
+DecodePathName = Literal["auto", "graph", "chained", "persistent"]
 WeightName = Literal["auto", "bf16", "fp8", "int8"]
 LoadFormat = Literal["auto", "dummy"]
 
@@ -33,11 +34,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     of a sequence, prompt and output (None: what the model was trained for). batch_timeout_ms: longest that an
     idle engine waits for company before its first step. lookahead: launch step N+1 before looking at the
     tokens of step N. attention_backend, linear_backend: which kernels a GPU uses; auto chooses by what is
-    installed and by measurement. kv_bytes: memory of the KV pool on a GPU (None: what the device has left).
-    trace: a file that gets a Perfetto trace of every step. overrides: model constants that a checkpoint
-    cannot tell, by name (see engine.flags.OVERRIDES). profile: where the seed's flags start from, "fast"
-    (each that the device can) or "seed" (the seed's defaults). flags: those that were asked for, by name (see
-    engine.flags); what of them cannot be had is an error.
+    installed and by measurement. decode_path: how steps that only decode run on a GPU; auto measures for each
+    number of rows, with profile "fast". kv_bytes: memory of the KV pool on a GPU (None: what the device has
+    left). trace: a file that gets a Perfetto trace of every step. overrides: model constants that a
+    checkpoint cannot tell, by name (see engine.flags.OVERRIDES). profile: where the seed's flags start from,
+    "fast" (each that the device can) or "seed" (the seed's defaults). flags: those that were asked for, by
+    name (see engine.flags); what of them cannot be had is an error.
     """
 
     model: str | None = None
@@ -65,6 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     lookahead: bool = True
     attention_backend: AttentionName = "auto"
     linear_backend: LinearName = "auto"
+    decode_path: DecodePathName = "auto"
     kv_bytes: int | None = None
     trace: str | None = None
     overrides: dict[str, float | str] = {}

@@ -178,6 +178,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     resident_bytes: int = 0  # memory of the engine's process, where it has one of its own
     step_histograms: StepHistograms = msgspec.field(default_factory=StepHistograms)
     step_age_seconds: float = 0.0  # for how long work has waited for a step to end; 0 while there is none
+    path_failures: int = 0  # times that the kernels of a decode path failed and were given up
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

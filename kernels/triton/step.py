@@ -16,6 +16,7 @@ TOKENS = 128  # of one program of prepare_step
 UPDATES = 256  # of one program of apply_updates
 ENTRIES = 256  # of one round of finish_step
 CHANNELS = 1024  # of one program of scale_add
+LOST = tl.constexpr(2)  # what finish_step adds to an entry's validity where the step has failed
 
 
 @triton.jit(do_not_specialize=["tokens", "table_width"])
@@ -128,6 +129,7 @@ def _finish_kernel(
     valid,
     valid_ring,
     step_counter,
+    failed,
     entries,
     ring,
     stride_ring,
@@ -136,6 +138,9 @@ def _finish_kernel(
     PDL: tl.constexpr,
 ):
     begin(PDL)
+    lost = 0
+    if failed is not None:
+        lost = (tl.load(failed) != 0).to(tl.int32) * LOST
     # One program, one thread of which counts: everybody gets the number from before.
     # After 2^31 steps the number turns negative, and its remainder would, too.
     slot = ((tl.atomic_add(step_counter, 1) & 0x7FFFFFFF) % ring).to(tl.int64)
@@ -153,7 +158,7 @@ def _finish_kernel(
         tl.store(previous_token + row, before, mask=live)
         tl.store(seq_len + row, position + 1, mask=live)
         tl.store(out_ring + slot * stride_ring + entry, chosen, mask=inside)
-        tl.store(valid_ring + slot * stride_valid + entry, good, mask=inside)
+        tl.store(valid_ring + slot * stride_valid + entry, good + lost, mask=inside)
 
 
 def finish_step(
@@ -170,6 +175,7 @@ def finish_step(
     valid_ring: torch.Tensor,
     step_counter: torch.Tensor,
     *,
+    failed: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """What was sampled becomes the rows' state, and is kept in a ring until the host has read it.
@@ -177,8 +183,8 @@ def finish_step(
     entry_rows, entry_tokens, sampled, valid: [entries]; a row of -1 is padding. A live row gets its sampled
     token, the id of the token before (ids[entry_tokens]) and the length positions[entry_tokens] + 1.
     positions, ids: [tokens]. out_ring, valid_ring: [slots, most entries]; slot step_counter % slots receives
-    `sampled` and `valid`, padding included, then step_counter [1] goes up by one. No two live entries may
-    share a row.
+    `sampled` and `valid`, padding included, then step_counter [1] goes up by one. failed: [1] int32; where it
+    is not 0, every entry's validity gets LOST on top. No two live entries may share a row.
     """
     entries = entry_rows.size(0)
     _finish_kernel[(1,)](
@@ -194,6 +200,7 @@ def finish_step(
         valid,
         valid_ring,
         step_counter,
+        failed,
         entries,
         out_ring.size(0),
         out_ring.stride(0),

@@ -177,6 +177,7 @@ async def test_the_engines_counters_are_shown() -> None:
     stats = EngineStats(
         *(4, 5), deferred=2, oldest_wait_seconds=1.5, nonfinite=3, resident_bytes=7, step_histograms=steps
     )
+    stats = msgspec.structs.replace(stats, path_failures=6)
     engine.stats = lambda: stats  # type: ignore[method-assign]
     async with served(engine) as s:
         seen = await scrape(s)
@@ -184,6 +185,7 @@ async def test_the_engines_counters_are_shown() -> None:
     assert value(seen, "vllm:num_requests_waiting_by_reason", reason="capacity") == 3
     assert value(seen, "vllm:num_requests_waiting_by_reason", reason="deferred") == 2
     assert value(seen, "vllm:corrupted_requests_total") == 3
+    assert value(seen, "fastpath_decode_path_failures_total") == shown["path_failures"] == 6
     assert value(seen, "fastpath_queue_age_seconds") == 1.5
     assert value(seen, "fastpath_batch_occupancy") == 0.5
     assert value(seen, "vllm:iteration_tokens_total_sum") == 20_021

@@ -1,176 +1,34 @@
-"""Growth of the KV pool under the GPU's runner, on a device that is made up.
-
-A step is some arithmetic over the real paged cache. Its graphs do what real ones do: they hold the tensors
-that they were captured with, and a replay reads and writes those, wherever the cache has gone meanwhile.
-"""
+"""Growth of the KV pool under the GPU's runner, on a device that is made up (tests.engine.made_up_gpu)."""
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
 
 from engine import async_engine
-from engine.backend import Backend
-from engine.gpu import runner as gpu_runner
 from engine.gpu.cache import PagedKV
 from engine.gpu.graphs import Buckets
-from engine.gpu.inputs import RING, StepInputs, StepShape
 from engine.gpu.memory import RESERVE
-from engine.gpu.runner import GpuRunner, Landing
-from engine.gpu.staging import StepStaging
-from engine.messages import EngineConfig, SamplingParams
+from engine.gpu.paths import Paths
+from engine.gpu.runner import GpuRunner
+from engine.messages import SamplingParams
 from engine.model import GPT
-from engine.plan import Plan
-from tests.engine.checkpoints import make_model
+from kernels.step_spec import StepPath
+from tests.engine.made_up_gpu import CPU, ROWS, TOKENS, Kernels, made_up, network_of, serve_with, tiny_model
 from tests.engine.serving import Ask, answers, started
 from tests.seed.test_k_stubs import FiveMethods
-
-CPU, ROWS, TOKENS, BLOCK, LAYERS, VOCAB = torch.device("cpu"), 4, 64, 16, 3, 512
-FREE = 1 << 40
-
-
-class Graph:
-    """A list of what was called between its capture's begin and end."""
-
-    capturing: ClassVar["Graph | None"] = None
-
-    def __init__(self) -> None:
-        self.calls: list[Callable[[], None]] = []
-
-    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
-        assert Graph.capturing is None
-        Graph.capturing = self
-
-    def capture_end(self) -> None:
-        Graph.capturing = None
-
-    def replay(self) -> None:
-        assert self.calls, "the graph was reset"
-        for call in self.calls:
-            call()
-
-    def reset(self) -> None:
-        self.calls = []
-
-
-class Rows:
-    """Per row: its block table as launched steps know it, its length, its last token."""
-
-    def __init__(self) -> None:
-        self.tables: list[list[int]] = [[] for _ in range(ROWS)]
-        self.lengths, self.last = [0] * ROWS, [0] * ROWS
-
-    def stage(self, plan: Plan, terminal_ids: tuple[int, ...]) -> None:
-        for chunk in plan.chunks:
-            self.tables[chunk.row] = list(chunk.block_table)
-
-    def needs_full(self, plan: Plan) -> bool:
-        return False
-
-
-class Network:
-    """The next token is a weighted sum over everything that the cache holds of a sequence."""
-
-    def __init__(self, cache: PagedKV) -> None:
-        self.cache = cache
-        self.rows = Rows()
-        self.weights = SimpleNamespace(vocab_size=VOCAB)
-        self.results = torch.zeros(RING, 2, ROWS, dtype=torch.int32)
-        self.steps = 0
-        self.eager: list[StepShape] = []
-        self.captured: list[StepShape] = []
-
-    def step(self, shape: StepShape, inputs: StepInputs, full: bool) -> None:
-        layers = list(self.cache.layers)  # the addresses that a graph keeps
-
-        def call() -> None:
-            self.compute(inputs, layers)
-
-        if Graph.capturing is not None:
-            self.captured.append(shape)
-            Graph.capturing.calls.append(call)
-        else:
-            self.eager.append(shape)
-            call()
-
-    def compute(self, inputs: StepInputs, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        rows, places = self.rows, {}
-        columns = (inputs.token_rows, inputs.token_ids, inputs.token_positions)
-        for token, (row, id, position) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            if row < 0:
-                continue
-            position = rows.lengths[row] if position < 0 else position
-            id = rows.last[row] if id < 0 else id
-            block, place = rows.tables[row][position // BLOCK], position % BLOCK
-            for layer, (keys, values) in enumerate(layers):
-                keys[block, place], values[block, place] = id + layer, id + 1
-            places[token] = row, position
-        result = self.results[self.steps % RING]
-        self.steps += 1
-        for entry, token in enumerate(inputs.entry_tokens.tolist()):
-            if token >= 0:
-                row, position = places[token]
-                sampled = self.sample(rows.tables[row], position, layers)
-                result[:, entry] = torch.tensor([sampled, 1], dtype=torch.int32)
-                rows.last[row], rows.lengths[row] = sampled, position + 1
-
-    def sample(self, table: list[int], position: int, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        weights = torch.arange(1, position + 2, dtype=torch.float64)
-        total = 0
-        for keys, values in layers:
-            for pool in (keys, values):
-                flat = pool[torch.tensor(table)].flatten(0, 1)[: position + 1, 0, 0].double()
-                total += int((flat * weights).sum())
-        return total * 31 % (VOCAB - 10)
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """As much of torch.cuda as the runner calls. The dict says how many bytes are free."""
-    free = {"bytes": FREE}
-
-    class Stream:
-        device = CPU
-
-        def __init__(self, device: object = None) -> None: ...
-        def wait_event(self, event: object) -> None: ...
-
-    class Event:
-        def record(self) -> None: ...
-        def synchronize(self) -> None: ...
-        def elapsed_time(self, other: object) -> float:
-            return 1.0
-
-    def landing(entries: int) -> Landing:
-        ints, floats = torch.zeros(2, entries, dtype=torch.int32), torch.zeros(entries)
-        return Landing(ints, floats, ints, floats, Event(), Event(), Event())  # type: ignore[arg-type]
-
-    monkeypatch.setattr(gpu_runner.Landing, "allocate", landing)
-    for name, value in {
-        "Stream": Stream,
-        "Event": Event,
-        "CUDAGraph": Graph,
-        "stream": lambda stream: nullcontext(),
-        "graph_pool_handle": lambda: (0, 1),
-        "synchronize": lambda device=None: None,
-        "set_device": lambda device: None,
-        "empty_cache": lambda: None,
-        "mem_get_info": lambda device: (free["bytes"], FREE),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    yield free
-    Graph.capturing = None
+    with made_up(monkeypatch) as free:
+        yield free
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    return make_model(
-        "G1", 1, sequence_len=256, vocab_size=VOCAB, n_layer=1, n_head=1, n_kv_head=1, n_embd=16
-    )
+    return tiny_model()
 
 
 def ask(length: int, new: int, first: int) -> Ask:
@@ -187,17 +45,7 @@ def runs(
 ) -> Callable[..., tuple[list[list[int]], "async_engine.AsyncEngine"]]:
     """Serves all asks with a pool of so many blocks; the tokens, and the engine when all is over."""
 
-    def build(model: GPT, tokenizer: object, config: EngineConfig, *rest: object) -> Backend:
-        blocks = 1 + (config.num_blocks or 0)
-        network = Network(PagedKV(LAYERS, blocks, BLOCK, 1, 2, torch.float32, CPU))
-        staging = StepStaging(Buckets.up_to(ROWS, TOKENS), CPU)
-        graphs = config.flags.get("use_cuda_graphs", True)
-        runner = GpuRunner(network, staging, (), torch.cuda.Stream(), bool(graphs))  # type: ignore[arg-type]
-        runner.capture()
-        most = 1 + (config.max_num_blocks or blocks - 1)
-        return Backend(runner, CPU, torch.float32, blocks, most, BLOCK, ROWS, TOKENS, 256, 1, [])
-
-    monkeypatch.setattr(async_engine, "_build", build)
+    serve_with(monkeypatch)
 
     def run(**config: object) -> tuple[list[list[int]], async_engine.AsyncEngine]:
         async def serve() -> tuple[list[list[int]], async_engine.AsyncEngine]:
@@ -210,12 +58,6 @@ def runs(
         return asyncio.run(serve())
 
     return run
-
-
-def network_of(engine: "async_engine.AsyncEngine") -> Network:
-    network = engine.core.runner.network  # type: ignore[attr-defined]
-    assert isinstance(network, Network)
-    return network
 
 
 @pytest.mark.parametrize("lookahead", [True, False])
@@ -256,6 +98,25 @@ def test_without_graphs_nothing_is_captured_again(
     assert tokens == expected
     assert (engine.stats().kv_growths, engine.stats().graph_recaptures) == (1, 0)
     assert not network_of(engine).captured
+
+
+@pytest.mark.parametrize("binds", [True, False])
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_growth_binds_the_paths_again(
+    runs: Callable[..., tuple[list[list[int]], "async_engine.AsyncEngine"]],
+    monkeypatch: pytest.MonkeyPatch,
+    lookahead: bool,
+    binds: bool,
+) -> None:
+    """Kernels that stay with the old pages would be noticed."""
+    expected, _ = runs(num_blocks=200)
+    kernels = Kernels(most_binds=None if binds else 1)
+    table: dict[int, StepPath] = {1: "persistent", 2: "chained", 4: "chained"}
+    serve_with(monkeypatch, lambda: Paths(kernels.failed, kernels, table))
+    tokens, engine = runs(num_blocks=12, max_num_blocks=400, lookahead=lookahead)
+    stats = engine.stats()
+    assert (tokens == expected) is binds and kernels.launches >= 10
+    assert (stats.kv_growths, stats.graph_recaptures, stats.path_failures, kernels.binds) == (1, 1, 0, 2)
 
 
 def test_too_little_memory_is_noticed_before_anything_moves(

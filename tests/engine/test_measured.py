@@ -136,6 +136,7 @@ async def test_counters_have_their_own_names() -> None:
         core._measures.steps, core._generated, core._growths = 11, 12, 13
         core._nonfinite, core.resident_bytes = 14, 15
         core._measures.last_seconds, core.runner.graph_recaptures = 0.5, 16
+        core.runner.path_failures = 18
         core._measures.last_plan = Plan((), (), (), (), 17)
         scheduled = SchedulerStats(21, 22, 22, None, 23, 24, 25, 26, 27, 28, 29, 30)
         core.scheduler.stats = lambda: scheduled  # type: ignore[method-assign]
@@ -144,7 +145,7 @@ async def test_counters_have_their_own_names() -> None:
             **{"blocks_total": core.scheduler.pool.usable, "steps": 11, "generated_tokens": 12},
             **{"batch_rows": 0, "batch_tokens": 17, "step_seconds": 0.5, "kv_growths": 13},
             **{"graph_recaptures": 16, "oldest_wait_seconds": 0.0, "nonfinite": 14, "resident_bytes": 15},
-            **{"step_histograms": core._measures.histograms, "step_age_seconds": 0.0},
+            **{"step_histograms": core._measures.histograms, "step_age_seconds": 0.0, "path_failures": 18},
         }
     finally:
         await engine.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import engine.runner
 from engine.compiled_runner import CompiledRunner
+from engine.faults import PathFailed
 from engine.plan import Chunk, Plan
 from engine.runner import ModelRunner
 from engine.sampler import SamplingRow
@@ -23,7 +24,10 @@ OOM_PREFILL = 4242  # no memory for steps of its prompt, when they are launched
 OOM_PREFILL_STEP = 4243  # the same, while they run
 OOM_DECODE = 4244  # no memory for steps behind its fifth token, when they are launched
 OOM_DECODE_STEP = 4245  # the same, while they run
+GAVE_UP = 4747  # kernels that give up in a step of several rows behind its fifth token, once
 AFTER = 5  # output tokens
+
+given_up: set[int] = set()  # streams
 
 Launch = Callable[[ModelRunner, Plan], StepHandle]
 
@@ -38,11 +42,18 @@ def is_hit(chunk: Chunk) -> int:
     seed = chunk.sequence.request.params.seed
     if seed in (OOM_PREFILL, OOM_PREFILL_STEP):
         return seed if output(chunk) <= 0 else 0
+    if seed == GAVE_UP:
+        return seed if output(chunk) > AFTER and chunk.sequence.id not in given_up else 0
     return seed if seed in (HANG, OOM_DECODE, OOM_DECODE_STEP) and output(chunk) > AFTER else 0
 
 
 def out_of_memory() -> StepResult:
     raise MemoryError("there is no memory for this step")
+
+
+def give_up(step: StepHandle) -> StepResult:
+    step.future.result()
+    raise PathFailed
 
 
 def hang() -> StepResult:
@@ -58,7 +69,12 @@ def faulty(launch: Launch) -> Launch:
             out_of_memory()
         if fault in (OOM_PREFILL_STEP, OOM_DECODE_STEP, HANG):
             return StepHandle(plan, self._thread.submit(hang if fault == HANG else out_of_memory))
-        return launch(self, plan)
+        handle = launch(self, plan)
+        if fault == GAVE_UP and len(plan.chunks) > 1:
+            given_up.update(chunk.sequence.id for chunk in plan.chunks)
+            self.path_failures += 1
+            return StepHandle(plan, self._thread.submit(give_up, handle))
+        return handle
 
     return launch_or_fail
 

@@ -1,4 +1,4 @@
-"""Rows 40 to 42 of docs/faults.md: faults inside the engine, put into a real server's engine process."""
+"""Rows 40 to 42 and 47 of docs/faults.md: faults inside the engine, put into a real server's own process."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from tests.app.fair_clock import FairClock
 from tests.app.server_process import DEADLINE, until
 from tests.e2e.api import random_prompt
 from tests.faults import faulty_worker
-from tests.faults.faulty_worker import AFTER, HANG, PROMPT, SAMPLER
+from tests.faults.faulty_worker import AFTER, GAVE_UP, HANG, PROMPT, SAMPLER
 from tests.faults.harness import (
     COMPLETIONS,
     SHOWN,
@@ -141,6 +141,17 @@ def test_42_out_of_memory(faulty: Service, undisturbed: list[str], where: str, s
             assert "DECODE" in where, "a request that was told nothing gets a status"
             assert met.error["code"] == "out_of_memory" and met.data[-1] == "[DONE]"
             assert met.text
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+def test_47_kernels_give_up(faulty: Service, undisturbed: list[str], stream: bool) -> None:
+    with unharmed(faulty):
+        victim = ask(9, seed=GAVE_UP)
+        alone = faulty.post(COMPLETIONS, victim).text
+        before = faulty.stats()["path_failures"]
+        met = beside(faulty, undisturbed, victim, stream)
+        assert met.text == alone
+        assert faulty.stats()["path_failures"] == before + 1
 
 
 # -- the engine as a whole: services of their own, for the engine's end is part of the case

@@ -9,7 +9,7 @@ from tests.app.server_process import ROOT
 
 FOLDER = Path(__file__).parent
 PAGE = ROOT / "docs" / "faults.md"
-ROWS = range(1, 47)
+ROWS = range(1, 48)
 SLOW = " (slow)"
 
 

@@ -25,7 +25,7 @@ async def test_f9_replays_give_the_logits_and_keys_of_plain_steps(
     model = make_model(
         generation, 1, sequence_len=64, vocab_size=512, n_layer=3, n_head=4, n_kv_head=2, n_embd=256
     ).to("cuda", dtype)
-    config = EngineConfig(num_blocks=256, max_rows=8, max_batched_tokens=64)
+    config = EngineConfig(num_blocks=256, max_rows=8, max_batched_tokens=64, decode_path="graph")
     engine = AsyncEngine(model, load_tokenizer(G1 / "tokenizer"), config)
     runner = engine.backend.runner
     assert isinstance(runner, GpuRunner)

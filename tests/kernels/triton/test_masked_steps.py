@@ -41,7 +41,7 @@ END = TOKENIZER.encode_special("<|assistant_end|>")
 class Steps:
     """A runner that has done a step when `launch` returns; what it read of the host must have been there."""
 
-    early_masks, graph_recaptures = True, 0
+    early_masks, graph_recaptures, path_failures = True, 0, 0
 
     def __init__(self) -> None:
         model = make_model("G1", 1, n_embd=64, n_head=2, n_kv_head=2, n_layer=1).to(torch.bfloat16)

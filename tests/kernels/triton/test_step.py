@@ -12,6 +12,7 @@ from kernels.activation import sigmoid
 from kernels.norm import rms_norm
 from kernels.triton.nanochat import embed_smear, value_gate
 from kernels.triton.step import (
+    LOST,
     apply_updates,
     finish_step,
     gather_rows,
@@ -82,6 +83,7 @@ def test_finish_feeds_rows_and_fills_the_ring(entries: int) -> None:
     ring = poisoned(4, 2, 260, dtype=torch.int32)
     counter = ints([3])
     for step in range(3):
+        failed = ints([[0], [0], [7]][step])
         sampled = [step * 10_000 + index for index in range(entries)]
         valid = torch.tensor([index % 3 > 0 for index in range(entries)], device=DEVICE)
         finish_step(
@@ -97,10 +99,12 @@ def test_finish_feeds_rows_and_fills_the_ring(entries: int) -> None:
             valid if step else valid.int(),
             ring[:, 1],
             counter,
+            failed=failed if step else None,
         )
         slot = (3 + step) % 4
         assert ring[slot, 0, :entries].tolist() == sampled
-        assert ring[slot, 1, :entries].tolist() == valid.int().tolist()
+        lost = LOST.value if step == 2 else 0
+        assert ring[slot, 1, :entries].tolist() == (valid.int() + lost).tolist()
         assert (ring[:, :, entries:] == -(2**30)).all() and counter.item() == 4 + step
         live = {row: index for index, row in enumerate(rows) if row >= 0}
         for row in range(count):

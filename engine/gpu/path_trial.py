@@ -1,0 +1,169 @@
+"""Decode steps over random rows in a cache of their own: what a path must get right before it serves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+
+from engine.gpu.cache import PagedKV
+from engine.gpu.inputs import StepInputs, StepShape, buffer_size, device_inputs, host_inputs
+from engine.gpu.network import Network
+from kernels.step_spec import StepPath
+
+CONTEXT = 256  # keys of the longest row
+# Relative to the size of the right numbers; keeps their cosine above 0.999. Both sides round to bfloat16 many
+# times on the way, in sums of another order.
+MOST_DIFFERENT = 0.04
+LARGEST_ERROR = 1 / 16  # of one number, relative to the largest right one
+TOO_LONG = "a wait inside the kernels took too long"
+POISON = 7.0  # what stands where a step has to write
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """What a step has left: logits [live rows, vocabulary], each layer's new keys and values [live rows, 2,
+    kv_heads, head_dim], both float32; and sums over the bits of all else in the pages, block 0 left out.
+    """
+
+    logits: torch.Tensor
+    pages: list[torch.Tensor]
+    rest: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One step for a bucket of `shape.tokens` rows. places: block and offset of each live row's new token."""
+
+    network: Network
+    cache: PagedKV
+    shape: StepShape
+    inputs: StepInputs
+    places: tuple[torch.Tensor, torch.Tensor]
+    live: int
+
+    @classmethod
+    def of(cls, network: Network, rows: int, positions: Sequence[int], seed: int = 0) -> Self:
+        """A step of one live row for each position, padded to a bucket of so many rows. The network's cache
+        must be one for trials (`blocks_for`), which nobody else uses, and the rows' tables are overwritten.
+
+        Row i's token is not token i, and blocks lie in no order.
+        """
+        cache, live = network.cache, len(positions)
+        assert cache is not None
+        random = np.random.default_rng(seed)
+        device, size = network.step_counter.device, cache.block_size
+        each = 1 + max(positions) // size
+        blocks = 1 + random.permutation(cache.blocks - 1)[: live * each].reshape(live, each).astype(np.int32)
+        token_rows = np.arange(live)[::-1]
+        tables = torch.from_numpy(blocks).to(device)
+        network.rows.block_tables[torch.from_numpy(token_rows.copy()).to(device), :each] = tables
+        shape = StepShape(rows, rows, rows, 0)
+        packed = np.full(buffer_size(shape), -1, dtype=np.int32)
+        host = host_inputs(packed, shape)
+        for array in (host.token_rows, host.decode_rows, host.entry_rows):
+            array[:live] = token_rows
+        host.token_ids[:live] = random.integers(0, network.weights.vocab_size, live)
+        host.token_positions[:live] = positions
+        host.entry_tokens[:live] = np.arange(live)
+        host.cu_queries[:] = 0
+        at = torch.tensor(positions)
+        place = torch.arange(live), at // size
+        return cls(
+            network,
+            cache,
+            shape,
+            device_inputs(torch.from_numpy(packed).to(device), shape),
+            (tables[place[0].to(device), place[1].to(device)].long(), (at % size).to(device)),
+            live,
+        )
+
+    @torch.inference_mode()
+    def run(self, path: StepPath) -> None:
+        """Queues the step. The path must have been prepared for so many rows."""
+        network = self.network
+        if path == "graph":
+            network.step(self.shape, self.inputs, False)
+            return
+        network.paths.table = {self.shape.tokens: path}
+        try:
+            network.step_by_path(self.shape, self.inputs, False)
+        finally:
+            network.paths.table = {}
+
+    @torch.inference_mode()
+    def look(self, path: StepPath) -> Wrote:
+        """Runs the step and waits for it."""
+        self._poison()
+        self.run(path)
+        network = self.network
+        logits = network.scratch.logits[: self.live, : network.weights.vocab_size].float().clone()
+        pages = [
+            torch.stack([part[self.places].float() for part in layer], dim=1) for layer in self.cache.layers
+        ]
+        self._poison()
+        sums = [part[1:].view(torch.int16).sum() for layer in self.cache.layers for part in layer]
+        return Wrote(logits, pages, torch.stack(sums).tolist())
+
+    def _poison(self) -> None:
+        for layer in self.cache.layers:
+            for part in layer:
+                part[self.places] = POISON
+
+    def lost(self) -> bool:
+        """Whether the kernels have failed since the last call; waits for the device."""
+        failed = self.network.paths.failed
+        if not int(failed):
+            return False
+        failed.zero_()
+        return True
+
+    def disagreement(self, path: StepPath, want: Wrote) -> str | None:
+        """What a path does otherwise than the network's own kernels did, or None."""
+        got = self.look(path)
+        if self.lost():
+            return TOO_LONG
+        where = f"at {self.live} of {self.shape.tokens} rows"
+        for layer, (ours, theirs) in enumerate(zip(got.pages, want.pages, strict=True)):
+            if reason := different(ours, theirs):
+                return f"keys and values of layer {layer} {reason} {where}"
+        if got.rest != want.rest:
+            return f"a position that is nobody's was written {where}"
+        if reason := different(got.logits, want.logits):
+            return f"logits {reason} {where}"
+        live = self.inputs.entry_tokens >= 0
+        after = torch.where(live, self.inputs.token_positions + 1, 0)
+        if not torch.equal(self.network.scratch.entry_positions[: self.shape.tokens], after):
+            return f"the next positions are wrong {where}"
+        return None
+
+
+def different(got: torch.Tensor, want: torch.Tensor) -> str | None:
+    """How a result is off by more than rounding explains, row by row; None where it is not."""
+    if not bool(torch.isfinite(got).all()):
+        return "are not finite"
+    difference, right = (got - want).flatten(1), want.flatten(1)
+    far = (difference.norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)).max()
+    if float(far) > MOST_DIFFERENT:
+        return f"are off by {float(far):.2g} of their size"
+    worst = difference.abs().amax(dim=1) / right.abs().amax(dim=1).clamp_min(1e-30)
+    if float(worst.max()) > LARGEST_ERROR:
+        return f"have a number that is off by {float(worst.max()):.2g} of the largest"
+    return None
+
+
+def positions_for(rows: int, block_size: int, longest: int) -> list[list[int]]:
+    """Steps for a bucket of so many rows: lengths around the borders of blocks up to position `longest`,
+    first in every row, then, of more than one, with a row of padding.
+    """
+    edges = [block_size, longest, block_size - 1, 2 * block_size + 1, 0, 2 * block_size - 1, 1, longest - 1]
+    edges = [min(max(edge, 0), longest) for edge in edges]
+    full = [edges[index % len(edges)] for index in range(rows)]
+    other = [edges[(index + 1) % len(edges)] for index in range(max(1, rows - 1))]
+    return [full, other]
+
+
+def blocks_for(rows: int, block_size: int, longest: int) -> int:
+    """Blocks of a cache for trials of so many rows, the write-off block included."""
+    return 1 + rows * (1 + longest // block_size)
