@@ -6,9 +6,9 @@ import triton.language as tl
 
 @triton.jit
 def _page_ids(table, start, end, BLOCK_SIZE: tl.constexpr, PAGES: tl.constexpr, PER: tl.constexpr):
-    """[PAGES, 1, 1] int64: the pages that hold a tile's keys; block 0 for those behind the end."""
+    """[PAGES] int64: the pages that hold a tile's keys; block 0 for those behind the end."""
     key = start + tl.arange(0, PAGES) * PER
-    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0).to(tl.int64)[:, None, None]
+    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -25,21 +25,60 @@ def _places(
     offset = tl.arange(0, PER)[None, :, None]
     if PER < BLOCK_SIZE:
         offset += start % BLOCK_SIZE
-    return pages * stride_block + (offset * stride_offset + tl.arange(0, D)[None, None, :])
+    return pages[:, None, None] * stride_block + (offset * stride_offset + tl.arange(0, D)[None, None, :])
 
 
 @triton.jit
-def _accumulate(query, key, value, inside, most, total, mixed, MASKED: tl.constexpr):
+def _scales(
+    scales,
+    pages,
+    start,
+    inside,
+    stride_block: tl.constexpr,
+    stride_offset: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    PER: tl.constexpr,
+):
+    """[PAGES, PER] float32: those of a tile's keys or values, of one head, where there are any. inside: which
+    to read."""
+    if scales is None:
+        return 0.0  # nobody looks at it
+    offset = tl.arange(0, PER)[None, :]
+    if PER < BLOCK_SIZE:
+        offset += start % BLOCK_SIZE
+    place = pages[:, None] * stride_block + offset * stride_offset
+    return tl.load(scales + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def _accumulate(
+    query,
+    key,
+    value,
+    key_scale,
+    value_scale,
+    inside,
+    most,
+    total,
+    mixed,
+    MASKED: tl.constexpr,
+    SCALED: tl.constexpr,
+):
     """One tile of keys and values [PAGES, PER, D] into a query's [1, 1, D] (maximum, sum, accumulator).
 
-    inside: [PAGES, PER], which keys count, where MASKED; one of them does, so that the maximum is finite.
+    key_scale, value_scale: [PAGES, PER], where SCALED. inside: [PAGES, PER], which keys count, where MASKED;
+    one of them does, so that the maximum is finite.
     """
     score = tl.sum(key.to(tl.float32) * query, axis=2)
+    if SCALED:
+        score *= key_scale.to(tl.float32)
     if MASKED:
         score = tl.where(inside, score, float("-inf"))
     peak = tl.maximum(most, tl.max(tl.max(score, axis=1), axis=0))
     fade, weight = tl.exp2(most - peak), tl.exp2(score - peak)
     total = total * fade + tl.sum(tl.sum(weight, axis=1), axis=0)
+    if SCALED:
+        weight *= value_scale.to(tl.float32)
     # Keys of one page first: those lie in one thread, where pages may lie in several.
     mixed = mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value.to(tl.float32), axis=1), axis=0)
     return peak, total, mixed
@@ -50,11 +89,15 @@ def _partial_tile(
     query,
     keys,
     values,
+    k_scales,
+    v_scales,
     table,
     stride_k_block: tl.constexpr,
     stride_k_offset: tl.constexpr,
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
     tile,
     end,
     seen,
@@ -74,8 +117,12 @@ def _partial_tile(
     v_place = values + _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
     key = tl.load(k_place, mask=inside[:, :, None], other=0.0)
     value = tl.load(v_place, mask=inside[:, :, None], other=0.0)
+    key_scale = _scales(k_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+    value_scale = _scales(v_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
     if tile + seen >= 0:
-        most, total, mixed = _accumulate(query, key, value, inside, most, total, mixed, True)
+        most, total, mixed = _accumulate(
+            query, key, value, key_scale, value_scale, inside, most, total, mixed, True, k_scales is not None
+        )
     return most, total, mixed
 
 
@@ -84,11 +131,15 @@ def attend_single(
     query,
     keys,
     values,
+    k_scales,
+    v_scales,
     table,
     stride_k_block: tl.constexpr,
     stride_k_offset: tl.constexpr,
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
     start,
     end,
     seen,
@@ -106,6 +157,7 @@ def attend_single(
     """
     PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
     PAGES: tl.constexpr = BLOCK_KEYS // PER
+    SCALED: tl.constexpr = k_scales is not None
     query = query[None, None, :]
     most, total = float("-inf"), 0.0
     mixed = tl.zeros([D], tl.float32)
@@ -116,11 +168,15 @@ def attend_single(
                 query,
                 keys,
                 values,
+                k_scales,
+                v_scales,
                 table,
                 stride_k_block,
                 stride_k_offset,
                 stride_v_block,
                 stride_v_offset,
+                stride_s_block,
+                stride_s_offset,
                 start,
                 end,
                 seen,
@@ -144,34 +200,49 @@ def attend_single(
         k_place = _places(pages, start, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
         v_place = _places(pages, start, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
         key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+        key_scale = _scales(k_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+        value_scale = _scales(v_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         pages = _page_ids(table, start + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=1):
             ahead = tile + BLOCK_KEYS
             k_place = _places(pages, ahead, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
             v_place = _places(pages, ahead, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
             key_next, value_next = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            key_scale_next = _scales(k_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+            value_scale_next = _scales(v_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
             pages = _page_ids(table, ahead + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
             if tile + seen >= 0:
-                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+                most, total, mixed = _accumulate(
+                    query, key, value, key_scale, value_scale, None, most, total, mixed, False, SCALED
+                )
             key, value = key_next, value_next
+            key_scale, value_scale = key_scale_next, value_scale_next
     else:
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=STAGES):
             pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
             k_place = _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
             v_place = _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
             key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            key_scale = _scales(k_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+            value_scale = _scales(v_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
             if tile + seen >= 0:
-                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+                most, total, mixed = _accumulate(
+                    query, key, value, key_scale, value_scale, None, most, total, mixed, False, SCALED
+                )
     if whole < end:
         most, total, mixed = _partial_tile(
             query,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             whole,
             end,
             seen,
@@ -191,11 +262,15 @@ def attend_group(
     query,
     keys,
     values,
+    k_scales,
+    v_scales,
     table,
     stride_k_block: tl.constexpr,
     stride_k_offset: tl.constexpr,
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
     start,
     end,
     seen,
@@ -226,11 +301,20 @@ def attend_group(
         v_place = (page * stride_v_block + offset * stride_v_offset)[:, None] + channel
         key = tl.load(keys + k_place, mask=inside[:, None], other=0.0)
         value = tl.load(values + v_place, mask=inside[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if k_scales is None:
+            score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        else:
+            s_place = page * stride_s_block + offset * stride_s_offset
+            key_scale = tl.load(k_scales + s_place, mask=inside, other=0.0).to(tl.float32) * scale
+            value_scale = tl.load(v_scales + s_place, mask=inside, other=0.0).to(tl.float32)
+            key, value = key.to(query.dtype), value.to(query.dtype)
+            score = tl.dot(query, tl.trans(key), input_precision="ieee") * key_scale[None, :]
         score = tl.where(inside[None, :], score, float("-inf"))
         peak = tl.maximum(most, tl.max(score, axis=1))
         fade, weight = tl.exp2(most - peak), tl.exp2(score - peak[:, None])
         total = total * fade + tl.sum(weight, axis=1)
+        if k_scales is not None:
+            weight *= value_scale[None, :]
         mixed = tl.dot(weight.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
         most = peak
     return most, total, mixed

@@ -23,10 +23,10 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 
 def _mend_interpreter() -> None:
-    """Two things that Triton's interpreter does otherwise than the GPU.
+    """Three things that Triton's interpreter does otherwise than the GPU.
 
-    It cuts float32 off where bfloat16 is nearest, and with today's numpy cannot take a loop's bound from a
-    tensor.
+    It cuts float32 off where bfloat16 or e4m3 is nearest, takes e4m3's NaN for a number, and with today's
+    numpy cannot take a loop's bound from a tensor.
     """
     import numpy as np
     from triton.runtime import interpreter
@@ -34,10 +34,20 @@ def _mend_interpreter() -> None:
     convert, patch_tensor = interpreter._convert_float, interpreter._patch_lang_tensor
 
     def nearest(values: Any, source: Any, target: Any, mode: Any) -> Any:
-        if (source.name, target.name) != ("fp32", "bf16"):
+        numbers = np.array(values)
+        if source.name == "fp8e4nv":
+            exact = torch.from_numpy(numbers.view(np.uint8)).view(torch.float8_e4m3fn).float()
+            if target.name == "fp32":
+                return exact.numpy().view(np.uint32)
+        elif source.name == "fp32":
+            exact = torch.from_numpy(numbers.view(np.float32))
+        else:
             return convert(values, source, target, mode)
-        exact = torch.from_numpy(np.array(values, dtype=np.float32))
-        return exact.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        if target.name == "bf16":
+            return exact.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        if target.name == "fp8e4nv":
+            return exact.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        return convert(values, source, target, mode)
 
     def with_index(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
