@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cuda_driver import Kernel, architecture, argument_addresses, load_kernel
+from kernels.kv8 import Scales
 from kernels.nvrtc import compile_many, read_source
 
 # The seed's steps: from so many keys on at least so many blocks.
@@ -253,6 +254,7 @@ class ClusterDecode:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         """Attention of one query per entry over keys 0..positions[entry] of its row, or those of them that

@@ -12,6 +12,7 @@ from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps
 from kernels.cluster import TILE, ClusterDecode, Shape, Variant, unsupported
 from kernels.cuda_driver import DriverError
+from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError
 from kernels.registry import Unavailable
 
@@ -44,6 +45,7 @@ class Clusters(Protocol):
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None: ...
 
@@ -83,11 +85,12 @@ class ClusteredBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         serves = self.clusters.decode if self.clustered(rows.size(0)) else self.plain.decode
         pages = (k_pages, v_pages, block_tables)
-        serves(q, *pages, rows, positions, out, scale=scale, window=window, pdl=pdl)
+        serves(q, *pages, rows, positions, out, scale=scale, window=window, scales=scales, pdl=pdl)
 
     def prefill(
         self,
@@ -102,11 +105,21 @@ class ClusteredBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
         self.plain.prefill(
-            q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+            q,
+            *pages,
+            chunk_rows,
+            cu_queries,
+            contexts,
+            out,
+            scale=scale,
+            window=window,
+            scales=scales,
+            pdl=pdl,
         )
 
 
@@ -118,6 +131,8 @@ def with_clusters(
     """
     shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size)
     reason = unsupported(spec.head_dim, shape.group, spec.dtype, caps.compute or (0, 0), spec.block_size)
+    if reason is None and spec.fp8_kv:
+        reason = "they read no keys and values of eight bits (kv_dtype fp8)"
     if reason is None and spec.max_context < rule.threshold:
         reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
     what, asked, used, why = rows[0]

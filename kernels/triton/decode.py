@@ -71,7 +71,8 @@ class DecodeWorkspace:
         windows: tuple[int | None, ...] = (None,),
         multiprocessors: int | None = None,
     ) -> "DecodeWorkspace":
-        """max_context: keys of the longest row. dtype: of keys and values. config: used for every bucket, instead of the table's.
+        """max_context: keys of the longest row. dtype: of keys and values. config: used for every bucket,
+        instead of the table's.
         windows: those for which work lists are made now; others follow when first planned. multiprocessors:
         instead of the device's.
 

@@ -208,8 +208,12 @@ def attend_single(
             k_place = _places(pages, ahead, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
             v_place = _places(pages, ahead, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
             key_next, value_next = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
-            key_scale_next = _scales(k_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
-            value_scale_next = _scales(v_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+            key_scale_next = _scales(
+                k_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
+            value_scale_next = _scales(
+                v_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
             pages = _page_ids(table, ahead + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
             if tile + seen >= 0:
                 most, total, mixed = _accumulate(
@@ -223,8 +227,12 @@ def attend_single(
             k_place = _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
             v_place = _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
             key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
-            key_scale = _scales(k_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
-            value_scale = _scales(v_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+            key_scale = _scales(
+                k_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
+            value_scale = _scales(
+                v_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
             if tile + seen >= 0:
                 most, total, mixed = _accumulate(
                     query, key, value, key_scale, value_scale, None, most, total, mixed, False, SCALED

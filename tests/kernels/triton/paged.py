@@ -104,9 +104,7 @@ def in_eight_bits(cache: Paged, heads_first: bool = False) -> Paged:
 
     (k_pages, k_scales), (v_pages, v_scales) = kept(cache.k_pages), kept(cache.v_pages)
     keys, values = read(cache.keys), read(cache.values)
-    return Paged(
-        k_pages, v_pages, cache.tables, keys, values, (k_scales, v_scales), cache.keys, cache.values
-    )
+    return Paged(k_pages, v_pages, cache.tables, keys, values, (k_scales, v_scales), cache.keys, cache.values)
 
 
 def fused_queries(tokens: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:

@@ -116,9 +116,7 @@ def test_ragged_rows(
 @kept
 def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int, eight_bits: bool) -> None:
     contexts = [31, 33, 64, 101]
-    cache = paged(
-        contexts, 1, 32, block_size, torch.bfloat16, heads_first=heads_first, eight_bits=eight_bits
-    )
+    cache = paged(contexts, 1, 32, block_size, torch.bfloat16, heads_first=heads_first, eight_bits=eight_bits)
     query = fused_queries(len(contexts), heads, 1, 32, torch.bfloat16)
     space = workspace(len(contexts), heads, 1, 32, DecodeConfig(block_keys=16, min_chunk=32, units_per_sm=2))
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
