@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from kernels.triton.parts import four_channels
+
 
 @triton.jit
 def _page_ids(table, start, end, BLOCK_SIZE: tl.constexpr, PAGES: tl.constexpr, PER: tl.constexpr):
@@ -39,15 +41,33 @@ def _scales(
     BLOCK_SIZE: tl.constexpr,
     PER: tl.constexpr,
 ):
-    """[PAGES, PER] float32: those of a tile's keys or values, of one head, where there are any. inside: which
-    to read."""
+    """[PAGES, PER]: those of a tile's keys or values, of one head, where there are any. inside: which to
+    read."""
     if scales is None:
-        return 0.0  # nobody looks at it
-    offset = tl.arange(0, PER)[None, :]
-    if PER < BLOCK_SIZE:
-        offset += start % BLOCK_SIZE
-    place = pages[:, None] * stride_block + offset * stride_offset
-    return tl.load(scales + place, mask=inside, other=0.0)
+        found = 0.0  # nobody looks at it
+    else:
+        offset = tl.arange(0, PER)[None, :]
+        if PER < BLOCK_SIZE:
+            offset += start % BLOCK_SIZE
+        place = pages[:, None] * stride_block + offset * stride_offset
+        found = tl.load(scales + place, mask=inside, other=0.0)
+    return found
+
+
+@triton.jit
+def _quarters(x, D: tl.constexpr):
+    """[D] as four [1, 1, D / 4]: the channels that lie first, second, third and fourth in their words."""
+    even, odd = tl.split(tl.reshape(x, [D // 4, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first[None, None, :], second[None, None, :], third[None, None, :], fourth[None, None, :]
+
+
+@triton.jit
+def _weighed(mixed, fade, weight, value):
+    """The accumulator [D] with a tile of values [PAGES, PER, D] added, each times its weight."""
+    # Keys of one page first: those lie in one thread, where pages may lie in several.
+    return mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value, axis=1), axis=0)
 
 
 @triton.jit
@@ -66,12 +86,16 @@ def _accumulate(
 ):
     """One tile of keys and values [PAGES, PER, D] into a query's [1, 1, D] (maximum, sum, accumulator).
 
-    key_scale, value_scale: [PAGES, PER], where SCALED. inside: [PAGES, PER], which keys count, where MASKED;
-    one of them does, so that the maximum is finite.
+    SCALED: keys and values are words of four channels each, [PAGES, PER, D / 4] with scales [PAGES, PER], and
+    query and accumulator come in quarters. inside: [PAGES, PER], which keys count, where MASKED; one of them
+    does, so that the maximum is finite.
     """
-    score = tl.sum(key.to(tl.float32) * query, axis=2)
     if SCALED:
-        score *= key_scale.to(tl.float32)
+        k0, k1, k2, k3 = four_channels(key)
+        q0, q1, q2, q3 = query
+        score = tl.sum(k0 * q0 + k1 * q1 + k2 * q2 + k3 * q3, axis=2) * key_scale.to(tl.float32)
+    else:
+        score = tl.sum(key.to(tl.float32) * query, axis=2)
     if MASKED:
         score = tl.where(inside, score, float("-inf"))
     peak = tl.maximum(most, tl.max(tl.max(score, axis=1), axis=0))
@@ -79,8 +103,16 @@ def _accumulate(
     total = total * fade + tl.sum(tl.sum(weight, axis=1), axis=0)
     if SCALED:
         weight *= value_scale.to(tl.float32)
-    # Keys of one page first: those lie in one thread, where pages may lie in several.
-    mixed = mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value.to(tl.float32), axis=1), axis=0)
+        v0, v1, v2, v3 = four_channels(value)
+        m0, m1, m2, m3 = mixed
+        mixed = (
+            _weighed(m0, fade, weight, v0),
+            _weighed(m1, fade, weight, v1),
+            _weighed(m2, fade, weight, v2),
+            _weighed(m3, fade, weight, v3),
+        )
+    else:
+        mixed = _weighed(mixed, fade, weight, value.to(tl.float32))
     return peak, total, mixed
 
 
@@ -115,8 +147,8 @@ def _partial_tile(
     pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
     k_place = keys + _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
     v_place = values + _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
-    key = tl.load(k_place, mask=inside[:, :, None], other=0.0)
-    value = tl.load(v_place, mask=inside[:, :, None], other=0.0)
+    key = tl.load(k_place, mask=inside[:, :, None], other=0)
+    value = tl.load(v_place, mask=inside[:, :, None], other=0)
     key_scale = _scales(k_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
     value_scale = _scales(v_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
     if tile + seen >= 0:
@@ -152,15 +184,21 @@ def attend_single(
 ):
     """One query over keys start..end by multiplying and adding: a matrix unit would idle at 15 of 16 rows.
 
-    query: [D] float32, scaled. Returns the maximum, the sum (scalars) and the accumulator [D]. Whole tiles go
+    query: [D] float32, scaled. keys, values: of words where there are scales (`four_channels`). Returns the maximum, the sum (scalars) and the accumulator [D]. Whole tiles go
     without masks, which would cost more than the loads.
     """
     PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
     PAGES: tl.constexpr = BLOCK_KEYS // PER
     SCALED: tl.constexpr = k_scales is not None
-    query = query[None, None, :]
+    W: tl.constexpr = D // 4 if SCALED else D
+    if SCALED:
+        query = _quarters(query, D)
+        none = tl.zeros([W], tl.float32)
+        mixed = (none, none, none, none)
+    else:
+        query = query[None, None, :]
+        mixed = tl.zeros([D], tl.float32)
     most, total = float("-inf"), 0.0
-    mixed = tl.zeros([D], tl.float32)
     whole = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
     if HAS_WINDOW:  # noqa: SIM102 (one condition is the compiler's, the other the device's)
         if seen > start:
@@ -183,7 +221,7 @@ def attend_single(
                 most,
                 total,
                 mixed,
-                D,
+                W,
                 BLOCK_SIZE,
                 PAGES,
                 PER,
@@ -197,16 +235,16 @@ def attend_single(
     if PREFETCH:
         # Page ids run two tiles ahead, keys and values one; what lies behind the end is read from block 0.
         pages = _page_ids(table, start, end, BLOCK_SIZE, PAGES, PER)
-        k_place = _places(pages, start, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-        v_place = _places(pages, start, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+        k_place = _places(pages, start, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+        v_place = _places(pages, start, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
         key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
         key_scale = _scales(k_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         value_scale = _scales(v_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         pages = _page_ids(table, start + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=1):
             ahead = tile + BLOCK_KEYS
-            k_place = _places(pages, ahead, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-            v_place = _places(pages, ahead, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            k_place = _places(pages, ahead, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+            v_place = _places(pages, ahead, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
             key_next, value_next = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
             key_scale_next = _scales(
                 k_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
@@ -224,8 +262,8 @@ def attend_single(
     else:
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=STAGES):
             pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
-            k_place = _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-            v_place = _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            k_place = _places(pages, tile, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+            v_place = _places(pages, tile, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
             key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
             key_scale = _scales(
                 k_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
@@ -257,11 +295,14 @@ def attend_single(
             most,
             total,
             mixed,
-            D,
+            W,
             BLOCK_SIZE,
             PAGES,
             PER,
         )
+    if SCALED:
+        m0, m1, m2, m3 = mixed
+        mixed = tl.interleave(tl.interleave(m0, m2), tl.interleave(m1, m3))
     return most, total, mixed
 
 
