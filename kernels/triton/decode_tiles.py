@@ -65,9 +65,21 @@ def _quarters(x, D: tl.constexpr):
 
 @triton.jit
 def _weighed(mixed, fade, weight, value):
-    """The accumulator [D] with a tile of values [PAGES, PER, D] added, each times its weight."""
-    # Keys of one page first: those lie in one thread, where pages may lie in several.
-    return mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value, axis=1), axis=0)
+    """The accumulator [P, K, D] with a tile of values [PAGES, PER, D] added, each times its weight: sums over
+    every P-th page and every K-th key of a page.
+    """
+    P: tl.constexpr = mixed.shape[0]
+    K: tl.constexpr = mixed.shape[1]
+    PAGES: tl.constexpr = value.shape[0]
+    PER: tl.constexpr = value.shape[1]
+    parts = tl.reshape(weight[:, :, None] * value, [PAGES // P, P, PER // K, K, value.shape[2]])
+    return mixed * fade + tl.sum(tl.sum(parts, axis=2), axis=0)
+
+
+@triton.jit
+def _together(mixed):
+    """[D] of an accumulator [P, K, D]."""
+    return tl.sum(tl.sum(mixed, axis=1), axis=0)
 
 
 @triton.jit
@@ -191,13 +203,17 @@ def attend_single(
     PAGES: tl.constexpr = BLOCK_KEYS // PER
     SCALED: tl.constexpr = k_scales is not None
     W: tl.constexpr = D // 4 if SCALED else D
+    # Keys that lie in different threads, 16 bytes of each in one: their sums stay apart until the end.
+    APART: tl.constexpr = 32 * 16 * 8 // (W * keys.dtype.element_ty.primitive_bitwidth)
+    P: tl.constexpr = max(1, min(PAGES, APART))
+    K: tl.constexpr = max(1, min(PER, APART // P))
     if SCALED:
         query = _quarters(query, D)
-        none = tl.zeros([W], tl.float32)
+        none = tl.zeros([P, K, W], tl.float32)
         mixed = (none, none, none, none)
     else:
         query = query[None, None, :]
-        mixed = tl.zeros([D], tl.float32)
+        mixed = tl.zeros([P, K, D], tl.float32)
     most, total = float("-inf"), 0.0
     whole = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
     if HAS_WINDOW:  # noqa: SIM102 (one condition is the compiler's, the other the device's)
@@ -302,8 +318,11 @@ def attend_single(
         )
     if SCALED:
         m0, m1, m2, m3 = mixed
-        mixed = tl.interleave(tl.interleave(m0, m2), tl.interleave(m1, m3))
-    return most, total, mixed
+        return most, total, tl.interleave(
+            tl.interleave(_together(m0), _together(m2)), tl.interleave(_together(m1), _together(m3))
+        )
+    else:
+        return most, total, _together(mixed)
 
 
 @triton.jit
