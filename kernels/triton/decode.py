@@ -252,7 +252,7 @@ def paged_decode(
     config, work, group = workspace.settings(entries), workspace.work_list(window), workspace.group
     padded = triton.next_power_of_2(group)
     k_scales, v_scales = scales or (None, None)
-    if scales is not None and group == 1:
+    if scales is not None:
         k_pages, v_pages = k_pages.view(torch.int32), v_pages.view(torch.int32)
     programs = workspace.units(entries) * workspace.kv_heads
     if config.persistent:

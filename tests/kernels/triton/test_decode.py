@@ -151,10 +151,10 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 @kept
 def test_variants(name: str, heads: int, eight_bits: bool) -> None:
-    contexts = [1, 63, 129, 300]
-    cache = paged(contexts, 1, 32, 16, torch.bfloat16, eight_bits=eight_bits)
-    query = fused_queries(len(contexts), heads, 1, 32, torch.bfloat16)
-    space = workspace(len(contexts), heads, 1, 32, VARIANTS[name])
+    contexts, head_dim = [1, 63, 129, 300], 64 if eight_bits else 32
+    cache = paged(contexts, 1, head_dim, 16, torch.bfloat16, eight_bits=eight_bits)
+    query = fused_queries(len(contexts), heads, 1, head_dim, torch.bfloat16)
+    space = workspace(len(contexts), heads, 1, head_dim, VARIANTS[name])
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
 
 
