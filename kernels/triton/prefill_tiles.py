@@ -73,7 +73,8 @@ def walk(
             else:
                 key_scale = tl.load(k_scales + s_place).to(tl.float32)
                 value_scale = tl.load(v_scales + s_place).to(tl.float32)
-            key, value = key.to(query.dtype), value.to(query.dtype)
+            # By way of float32: a device turns pairs of that into bfloat16, but float16 number by number.
+            key, value = key.to(tl.float32).to(query.dtype), value.to(tl.float32).to(query.dtype)
             score = tl.dot(query, tl.trans(key), input_precision="ieee") * key_scale[None, :]
         if MASKED:
             seen = place[None, :] <= position[:, None]
