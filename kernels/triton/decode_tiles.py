@@ -196,8 +196,9 @@ def attend_single(
 ):
     """One query over keys start..end by multiplying and adding: a matrix unit would idle at 15 of 16 rows.
 
-    query: [D] float32, scaled. keys, values: of words where there are scales (`four_channels`). Returns the maximum, the sum (scalars) and the accumulator [D]. Whole tiles go
-    without masks, which would cost more than the loads.
+    query: [D] float32, scaled. keys, values: of words where there are scales (`four_channels`). Returns the
+    maximum, the sum (scalars) and the accumulator [D]. Whole tiles go without masks, which would cost more
+    than the loads.
     """
     PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
     PAGES: tl.constexpr = BLOCK_KEYS // PER
@@ -318,8 +319,12 @@ def attend_single(
         )
     if SCALED:
         m0, m1, m2, m3 = mixed
-        return most, total, tl.interleave(
-            tl.interleave(_together(m0), _together(m2)), tl.interleave(_together(m1), _together(m3))
+        return (
+            most,
+            total,
+            tl.interleave(
+                tl.interleave(_together(m0), _together(m2)), tl.interleave(_together(m1), _together(m3))
+            ),
         )
     else:
         return most, total, _together(mixed)

@@ -24,12 +24,14 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 
 def _mend_interpreter() -> None:
-    """Four things that Triton's interpreter does otherwise than the GPU.
+    """What Triton's interpreter does otherwise than the GPU.
 
-    It cuts float32 off where bfloat16 or e4m3 is nearest, takes e4m3's NaN for a number, knows no assembly,
-    and with today's numpy cannot take a loop's bound from a tensor.
+    It cuts float32 off where bfloat16 or e4m3 is nearest, takes e4m3's NaN for a number, multiplies matrices
+    of bfloat16 as the 16-bit integers that it keeps them as, knows no assembly, and with today's numpy cannot
+    take a loop's bound from a tensor.
     """
     import numpy as np
+    import triton.language as tl
     from triton.runtime import interpreter
 
     convert, patch_tensor = interpreter._convert_float, interpreter._patch_lang_tensor
@@ -56,8 +58,6 @@ def _mend_interpreter() -> None:
 
     def assembled(self: Any, text: str, constraints: str, values: Any, *about: Any) -> Any:
         """What `kernels.triton.parts.four_channels` writes in PTX, the only assembly there is."""
-        import triton.language as tl
-
         assert text.count("cvt.rn.f16x2.e4m3x2") == 2 and constraints == "=f,=f,=f,=f,r"
         words = np.ascontiguousarray(values[0].data)
         numbers = torch.from_numpy(words.view(np.uint8)).view(torch.float8_e4m3fn).float().numpy()
@@ -66,6 +66,18 @@ def _mend_interpreter() -> None:
             get_result=lambda i: interpreter.TensorHandle(parts[..., i].copy(), tl.float32)
         )
 
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        data = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
+        return interpreter.TensorHandle(data.view("float32"), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.InterpreterBuilder.create_inline_asm = assembled
     interpreter._convert_float = nearest
     interpreter._patch_lang_tensor = with_index

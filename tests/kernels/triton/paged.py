@@ -1,9 +1,7 @@
 """Paged keys and values for tests of attention, and exact attention over them."""
 
-import os
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -11,30 +9,6 @@ from kernels.kv8 import Scales, dequantize_kv, quantize_kv
 from tests.kernels.triton.device import DEVICE, ints, poisoned, randn
 
 REL_L2 = {torch.bfloat16: 5e-3, torch.float32: 2e-6}
-
-
-def _products_of_bfloat16() -> None:
-    """Lets the interpreter multiply bfloat16 matrices by value: it keeps them as 16-bit integers, and takes
-    those."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    multiply = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        data = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
-        return interpreter.TensorHandle(data.view("float32"), tl.float32)
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return multiply(self, widened(a), widened(b), *rest)
-
-    interpreter.InterpreterBuilder.create_dot = create_dot
-
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    _products_of_bfloat16()
 
 
 @dataclass(slots=True)
