@@ -129,10 +129,8 @@ def with_clusters(
     """`plain` with clusters of blocks for decode steps of few rows, once they agree with the reference; the
     first of `rows` says what came of it. Unavailable: they are required and cannot be had, with the reason.
     """
-    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size)
+    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
     reason = unsupported(spec.head_dim, shape.group, spec.dtype, caps.compute or (0, 0), spec.block_size)
-    if reason is None and spec.fp8_kv:
-        reason = "they read no keys and values of eight bits (kv_dtype fp8)"
     if reason is None and spec.max_context < rule.threshold:
         reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"
     what, asked, used, why = rows[0]

@@ -61,8 +61,12 @@ class _Problem:
         k_pages, v_pages = (random(*shape).transpose(1, 2) for _ in range(2))
         scales: Scales | None = None
         if spec.fp8_kv:
-            (k_pages, k_scales), (v_pages, v_scales) = quantize_kv(k_pages), quantize_kv(v_pages)
-            scales = k_scales, v_scales
+            # A head's numbers and scales of a block lie together, as in the engine's own cache.
+            (k_pages, k_scales), (v_pages, v_scales) = (
+                quantize_kv(pages.transpose(1, 2)) for pages in (k_pages, v_pages)
+            )
+            k_pages, v_pages = k_pages.transpose(1, 2), v_pages.transpose(1, 2)
+            scales = k_scales.transpose(1, 2), v_scales.transpose(1, 2)
         decodes = min(rows, spec.max_rows)
         tokens, width = decodes + sum(QUERIES), spec.heads * spec.head_dim
         query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)

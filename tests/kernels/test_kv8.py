@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.backends import AttentionSpec, Unavailable, select_backend
-from kernels.backends.clustered import ClusterRule
+from kernels.backends.clustered import ClusteredBackend, ClusterRule
 from kernels.backends.flash import FlashBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
+from kernels.cluster import Shape, Variant, _mismatch
 from kernels.kv8 import FORMAT, LARGEST, SCALE_FORMAT, SMALLEST_SCALE, Scales, dequantize_kv, quantize_kv
 from kernels.registry import select
 from tests.kernels.test_backends import H200, SHAPE, SPEC, with_packages
@@ -102,13 +104,36 @@ def test_the_self_test_reads_scales() -> None:
     assert "decode with window None is off" in (fault(Unscaled(KV8), KV8) or "")
 
 
-def test_clusters_read_them_or_say_that_they_do_not() -> None:
+class Clusters(TorchBackend):
+    """In the place of `ClusterDecode`: what it is made for, and whether it is given what it needs."""
+
+    made: ClassVar[list[Shape]] = []
+
+    def __init__(self, shape: Shape, max_context: int, device: torch.device, **others: object) -> None:
+        self.shape = shape
+        self.made.append(shape)
+
+    def prepare(self, max_entries: int) -> None:
+        pass
+
+    def served(self, max_entries: int) -> dict[int, Variant]:
+        return {1: Variant(2, 8, 1)}
+
+    def serves(self, entries: int) -> bool:
+        return True
+
+    def decode(self, q: torch.Tensor, *given: torch.Tensor, scales: Scales | None = None, **how: Any) -> None:
+        k_pages, v_pages, tables, rows, positions, out = given
+        assert _mismatch(self.shape, q, k_pages, v_pages, tables, rows, positions, out, scales) is None
+        super().decode(q, *given, scales=scales, **how)
+
+
+def test_clusters_read_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.backends.clustered.ClusterDecode", Clusters)
     shape = SHAPE | {"head_dim": 128, "caps": H200, "fp8_kv": True}
-    wanted = ClusterRule(2, 64, required=True)
-    with pytest.raises(Unavailable, match=r"--use-cta-clustering: .*kv_dtype fp8"):
-        select_backend("auto", **shape, clusters=wanted)
-    backend, rows = select_backend("auto", **shape, clusters=replace(wanted, required=False))
-    assert backend.name == "triton" and "kv_dtype fp8" in rows[0][3]
+    backend, rows = select_backend("auto", **shape, clusters=ClusterRule(2, 64, required=True))
+    assert isinstance(backend, ClusteredBackend) and "clusters of 2 for 1 row" in rows[0][3]
+    assert Clusters.made and all(made.fp8_kv for made in Clusters.made)
 
 
 def test_the_reference_reads_what_pages_stand_for() -> None:
