@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.decode_tiles import attend_group, attend_single
+from kernels.triton.decode_groups import attend_group
+from kernels.triton.decode_tiles import attend_single
 from kernels.triton.parts import begin
 
 

@@ -2,6 +2,7 @@
 cluster_decode.cu run thread by thread on the host (emulation.h)."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -84,8 +85,8 @@ def test_what_it_serves() -> None:
 
 
 def test_variants_fit_a_multiprocessor() -> None:
-    for group in range(1, 9):
-        shape = Shape(8 * group, 8, 128, 16)
+    for group, fp8_kv in itertools.product(range(1, 9), (False, True)):
+        shape = Shape(8 * group, 8, 128, 16, fp8_kv)
         for cluster in (1, 2, 4, 8):
             for warps, blocks in ((WARPS, 1), (4, 3)):
                 variant = Variant(cluster, warps, blocks)
@@ -191,8 +192,9 @@ def test_compiles(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for heads, head_dim, variant in (
         (16, 128, Variant(8, WARPS, 1)), (32, 128, Variant(1, 4, 3)), (64, 64, Variant(4, WARPS, 1))
     ):  # fmt: skip
-        constants = defines(Shape(heads, 8, head_dim, 32), variant)
-        assert compile_cubin(source(), "cluster_decode", arch, constants)[:4] == b"\x7fELF"
+        for fp8_kv in (False, True):
+            constants = defines(Shape(heads, 8, head_dim, 32, fp8_kv), variant)
+            assert compile_cubin(source(), "cluster_decode", arch, constants)[:4] == b"\x7fELF"
 
 
 @pytest.fixture(scope="module")
