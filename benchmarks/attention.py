@@ -242,6 +242,16 @@ def installed() -> dict[str, flash.Attend]:
     return {name: outcome[0] for name, outcome in loaded.items() if not isinstance(outcome, str)}
 
 
+def shapes_of(text: str) -> list[Shape]:
+    """Rows and context of each, from "8x1024,64x1024"."""
+    found = [part.split("x") for part in text.split(",")]
+    if any(
+        len(pair) != 2 or not all(number.isdecimal() and int(number) for number in pair) for pair in found
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCONTEXT[,...]")
+    return [(int(rows), int(context)) for rows, context in found]
+
+
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -251,6 +261,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="try many configurations for each case")
     parser.add_argument("--only", choices=["decode", "prefill"], help="one half")
     parser.add_argument("--kv-dtype", default="bf16", help="bf16, fp8 or both with a comma between them")
+    parser.add_argument(
+        "--shapes", type=shapes_of, default=[], metavar="ROWSxCONTEXT[,...]", help="decode: these only"
+    )
     parser.add_argument("--seconds", type=float, default=80.0, help="after which sweeps stop")
     args = parser.parse_args(argv)
     args.kv_dtype = args.kv_dtype.split(",")
@@ -269,6 +282,9 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Heads, Shape]]:
     groups: list[Heads] = [(16, 16), (32, 8)]
     if args.only != "prefill":
         for heads in groups:
+            if args.shapes:
+                yield from (("decode", heads, shape) for shape in args.shapes)
+                continue
             first = [shape for shape in FIRST if shape in PEER_DECODE[heads]]
             rest = [] if args.quick else [shape for shape in PEER_DECODE[heads] if shape not in FIRST]
             yield from (("decode", heads, shape) for shape in first + rest)
