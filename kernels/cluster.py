@@ -129,7 +129,7 @@ def defines(shape: Shape, variant: Variant) -> dict[str, int]:
 
 def source() -> str:
     """CUDA C++ of the kernel."""
-    return read_source("primitives.cu", "cluster_decode.cu")
+    return read_source("primitives.cu", "attention_tile.cu", "cluster_decode.cu")
 
 
 class _Arguments(ctypes.Structure):

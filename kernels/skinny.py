@@ -257,7 +257,7 @@ def defines(k: int, variant: Variant) -> dict[str, int]:
 
 def source() -> str:
     """CUDA C++ of the kernel."""
-    return read_source("primitives.cu", "skinny.cu")
+    return read_source("primitives.cu", "eight_bits.cu", "skinny.cu")
 
 
 def prepare(k: int, variant: Variant, device: torch.device) -> SkinnyKernel:

@@ -3,6 +3,7 @@
 
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
@@ -12,6 +13,10 @@ DEVICE int thread_index() { return (int)threadIdx.x; }
 DEVICE int block_index() { return (int)blockIdx.x; }
 DEVICE int grid_size() { return (int)gridDim.x; }
 DEVICE void block_barrier() { __syncthreads(); }
+// Of some warps of a block, `threads` in all, that call it with the same id, 1 to 15.
+DEVICE void group_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float warp_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int warp_from(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
@@ -45,21 +50,37 @@ DEVICE void copy_in_background(void* shared, const u16* global) {
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Bulk copies by the hardware beside the multiprocessor's own loads, 16 bytes or multiples, from and to multiples of
-// 16. A barrier in shared memory says when they have landed: of each phase one lane tells how many bytes to expect,
-// and everybody may wait for the phase with this parity. A place may be overwritten once all lanes have read it.
+// 16. A barrier in shared memory says when they have landed: a phase is over when all `arrivals` are in, of which some
+// announce bytes, and these have landed. Who waits for a parity waits for the end of the phase that has it; of the
+// phase before the first, whose parity is 1, that is always past. A place may be overwritten once all lanes have
+// read it.
 typedef unsigned long long Barrier;
-DEVICE void init_barrier(Barrier* barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+DEVICE void init_barrier(Barrier* barrier, int arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 // Of a lane's own writes to shared memory: bulk copies see them, and do not overtake them.
 DEVICE void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void arrive(Barrier* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 DEVICE void expect_bytes(Barrier* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
-DEVICE void copy_bulk(void* shared, const u16* global, int bytes, Barrier* barrier) {
+DEVICE void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+// The same for what is read once and shall be the first to leave the L2 cache.
+DEVICE u64 read_once_policy() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+DEVICE void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+                 "[%3], %4;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)),
+                 "l"(policy) : "memory");
 }
 DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
     asm volatile("{\n.reg .pred landed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 landed, [%0], %1;\n"
@@ -102,6 +123,61 @@ DEVICE void store_to_peer(float2* pointer, int peer, float2 v) {
 DEVICE void store_to_peer(float* pointer, int peer, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(peer_address(pointer, peer)), "f"(v) : "memory");
 }
+
+// Words that others wait for: a value and, say, the number of the round that it belongs to. Eight bytes become visible
+// at one time; nothing orders one word before another, or before what else a thread writes.
+struct alignas(8) Word { u32 low, high; };
+DEVICE u64 joined(u32 low, u32 high) { return (u64)high << 32 | low; }
+DEVICE Word parted(u64 bits) { return Word{(u32)bits, (u32)(bits >> 32)}; }
+DEVICE void put(Word* address, u32 low, u32 high) {
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(address), "l"(joined(low, high)) : "memory");
+}
+DEVICE Word get(const Word* address) {
+    u64 bits;
+    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(bits) : "l"(address) : "memory");
+    return parted(bits);
+}
+DEVICE void split_two(u32 (&w)[4], u64 first, u64 second) {
+    w[0] = (u32)first, w[1] = (u32)(first >> 32), w[2] = (u32)second, w[3] = (u32)(second >> 32);
+}
+// Two words by one load of 16 bytes, each of them whole, but not of one time.
+DEVICE void get2(const Word* address, u32 (&w)[4]) {
+    u64 first, second;
+    asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(address) : "memory");
+    split_two(w, first, second);
+}
+// The same in shared memory: into another block's of the cluster, at the place that `own` is in this one; out of one's
+// own.
+DEVICE void put_to_peer(Word* own, int peer, u32 low, u32 high) {
+    asm volatile("st.relaxed.cluster.shared::cluster.b64 [%0], %1;" ::"r"(peer_address(own, peer)),
+                 "l"(joined(low, high)) : "memory");
+}
+DEVICE Word get_shared(const Word* address) {
+    u64 bits;
+    asm volatile("ld.relaxed.cluster.shared::cta.b64 %0, [%1];" : "=l"(bits) : "r"(shared_address(address)) : "memory");
+    return parted(bits);
+}
+DEVICE void get2_shared(const Word* address, u32 (&w)[4]) {
+    u64 first, second;
+    asm volatile("ld.relaxed.cluster.shared::cta.v2.b64 {%0, %1}, [%2];"
+                 : "=l"(first), "=l"(second) : "r"(shared_address(address)) : "memory");
+    split_two(w, first, second);
+}
+DEVICE u32 load_volatile(const u32* address) { return *(const volatile u32*)address; }
+DEVICE void store_volatile(u32* address, u32 value) { *(volatile u32*)address = value; }
+DEVICE int atomic_add(int* address, int value) { return atomicAdd(address, value); }
+
+DEVICE u64 nanoseconds() {
+    u64 time;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+    return time;
+}
+DEVICE u32 cycles() {
+    u32 time;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(time));
+    return time;
+}
+DEVICE void sleep_ns(int time) { asm volatile("nanosleep.u32 %0;" ::"r"(time)); }
 
 DEVICE float low_half(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }

@@ -14,7 +14,7 @@
 // all of them, which divides by S what each block must read of x, and sends its sums to the block that owns the tile.
 //
 // Compile-time: K; R tiles a warp; MT groups of 8 rows of x; S blocks a cluster (1, 2, 4, 8); DEPTH channel blocks
-// in flight per warp; BLOCKS blocks that shall fit on a multiprocessor; WEIGHT_INT8 or WEIGHT_FP8 for eight bits.
+// in flight per warp; BLOCKS blocks that shall fit on a multiprocessor; and what eight_bits.cu knows.
 
 #define PARTS 8
 #define NORM 1        // times 1 / sqrt(mean(x_row^2) + eps)
@@ -23,17 +23,6 @@
 #define ACCUMULATE 8  // out += y
 #define DEPENDENT 16  // launched with programmatic stream serialization
 
-#if defined(WEIGHT_INT8) || defined(WEIGHT_FP8)
-#define SCALED 1
-typedef unsigned char Weight;
-#else
-#define SCALED 0
-typedef u16 Weight;
-#endif
-
-constexpr int RUN = 16 / sizeof(Weight);     // channels of a load
-constexpr int CHANNELS = 4 * RUN;            // of a block
-constexpr int HALVES = RUN / 8;              // of a block's share of x
 constexpr int CHANNEL_BLOCKS = K / CHANNELS;
 constexpr int TILE_WARPS = S;                // warps of a block that hold different tiles
 constexpr int PART_WARPS = PARTS / S;        // warps of a block that hold different parts of K
@@ -66,37 +55,6 @@ DEVICE void load_weights(uint4 (&w)[R][2], const Weight* address) {
         w[r][0] = load_once((const u16*)(address + (long long)r * 16 * K));
         w[r][1] = load_once((const u16*)(address + (long long)r * 16 * K + 8 * K));
     }
-}
-
-#ifdef WEIGHT_INT8
-// Two whole numbers as bf16, each in the low byte of a half. Of 128 + x the lowest seven bits of bf16 are x; the
-// eighth bit of a negative number stands for 256 less, and in the other term it makes 256 of 128.
-DEVICE u32 two_numbers(u32 low_bytes) {
-    const u32 one = 0x43004300u;
-    return multiply_add_pair(and_or(low_bytes, 0x00800080u, one), 0xbf80bf80u, and_or(low_bytes, 0x007f007fu, one));
-}
-DEVICE u32 first_two(u32 four) { return two_numbers(four); }
-DEVICE u32 last_two(u32 four) { return two_numbers(four >> 8); }
-#endif
-
-#ifdef WEIGHT_FP8
-// Two e4m3 as bf16, each in the high byte of a half. Shifted into bf16's place the exponent, whose bias is 7 where
-// bf16's is 127, is too small by 120; the product mends that, also for numbers below the normal ones.
-DEVICE u32 two_numbers(u32 magnitudes, u32 signs) {
-    return multiply_add_pair(and_or(signs, 0x80008000u, magnitudes & 0x07f007f0u), 0x7b807b80u, 0x80008000u);
-}
-DEVICE u32 first_two(u32 four) { return two_numbers(four << 4, four << 8); }
-DEVICE u32 last_two(u32 four) { return two_numbers(four >> 4, four); }
-#endif
-
-// A load's channels of one half, eight bf16.
-DEVICE uint4 half_of(uint4 w, int half) {
-#if SCALED
-    const u32 low = half ? w.z : w.x, high = half ? w.w : w.y;
-    return uint4{first_two(low), last_two(low), first_two(high), last_two(high)};
-#else
-    return w;
-#endif
 }
 
 DEVICE float scale_of(const float* sums, int row, float eps) {

@@ -7,7 +7,7 @@ import torch
 from kernels.cluster import LOG2_E, TILE
 from tests.kernels.triton.paged import Paged, assert_close, exact_attention, fused_queries, ints, paged
 
-LOWEST = -3.0e38  # cluster_decode.cu's
+LOWEST = -3.0e38  # attention_tile.cu's
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 // device.
 #include "emulation.h"
 
+#include "../../kernels/cuda/attention_tile.cu"
 #include "../../kernels/cuda/cluster_decode.cu"
 
 extern "C" int emulate(int grid, int shared_bytes, const u16* q, const u16* k_pages, const u16* v_pages,
@@ -11,6 +12,6 @@ extern "C" int emulate(int grid, int shared_bytes, const u16* q, const u16* k_pa
         cluster_decode(q, k_pages, v_pages, block_tables, rows, positions, out, k_scales, v_scales, strides[0], strides[1],
                        strides[2], strides[3], strides[4], strides[5], strides[6], strides[7], strides[8], strides[9],
                        kv_heads, window, scale, flags);
-        if (flags & DEPENDENT && !me->waited) abort();
+        if (flags & DEPENDENT && !me->waited) fail("no wait for the kernel before");
     });
 }

@@ -1,6 +1,7 @@
 // kernels/cuda/skinny.cu as a function of the host (see emulation.h). Built with the same -D options as on a device.
 #include "emulation.h"
 
+#include "../../kernels/cuda/eight_bits.cu"
 #include "../../kernels/cuda/skinny.cu"
 
 extern "C" int emulate(int grid, int shared_bytes, const u16* x, const Weight* weight, u16* out, int m, int n,
@@ -11,6 +12,6 @@ extern "C" int emulate(int grid, int shared_bytes, const u16* x, const Weight* w
 #else
         skinny(x, weight, out, m, n, x_stride, out_stride, eps, flags, prefetch);
 #endif
-        if (flags & DEPENDENT && !me->waited) abort();
+        if (flags & DEPENDENT && !me->waited) fail("no wait for the kernel before");
     });
 }

@@ -1,19 +1,11 @@
-// The names of kernels/cuda/primitives.cu for a host compiler: every CUDA thread is a fiber, and warps, blocks and
-// clusters meet as they do on the device. Blocks of a cluster run at once, clusters one after the other. Tensor-core
-// products are computed from the fragment layout that the instruction set documents, not from what a kernel assumes.
-#include <ucontext.h>
+// The names of kernels/cuda/primitives.cu for a host compiler: every CUDA thread is a fiber (fibers.h), and warps,
+// blocks and clusters meet as they do on the device. Tensor-core products are computed from the fragment layout that
+// the instruction set documents, not from what a kernel assumes.
+#include "fibers.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
 #include <map>
-#include <vector>
 
-typedef unsigned short u16;
-typedef unsigned int u32;
 struct alignas(16) uint4 { u32 x, y, z, w; };
 struct alignas(8) uint2 { u32 x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
@@ -23,42 +15,15 @@ struct alignas(8) float2 { float x, y; };
 #define DEVICE static inline
 #define __restrict__
 #define __launch_bounds__(...)
-#define SHARED_BYTES(name) unsigned char* const name = (unsigned char*)me->shared
+#define SHARED_BYTES(name) unsigned char* const name = (unsigned char*)me->home->shared
 
 using std::max;
 using std::min;
 
-struct Meeting { int arrived = 0; long generation = 0; };
-struct Warp { Meeting meeting; float values[32]; u32 a[32][4], b[32][2]; };
-struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack;
-    int thread, block;
-    bool done = false, waited = false;
-    long cluster_generation = 0;
-    unsigned char* shared;
-    Warp* warp;
-    Meeting* block_meeting;
-    struct { uint4* to; const u16* from; } copies[4096];
-    int copy_count = 0;
-};
-struct Pending { ucontext_t scheduler; int threads, cluster; Meeting cluster_meeting; long grid; size_t shared_bytes; };
-static const size_t GUARD = 4096;
-static Fiber* me;
-static Pending world;
-static std::vector<Fiber*> fibers;
-
-static void yield() { Fiber* self = me; swapcontext(&self->context, &world.scheduler); }
-static void meet(Meeting& m, int count) {
-    const long generation = m.generation;
-    if (++m.arrived == count) { m.arrived = 0; m.generation++; return; }
-    while (m.generation == generation) yield();
-}
-
 static int thread_index() { return me->thread; }
 static int block_index() { return me->block; }
 static int grid_size() { return (int)world.grid; }
-static void block_barrier() { meet(*me->block_meeting, world.threads); }
+static void block_barrier() { meet(me->home->all, world.threads); }
 static void warp_barrier() { meet(me->warp->meeting, 32); }
 static float warp_xor(float value, int mask) {
     Warp& w = *me->warp;
@@ -89,53 +54,106 @@ static u32 transpose(u32 pair) {
 static void launch_dependents() {}
 static void wait_for_previous() { me->waited = true; }
 static uint4 load_once(const u16* address) {
-    if ((uintptr_t)address % 16) abort();
+    if ((uintptr_t)address % 16) fail("a load of 16 bytes from between them");
     uint4 v;
     memcpy(&v, address, 16);
     return v;
 }
 static void prefetch_line(const u16* address) { (void)*(const volatile u16*)address; }
-// Copies land only when they are waited for, so a missing wait is seen.
+
+// Copies. The device may read the source and write the destination at any time from the call to the end of the wait:
+// until then the destination is poisoned, must not be touched, and the source must not change. They land when they
+// are waited for, with a seed some rounds later, so a missing wait is seen.
+static Copy copy_of(void* to, const void* from, int bytes) {
+    const unsigned char* const source = (const unsigned char*)from;
+    Copy copy = {to, from, {source, source + bytes}, LONG_MAX};
+    memset(to, 0xff, bytes);
+    return copy;
+}
+static std::string land(const Copy& copy) {
+    world.changes++;
+    for (size_t i = 0; i < copy.bytes.size(); i++)
+        if (((unsigned char*)copy.to)[i] != 0xff) return "somebody wrote where a copy was about to land";
+    if (memcmp(copy.from, copy.bytes.data(), copy.bytes.size())) return "a copy's source was written meanwhile";
+    memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+    return "";
+}
 static void copy_in_background(void* shared, const u16* global) {
-    if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || me->copy_count == 4096) abort();
-    me->copies[me->copy_count++] = {(uint4*)shared, global};
+    if ((uintptr_t)global % 16 || (uintptr_t)shared % 16) fail("a copy of 16 bytes from or to between them");
+    me->copies.push_back(copy_of(shared, global, 16));
 }
 static void wait_for_copies() {
-    for (int i = 0; i < me->copy_count; i++) memcpy(me->copies[i].to, me->copies[i].from, 16);
-    me->copy_count = 0;
+    for (const Copy& copy : me->copies) {
+        const std::string wrong = land(copy);
+        if (!wrong.empty()) fail(wrong);
+    }
+    me->copies.clear();
 }
-// Bulk copies land when their barrier is first waited for; then all bytes that were announced must be there.
+
+// A phase is over when all arrivals are in and all announced bytes have landed.
 typedef unsigned long long Barrier;
-struct Bulk { void* to; const u16* from; int bytes; };
-struct Phases { int done = 0; long expected = -1; std::vector<Bulk> pending; };
+struct Phases {
+    int arrivals = 1, missing = 1;
+    long bytes = 0, done = 0;
+    bool awaited = false;  // somebody waits for the end of this one
+    std::vector<Copy> copies;
+};
 static std::map<Barrier*, Phases> barriers_of;
-static void init_barrier(Barrier* barrier) { barriers_of[barrier] = Phases(); }
+static void init_barrier(Barrier* barrier, int arrivals = 1) {
+    if ((uintptr_t)barrier % 8) fail("a barrier between multiples of 8 bytes");
+    Phases& p = barriers_of[barrier] = Phases();
+    p.arrivals = p.missing = arrivals;
+}
 static void order_before_copies() {}
 static Phases& phases(Barrier* barrier) {
-    if (!barriers_of.count(barrier)) abort();
+    if (!barriers_of.count(barrier)) fail("a barrier that nobody has initialised");
     return barriers_of[barrier];
 }
-static void expect_bytes(Barrier* barrier, int bytes) {
-    Phases& p = phases(barrier);
-    if (p.expected >= 0) abort();  // of a phase that nobody has waited for
-    p.expected = bytes;
+static void complete(Phases& p) {
+    if (p.missing || p.bytes) return;
+    p.missing = p.arrivals, p.awaited = false;
+    p.done++, world.changes++;
 }
-static void copy_bulk(void* shared, const u16* global, int bytes, Barrier* barrier) {
-    if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || bytes % 16) abort();
-    phases(barrier).pending.push_back({shared, global, bytes});
+static void arrive_with(Barrier* barrier, int bytes) {
+    Phases& p = phases(barrier);
+    if (!p.missing) fail("more arrivals than the barrier's phase takes");
+    p.missing--, p.bytes += bytes, world.changes++;
+    if (p.bytes >= 1 << 20) fail("more bytes than a barrier can count");
+    complete(p);
+}
+static void arrive(Barrier* barrier) { arrive_with(barrier, 0); }
+static void expect_bytes(Barrier* barrier, int bytes) { arrive_with(barrier, bytes); }
+static u64 read_once_policy() { return 0; }
+static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
+    if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || bytes % 16) fail("a bulk copy from or to between 16 bytes");
+    phases(barrier).copies.push_back(copy_of(shared, global, bytes));
+}
+static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier, u64 policy) {
+    copy_bulk(shared, global, bytes, barrier);
+}
+static void land_due(Phases& p) {
+    for (Copy& copy : p.copies)
+        if (p.awaited && copy.due == LONG_MAX) copy.due = world.round + (world.options.seed ? draw(8) : 0);
+    size_t kept = 0;
+    for (size_t i = 0; i < p.copies.size(); i++) {
+        if (p.copies[i].due > world.round) { std::swap(p.copies[kept++], p.copies[i]); continue; }
+        const std::string wrong = land(p.copies[i]);
+        if (!wrong.empty()) world.failure = wrong;
+        p.bytes -= p.copies[i].bytes.size();
+    }
+    p.copies.resize(kept);
+    complete(p);
 }
 static void wait_for_barrier(Barrier* barrier, int parity) {
     Phases& p = phases(barrier);
-    if (p.done % 2 != parity) return;  // this phase is over
-    for (const Bulk& copy : p.pending) {
-        memcpy(copy.to, copy.from, copy.bytes);
-        p.expected -= copy.bytes;
+    while (p.done % 2 == parity) {
+        const long done = p.done;
+        p.awaited = true;
+        land_due(p);
+        if (p.done == done) pause_until_not(p.done, done);
     }
-    if (p.expected) abort();
-    p.pending.clear();
-    p.expected = -1;
-    p.done++;
 }
+
 static float low_half(u32 pair) { pair <<= 16; float f; memcpy(&f, &pair, 4); return f; }
 static float high_half(u32 pair) { pair &= 0xffff0000u; float f; memcpy(&f, &pair, 4); return f; }
 
@@ -158,23 +176,89 @@ static void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
     meet(w.meeting, 32);
 }
 
+static void group_barrier(int id, int threads) {
+    if (id < 1 || id > 15 || threads % 32 || threads > world.threads) fail("a named barrier that there is not");
+    meet(me->home->named[id], threads);
+}
+
 static void cluster_arrive() {
-    me->cluster_generation = world.cluster_meeting.generation;
-    if (++world.cluster_meeting.arrived == world.cluster * world.threads) {
-        world.cluster_meeting.arrived = 0;
-        world.cluster_meeting.generation++;
-    }
+    Meeting& m = *me->home->cluster;
+    me->cluster_generation = m.generation;
+    if (++m.arrived == world.cluster * world.threads) m.arrived = 0, m.generation++, world.changes++;
 }
 static void cluster_arrive_relaxed() { cluster_arrive(); }
-static void cluster_wait() { while (world.cluster_meeting.generation == me->cluster_generation) yield(); }
-template <class T> static void store_to_peer(T* pointer, int peer, T v) {
-    for (Fiber* f : fibers)
-        if (f->block % world.cluster == peer) {
-            memcpy(f->shared + ((unsigned char*)pointer - me->shared), &v, sizeof v);
-            return;
-        }
-    abort();
+static void cluster_wait() {
+    const long& generation = me->home->cluster->generation;
+    while (generation == me->cluster_generation) pause_until_not(generation, me->cluster_generation);
 }
+template <class T> static T* of_peer(T* pointer, int peer) {
+    if (peer < 0 || peer >= world.cluster) fail("a block that the cluster does not have");
+    const int own = me->block - world.first;
+    const Block& block = world.blocks[own / world.cluster * world.cluster + peer];
+    if (!block.running) fail("stores into a block that has not begun or has ended");
+    return (T*)(block.shared + ((unsigned char*)pointer - me->home->shared));
+}
+template <class T> static void store_to_peer(T* pointer, int peer, T v) { *of_peer(pointer, peer) = v; }
+
+// Words that others wait for. With a seed a store becomes visible some rounds later, and later stores of other words
+// may overtake it; to one word they keep their order.
+struct alignas(8) Word { u32 low, high; };
+struct Store { Word* to; Word value; long due; };
+static std::vector<Store> stores;
+static void put_word(Word* to, Word value) {
+    if ((uintptr_t)to % 8) fail("a word between multiples of 8 bytes");
+    long due = world.options.seed ? world.round + draw(8) : world.round;
+    for (const Store& store : stores)
+        if (store.to == to) due = max(due, store.due);
+    if (due > world.round) stores.push_back({to, value, due});
+    else *to = value;
+    world.changes++;
+}
+static Word get_word(const Word* from) {
+    if ((uintptr_t)from % 8) fail("a word between multiples of 8 bytes");
+    return *from;
+}
+static void put(Word* address, u32 low, u32 high) { put_word(address, {low, high}); }
+static void put_to_peer(Word* own, int peer, u32 low, u32 high) { put_word(of_peer(own, peer), {low, high}); }
+static Word get(const Word* address) { yield(); return get_word(address); }
+static void get2(const Word* address, u32 (&w)[4]) {
+    if ((uintptr_t)address % 16) fail("two words from between 16 bytes");
+    yield();
+    const Word first = get_word(address), second = get_word(address + 1);
+    w[0] = first.low, w[1] = first.high, w[2] = second.low, w[3] = second.high;
+}
+static Word get_shared(const Word* address) { return get(address); }
+static void get2_shared(const Word* address, u32 (&w)[4]) { get2(address, w); }
+static u32 load_volatile(const u32* address) { yield(); return *address; }
+static void store_volatile(u32* address, u32 value) { *address = value; world.changes++; }
+static int atomic_add(int* address, int value) {
+    const int before = *address;
+    *address += value, world.changes++;
+    return before;
+}
+static u64 nanoseconds() { return world.round * world.options.round_nanoseconds; }
+static u32 cycles() { return (u32)nanoseconds(); }
+static void sleep_ns(int) { yield(); }
+
+static void settle() {
+    for (auto& entry : barriers_of) land_due(entry.second);
+    size_t kept = 0;
+    for (size_t i = 0; i < stores.size(); i++) {
+        if (stores[i].due > world.round) stores[kept++] = stores[i];
+        else *stores[i].to = stores[i].value, world.changes++;
+    }
+    stores.resize(kept);
+}
+static const char* unsettled() {
+    for (auto& entry : barriers_of)
+        if (!entry.second.copies.empty()) return "a block ended before its copies had landed";
+    return nullptr;
+}
+static void forget() {
+    for (const Store& store : stores) *store.to = store.value;
+    stores.clear(), barriers_of.clear();
+}
+
 static u16 to_bf16(float value) {
     u32 bits;
     memcpy(&bits, &value, 4);
@@ -191,56 +275,3 @@ static u32 multiply_add_pair(u32 a, u32 b, u32 c) {
 static float inverse_root(float value) { return 1.0f / std::sqrt(value); }
 static float exponential(float value) { return std::exp(value); }
 static float power_of_two(float value) { return std::exp2(value); }
-
-static std::function<void()> body;
-static void run_fiber() {
-    body();
-    me->done = true;
-    swapcontext(&me->context, &world.scheduler);
-}
-
-// Runs `kernel` on grid / cluster clusters; shared memory starts as NaNs. 0, or 1 when threads wait for each other
-// for ever or write past their shared memory.
-static int launch(int grid, int cluster, int threads, size_t shared_bytes, std::function<void()> kernel) {
-    body = kernel;
-    for (int first = 0; first < grid; first += cluster) {
-        world = Pending{};
-        world.threads = threads, world.cluster = cluster, world.grid = grid, world.shared_bytes = shared_bytes;
-        std::vector<unsigned char*> memory(cluster);
-        std::vector<Meeting> meetings(cluster);
-        std::vector<Warp> warps(cluster * threads / 32);
-        for (auto& m : memory) {
-            m = (unsigned char*)aligned_alloc(128, (shared_bytes + GUARD + 127) / 128 * 128);
-            memset(m, 0xff, shared_bytes);
-            memset(m + shared_bytes, 0x5a, GUARD);
-        }
-        for (int i = 0; i < cluster * threads; i++) {
-            Fiber* f = new Fiber;
-            f->stack.resize(1 << 16);
-            f->thread = i % threads, f->block = first + i / threads;
-            f->shared = memory[i / threads], f->block_meeting = &meetings[i / threads], f->warp = &warps[i / 32];
-            getcontext(&f->context);
-            f->context.uc_stack.ss_sp = f->stack.data(), f->context.uc_stack.ss_size = f->stack.size();
-            f->context.uc_link = nullptr;
-            makecontext(&f->context, run_fiber, 0);
-            fibers.push_back(f);
-        }
-        size_t left = fibers.size();
-        long rounds = 0;
-        while (left && ++rounds < 1000000)
-            for (Fiber* f : fibers)
-                if (!f->done) {
-                    me = f;
-                    swapcontext(&world.scheduler, &f->context);
-                    left -= f->done;
-                }
-        for (Fiber* f : fibers) delete f;
-        fibers.clear();
-        for (auto m : memory) {
-            for (size_t i = 0; i < GUARD; i++) left += m[shared_bytes + i] != 0x5a;
-            free(m);
-        }
-        if (left) return 1;
-    }
-    return 0;
-}
