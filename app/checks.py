@@ -90,13 +90,14 @@ def check_device(config: Config) -> None:
     finds out, for this one never imports torch; without such flags there is none.
     """
     asked = config.engine_config().flags
-    if not _needs_torch(asked):
+    if not _needs_torch(asked) and config.model.kv_dtype != "fp8":
         return
     about = {
         "profile": config.fastpath.profile,
         "flags": asked,
         "device": config.model.device,
         "dtype": config.model.dtype,
+        "kv_dtype": config.model.kv_dtype,
     }
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"

@@ -1,4 +1,5 @@
-"""What weights of few bits cost in accuracy and bring in speed: `python -m benchmarks.accuracy`.
+"""What weights, keys and values of few bits cost in accuracy and bring in speed: `python -m
+benchmarks.accuracy`.
 
 Every system serves the same text through the engine's own steps (graphs on a GPU), one position of --rows
 passages at a time, with the next token given. Against the first system, the model in its own dtype: the
@@ -46,6 +47,8 @@ SYSTEMS: dict[str, dict[str, object]] = {
     "int8": {"weight_dtype": "int8"},
     "bf16": {"weight_dtype": "bf16"},
     "fp8": {"weight_dtype": "fp8"},
+    "kv8": {"kv_dtype": "fp8"},
+    "kv8_fp8": {"kv_dtype": "fp8", "weight_dtype": "fp8"},
     "te": {"flags": {TE: True}},
     "te_mlp": {"flags": {TE: True, "te_include_mlp": True}},
     "te_current": {"flags": {TE: True, "te_weight_dtype": "fp8_current"}},
@@ -276,6 +279,8 @@ async def measure(
         return row, None
     used = {name: value for name, _, value, _ in engine.info.features}
     row.served = used.get("linear backend") or used.get("weight dtype", "")
+    if config.kv_dtype != "auto":
+        row.served += f", keys and values in {used['kv dtype']}"
     row.weights_gib = engine.info.weights_bytes / 2**30
     judge(engine, text, vocab_size, first, row)
     await speed(engine, args, vocab_size, row)

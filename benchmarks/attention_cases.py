@@ -2,12 +2,14 @@
 0.26)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kernels.triton.decode import DecodeConfig
 from kernels.triton.prefill_config import PrefillConfig
 
 Heads = tuple[int, int]  # of queries, of keys and values
 Shape = tuple[int, int]  # rows and context
+KvKind = Literal["bf16", "fp8"]
 
 # Microseconds of FlashAttention 3, page 16, CUDA graph, H200, 4.46 TB/s.
 PEER_DECODE: dict[Heads, dict[Shape, float]] = {
@@ -33,7 +35,7 @@ PEER_PREFILL: dict[Shape, float] = {
     (1, 8192): 606,
 }
 TARGETS: dict[Shape, float] = {(256, 128): 72, (64, 512): 70, (8, 1024): 19, (1, 512): 4}
-FIRST = list(TARGETS)  # measured before the rest, should time run out
+FIRST = [*TARGETS, (64, 1024)]  # measured before the rest, should time run out
 
 SINGLE = [
     DecodeConfig(block_keys=32),
@@ -45,6 +47,20 @@ SINGLE = [
     DecodeConfig(block_keys=32, num_warps=2, prefetch=True),
     DecodeConfig(block_keys=64, num_warps=4),
     DecodeConfig(block_keys=16, num_stages=3),
+]
+# Of eight bits: a tile takes twice the keys for the same bytes.
+SINGLE_FP8 = [
+    DecodeConfig(block_keys=64),
+    DecodeConfig(block_keys=32),
+    DecodeConfig(block_keys=32, prefetch=True),
+    DecodeConfig(block_keys=16, prefetch=True),
+    DecodeConfig(block_keys=64, num_warps=2),
+]
+GROUPED_FP8 = [
+    DecodeConfig(block_keys=32, num_stages=3),
+    DecodeConfig(block_keys=32, num_stages=1),
+    DecodeConfig(block_keys=64, num_warps=4, num_stages=3),
+    DecodeConfig(block_keys=64, num_warps=2, num_stages=2),
 ]
 GROUPED = [
     DecodeConfig(block_keys=64, num_warps=4, num_stages=3),
@@ -80,7 +96,7 @@ CHUNKS = [
 @dataclass(slots=True)
 class Row:
     """One case. us: of a layer; figures are None where it failed. config: how it was cut, where that is
-    ours."""
+    ours. kv: what keys and values are kept in."""
 
     kind: str
     who: str
@@ -94,18 +110,26 @@ class Row:
     config: str = ""
     off: float | None = None  # relative difference from the reference
     error: str | None = None
+    kv: KvKind = "bf16"
+
+
+def candidates(group: int, kv: KvKind) -> list[DecodeConfig]:
+    """What a sweep tries for decode attention."""
+    if kv == "fp8":
+        return SINGLE_FP8 if group == 1 else GROUPED_FP8
+    return SINGLE if group == 1 else GROUPED
 
 
 def best_rows(rows: list[Row]) -> list[Row]:
     """What is worth printing: the default, the best, and the libraries, of each case."""
     kept = [row for row in rows if row.who != "sweep" or row.error]
-    sweeps: dict[tuple[str, Heads, Shape], Row] = {}
+    sweeps: dict[tuple[str, Heads, Shape, KvKind], Row] = {}
     for row in rows:
-        key = (row.kind, row.heads, row.shape)
+        key = (row.kind, row.heads, row.shape, row.kv)
         tried = row.kind != "decode" and row.who == "sweep" and row.us is not None
         if tried and (key not in sweeps or row.us < sweeps[key].us):
             sweeps[key] = row
-    return sorted([*kept, *sweeps.values()], key=lambda row: (row.kind, row.heads, row.shape))
+    return sorted([*kept, *sweeps.values()], key=lambda row: (row.kind, row.heads, row.shape, row.kv))
 
 
 def cells(row: Row) -> list[object]:
@@ -116,4 +140,17 @@ def cells(row: Row) -> list[object]:
     target = TARGETS.get(row.shape, "") if row.kind == "decode" and row.heads == (16, 16) else ""
     off = "" if row.off is None else f"{row.off:.1e}"
     shape, heads = f"{row.shape[0]} x {row.shape[1]}", f"{row.heads[0]}/{row.heads[1]}"
-    return [row.kind, heads, shape, row.who, ours, share, speed, peer, target, off, row.error or row.config]
+    return [
+        row.kind,
+        heads,
+        shape,
+        row.kv,
+        row.who,
+        ours,
+        share,
+        speed,
+        peer,
+        target,
+        off,
+        row.error or row.config,
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.attention import BLOCK_SIZE, HEAD_DIM, Bench, Pool, relative
+from benchmarks.attention_bench import BLOCK_SIZE, HEAD_DIM, Bench, Pool, relative
 from benchmarks.attention_cases import Heads, Row, cells
 from benchmarks.attention_cases import Shape as Sizes
 from benchmarks.report import machine, table
@@ -43,10 +43,10 @@ class Case:
         self.tables = (self.pool.tables, self.pool.rows, self.positions)
         self.few = slice(0, min(2, sizes[0]))
         self.right = torch.empty_like(self.out[self.few])
-        few, pages = self.few, self.pool.layers[0]
+        few, first = self.few, self.pool.layers[0]
         index = (self.pool.tables, self.pool.rows[few], self.positions[few])
         TorchBackend(self.pool.spec).decode(
-            self.query[few], *pages, *index, self.right, scale=SCALE, window=None
+            self.query[few], first.keys, first.values, *index, self.right, scale=SCALE, window=None
         )
 
     def cluster(self, variant: Variant | None) -> float:
@@ -58,7 +58,9 @@ class Case:
         def layer(k: torch.Tensor, v: torch.Tensor) -> None:
             kernel.decode(self.query, k, v, *self.tables, self.out, scale=SCALE, window=None, pdl=True)
 
-        return self.bench.time(lambda: [layer(*p) for p in self.pool.layers]) / len(self.pool.layers)
+        return self.bench.time(lambda: [layer(p.keys, p.values) for p in self.pool.layers]) / len(
+            self.pool.layers
+        )
 
     def triton(self) -> float:
         space = DecodeWorkspace.allocate(
@@ -69,7 +71,9 @@ class Case:
         def layer(k: torch.Tensor, v: torch.Tensor) -> None:
             paged_decode(self.query, k, v, *self.tables, self.out, space, scale=SCALE, window=None, pdl=True)
 
-        return self.bench.time(lambda: [layer(*p) for p in self.pool.layers]) / len(self.pool.layers)
+        return self.bench.time(lambda: [layer(p.keys, p.values) for p in self.pool.layers]) / len(
+            self.pool.layers
+        )
 
     def measure(self, who: str, variant: Variant | None, config: str) -> None:
         row = Row("decode", who, self.heads, self.sizes, config=config)

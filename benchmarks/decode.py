@@ -6,7 +6,9 @@ an interpreter that has it, with where a step's time goes (the default on a CPU)
 modes: the three batching modes beside transformers' `generate`, for 1 and 8 streams.
 seed8, one, streams, c256, qwen: the offline workloads of benchmarks/workloads.py, with what vLLM reaches on
 the same work, times to the first token and between tokens, and the share of the memory bandwidth (the default
-on a GPU is the first four). --profile N adds where the device's time goes in a run of N streams.
+on a GPU is the first four). context1k: 64 streams behind 1,024 tokens each; what counts there is "decode",
+the rate while all of them decode, and `--engine prefill_stretch=0` lets their prompts in at once. --profile N
+adds where the device's time goes in a run of N streams.
 --path graph,chained,persistent: one and streams (1, 4 and 8, or --streams) by each of these decode paths, and
 where a step's time goes in each.
 """

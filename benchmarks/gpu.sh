@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests flags clusters weights linear kernels sanitize; without
+# Parts, in order of worth: decode serve startup attention tests kv8 flags clusters weights linear kernels sanitize; without
 # names all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
@@ -64,6 +64,15 @@ part() {
         run accuracy 60 python3 -m benchmarks.accuracy --streams "" --out "$out/accuracy.json"
         run accuracy-d32 80 python3 -m benchmarks.accuracy --model-size d32 --tokens 4096 --out "$out/accuracy-d32.json"
         ;;
+    kv8)
+        run tests-kv8 300 python3 -m pytest -q --tb=short tests/gpu/test_kv8.py
+        run attention-kv8 80 python3 -m benchmarks.attention --kv-dtype bf16,fp8 --only decode --quick --out "$out/attention-kv8.json"
+        for kv in bf16 fp8; do
+            run "decode-context1k-$kv" 70 python3 -m benchmarks.decode --model-size d32 --workload context1k \
+                --engine prefill_stretch=0 --engine "kv_dtype=$kv" --max-rows 64 --out "$out/decode-context1k-$kv.json"
+        done
+        run accuracy-kv8 60 python3 -m benchmarks.accuracy --systems full,kv8 --streams "" --out "$out/accuracy-kv8.json"
+        ;;
     kernels)
         run kernels 70 python3 -m benchmarks.kernels --out "$out/kernels.json"
         ;;
@@ -71,6 +80,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests flags clusters weights linear kernels sanitize}"; do
+for name in "${@:-decode serve startup attention tests kv8 flags clusters weights linear kernels sanitize}"; do
     for one in $name; do part "$one"; done
 done

@@ -24,15 +24,18 @@ from benchmarks.options import engine_settings
 from benchmarks.report import table
 from benchmarks.workloads import WORKLOADS, Work, shrunk
 from engine.async_engine import AsyncEngine
+from engine.memory import block_bytes
 from engine.messages import EngineConfig, Frame, Request, SamplingParams
 from engine.runner import ModelRunner
+from kernels.kv8 import FORMAT
 
 
 @dataclass(slots=True)
 class Row:
     """One workload, medians over the runs. ms_step, device_ms and loop_ms are means over the steps of all
     runs: wall time, time on the device, time of the loop's own Python. mbu: bytes that had to be read over
-    what the measured read bandwidth allows in that time. vllm and target: tokens per second.
+    what the measured read bandwidth allows in that time. decode_tok_s, decode_mbu: the same while every
+    stream has begun and none has ended, 0 where there is no such time. vllm and target: tokens per second.
     """
 
     system: str
@@ -52,6 +55,8 @@ class Row:
     itl_p99_ms: float = 0.0
     tpot_ms: float = 0.0
     mbu: float = 0.0
+    decode_tok_s: float = 0.0
+    decode_mbu: float = 0.0
     vllm: float | None = None
     target: float | None = None
     error: str | None = None
@@ -78,9 +83,43 @@ class Collector:
 
 
 @dataclass(frozen=True, slots=True)
+class Steady:
+    """The time in which every stream decodes. seconds: from the last one's first token to the first one's
+    last. spans: of each stream, how many tokens it had before, and how many came.
+    """
+
+    seconds: float = 0.0
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, times: list[list[float]]) -> "Steady":
+        """times: when each stream's tokens came."""
+        begin, end = max(stamps[0] for stamps in times), min(stamps[-1] for stamps in times)
+        if end <= begin:
+            return cls()
+        before = [sum(at <= begin for at in stamps) for stamps in times]
+        came = [sum(begin < at <= end for at in stamps) for stamps in times]
+        return cls(end - begin, tuple(zip(before, came, strict=True)))
+
+    @property
+    def tokens(self) -> int:
+        return sum(came for _, came in self.spans)
+
+    def bytes(self, reads: Reads, work: Work) -> int:
+        """What had to be read for these tokens: the weights in each step, and the context of each token."""
+        steps = max((came for _, came in self.spans), default=0)
+        contexts = sum(
+            reads.context(len(prompt) + before + index)
+            for prompt, (before, came) in zip(work.prompts, self.spans, strict=True)
+            for index in range(came)
+        )
+        return reads.weights * steps + contexts
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run: seconds in all, to each stream's first token, between tokens, and per further token. answers:
-    each prompt's tokens, in the prompts' order.
+    each prompt's tokens, in the prompts' order. steady: what came while all streams decoded.
     """
 
     wall: float
@@ -88,6 +127,7 @@ class Run:
     gaps: list[float]
     tpot: float
     answers: list[list[int]]
+    steady: Steady
 
 
 async def run_once(engine: AsyncEngine, work: Work) -> Run:
@@ -126,6 +166,7 @@ async def run_once(engine: AsyncEngine, work: Work) -> Run:
         [after - before for stream in times for before, after in pairwise(stream)],
         statistics.mean((stream[-1] - stream[0]) / max(1, len(stream) - 1) for stream in times),
         list(answers.values()),
+        Steady.of(times),
     )
 
 
@@ -155,6 +196,10 @@ async def measure(
     row.itl_p50_ms, row.itl_p99_ms = _percentiles([gap for run in done for gap in run.gaps])
     row.tpot_ms = 1e3 * statistics.median(run.tpot for run in done)
     row.mbu = reads.total(work, row.steps) / row.wall_s / bandwidth
+    steady = [run.steady for run in done if run.steady.tokens]
+    if steady:
+        row.decode_tok_s = statistics.median(one.tokens / one.seconds for one in steady)
+        row.decode_mbu = statistics.median(one.bytes(reads, work) / one.seconds / bandwidth for one in steady)
     return row
 
 
@@ -188,6 +233,9 @@ async def measure_all(args: argparse.Namespace) -> list[dict[str, object]]:
         loaded = time.perf_counter()
         engine = AsyncEngine(model, tokenizer, engine_config(args), meta, consume=True)
         await engine.start()
+        if engine.config.kv_dtype == "fp8":
+            per_token = block_bytes(model.config, 1, FORMAT)  # type: ignore[arg-type]
+            reads = replace(reads, kv_per_layer=per_token // len(reads.windows))
         reads = replace(reads, weights=engine.backend.step_bytes or reads.weights)
         if isinstance(engine.backend.runner, ModelRunner):  # its cache may be of another type than the model
             kept, own = (
@@ -281,12 +329,14 @@ def _line(row: Row) -> str:
     if row.error:
         return f"{row.workload} {row.streams}: {row.error}"
     beside = f", vLLM {row.vllm:,.0f} ({row.tok_s / row.vllm:.2f} x)" if row.vllm else ""
-    return f"{row.workload} {row.streams}: {row.tok_s:,.1f} tok/s{beside}, {row.ms_step:.3f} ms/step"
+    alone = f", {row.decode_tok_s:,.1f} while all decode" if row.decode_tok_s else ""
+    return f"{row.workload} {row.streams}: {row.tok_s:,.1f} tok/s{alone}{beside}, {row.ms_step:.3f} ms/step"
 
 
 def show(rows: list[Row]) -> None:
     header = ["workload", "streams", "tok/s", "spread", "steps", "ms/step", "device", "loop ms"]
-    header += ["TTFT p50", "p99", "ITL p50", "p99", "TPOT ms", "MBU", "vLLM", "x", "target", "x"]
+    header += ["TTFT p50", "p99", "ITL p50", "p99", "TPOT ms", "MBU"]
+    header += ["decode", "MBU", "vLLM", "x", "target", "x"]
     cells: list[list[object]] = []
     for row in rows:
         if row.error:
@@ -299,6 +349,7 @@ def show(rows: list[Row]) -> None:
                 *(f"{value:.3f}" for value in (row.ms_step, row.device_ms, row.loop_ms)),
                 *(row.ttft_p50_ms, row.ttft_p99_ms),
                 *(f"{value:.3f}" for value in (row.itl_p50_ms, row.itl_p99_ms, row.tpot_ms, row.mbu)),
+                *(row.decode_tok_s, f"{row.decode_mbu:.3f}"),
                 *beside[0],
                 *beside[1],
             ]

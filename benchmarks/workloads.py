@@ -71,12 +71,21 @@ def qwen(vocabulary: int) -> list[Work]:
     return [Work("qwen", [[id % vocabulary for id in prompt] for prompt in prompts], new)]
 
 
+def context1k(vocabulary: int) -> list[Work]:
+    """64 streams behind prompts of 1,024 tokens, 128 tokens each: what decoding costs where keys and values
+    outweigh the weights.
+    """
+    rng = random.Random(0)
+    return [Work("context1k", [_ids(rng, 1024, vocabulary) for _ in range(64)], [128] * 64)]
+
+
 WORKLOADS: dict[str, Callable[[int], list[Work]]] = {
     "seed8": seed8,
     "one": one,
     "streams": streams,
     "c256": c256,
     "qwen": qwen,
+    "context1k": context1k,
 }
 
 

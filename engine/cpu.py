@@ -15,6 +15,7 @@ from engine.eight_bits import kind8, rounded_model, weight_row
 from engine.fastpath import flag_rows
 from engine.flags import Resolved
 from engine.hooks import KernelHooks
+from engine.kv8 import kv_format, kv_row
 from engine.memory import block_bytes, largest_pool, pool_blocks
 from engine.messages import EngineConfig
 from engine.model import GPT
@@ -70,6 +71,7 @@ def build(
     device, dtype = weight.device, weight.dtype
     way = _way(model, config, stored, flags.hooked)
     cached = dtype if way.compiled is None else torch.bfloat16
+    kv_format(config.kv_dtype, cached, device, flags.hooked)
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
@@ -107,6 +109,7 @@ def build(
             features=[
                 *rows,
                 _weight_row(way, config, dtype),
+                kv_row(config.kv_dtype, cached, cached, block_bytes(shape, 1, cached)),
                 *flag_rows(flags, device.type, block_size, hooks.used),
             ],
             weights_bytes=weights_bytes,

@@ -9,6 +9,7 @@ import torch
 
 from engine.decoder import DecoderConfig
 from engine.messages import EngineConfig
+from kernels.kv8 import FORMAT, SCALE_FORMAT
 
 CPU_SHARE = 0.25  # of the machine's memory
 SEQUENCES_PER_ROW = 2  # room for what the prefix cache keeps beside the running rows
@@ -16,8 +17,11 @@ LEAST_GROWTH = 1024  # tokens
 
 
 def block_bytes(model: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers, keys and values."""
-    return 2 * model.n_layer * model.n_kv_head * model.head_dim * block_size * dtype.itemsize
+    """Bytes of one block over all layers, keys and values, and their scales where `dtype` is of eight
+    bits.
+    """
+    of_a_head = model.head_dim * dtype.itemsize + (SCALE_FORMAT.itemsize if dtype == FORMAT else 0)
+    return 2 * model.n_layer * model.n_kv_head * of_a_head * block_size
 
 
 def pool_blocks(

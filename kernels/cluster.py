@@ -1,7 +1,8 @@
 """Decode attention whose keys the blocks of a thread-block cluster share (kernels/cuda/cluster_decode.cu).
 
 One launch, no workspace and no plan: each block of a cluster takes a stretch of an entry's keys, and what
-they find is put together through the cluster's shared memory. bf16, on a Hopper or newer.
+they find is put together through the cluster's shared memory. bf16, or bf16 over keys and values in e4m3
+(kernels.kv8), on a Hopper or newer.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cuda_driver import Kernel, architecture, argument_addresses, load_kernel
+from kernels.kv8 import FORMAT, Scales
 from kernels.nvrtc import compile_many, read_source
 
 # The seed's steps: from so many keys on at least so many blocks.
@@ -53,12 +55,14 @@ def cluster_size(rows: int, kv_heads: int, keys: int, multiprocessors: int, size
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model's attention: heads of queries and of keys, channels of a head, keys of a page."""
+    """A model's attention: heads of queries and of keys, channels of a head, keys of a page. fp8_kv: keys and
+    values are kept in eight bits (kernels.kv8)."""
 
     heads: int
     kv_heads: int
     head_dim: int
     block_size: int
+    fp8_kv: bool = False
 
     @property
     def group(self) -> int:
@@ -66,8 +70,9 @@ class Shape:
 
 
 def _tile_bytes(shape: Shape) -> int:
-    """Keys and values of a tile, and the room between groups of four values."""
-    return 2 * TILE * shape.head_dim * 2 + TILE // 4 * 32
+    """Keys and values of a tile, their scales, and the room between groups of four values."""
+    number, scales = (1, 2 * TILE * 2) if shape.fp8_kv else (2, 0)
+    return 2 * TILE * shape.head_dim * number + scales + TILE // 4 * 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ def defines(shape: Shape, variant: Variant) -> dict[str, int]:
         "WARPS": variant.warps,
         "BLOCKS": variant.blocks,
         "STAGES": variant.stages(shape),
+        **({"KV_FP8": 1} if shape.fp8_kv else {}),
     }
 
 
@@ -132,8 +138,10 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k_pages", "v_pages")),
         *((name, ctypes.c_void_p) for name in ("block_tables", "rows", "positions", "out")),
+        *((name, ctypes.c_void_p) for name in ("k_scales", "v_scales")),
         *((name, ctypes.c_longlong) for name in ("q_stride", "q_head", "k_block", "k_head")),
         *((name, ctypes.c_longlong) for name in ("v_block", "v_head", "table_stride", "out_stride")),
+        *((name, ctypes.c_longlong) for name in ("s_block", "s_head")),
         *((name, ctypes.c_int) for name in ("kv_heads", "window")),
         ("scale", ctypes.c_float),
         ("flags", ctypes.c_int),
@@ -253,6 +261,7 @@ class ClusterDecode:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         """Attention of one query per entry over keys 0..positions[entry] of its row, or those of them that
@@ -260,13 +269,13 @@ class ClusterDecode:
 
         q: [entries, heads, head_dim], a view with any strides but the last, which is 1. k_pages, v_pages:
         [blocks, block_size, kv_heads, head_dim], a head's keys of a block one behind the other; slots beyond
-        a row's context may hold anything.
+        a row's context may hold anything. scales: of pages of eight bits, likewise.
         block_tables: [rows, blocks of a row] int32. rows, positions: [entries] int32; an entry of which
         either is negative is padding, and its part of out left alone. out: [entries, heads * head_dim]. pdl:
         launched before the previous kernel ends. ValueError: tensors that do not fit the model, the kernel
         or each other.
         """
-        reason = _mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out)
+        reason = _mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out, scales)
         if reason is not None:
             raise ValueError(reason)
         if q.device != torch.device("cuda", self.device):
@@ -276,7 +285,7 @@ class ClusterDecode:
         entries, variant, a = q.size(0), self.variant(q.size(0)), self.arguments
         if entries == 0:
             return
-        fill_arguments(a, q, k_pages, v_pages, block_tables, rows, positions, out, scale, window, pdl)
+        fill_arguments(a, q, k_pages, v_pages, block_tables, rows, positions, out, scale, window, scales, pdl)
         grid = entries * self.shape.kv_heads * variant.cluster
         kernel = self._kernel(variant)
         kernel.launch(grid, variant.warps * 32, self.addresses, cluster=variant.cluster, pdl=pdl)
@@ -293,6 +302,7 @@ def fill_arguments(
     out: torch.Tensor,
     scale: float,
     window: int | None,
+    scales: Scales | None,
     pdl: bool,
 ) -> None:
     """Writes a launch's parameters; the tensors have been checked and must stay alive."""
@@ -303,6 +313,9 @@ def fill_arguments(
     a.q_stride, a.q_head = q.stride(0), q.stride(1)
     a.k_block, a.k_head = k_pages.stride(0), k_pages.stride(2)
     a.v_block, a.v_head = v_pages.stride(0), v_pages.stride(2)
+    if scales is not None:
+        a.k_scales, a.v_scales = (tensor.data_ptr() for tensor in scales)
+        a.s_block, a.s_head = scales[0].stride(0), scales[0].stride(2)
     a.kv_heads, a.window = k_pages.size(2), -1 if window is None else window
     a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
 
@@ -316,11 +329,20 @@ def _mismatch(
     rows: torch.Tensor,
     positions: torch.Tensor,
     out: torch.Tensor,
+    scales: Scales | None = None,
 ) -> str | None:
     """What speaks against a call, or None."""
     entries = q.size(0)
     page = (shape.block_size, shape.kv_heads, shape.head_dim)
     numbers = {"q": q, "k_pages": k_pages, "v_pages": v_pages, "out": out}
+    if scales is None and shape.fp8_kv:
+        return "keys and values in fp8 come with scales"
+    if scales is not None:
+        if not shape.fp8_kv:
+            return "scales come with keys and values in fp8"
+        numbers |= {"k_scales": scales[0], "v_scales": scales[1]}
+        if any(x.shape != k_pages.shape[:3] or x.stride() != scales[0].stride() for x in scales):
+            return f"scales must both be {list(k_pages.shape[:3])}, with the same strides"
     indices = {"block_tables": block_tables, "rows": rows, "positions": positions}
     if q.shape != (entries, shape.heads, shape.head_dim):
         return f"q is {list(q.shape)}, must be [entries, {shape.heads}, {shape.head_dim}]"
@@ -334,15 +356,15 @@ def _mismatch(
     if rows.shape != (entries,) or positions.shape != (entries,) or block_tables.dim() != 2:
         return f"rows and positions must be [{entries}], block_tables [rows, blocks of a row]"
     for name, tensor in numbers.items():
-        if tensor.dtype != torch.bfloat16:
-            return f"{name} is {tensor.dtype}, must be bfloat16"
-        # Reads are of 8 numbers, writes of 4: every row, head, page and key must start at such a multiple.
-        wide = 4 if name == "out" else 8
-        steps = [tensor.data_ptr() // 2, *tensor.stride()[:-1]]
-        if tensor.stride(-1) != 1 or any(step % wide for step in steps):
-            return (
-                f"{name} must have unit stride inside and start at multiples of {2 * wide} bytes everywhere"
-            )
+        wanted = FORMAT if shape.fp8_kv and name in ("k_pages", "v_pages") else torch.bfloat16
+        if tensor.dtype != wanted:
+            return f"{name} is {tensor.dtype}, must be {str(wanted).removeprefix('torch.')}"
+        # Every row, head, page and key must start at a multiple of what is read or written at once.
+        wide, inside = 8 if name == "out" else 16, 1 if name.endswith("scales") else -1
+        outside = [step for number, step in enumerate(tensor.stride()) if number != inside % tensor.dim()]
+        steps = [tensor.data_ptr(), *(step * tensor.element_size() for step in outside)]
+        if tensor.stride(inside) != 1 or any(step % wide for step in steps):
+            return f"{name} must have unit stride inside and start at multiples of {wide} bytes everywhere"
     for name, tensor in indices.items():
         if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
             return f"{name} must be contiguous int32"

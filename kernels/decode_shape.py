@@ -150,5 +150,7 @@ def unsupported(spec: StepSpec, team: int) -> str | None:
     if spec.inner * (2 if spec.activation == "swiglu" else 1) // UNIT < blocks:
         return f"{spec.inner} inner channels leave some of {blocks} blocks without work"
     if subs_of(spec, team) is None:
-        return f"rows of {spec.width}, {spec.heads * dim} or {spec.padded_inner // team} channels cannot be cut"
+        return (
+            f"rows of {spec.width}, {spec.heads * dim} or {spec.padded_inner // team} channels cannot be cut"
+        )
     return None

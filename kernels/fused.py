@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from kernels.kv8 import Scales, quantize_kv
 from kernels.norm import rms_norm
 from kernels.rope import rotate
 
@@ -66,6 +67,7 @@ def rotate_and_store(
     v_pages: torch.Tensor,
     spec: "RotarySpec",
     *,
+    scales: Scales | None = None,
     bias: torch.Tensor | None = None,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
@@ -87,8 +89,14 @@ def rotate_and_store(
     q, k = _turned(q, q_weight, *rows, spec), _turned(k, k_weight, *rows, spec)
     live = slots >= 0
     block, offset = slots[live].long() // k_pages.size(1), slots[live].long() % k_pages.size(1)
-    k_pages[block, offset] = k[live]
-    v_pages[block, offset] = v[live].nan_to_num(0.0, 0.0, 0.0)
+    k, v = k[live], v[live].nan_to_num(0.0, 0.0, 0.0)
+    if scales is None:
+        k_pages[block, offset], v_pages[block, offset] = k, v
+        return q
+    for pages, kept, x in zip((k_pages, v_pages), scales, (k, v), strict=True):
+        values, scale = quantize_kv(x)
+        pages.view(torch.int8)[block, offset] = values.view(torch.int8)
+        kept[block, offset] = scale
     return q
 
 

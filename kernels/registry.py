@@ -74,6 +74,8 @@ def _flash_unsupported(name: FlashName, spec: AttentionSpec, caps: DeviceCaps) -
         return f"not installed ({', '.join(FLASH_MODULES[name])})"
     if spec.dtype not in (torch.bfloat16, torch.float16):
         return f"{str(spec.dtype).removeprefix('torch.')} is not supported"
+    if spec.fp8_kv:
+        return "reads no keys and values with a scale for each token (kv_dtype fp8)"
     major = caps.compute[0]
     if name == "fa3" and major != 9:
         return f"runs on compute capability 9.x, not {caps.compute[0]}.{caps.compute[1]}"

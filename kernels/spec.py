@@ -12,6 +12,7 @@ CompiledKind = Literal["int8", "bf16"]  # weights of the compiled path on a CPU 
 class AttentionSpec:
     """A model's attention and the engine's sizes: what a backend is chosen by and allocates for.
 
+    fp8_kv: keys and values are kept in eight bits (kernels.kv8), by the flag `kv_dtype`.
     max_rows: most entries of a decode step and most chunks of a mixed one. max_context: positions of a row.
     """
 
@@ -23,3 +24,4 @@ class AttentionSpec:
     max_rows: int
     max_context: int
     device: torch.device
+    fp8_kv: bool = False

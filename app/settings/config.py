@@ -60,6 +60,7 @@ class Config:
             device=model.device,
             dtype=model.dtype,
             weight_dtype=model.weight_dtype,
+            kv_dtype=model.kv_dtype,
             threads=model.threads,
             max_rows=limit if limit is not None else rows,
             block_size=batching.block_size,

@@ -14,7 +14,7 @@ from app.settings.http import MAX_INTERVAL, CallFormatName
 from app.settings.options import choice, many, option, real, switch, text, whole
 from app.settings.values import assignment, collector, device, stretch
 from engine.messages import AttentionName, BatchingMode, DecodePathName, LinearName
-from engine.messages.config import LoadFormat, WeightName
+from engine.messages.config import KvName, LoadFormat, WeightName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Source = Literal["base", "mid", "sft", "rl"]
@@ -76,6 +76,12 @@ class Model:
         choice("auto", "bf16", "fp8", "int8"),
         "what projections are kept in: auto (as --dtype), bf16, fp8 or int8 (half the bytes, a scale for "
         "each output; activations and KV stay as they are, but docs/cpu.md for int8 on a CPU)",
+    )
+    kv_dtype: KvName = option(
+        "auto",
+        choice("auto", "bf16", "fp8"),
+        "what keys and values are kept in: auto (the model's type), bf16 or fp8 (on a GPU, of a model in "
+        "bfloat16: half the bytes, nearly twice the tokens in the pool, a scale for each token and head)",
     )
     threads: int | None = option(None, whole(1, 1024), "CPU threads of the model", shown="one per free core")
     model_override: tuple[str, ...] = many(

@@ -32,10 +32,12 @@ from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
 from engine.gpu.te import describe, groups, keeper_of, maker_of, prepare
 from engine.gpu.weights import Keeper, NetworkWeights, network_weights
+from engine.kv8 import kv_format, kv_row
 from engine.memory import block_bytes, largest_pool, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from kernels.backends import select_backend
+from kernels.kv8 import FORMAT
 from kernels.te_linear import TeMaker
 
 DEFAULT_ROWS = 256
@@ -100,6 +102,7 @@ def build(
     weight = weight_of(model)
     device, dtype = weight.device, weight.dtype
     torch.cuda.set_device(device)
+    kept = kv_format(config.kv_dtype, dtype, device)
     maker = maker_of(flags, device, dtype)
     keeper = _keeper(config, flags, maker, dtype)
     weights = network_weights(model, consume, keeper)
@@ -108,27 +111,27 @@ def build(
         weights, config.linear_backend, sizes.max_tokens, programmatic_launch(device), maker
     )
     clock.lap("linear probe")
-    network, attention = _network(weights, linears, sizes, config, flags)
+    network, attention = _network(weights, linears, sizes, config, flags, kept)
     use_graphs = graphs_for(flags, network.attention)
     # Graphs hold the addresses of what they were captured with, whatever the flag says.
     network.persistent = use_graphs or flags.values.enable_persistent_decode
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
-    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
     compiled = runner.compile()
     clock.lap("kernels")
     if maker is not None:
-        _prepare_te(runner, network, linears, passages, sizes, model)
+        _prepare_te(runner, network, linears, passages, sizes, model, kept)
         clock.lap("calibration")
     blocked = paths_blocked(config, flags, use_graphs)
     paths = _choose_paths(network, staging.buckets, config, blocked, sizes, model, stream)
     clock.lap("decode paths")
     if not network.persistent:
         network.reserve()
-    budget, blocks, most = _size_pool(runner, network, sizes, model, config, before)
+    budget, blocks, most = _size_pool(runner, network, sizes, model, config, before, kept)
     clock.lap("memory")
-    network.cache = _cache(model, blocks, sizes, dtype, device)
+    network.cache = _cache(model, blocks, sizes, kept, device)
     runner.capture()
     clock.lap("graphs")
     _rehearse(runner)
@@ -150,6 +153,7 @@ def build(
         features=[
             *attention,
             *(te_rows or [weight_row(config.weight_dtype, dtype, step_bytes)]),
+            kv_row(config.kv_dtype, dtype, kept, block_bytes(model.config, 1, kept)),
             *linears.features,
             *paths,
             ("start", "", str(clock), f"{compiled} kernels compiled on {len(os.sched_getaffinity(0))} cores"),
@@ -173,7 +177,12 @@ def _keeper(
 
 
 def _network(
-    weights: NetworkWeights, linears: Linears, sizes: Sizes, config: EngineConfig, flags: Resolved
+    weights: NetworkWeights,
+    linears: Linears,
+    sizes: Sizes,
+    config: EngineConfig,
+    flags: Resolved,
+    kept: torch.dtype,
 ) -> tuple[Network, list[Feature]]:
     device = weights.embedding.device
     rows = DeviceRows(sizes.max_rows, sizes.blocks_per_sequence + 1, weights.vocab_size, device)
@@ -188,6 +197,7 @@ def _network(
         max_rows=sizes.max_rows,
         max_context=sizes.max_model_len,
         device=device,
+        fp8_kv=kept == FORMAT,
         flash=flash_use(flags),
         flash_sdp=flags.values.use_flash_sdp,
         clusters=cluster_rule(flags),
@@ -203,14 +213,15 @@ def _prepare_te(
     passages: Sequence[list[int]],
     sizes: Sizes,
     model: Decoder,
+    kept: torch.dtype,
 ) -> None:
     """With a cache of its own, after which there is the trial's again."""
-    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    device = network.weights.embedding.device
     batches = groups(passages, sizes.max_rows, sizes.max_model_len)
     blocks = max(forced_blocks(batch, sizes.block_size) for batch in batches)
-    network.cache = _cache(model, blocks, sizes, dtype, device)
+    network.cache = _cache(model, blocks, sizes, kept, device)
     prepare(runner, linears, batches, sizes.block_size)
-    network.cache = _cache(model, TRIAL_BLOCKS, sizes, dtype, device)
+    network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
 
 
 def _choose_paths(
@@ -249,19 +260,20 @@ def _size_pool(
     model: Decoder,
     config: EngineConfig,
     before: int,
+    kept: torch.dtype,
 ) -> tuple[MemoryBudget, int, int]:
     """Measures what everything but keys and values takes; the budget, the pool's blocks, and those that it
     may grow to. Raises ValueError where they do not fit.
     """
     weights = network.weights
-    device, dtype = weights.embedding.device, weights.embedding.dtype
+    device = weights.embedding.device
     allocated = used(device)
     runner.capture(largest_only=True)
     # The largest of both kinds; what the others' nodes take is small, and comes out of the reserve.
     graphs = int((used(device) - allocated) * GRAPH_MARGIN)
     runner.forget_graphs()
     network.cache = None
-    per_block = block_bytes(model.config, sizes.block_size, dtype)
+    per_block = block_bytes(model.config, sizes.block_size, kept)
     page = config.kv_page_size or model.config.kv_page_size
     if config.num_blocks is not None:
         if config.num_blocks < 1:
@@ -305,6 +317,6 @@ def _check_largest(blocks: int, per_block: int, room: int) -> None:
         )
 
 
-def _cache(model: Decoder, blocks: int, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> PagedKV:
+def _cache(model: Decoder, blocks: int, sizes: Sizes, kept: torch.dtype, device: torch.device) -> PagedKV:
     shape = model.config
-    return PagedKV(shape.n_layer, blocks, sizes.block_size, shape.n_kv_head, shape.head_dim, dtype, device)
+    return PagedKV(shape.n_layer, blocks, sizes.block_size, shape.n_kv_head, shape.head_dim, kept, device)

@@ -19,6 +19,7 @@ from engine.gpu.paths import Paths
 from engine.gpu.rows import DeviceRows
 from engine.gpu.weights import LayerWeights, NetworkWeights
 from kernels.backends.base import AttentionBackend
+from kernels.kv8 import Scales
 from kernels.triton.embed import embed_norm
 from kernels.triton.nanochat import embed_smear, value_gate
 from kernels.triton.rope import rotate_and_store
@@ -233,7 +234,7 @@ class Network:
         layer, linears = self.weights.layers[index], self.linears.layers[index]
         x, qkv = scratch.x[:tokens], scratch.qkv[:tokens]
         attended, inner = scratch.attended[:tokens], scratch.inner[:tokens]
-        keys, values = cache.layers[index]
+        (keys, values), scales = cache.layers[index], cache.scales[index]
         gates = self._mix(index, layer, tokens)
         linears.qkv.norm_linear(x, qkv, eps)
         rotate_and_store(
@@ -244,6 +245,7 @@ class Network:
             keys,
             values,
             layer.rotary,
+            scales=scales,
             bias=layer.qkv_bias,
             q_weight=layer.q_norm,
             k_weight=layer.k_norm,
@@ -252,7 +254,7 @@ class Network:
             gate=gates,
             pdl=self.pdl,
         )
-        self._attend(layer, shape, inputs, keys, values)
+        self._attend(layer, shape, inputs, keys, values, scales)
         linears.o.linear_residual(attended, x)
         # Channels beyond the network's own are padding: zeros that nobody writes.
         own = inner[:, : self.weights.inner]
@@ -287,6 +289,7 @@ class Network:
         inputs: StepInputs,
         keys: torch.Tensor,
         values: torch.Tensor,
+        scales: Scales | None,
     ) -> None:
         scratch, spec = self.scratch, layer.rotary
         tokens, decodes = shape.tokens, shape.decodes
@@ -303,6 +306,7 @@ class Network:
             out[:decodes],
             scale=scale,
             window=layer.window,
+            scales=scales,
             pdl=self.pdl,
         )
         if shape.chunks:
@@ -317,6 +321,7 @@ class Network:
                 out,
                 scale=scale,
                 window=layer.window,
+                scales=scales,
                 pdl=self.pdl,
             )
 

@@ -9,6 +9,7 @@ AttentionName = Literal["auto", "triton", "fa2", "fa3", "fa4", "sdpa", "torch"]
 LinearName = Literal["auto", "cublas", "skinny", "triton"]
 DecodePathName = Literal["auto", "graph", "chained", "persistent"]
 WeightName = Literal["auto", "bf16", "fp8", "int8"]
+KvName = Literal["auto", "bf16", "fp8"]
 LoadFormat = Literal["auto", "dummy"]
 
 
@@ -21,6 +22,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     dtype: "auto" is bfloat16 on a GPU; on a CPU it is float32, unless the file keeps int8, and "float32" asks
     for the reference path there. weight_dtype: what projections and head are kept in; "auto" is the model's
     dtype, on a CPU the file's int8; "fp8" and "int8" have a scale for each output channel (kernels.quantize).
+    kv_dtype: what keys and values are kept in; "auto" is the model's dtype; "fp8", on a GPU and of a model in
+    bfloat16, has a scale for each token and head (kernels.kv8).
     threads: CPU threads of the engine process (None: as many as cores are free, see engine.cores).
     max_rows: most sequences that run at once (None: 8 on a CPU, 256 on a GPU).
     block_size: tokens per KV block (None: the model's kv_block_size, else 16). num_blocks: blocks that
@@ -51,6 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     weight_dtype: WeightName = "auto"
+    kv_dtype: KvName = "auto"
     threads: int | None = None
     max_rows: int | None = None
     block_size: int | None = None

@@ -34,6 +34,7 @@ def select_backend(
     max_rows: int,
     max_context: int,
     device: torch.device,
+    fp8_kv: bool = False,
     caps: DeviceCaps | None = None,
     flash: FlashUse = "auto",
     flash_sdp: bool = True,
@@ -48,7 +49,7 @@ def select_backend(
     Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
     auto a library that fails is passed over instead.
     """
-    spec = AttentionSpec(heads, kv_heads, head_dim, block_size, dtype, max_rows, max_context, device)
+    spec = AttentionSpec(heads, kv_heads, head_dim, block_size, dtype, max_rows, max_context, device, fp8_kv)
     caps = caps or DeviceCaps.of(device)
     built: dict[str, AttentionBackend] = {}
     parts: list[AttentionBackend] = []

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.kv8 import Scales
 from kernels.spec import AttentionSpec
 
 Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
@@ -13,7 +14,8 @@ class AttentionBackend(Protocol):
     """Attention over paged keys and values. Index tensors are int32 on the device; a row of -1 is padding.
 
     Pages are views [blocks, block_size, kv_heads, head_dim] with any strides but the last, which is 1, so
-    that either order in memory does. Unused slots of pages hold finite numbers. Block 0 is nobody's.
+    that either order in memory does. Pages of eight bits come with scales (kernels.kv8). Unused slots of
+    pages hold finite numbers. Block 0 is nobody's.
 
     capture_safe: all calls may run while a CUDA graph is captured, and its replay does the same on new
     contents of the same tensors.
@@ -47,6 +49,7 @@ class AttentionBackend(Protocol):
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         """One query per entry, q [entries, heads, head_dim], over keys 0..positions[entry] of its row.
@@ -69,6 +72,7 @@ class AttentionBackend(Protocol):
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         """Chunk c's queries are tokens cu_queries[c]..cu_queries[c + 1] of q [tokens, heads, head_dim], at

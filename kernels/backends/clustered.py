@@ -12,6 +12,7 @@ from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps
 from kernels.cluster import TILE, ClusterDecode, Shape, Variant, unsupported
 from kernels.cuda_driver import DriverError
+from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError
 from kernels.registry import Unavailable
 
@@ -44,6 +45,7 @@ class Clusters(Protocol):
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None: ...
 
@@ -83,11 +85,12 @@ class ClusteredBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         serves = self.clusters.decode if self.clustered(rows.size(0)) else self.plain.decode
         pages = (k_pages, v_pages, block_tables)
-        serves(q, *pages, rows, positions, out, scale=scale, window=window, pdl=pdl)
+        serves(q, *pages, rows, positions, out, scale=scale, window=window, scales=scales, pdl=pdl)
 
     def prefill(
         self,
@@ -102,11 +105,21 @@ class ClusteredBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
         self.plain.prefill(
-            q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl
+            q,
+            *pages,
+            chunk_rows,
+            cu_queries,
+            contexts,
+            out,
+            scale=scale,
+            window=window,
+            scales=scales,
+            pdl=pdl,
         )
 
 
@@ -116,7 +129,7 @@ def with_clusters(
     """`plain` with clusters of blocks for decode steps of few rows, once they agree with the reference; the
     first of `rows` says what came of it. Unavailable: they are required and cannot be had, with the reason.
     """
-    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size)
+    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
     reason = unsupported(spec.head_dim, shape.group, spec.dtype, caps.compute or (0, 0), spec.block_size)
     if reason is None and spec.max_context < rule.threshold:
         reason = f"no row gets as many as {rule.threshold} keys (cta_cluster_seq_threshold)"

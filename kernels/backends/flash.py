@@ -15,6 +15,7 @@ import torch
 
 from kernels.backends.base import AttentionSpec
 from kernels.caps import FLASH_MODULES, FlashName, package_version
+from kernels.kv8 import Scales
 
 Window = tuple[int, int]
 
@@ -167,6 +168,11 @@ def load(name: FlashName) -> tuple[Attend, str] | str:
     return "; ".join(reasons)
 
 
+def _whole(scales: Scales | None) -> None:
+    if scales is not None:  # whoever chooses backends knows (kernels.registry)
+        raise ValueError("FlashAttention reads no keys and values with a scale for each token")
+
+
 class FlashBackend:
     """A library behind our interface. The tables of a call's rows are gathered once per step, at its first
     layer."""
@@ -200,11 +206,13 @@ class FlashBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         entries = rows.size(0)
         if not entries:
             return
+        _whole(scales)
         table, lengths = self._gather("decode", block_tables, rows, positions, 1)
         view = out.view(q.shape)
         call = Call(
@@ -238,11 +246,13 @@ class FlashBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         tokens, chunks = q.size(0), chunk_rows.size(0)
         if not chunks:
             return
+        _whole(scales)
         table, lengths = self._gather("prefill", block_tables, chunk_rows, contexts, 0)
         view = out.view(q.shape)
         call = Call(

@@ -3,6 +3,7 @@
 import torch
 
 from kernels.backends.base import AttentionBackend
+from kernels.kv8 import Scales
 
 
 class PairBackend:
@@ -33,10 +34,13 @@ class PairBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
-        self.single.decode(q, *pages, rows, positions, out, scale=scale, window=window, pdl=pdl)
+        self.single.decode(
+            q, *pages, rows, positions, out, scale=scale, window=window, scales=scales, pdl=pdl
+        )
 
     def prefill(
         self,
@@ -51,8 +55,20 @@ class PairBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
         backend = self.single if q.size(0) <= self.few else self.chunked
-        backend.prefill(q, *pages, chunk_rows, cu_queries, contexts, out, scale=scale, window=window, pdl=pdl)
+        backend.prefill(
+            q,
+            *pages,
+            chunk_rows,
+            cu_queries,
+            contexts,
+            out,
+            scale=scale,
+            window=window,
+            scales=scales,
+            pdl=pdl,
+        )

@@ -6,6 +6,7 @@ It reads lengths on the host, so no graph can hold it. For comparison and for fi
 import torch
 
 from kernels.backends.base import AttentionSpec
+from kernels.kv8 import FORMAT, Scales, dequantize_kv
 
 
 class TorchBackend:
@@ -33,11 +34,12 @@ class TorchBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         for entry, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             if row >= 0:
-                keys, values = read_row(k_pages, v_pages, block_tables[row], position + 1)
+                keys, values = read_row(k_pages, v_pages, scales, block_tables[row], position + 1)
                 out[entry] = self.attend(q[entry : entry + 1], keys, values, scale, window)[0]
 
     def prefill(
@@ -53,13 +55,14 @@ class TorchBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         borders = cu_queries.tolist()
         for chunk, (row, context) in enumerate(zip(chunk_rows.tolist(), contexts.tolist(), strict=True)):
             first, last = borders[chunk], borders[chunk + 1]
             if row >= 0 and first < last:
-                keys, values = read_row(k_pages, v_pages, block_tables[row], context)
+                keys, values = read_row(k_pages, v_pages, scales, block_tables[row], context)
                 out[first:last] = self.attend(q[first:last], keys, values, scale, window)
 
     def attend(
@@ -82,9 +85,20 @@ class TorchBackend:
 
 
 def read_row(
-    k_pages: torch.Tensor, v_pages: torch.Tensor, table: torch.Tensor, context: int
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    scales: Scales | None,
+    table: torch.Tensor,
+    context: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [context, kv_heads, head_dim] of one row."""
+    """Keys and values [context, kv_heads, head_dim] of one row; float32 where they are kept in eight bits."""
     blocks = table[: -(-context // k_pages.size(1))].long()
+    if scales is not None:
+        kept = zip((k_pages, v_pages), scales, strict=True)
+        keys, values = (
+            dequantize_kv(pages.view(torch.int8)[blocks].view(FORMAT), own[blocks]).flatten(0, 1)[:context]
+            for pages, own in kept
+        )
+        return keys, values
     keys, values = (pages[blocks].flatten(0, 1)[:context] for pages in (k_pages, v_pages))
     return keys, values

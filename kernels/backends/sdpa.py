@@ -38,7 +38,7 @@ class SdpaBackend(TorchBackend):
             mask = (key <= at) & (key >= at - window)
         elif count > 1:
             mask = causal_lower_right(count, context)
-        q, k, v = (x.transpose(0, 1)[None] for x in (query, keys, values))
+        q, k, v = (x.to(query.dtype).transpose(0, 1)[None] for x in (query, keys, values))
         grouped = q.size(1) != k.size(1)
         if grouped and isinstance(mask, CausalBias):  # which torch's flash kernels take with equal heads only
             k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))

@@ -6,6 +6,7 @@ import torch
 
 from kernels.backends.base import AttentionBackend, AttentionSpec
 from kernels.backends.reference import TorchBackend
+from kernels.kv8 import Scales, quantize_kv
 
 TOLERANCE = 1e-2  # relative error in bfloat16; a wrong mask or table is far above
 LONGEST = 70
@@ -44,6 +45,7 @@ class _Problem:
     decodes: int
     query: torch.Tensor
     pages: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scales: Scales | None
 
     @classmethod
     def of(cls, spec: AttentionSpec, longest: int) -> "_Problem":
@@ -57,10 +59,18 @@ class _Problem:
         order = torch.arange(rows * blocks, 0, -1, dtype=torch.int32, device=device)
         shape = (rows * blocks + 1, spec.kv_heads, size, spec.head_dim)
         k_pages, v_pages = (random(*shape).transpose(1, 2) for _ in range(2))
+        scales: Scales | None = None
+        if spec.fp8_kv:
+            # A head's numbers and scales of a block lie together, as in the engine's own cache.
+            (k_pages, k_scales), (v_pages, v_scales) = (
+                quantize_kv(pages.transpose(1, 2)) for pages in (k_pages, v_pages)
+            )
+            k_pages, v_pages = k_pages.transpose(1, 2), v_pages.transpose(1, 2)
+            scales = k_scales.transpose(1, 2), v_scales.transpose(1, 2)
         decodes = min(rows, spec.max_rows)
         tokens, width = decodes + sum(QUERIES), spec.heads * spec.head_dim
         query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)
-        return cls(spec, lengths, decodes, query, (k_pages, v_pages, order.view(rows, blocks)))
+        return cls(spec, lengths, decodes, query, (k_pages, v_pages, order.view(rows, blocks)), scales)
 
     def solve(self, backend: AttentionBackend, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Results of the decode entries and of the chunks, float32."""
@@ -74,11 +84,30 @@ class _Problem:
         positions = ints([lengths[0] - 1, 0, lengths[2] - 1][:decodes])
         single = slice(0, decodes)
         backend.plan(rows, positions, window=window)
-        backend.decode(query[single], *self.pages, rows, positions, out[single], scale=scale, window=window)
+        backend.decode(
+            query[single],
+            *self.pages,
+            rows,
+            positions,
+            out[single],
+            scale=scale,
+            window=window,
+            scales=self.scales,
+        )
         borders = [decodes]
         for count in QUERIES[:decodes]:
             borders.append(borders[-1] + count)
         chunks, contexts = ints(list(range(decodes))), ints(list(lengths[:decodes]))
-        backend.prefill(query, *self.pages, chunks, ints(borders), contexts, out, scale=scale, window=window)
+        backend.prefill(
+            query,
+            *self.pages,
+            chunks,
+            ints(borders),
+            contexts,
+            out,
+            scale=scale,
+            window=window,
+            scales=self.scales,
+        )
         keep = [entry for entry in range(decodes) if entry != 1]
         return out[keep].float(), out[decodes : borders[-1]].float()

@@ -4,6 +4,7 @@ import torch
 import triton
 
 from kernels.backends.base import AttentionSpec
+from kernels.kv8 import FORMAT, Scales
 from kernels.triton.decode import DecodeWorkspace, paged_decode, plan_decode
 from kernels.triton.prefill import PrefillWorkspace, paged_prefill
 
@@ -21,7 +22,7 @@ class TritonBackend:
             spec.head_dim,
             spec.max_context,
             spec.device,
-            dtype=spec.dtype,
+            dtype=FORMAT if spec.fp8_kv else spec.dtype,
         )
         self.prefill_workspace = PrefillWorkspace.allocate(spec.head_dim, spec.device)
 
@@ -43,11 +44,23 @@ class TritonBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         if rows.size(0):
             pages = (k_pages, v_pages, block_tables)
-            paged_decode(q, *pages, rows, positions, out, self.workspace, scale=scale, window=window, pdl=pdl)
+            paged_decode(
+                q,
+                *pages,
+                rows,
+                positions,
+                out,
+                self.workspace,
+                scale=scale,
+                window=window,
+                scales=scales,
+                pdl=pdl,
+            )
 
     def prefill(
         self,
@@ -62,6 +75,7 @@ class TritonBackend:
         *,
         scale: float,
         window: int | None,
+        scales: Scales | None = None,
         pdl: bool = False,
     ) -> None:
         if chunk_rows.size(0):
@@ -75,6 +89,7 @@ class TritonBackend:
                 out,
                 scale=scale,
                 window=window,
+                scales=scales,
                 workspace=self.prefill_workspace,
                 pdl=pdl,
             )

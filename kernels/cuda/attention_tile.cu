@@ -5,37 +5,55 @@
 // operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
 // whose halves, paired, are V^T's operands, and ends up with those 8 channels of heads 2c and 2c+1.
 //
-// Compile-time: D, channels of a head (64, 128).
+// Compile-time: D, channels of a head (64, 128); KV_FP8 for keys and values in e4m3, with a scale for each key of a
+// kv head (kernels/kv8.py). Words of four channels then become bf16 in the registers, and scores and weights are
+// multiplied by the scales.
 
 constexpr int TILE = 16;  // keys
+#ifdef KV_FP8
+constexpr int NUMBER = 1;  // bytes
+constexpr int SCALE_PIECES = 2 * TILE * 2 / 16;
+#else
+constexpr int NUMBER = 2, SCALE_PIECES = 0;
+#endif
 // In pieces of 16 bytes. Two pieces between groups of four values keep lanes of one phase on different banks.
-constexpr int ROW = D / 8;
+constexpr int ROW = D * NUMBER / 16;
 constexpr int KEY_PIECES = TILE * ROW, VALUE_PIECES = 4 * ROW + 2;
-constexpr int STAGE = KEY_PIECES + TILE / 4 * VALUE_PIECES;
+constexpr int SCALES_AT = KEY_PIECES + TILE / 4 * VALUE_PIECES;  // the keys', then the values'
+constexpr int STAGE = SCALES_AT + SCALE_PIECES;
 // Stands for "no key yet": unlike -inf it can be subtracted from itself.
 constexpr float LOWEST = -3.0e38f;
 
-// One kv head's keys or values. block: numbers from page to page.
+// One kv head's keys or values, and their scales. block: two bytes each from page to page, whatever the numbers have;
+// scale_block: scales.
 struct Pages {
     const u16* base;
     long long block;
+    const u16* scales = nullptr;
+    long long scale_block = 0;
 };
 
 // One lane brings a tile: keys in one piece, values in four.
 DEVICE void copy_tile(uint4* stage, Barrier* barrier, const Pages& keys, const Pages& values, int page, int start) {
-    const u16* const from = values.base + page * values.block + start * D;
-    expect_bytes(barrier, 2 * TILE * D * 2);
-    copy_bulk(stage, keys.base + page * keys.block + start * D, TILE * D * 2, barrier);
+    constexpr int KEY = D * NUMBER / 2;  // two bytes each
+    const u16* const from = values.base + page * values.block + start * KEY;
+    expect_bytes(barrier, 2 * TILE * KEY * 2 + SCALE_PIECES * 16);
+    copy_bulk(stage, keys.base + page * keys.block + start * KEY, TILE * KEY * 2, barrier);
 #pragma unroll
     for (int i = 0; i < TILE / 4; i++)
-        copy_bulk(stage + KEY_PIECES + i * VALUE_PIECES, from + i * 4 * D, 4 * D * 2, barrier);
+        copy_bulk(stage + KEY_PIECES + i * VALUE_PIECES, from + i * 4 * KEY, 4 * KEY * 2, barrier);
+#ifdef KV_FP8
+    copy_bulk(stage + SCALES_AT, keys.scales + page * keys.scale_block + start, TILE * 2, barrier);
+    copy_bulk(stage + SCALES_AT + 2, values.scales + page * values.scale_block + start, TILE * 2, barrier);
+#endif
 }
 
 template <class Piece> DEVICE Piece* value_row(Piece* stage, int key) {
     return stage + KEY_PIECES + key / 4 * VALUE_PIECES + key % 4 * ROW;
 }
 
-// Values that cannot be seen may be anything, and have weight zero, which would not silence what is not finite.
+// Values that cannot be seen may be anything, and have weight zero, which would not silence what is not finite. (Every
+// byte of eight bits is read as a number.)
 DEVICE void clear_unseen(uint4* stage, int low, int high, int lane) {
     for (int key = 0; key < TILE; key++)
         if ((key < low || key > high) && lane < ROW) value_row(stage, key)[lane] = uint4{0, 0, 0, 0};
@@ -48,26 +66,76 @@ DEVICE void add_values(float (&o)[4], u32 x, u32 y, u32 z, u32 w, u32 b0, u32 b1
     multiply_add(o, low_halves(x, y), high_halves(x, y), low_halves(z, w), high_halves(z, w), b0, b1);
 }
 
+#ifdef KV_FP8
+// Two e4m3 as bf16, each in the high byte of a half of `signs`, and four bits lower in `magnitudes`. Shifted into
+// bf16's place the exponent, whose bias is 7 where bf16's is 127, is too small by 120.
+DEVICE u32 to_pair(u32 signs, u32 magnitudes) {
+    return multiply_add_pair(and_or(signs, 0x80008000u, magnitudes & 0x07f007f0u), 0x7b807b80u, 0x80008000u);
+}
+// Of a word's four: the first and the third, and the second and the fourth.
+DEVICE u32 even_bytes(u32 word) { return to_pair(word << 8, word << 4); }
+DEVICE u32 odd_bytes(u32 word) { return to_pair(word, word >> 4); }
+
+DEVICE float scale_of(const uint4* stage, int values, int key) {
+    return low_half(((const u16*)(stage + SCALES_AT))[values * TILE + key]);
+}
+
+// As add_values for two channels, of which each half of x has one key's (2c, then 2c+1), and z those of the other two.
+DEVICE void add_bytes(float (&o)[4], u32 x, u32 z, u32 b0, u32 b1) {
+    multiply_add(o, even_bytes(x), odd_bytes(x), even_bytes(z), odd_bytes(z), b0, b1);
+}
+#endif
+
+// A head's query as attend_tile takes it: a lane's channels of a key, 16 bytes of which are 8 channels or 16.
+DEVICE void query_for_tile(uint4 (&query)[D / 32], const u16* head, bool exists, int c) {
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+        query[b] = uint4{0, 0, 0, 0};
+#ifdef KV_FP8
+        if (exists) query[b] = *(const uint4*)(head + b / 2 * 64 + c * 16 + b % 2 * 8);
+        const uint4 natural = query[b];  // paired as even_bytes and odd_bytes pair keys
+        query[b] = uint4{low_halves(natural.x, natural.y), high_halves(natural.x, natural.y),
+                         low_halves(natural.z, natural.w), high_halves(natural.z, natural.w)};
+#else
+        if (exists) query[b] = *(const uint4*)(head + b * 32 + c * 8);
+#endif
+    }
+}
+
 // A tile's keys low..high: the running maximum (in powers of two) and sum of weights of heads 2c and 2c+1, and the
-// values' weighted sum. The sum of weights is this lane's own, of keys g and g + 8. query: pieces b * 4 + c of head g.
+// values' weighted sum. The sum of weights is this lane's own, of keys g and g + 8. query: of head g, by query_for_tile.
 DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int low, int high, float scale, int lane,
                         float (&o)[D / 64][4][4], float (&most)[2], float (&total)[2]) {
     const int g = lane >> 2, c = lane & 3;
     float even[4] = {}, odd[4] = {};
+#ifdef KV_FP8
+#pragma unroll
+    for (int b = 0; b < D / 64; b++) {
+        const uint4 k0 = stage[g * ROW + b * 4 + c], k1 = stage[(g + 8) * ROW + b * 4 + c];
+        const uint4 q0 = query[2 * b], q1 = query[2 * b + 1];
+        multiply_add(even, even_bytes(k0.x), even_bytes(k1.x), odd_bytes(k0.x), odd_bytes(k1.x), q0.x, q0.y);
+        multiply_add(odd, even_bytes(k0.y), even_bytes(k1.y), odd_bytes(k0.y), odd_bytes(k1.y), q0.z, q0.w);
+        multiply_add(even, even_bytes(k0.z), even_bytes(k1.z), odd_bytes(k0.z), odd_bytes(k1.z), q1.x, q1.y);
+        multiply_add(odd, even_bytes(k0.w), even_bytes(k1.w), odd_bytes(k0.w), odd_bytes(k1.w), q1.z, q1.w);
+    }
+    const float upper_scale = scale * scale_of(stage, 0, g), lower_scale = scale * scale_of(stage, 0, g + 8);
+#else
+    const float upper_scale = scale, lower_scale = scale;
 #pragma unroll
     for (int b = 0; b < D / 32; b++) {
         const uint4 k0 = stage[g * ROW + b * 4 + c], k1 = stage[(g + 8) * ROW + b * 4 + c];
         multiply_add(even, k0.x, k1.x, k0.y, k1.y, query[b].x, query[b].y);
         multiply_add(odd, k0.z, k1.z, k0.w, k1.w, query[b].z, query[b].w);
     }
+#endif
 
     // Scores in powers of two of keys g and g + 8, and the weights of both.
     const bool upper = g >= low && g <= high, lower = g + 8 >= low && g + 8 <= high;
     float fade[2], weight[2][2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        const float a = upper ? (even[j] + odd[j]) * scale : LOWEST;
-        const float b = lower ? (even[j + 2] + odd[j + 2]) * scale : LOWEST;
+        const float a = upper ? (even[j] + odd[j]) * upper_scale : LOWEST;
+        const float b = lower ? (even[j + 2] + odd[j + 2]) * lower_scale : LOWEST;
         float peak = fmaxf(a, b);
         peak = fmaxf(peak, warp_xor(peak, 4));
         peak = fmaxf(peak, warp_xor(peak, 8));
@@ -78,10 +146,23 @@ DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int lo
         weight[1][j] = power_of_two(b - peak);
         most[j] = peak;
     }
-    // The sum is that of the rounded weights, so that what values are multiplied by adds up to one.
+#ifdef KV_FP8
+    // Scales of unseen keys may be anything.
+    const float upper_value = upper ? scale_of(stage, 1, g) : 0.0f;
+    const float lower_value = lower ? scale_of(stage, 1, g + 8) : 0.0f;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        total[j] = total[j] * fade[j] + (weight[0][j] + weight[1][j]);
+        weight[0][j] *= upper_value;
+        weight[1][j] *= lower_value;
+    }
+#endif
     const u32 w0 = to_bf16_pair(weight[0][0], weight[0][1]), w1 = to_bf16_pair(weight[1][0], weight[1][1]);
+#ifndef KV_FP8
+    // The sum is that of the rounded weights, so that what values are multiplied by adds up to one.
     total[0] = total[0] * fade[0] + (low_half(w0) + low_half(w1));
     total[1] = total[1] * fade[1] + (high_half(w0) + high_half(w1));
+#endif
     const u32 b0 = transpose(w0), b1 = transpose(w1);
 #pragma unroll
     for (int h = 0; h < D / 64; h++) {
@@ -90,12 +171,21 @@ DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int lo
 #pragma unroll
             for (int j = 0; j < 4; j++) o[h][r][j] *= fade[j % 2];
         const int at = g + h * 8;
+#ifdef KV_FP8
+        const auto eight = [&](int key) { return ((const uint2*)value_row(stage, key))[at]; };
+        const uint2 v0 = eight(2 * c), v1 = eight(2 * c + 1), v2 = eight(2 * c + 8), v3 = eight(2 * c + 9);
+        add_bytes(o[h][0], low_halves(v0.x, v1.x), low_halves(v2.x, v3.x), b0, b1);
+        add_bytes(o[h][1], high_halves(v0.x, v1.x), high_halves(v2.x, v3.x), b0, b1);
+        add_bytes(o[h][2], low_halves(v0.y, v1.y), low_halves(v2.y, v3.y), b0, b1);
+        add_bytes(o[h][3], high_halves(v0.y, v1.y), high_halves(v2.y, v3.y), b0, b1);
+#else
         const uint4 v0 = value_row(stage, 2 * c)[at], v1 = value_row(stage, 2 * c + 1)[at];
         const uint4 v2 = value_row(stage, 2 * c + 8)[at], v3 = value_row(stage, 2 * c + 9)[at];
         add_values(o[h][0], v0.x, v1.x, v2.x, v3.x, b0, b1);
         add_values(o[h][1], v0.y, v1.y, v2.y, v3.y, b0, b1);
         add_values(o[h][2], v0.z, v1.z, v2.z, v3.z, b0, b1);
         add_values(o[h][3], v0.w, v1.w, v2.w, v3.w, b0, b1);
+#endif
     }
 }
 

@@ -34,9 +34,9 @@ DEVICE void store(u16* out, const Part& part) {
 
 KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     const u16* q, const u16* k_pages, const u16* v_pages, const int* block_tables, const int* rows,
-    const int* positions, u16* out, long long q_stride, long long q_head, long long k_block, long long k_head,
-    long long v_block, long long v_head, long long table_stride, long long out_stride, int kv_heads, int window,
-    float scale, int flags) {
+    const int* positions, u16* out, const u16* k_scales, const u16* v_scales, long long q_stride, long long q_head,
+    long long k_block, long long k_head, long long v_block, long long v_head, long long table_stride,
+    long long out_stride, long long s_block, long long s_head, int kv_heads, int window, float scale, int flags) {
     SHARED_BYTES(shared);
     float4* const sums = (float4*)shared;                  // [WARPS][ROOM], of which QUADS are sums in the end
     float4* const inbox = sums + WARPS * ROOM;             // [CLUSTER][SHARE], where there is a cluster
@@ -60,13 +60,8 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     }
 
     const int row = rows[entry], position = positions[entry], end = position + 1;
-    const u16* const heads = q + entry * q_stride + kv_head * GROUP * q_head + c * 8;
     uint4 query[D / 32];
-#pragma unroll
-    for (int b = 0; b < D / 32; b++) {
-        query[b] = uint4{0, 0, 0, 0};
-        if (g < GROUP) query[b] = *(const uint4*)(heads + g * q_head + b * 32);
-    }
+    query_for_tile(query, q + entry * q_stride + (kv_head * GROUP + g) * q_head, g < GROUP, c);
     // Padding, which is the whole cluster's. Either being negative counts, for so both are loaded at once.
     if ((row | position) < 0) {
         if (CLUSTER > 1) cluster_wait();
@@ -78,7 +73,10 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     const int mine = first + rank * length + warp, stop = min(first + rank * length + length, last);
     const int count = max(0, (stop - mine + WARPS - 1) / WARPS);
     const int* const table = block_tables + row * table_stride;
-    const Pages keys = {k_pages + kv_head * k_head, k_block}, values = {v_pages + kv_head * v_head, v_block};
+    const u16* const key_scales = k_scales + kv_head * s_head;
+    const u16* const value_scales = v_scales + kv_head * s_head;
+    const Pages keys = {k_pages + kv_head * k_head * NUMBER / 2, k_block * NUMBER / 2, key_scales, s_block};
+    const Pages values = {v_pages + kv_head * v_head * NUMBER / 2, v_block * NUMBER / 2, value_scales, s_block};
     // A lane knows the page of one of the next 32 tiles, and of one of the 32 after those.
     auto page_of = [&](int i) { return i < count ? table[(mine + i * WARPS) / TILES_OF_PAGE] : 0; };
     int pages = page_of(lane), upcoming = page_of(lane + 32);
@@ -102,7 +100,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
         uint4* const stage = stages + turn * STAGE;
         const int tile = mine + i * WARPS, low = seen - tile * TILE, high = position - tile * TILE;
         wait_for_barrier(full + turn, phase);
-        if (low > 0 || high < TILE - 1) clear_unseen(stage, low, high, lane);
+        if (NUMBER > 1 && (low > 0 || high < TILE - 1)) clear_unseen(stage, low, high, lane);
         attend_tile(stage, query, low, high, scale, lane, o, most, total);
         warp_barrier();  // all lanes have read this tile
         fetch(i + STAGES, turn);

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.kv8 import Scales
 from kernels.triton.decode_config import DecodeConfig, config_for
 from kernels.triton.decode_kernel import decode_kernel
 from kernels.triton.parts import begin
@@ -70,7 +71,8 @@ class DecodeWorkspace:
         windows: tuple[int | None, ...] = (None,),
         multiprocessors: int | None = None,
     ) -> "DecodeWorkspace":
-        """max_context: keys of the longest row. config: used for every bucket, instead of the table's.
+        """max_context: keys of the longest row. dtype: of keys and values. config: used for every bucket,
+        instead of the table's.
         windows: those for which work lists are made now; others follow when first planned. multiprocessors:
         instead of the device's.
 
@@ -228,15 +230,17 @@ def paged_decode(
     *,
     scale: float,
     window: int | None,
+    scales: Scales | None = None,
     pdl: bool = False,
 ) -> None:
     """Attention of one query per entry over keys 0..positions[entry] of its row, or the window's part of
     them.
 
     q: [entries, heads, head_dim], a view with any strides but the last, which is 1. k_pages, v_pages:
-    [blocks, block_size, kv_heads, head_dim] likewise. block_tables: [rows, blocks of a row] int32. rows,
-    positions: as given to `plan_decode`, which must have run for this batch and window. out: [entries, heads
-    * head_dim]; that of padding is left alone. Slots beyond a row's context may hold anything. ValueError:
+    [blocks, block_size, kv_heads, head_dim] likewise, of q's type, or with scales in eight bits
+    (kernels.kv8). block_tables: [rows, blocks of a row] int32. rows, positions: as given to `plan_decode`,
+    which must have run for this batch and window. out: [entries, heads * head_dim]; that of padding is left
+    alone. Slots beyond a row's context may hold anything. ValueError:
     shapes that do not fit the workspace, or a block size that is no power of two.
     """
     entries, heads, head_dim = q.shape
@@ -247,6 +251,9 @@ def paged_decode(
         raise ValueError(f"block size {block_size} must be a power of two")
     config, work, group = workspace.settings(entries), workspace.work_list(window), workspace.group
     padded = triton.next_power_of_2(group)
+    k_scales, v_scales = scales or (None, None)
+    if scales is not None:
+        k_pages, v_pages = k_pages.view(torch.int32), v_pages.view(torch.int32)
     programs = workspace.units(entries) * workspace.kv_heads
     if config.persistent:
         programs = min(programs, config.units_per_sm * workspace.multiprocessors)
@@ -254,6 +261,8 @@ def paged_decode(
         q,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         block_tables,
         out,
         work.items,
@@ -264,6 +273,7 @@ def paged_decode(
         *q.stride()[:2],
         *k_pages.stride()[:3],
         *v_pages.stride()[:3],
+        *(k_scales.stride() if k_scales is not None else (0, 0, 0)),
         block_tables.stride(0),
         out.stride(0),
         scale * LOG2_E,

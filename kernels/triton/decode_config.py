@@ -40,13 +40,15 @@ ALONE, ENOUGH = 2, 128
 
 
 def config_for(group: int, head_dim: int, entries: int, itemsize: int) -> DecodeConfig:
-    """The configuration for `group` query heads per kv head and a batch of `entries`, numbers of `itemsize`
-    bytes.
+    """The configuration for `group` query heads per kv head and a batch of `entries`, keys and values of
+    `itemsize` bytes.
 
     Programs of one warp need no barriers, and many of them hide each other's waits: measured on an H200, two
     warps take half as long again for the same work, four more than twice as long.
     """
-    keys = max(1 if group == 1 else 16, TILE // (head_dim * itemsize))
+    # For products of a group, tiles of eight bits become bfloat16, and must have room then.
+    width = itemsize if group == 1 else max(2, itemsize)
+    keys = max(1 if group == 1 else 16, TILE // (head_dim * width))
     least, units = (keys, 6) if entries <= FEW else (max(64, keys), 8)
     if group == 1:
         if ALONE < entries <= ENOUGH:

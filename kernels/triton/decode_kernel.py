@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.decode_tiles import attend_group, attend_single
+from kernels.triton.decode_groups import attend_group
+from kernels.triton.decode_tiles import attend_single
 from kernels.triton.parts import begin
 
 
@@ -65,6 +66,8 @@ def _unit(
     q,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     block_tables,
     out,
     partials,
@@ -79,6 +82,9 @@ def _unit(
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
     stride_v_head: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
+    stride_s_head: tl.constexpr,
     stride_table,
     stride_out: tl.constexpr,
     scale,
@@ -96,6 +102,9 @@ def _unit(
     table = block_tables + row * stride_table
     keys = k_pages + kv_head.to(tl.int64) * stride_k_head
     values = v_pages + kv_head.to(tl.int64) * stride_v_head
+    if k_scales is not None:
+        k_scales += kv_head.to(tl.int64) * stride_s_head
+        v_scales += kv_head.to(tl.int64) * stride_s_head
     query = q + entry * stride_q + kv_head * GROUP * stride_q_head
     channel = tl.arange(0, D)
     if GROUP == 1:
@@ -104,11 +113,15 @@ def _unit(
             single,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             start,
             end,
             seen,
@@ -138,11 +151,15 @@ def _unit(
             group,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             start,
             end,
             seen,
@@ -181,6 +198,8 @@ def decode_kernel(
     q,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     block_tables,
     out,
     items,
@@ -196,6 +215,9 @@ def decode_kernel(
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
     stride_v_head: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
+    stride_s_head: tl.constexpr,
     stride_table,
     stride_out: tl.constexpr,
     scale,
@@ -233,6 +255,8 @@ def decode_kernel(
                 q,
                 k_pages,
                 v_pages,
+                k_scales,
+                v_scales,
                 block_tables,
                 out,
                 partials,
@@ -247,6 +271,9 @@ def decode_kernel(
                 stride_v_block,
                 stride_v_offset,
                 stride_v_head,
+                stride_s_block,
+                stride_s_offset,
+                stride_s_head,
                 stride_table,
                 stride_out,
                 scale,
@@ -277,6 +304,8 @@ def decode_kernel(
                 q,
                 k_pages,
                 v_pages,
+                k_scales,
+                v_scales,
                 block_tables,
                 out,
                 partials,
@@ -291,6 +320,9 @@ def decode_kernel(
                 stride_v_block,
                 stride_v_offset,
                 stride_v_head,
+                stride_s_block,
+                stride_s_offset,
+                stride_s_head,
                 stride_table,
                 stride_out,
                 scale,

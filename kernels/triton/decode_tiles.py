@@ -1,14 +1,16 @@
-"""Attention of one kv head's queries over a stretch of one row's keys, tile by tile."""
+"""Attention of a kv head's only query over a stretch of one row's keys, tile by tile."""
 
 import triton
 import triton.language as tl
 
+from kernels.triton.parts import four_channels
+
 
 @triton.jit
 def _page_ids(table, start, end, BLOCK_SIZE: tl.constexpr, PAGES: tl.constexpr, PER: tl.constexpr):
-    """[PAGES, 1, 1] int64: the pages that hold a tile's keys; block 0 for those behind the end."""
+    """[PAGES] int64: the pages that hold a tile's keys; block 0 for those behind the end."""
     key = start + tl.arange(0, PAGES) * PER
-    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0).to(tl.int64)[:, None, None]
+    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -25,23 +27,104 @@ def _places(
     offset = tl.arange(0, PER)[None, :, None]
     if PER < BLOCK_SIZE:
         offset += start % BLOCK_SIZE
-    return pages * stride_block + (offset * stride_offset + tl.arange(0, D)[None, None, :])
+    return pages[:, None, None] * stride_block + (offset * stride_offset + tl.arange(0, D)[None, None, :])
 
 
 @triton.jit
-def _accumulate(query, key, value, inside, most, total, mixed, MASKED: tl.constexpr):
+def _scales(
+    scales,
+    pages,
+    start,
+    inside,
+    stride_block: tl.constexpr,
+    stride_offset: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    PER: tl.constexpr,
+):
+    """[PAGES, PER]: those of a tile's keys or values, of one head, where there are any. inside: which to
+    read."""
+    if scales is None:
+        found = 0.0  # nobody looks at it
+    else:
+        offset = tl.arange(0, PER)[None, :]
+        if PER < BLOCK_SIZE:
+            offset += start % BLOCK_SIZE
+        place = pages[:, None] * stride_block + offset * stride_offset
+        found = tl.load(scales + place, mask=inside, other=0.0)
+    return found
+
+
+@triton.jit
+def _quarters(x, D: tl.constexpr):
+    """[D] as four [1, 1, D / 4]: the channels that lie first, second, third and fourth in their words."""
+    even, odd = tl.split(tl.reshape(x, [D // 4, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first[None, None, :], second[None, None, :], third[None, None, :], fourth[None, None, :]
+
+
+@triton.jit
+def _weighed(mixed, fade, weight, value):
+    """The accumulator [P, K, D] with a tile of values [PAGES, PER, D] added, each times its weight: sums over
+    every P-th page and every K-th key of a page.
+    """
+    P: tl.constexpr = mixed.shape[0]
+    K: tl.constexpr = mixed.shape[1]
+    PAGES: tl.constexpr = value.shape[0]
+    PER: tl.constexpr = value.shape[1]
+    parts = tl.reshape(weight[:, :, None] * value, [PAGES // P, P, PER // K, K, value.shape[2]])
+    return mixed * fade + tl.sum(tl.sum(parts, axis=2), axis=0)
+
+
+@triton.jit
+def _together(mixed):
+    """[D] of an accumulator [P, K, D]."""
+    return tl.sum(tl.sum(mixed, axis=1), axis=0)
+
+
+@triton.jit
+def _accumulate(
+    query,
+    key,
+    value,
+    key_scale,
+    value_scale,
+    inside,
+    most,
+    total,
+    mixed,
+    MASKED: tl.constexpr,
+    SCALED: tl.constexpr,
+):
     """One tile of keys and values [PAGES, PER, D] into a query's [1, 1, D] (maximum, sum, accumulator).
 
-    inside: [PAGES, PER], which keys count, where MASKED; one of them does, so that the maximum is finite.
+    SCALED: keys and values are words of four channels each, [PAGES, PER, D / 4] with scales [PAGES, PER], and
+    query and accumulator come in quarters. inside: [PAGES, PER], which keys count, where MASKED; one of them
+    does, so that the maximum is finite.
     """
-    score = tl.sum(key.to(tl.float32) * query, axis=2)
+    if SCALED:
+        k0, k1, k2, k3 = four_channels(key)
+        q0, q1, q2, q3 = query
+        score = tl.sum(k0 * q0 + k1 * q1 + k2 * q2 + k3 * q3, axis=2) * key_scale.to(tl.float32)
+    else:
+        score = tl.sum(key.to(tl.float32) * query, axis=2)
     if MASKED:
         score = tl.where(inside, score, float("-inf"))
     peak = tl.maximum(most, tl.max(tl.max(score, axis=1), axis=0))
     fade, weight = tl.exp2(most - peak), tl.exp2(score - peak)
     total = total * fade + tl.sum(tl.sum(weight, axis=1), axis=0)
-    # Keys of one page first: those lie in one thread, where pages may lie in several.
-    mixed = mixed * fade + tl.sum(tl.sum(weight[:, :, None] * value.to(tl.float32), axis=1), axis=0)
+    if SCALED:
+        weight *= value_scale.to(tl.float32)
+        v0, v1, v2, v3 = four_channels(value)
+        m0, m1, m2, m3 = mixed
+        mixed = (
+            _weighed(m0, fade, weight, v0),
+            _weighed(m1, fade, weight, v1),
+            _weighed(m2, fade, weight, v2),
+            _weighed(m3, fade, weight, v3),
+        )
+    else:
+        mixed = _weighed(mixed, fade, weight, value.to(tl.float32))
     return peak, total, mixed
 
 
@@ -50,11 +133,15 @@ def _partial_tile(
     query,
     keys,
     values,
+    k_scales,
+    v_scales,
     table,
     stride_k_block: tl.constexpr,
     stride_k_offset: tl.constexpr,
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
     tile,
     end,
     seen,
@@ -72,10 +159,14 @@ def _partial_tile(
     pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
     k_place = keys + _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
     v_place = values + _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
-    key = tl.load(k_place, mask=inside[:, :, None], other=0.0)
-    value = tl.load(v_place, mask=inside[:, :, None], other=0.0)
+    key = tl.load(k_place, mask=inside[:, :, None], other=0)
+    value = tl.load(v_place, mask=inside[:, :, None], other=0)
+    key_scale = _scales(k_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+    value_scale = _scales(v_scales, pages, tile, inside, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
     if tile + seen >= 0:
-        most, total, mixed = _accumulate(query, key, value, inside, most, total, mixed, True)
+        most, total, mixed = _accumulate(
+            query, key, value, key_scale, value_scale, inside, most, total, mixed, True, k_scales is not None
+        )
     return most, total, mixed
 
 
@@ -84,11 +175,15 @@ def attend_single(
     query,
     keys,
     values,
+    k_scales,
+    v_scales,
     table,
     stride_k_block: tl.constexpr,
     stride_k_offset: tl.constexpr,
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
     start,
     end,
     seen,
@@ -101,14 +196,26 @@ def attend_single(
 ):
     """One query over keys start..end by multiplying and adding: a matrix unit would idle at 15 of 16 rows.
 
-    query: [D] float32, scaled. Returns the maximum, the sum (scalars) and the accumulator [D]. Whole tiles go
-    without masks, which would cost more than the loads.
+    query: [D] float32, scaled. keys, values: of words where there are scales (`four_channels`). Returns the
+    maximum, the sum (scalars) and the accumulator [D]. Whole tiles go without masks, which would cost more
+    than the loads.
     """
     PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
     PAGES: tl.constexpr = BLOCK_KEYS // PER
-    query = query[None, None, :]
+    SCALED: tl.constexpr = k_scales is not None
+    W: tl.constexpr = D // 4 if SCALED else D
+    # Keys that lie in different threads, 16 bytes of each in one: their sums stay apart until the end.
+    APART: tl.constexpr = 32 * 16 * 8 // (W * keys.dtype.element_ty.primitive_bitwidth)
+    P: tl.constexpr = max(1, min(PAGES, APART))
+    K: tl.constexpr = max(1, min(PER, APART // P))
+    if SCALED:
+        query = _quarters(query, D)
+        none = tl.zeros([P, K, W], tl.float32)
+        mixed = (none, none, none, none)
+    else:
+        query = query[None, None, :]
+        mixed = tl.zeros([P, K, D], tl.float32)
     most, total = float("-inf"), 0.0
-    mixed = tl.zeros([D], tl.float32)
     whole = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
     if HAS_WINDOW:  # noqa: SIM102 (one condition is the compiler's, the other the device's)
         if seen > start:
@@ -116,18 +223,22 @@ def attend_single(
                 query,
                 keys,
                 values,
+                k_scales,
+                v_scales,
                 table,
                 stride_k_block,
                 stride_k_offset,
                 stride_v_block,
                 stride_v_offset,
+                stride_s_block,
+                stride_s_offset,
                 start,
                 end,
                 seen,
                 most,
                 total,
                 mixed,
-                D,
+                W,
                 BLOCK_SIZE,
                 PAGES,
                 PER,
@@ -141,96 +252,79 @@ def attend_single(
     if PREFETCH:
         # Page ids run two tiles ahead, keys and values one; what lies behind the end is read from block 0.
         pages = _page_ids(table, start, end, BLOCK_SIZE, PAGES, PER)
-        k_place = _places(pages, start, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-        v_place = _places(pages, start, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+        k_place = _places(pages, start, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+        v_place = _places(pages, start, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
         key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+        key_scale = _scales(k_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
+        value_scale = _scales(v_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         pages = _page_ids(table, start + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=1):
             ahead = tile + BLOCK_KEYS
-            k_place = _places(pages, ahead, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-            v_place = _places(pages, ahead, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            k_place = _places(pages, ahead, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+            v_place = _places(pages, ahead, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
             key_next, value_next = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            key_scale_next = _scales(
+                k_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
+            value_scale_next = _scales(
+                v_scales, pages, ahead, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
             pages = _page_ids(table, ahead + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
             if tile + seen >= 0:
-                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+                most, total, mixed = _accumulate(
+                    query, key, value, key_scale, value_scale, None, most, total, mixed, False, SCALED
+                )
             key, value = key_next, value_next
+            key_scale, value_scale = key_scale_next, value_scale_next
     else:
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=STAGES):
             pages = _page_ids(table, tile, end, BLOCK_SIZE, PAGES, PER)
-            k_place = _places(pages, tile, stride_k_block, stride_k_offset, D, BLOCK_SIZE, PER)
-            v_place = _places(pages, tile, stride_v_block, stride_v_offset, D, BLOCK_SIZE, PER)
+            k_place = _places(pages, tile, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)
+            v_place = _places(pages, tile, stride_v_block, stride_v_offset, W, BLOCK_SIZE, PER)
             key, value = tl.load(keys + k_place, mask=loads), tl.load(values + v_place, mask=loads)
+            key_scale = _scales(
+                k_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
+            value_scale = _scales(
+                v_scales, pages, tile, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER
+            )
             if tile + seen >= 0:
-                most, total, mixed = _accumulate(query, key, value, None, most, total, mixed, False)
+                most, total, mixed = _accumulate(
+                    query, key, value, key_scale, value_scale, None, most, total, mixed, False, SCALED
+                )
     if whole < end:
         most, total, mixed = _partial_tile(
             query,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             whole,
             end,
             seen,
             most,
             total,
             mixed,
-            D,
+            W,
             BLOCK_SIZE,
             PAGES,
             PER,
         )
-    return most, total, mixed
-
-
-@triton.jit
-def attend_group(
-    query,
-    keys,
-    values,
-    table,
-    stride_k_block: tl.constexpr,
-    stride_k_offset: tl.constexpr,
-    stride_v_block: tl.constexpr,
-    stride_v_offset: tl.constexpr,
-    start,
-    end,
-    seen,
-    scale,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """The queries that share a kv head over keys start..end, as matrix products.
-
-    query: [ROWS, D]. Returns the maxima and sums [ROWS] and the accumulators [ROWS, D].
-    """
-    most = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, D], tl.float32)
-    channel = tl.arange(0, D)[None, :]
-    for tile in tl.range(start, end, BLOCK_KEYS, num_stages=STAGES):
-        position = tile + tl.arange(0, BLOCK_KEYS)
-        inside = position < end
-        if HAS_WINDOW:
-            inside = inside & (position >= seen)
-        page = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        offset = position % BLOCK_SIZE
-        k_place = (page * stride_k_block + offset * stride_k_offset)[:, None] + channel
-        v_place = (page * stride_v_block + offset * stride_v_offset)[:, None] + channel
-        key = tl.load(keys + k_place, mask=inside[:, None], other=0.0)
-        value = tl.load(values + v_place, mask=inside[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        score = tl.where(inside[None, :], score, float("-inf"))
-        peak = tl.maximum(most, tl.max(score, axis=1))
-        fade, weight = tl.exp2(most - peak), tl.exp2(score - peak[:, None])
-        total = total * fade + tl.sum(weight, axis=1)
-        mixed = tl.dot(weight.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
-        most = peak
-    return most, total, mixed
+    if SCALED:
+        m0, m1, m2, m3 = mixed
+        return (
+            most,
+            total,
+            tl.interleave(
+                tl.interleave(_together(m0), _together(m2)), tl.interleave(_together(m1), _together(m3))
+            ),
+        )
+    else:
+        return most, total, _together(mixed)

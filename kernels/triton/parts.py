@@ -23,6 +23,38 @@ def rounded(x, dtype: tl.constexpr):
     return x.to(dtype).to(tl.float32)
 
 
+# Triton's own conversion takes numbers apart that it then puts together again, a register for each.
+_FOUR_CHANNELS = tl.constexpr("""
+{
+    .reg .b16 low, high;
+    .reg .b32 first, second;
+    .reg .f16 half<4>;
+    mov.b32 {low, high}, $4;
+    cvt.rn.f16x2.e4m3x2 first, low;
+    cvt.rn.f16x2.e4m3x2 second, high;
+    mov.b32 {half0, half1}, first;
+    mov.b32 {half2, half3}, second;
+    cvt.f32.f16 $0, half0;
+    cvt.f32.f16 $1, half1;
+    cvt.f32.f16 $2, half2;
+    cvt.f32.f16 $3, half3;
+}
+""")
+
+
+@triton.jit
+def four_channels(word):
+    """Words of four numbers in e4m3, int32, as four tensors of float32 of their shape."""
+    return tl.inline_asm_elementwise(
+        _FOUR_CHANNELS,
+        "=f,=f,=f,=f,r",
+        [word],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
 @triton.jit
 def inverse_rms(squares, WIDTH: tl.constexpr, eps):
     """1 / sqrt(mean + eps) of a row from the sum of its squares."""

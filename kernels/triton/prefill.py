@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from kernels.kv8 import Scales
 from kernels.triton.prefill_config import SLOT_ROWS, PrefillConfig, config_for
 from kernels.triton.prefill_kernel import prefill_kernel
 
@@ -66,6 +67,7 @@ def paged_prefill(
     *,
     scale: float,
     window: int | None,
+    scales: Scales | None = None,
     workspace: PrefillWorkspace | None = None,
     config: PrefillConfig | None = None,
     pdl: bool = False,
@@ -74,15 +76,16 @@ def paged_prefill(
     the pages.
 
     q: [tokens, heads, head_dim], a view with any strides but the last, which is 1. k_pages, v_pages:
-    [blocks, block_size, kv_heads, head_dim] likewise. block_tables: [rows, blocks of a row] int32.
-    chunk_rows, contexts: [chunks] int32, the row of each chunk and how many positions it has, the chunk's
-    own included. cu_queries: [chunks + 1] int32: chunk c's queries are tokens cu_queries[c]..cu_queries[c +
-    1]. A chunk of length 0 or row -1 is unused. window: keys visible to the left of a query's own (None:
-    all). out: [tokens, heads * head_dim]; other tokens than the chunks' are left alone. workspace: None: no
-    tile's keys are split. ValueError: a head_dim or block size that is no power of two, or heads of one group
-    that do not fit a tile.
+    [blocks, block_size, kv_heads, head_dim] likewise, of q's type, or with scales in eight bits
+    (kernels.kv8). block_tables: [rows, blocks of a row] int32. chunk_rows, contexts: [chunks] int32, the row
+    of each chunk and how many positions it has, the chunk's own included. cu_queries: [chunks + 1] int32:
+    chunk c's queries are tokens cu_queries[c]..cu_queries[c + 1]. A chunk of length 0 or row -1 is unused.
+    window: keys visible to the left of a query's own (None: all). out: [tokens, heads * head_dim]; other
+    tokens than the chunks' are left alone. workspace: None: no tile's keys are split. ValueError: a head_dim
+    or block size that is no power of two, or heads of one group that do not fit a tile.
     """
     tokens, heads, head_dim = q.shape
+    k_scales, v_scales = scales or (None, None)
     chunks, block_size, kv_heads = chunk_rows.size(0), k_pages.size(1), k_pages.size(2)
     group = heads // kv_heads
     if config is None:
@@ -99,6 +102,8 @@ def paged_prefill(
         q,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         block_tables,
         chunk_rows,
         cu_queries,
@@ -115,6 +120,7 @@ def paged_prefill(
         *q.stride()[:2],
         *k_pages.stride()[:3],
         *v_pages.stride()[:3],
+        *(k_scales.stride() if k_scales is not None else (0, 0, 0)),
         block_tables.stride(0),
         out.stride(0),
         scale * LOG2_E,

@@ -4,112 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.parts import begin
-
-
-@triton.jit
-def _walk(
-    query,
-    keys,
-    values,
-    table,
-    stride_k_block: tl.constexpr,
-    stride_k_offset: tl.constexpr,
-    stride_v_block: tl.constexpr,
-    stride_v_offset: tl.constexpr,
-    position,
-    least,
-    start,
-    stop,
-    context,
-    window,
-    scale,
-    most,
-    total,
-    mixed,
-    D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    MASKED: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Keys start..stop into the running maxima, sums [M] and accumulators [M, D].
-
-    MASKED: not every query sees all of them. position: [M], of the queries. least: the first key that one of
-    them sees: those before it may lie in blocks that are no longer the row's.
-    """
-    channel = tl.arange(0, D)
-    for tile in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
-        place = tile + tl.arange(0, BLOCK_N)
-        if BLOCK_N <= BLOCK_SIZE:
-            page = tl.load(table + tile // BLOCK_SIZE).to(tl.int64)
-            offset = tile % BLOCK_SIZE + tl.arange(0, BLOCK_N)
-        else:
-            if MASKED:
-                page = tl.load(table + place // BLOCK_SIZE, mask=place < context, other=0).to(tl.int64)
-            else:
-                page = tl.load(table + place // BLOCK_SIZE).to(tl.int64)
-            offset = place % BLOCK_SIZE
-        k_place = (page * stride_k_block + offset * stride_k_offset)[:, None] + channel[None, :]
-        v_place = (page * stride_v_block + offset * stride_v_offset)[:, None] + channel[None, :]
-        if MASKED:
-            exists = place < context
-            if HAS_WINDOW:
-                exists = exists & (place >= least)
-            key = tl.load(keys + k_place, mask=exists[:, None], other=0.0)
-            value = tl.load(values + v_place, mask=exists[:, None], other=0.0)
-        else:
-            key = tl.load(keys + k_place)
-            value = tl.load(values + v_place)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee")
-        if MASKED:
-            seen = place[None, :] <= position[:, None]
-            if HAS_WINDOW:
-                seen = seen & (place[None, :] >= position[:, None] - window)
-            score = tl.where(seen, score, float("-inf"))
-            peak = tl.maximum(most, tl.max(score, axis=1) * scale)
-            # A query that sees none of the keys so far has no maximum; nothing minus nothing is no number.
-            safe = tl.where(peak == float("-inf"), 0.0, peak)
-        else:
-            peak = tl.maximum(most, tl.max(score, axis=1) * scale)
-            safe = peak
-        weight = tl.exp2(score * scale - safe[:, None])
-        fade = tl.exp2(most - safe)
-        total = total * fade + tl.sum(weight, axis=1)
-        mixed = mixed * fade[:, None]
-        mixed = tl.dot(weight.to(value.dtype), value, mixed, input_precision="ieee")
-        most = peak
-    return most, total, mixed
-
-
-@triton.jit
-def _merge(
-    partials,
-    stats,
-    slot,
-    splits,
-    BLOCK_M: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """(sums [BLOCK_M], accumulators [BLOCK_M, D]) of one tile from those of its stretches, in their order."""
-    index, channel = tl.arange(0, BLOCK_M), tl.arange(0, D)
-    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    mixed = tl.zeros([BLOCK_M, D], tl.float32)
-    for number in tl.range(0, splits, num_stages=1):
-        place = (slot + number).to(tl.int64) * ROWS + index
-        # Written by other multiprocessors: not to be looked for in this one's own cache.
-        peak = tl.load(stats + place * 2, cache_modifier=".cg")
-        part = tl.load(stats + place * 2 + 1, cache_modifier=".cg")
-        value = tl.load(partials + place[:, None] * D + channel[None, :], cache_modifier=".cg")
-        highest = tl.maximum(most, peak)
-        safe = tl.where(highest == float("-inf"), 0.0, highest)
-        fade, weight = tl.exp2(most - safe), tl.exp2(peak - safe)
-        total = total * fade + weight * part
-        mixed = mixed * fade[:, None] + weight[:, None] * value
-        most = highest
-    return total, mixed
+from kernels.triton.prefill_tiles import merge, walk
 
 
 @triton.jit
@@ -125,6 +20,8 @@ def _tile(
     q,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     block_tables,
     out,
     partials,
@@ -141,6 +38,9 @@ def _tile(
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
     stride_v_head: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
+    stride_s_head: tl.constexpr,
     stride_table,
     stride_out: tl.constexpr,
     scale,
@@ -189,6 +89,9 @@ def _tile(
         query = tl.load(q + place, mask=inside[:, None], other=0.0)
         kv_head = (head // GROUP).to(tl.int64)
         keys, values = k_pages + kv_head * stride_k_head, v_pages + kv_head * stride_v_head
+        if k_scales is not None:
+            k_scales += kv_head * stride_s_head
+            v_scales += kv_head * stride_s_head
         table = block_tables + row * stride_table
         left = start
         right = tl.minimum((lowest + 1) // BLOCK_N * BLOCK_N, stop)
@@ -198,15 +101,19 @@ def _tile(
         if HAS_WINDOW:
             edge = (tl.maximum(highest - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
             left = tl.minimum(tl.maximum(edge, start), stop)
-            most, total, mixed = _walk(
+            most, total, mixed = walk(
                 query,
                 keys,
                 values,
+                k_scales,
+                v_scales,
                 table,
                 stride_k_block,
                 stride_k_offset,
                 stride_v_block,
                 stride_v_offset,
+                stride_s_block,
+                stride_s_offset,
                 position,
                 least,
                 start,
@@ -225,15 +132,19 @@ def _tile(
                 1,
             )
         right = tl.maximum(left, right)
-        most, total, mixed = _walk(
+        most, total, mixed = walk(
             query,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             position,
             least,
             left,
@@ -251,15 +162,19 @@ def _tile(
             False,
             STAGES,
         )
-        most, total, mixed = _walk(
+        most, total, mixed = walk(
             query,
             keys,
             values,
+            k_scales,
+            v_scales,
             table,
             stride_k_block,
             stride_k_offset,
             stride_v_block,
             stride_v_offset,
+            stride_s_block,
+            stride_s_offset,
             position,
             least,
             right,
@@ -290,7 +205,7 @@ def _tile(
             # All of the program's stores come before the one thread that announces them.
             tl.debug_barrier()
             if tl.atomic_add(counters + tile_slot, 1, sem="acq_rel", scope="gpu") == splits - 1:
-                total, mixed = _merge(partials, stats, tile_slot, splits, BLOCK_M, D, SLOT_ROWS)
+                total, mixed = merge(partials, stats, tile_slot, splits, BLOCK_M, D, SLOT_ROWS)
                 result = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
                 tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None])
                 tl.store(counters + tile_slot, 0)
@@ -311,6 +226,8 @@ def prefill_kernel(
     q,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     block_tables,
     chunk_rows,
     cu_queries,
@@ -332,6 +249,9 @@ def prefill_kernel(
     stride_v_block: tl.constexpr,
     stride_v_offset: tl.constexpr,
     stride_v_head: tl.constexpr,
+    stride_s_block: tl.constexpr,
+    stride_s_offset: tl.constexpr,
+    stride_s_head: tl.constexpr,
     stride_table,
     stride_out: tl.constexpr,
     scale,
@@ -381,6 +301,8 @@ def prefill_kernel(
             q,
             k_pages,
             v_pages,
+            k_scales,
+            v_scales,
             block_tables,
             out,
             partials,
@@ -397,6 +319,9 @@ def prefill_kernel(
             stride_v_block,
             stride_v_offset,
             stride_v_head,
+            stride_s_block,
+            stride_s_offset,
+            stride_s_head,
             stride_table,
             stride_out,
             scale,

@@ -12,10 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.kv8 import LARGEST, LARGEST_SCALE, SMALLEST_SCALE, Scales
 from kernels.triton.parts import begin, inverse_rms, rounded
 
 Order = Literal["rope", "rope_norm", "norm_rope"]
 
+_MOST = tl.constexpr(LARGEST)
+_LEAST_SCALE, _MOST_SCALE = tl.constexpr(SMALLEST_SCALE), tl.constexpr(LARGEST_SCALE)
 TILE = 1024  # numbers a program holds: one load of 16 bytes per thread and half, in bfloat16
 
 
@@ -94,6 +97,27 @@ def _with_embedding(x, embedding, column, inside, gate, dtype: tl.constexpr):
 
 
 @triton.jit
+def _keep(page, scales, place, left, right, stored, D: tl.constexpr, dtype: tl.constexpr):
+    """Both halves of some heads to their places, in eight bits where there are scales (kernels.kv8). page:
+    [heads, D / 2] places. place: of the heads' scales, counted from `scales`, [heads, 1] as `stored` is.
+    """
+    if scales is not None:
+        left, right = rounded(left, dtype), rounded(right, dtype)
+        kept_left, kept_right = _finite(left), _finite(right)
+        spoilt = tl.sum((kept_left != left).to(tl.int32) + (kept_right != right).to(tl.int32), axis=1)
+        largest = tl.max(tl.maximum(tl.abs(kept_left), tl.abs(kept_right)), axis=1)
+        scale = tl.div_rn(largest, tl.full(largest.shape, _MOST, tl.float32))
+        scale = rounded(tl.minimum(tl.maximum(scale, _LEAST_SCALE), _MOST_SCALE), tl.bfloat16)
+        inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]
+        left = tl.minimum(tl.maximum(kept_left * inverse, -_MOST), _MOST)
+        right = tl.minimum(tl.maximum(kept_right * inverse, -_MOST), _MOST)
+        scale = tl.where(spoilt > 0, float("nan"), scale)[:, None]
+        tl.store(scales + place, scale.to(scales.dtype.element_ty), mask=stored)
+    tl.store(page, left.to(page.dtype.element_ty), mask=stored)
+    tl.store(page + D // 2, right.to(page.dtype.element_ty), mask=stored)
+
+
+@triton.jit
 def _rotate_and_store_kernel(
     qkv,
     positions,
@@ -102,6 +126,8 @@ def _rotate_and_store_kernel(
     other,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     bias,
     q_weight,
     k_weight,
@@ -117,6 +143,9 @@ def _rotate_and_store_kernel(
     stride_v_block,
     stride_v_offset,
     stride_v_head,
+    stride_s_block,
+    stride_s_offset,
+    stride_s_head,
     stride_embedding,
     stride_gate,
     eps,
@@ -155,6 +184,7 @@ def _rotate_and_store_kernel(
         left = rounded(left + tl.load(added, mask=exists, other=0.0).to(tl.float32), dtype)
         right = rounded(right + tl.load(added + D // 2, mask=exists, other=0.0).to(tl.float32), dtype)
     block, offset = (slot // BLOCK_SIZE).to(tl.int64), slot % BLOCK_SIZE
+    scale_place = block * stride_s_block + offset * stride_s_offset + head * stride_s_head
     if is_value:
         if value_embedding is not None:
             source = token
@@ -166,8 +196,7 @@ def _rotate_and_store_kernel(
             right = _with_embedding(right, embedding + D // 2, column, exists, strength, dtype)
         page = v_pages + block * stride_v_block + offset * stride_v_offset
         page += head * stride_v_head + channel
-        tl.store(page, _finite(left).to(dtype), mask=stored)
-        tl.store(page + D // 2, _finite(right).to(dtype), mask=stored)
+        _keep(page, v_scales, scale_place, _finite(left), _finite(right), stored, D, dtype)
     else:
         position = tl.maximum(tl.load(positions + token), 0).to(tl.int64)
         own_row, other_row = own + position * stride_own, other + position * stride_other
@@ -179,8 +208,7 @@ def _rotate_and_store_kernel(
             left, right = _rotated(left, right, own_row, other_row, k_weight, eps, scale, D, ORDER, dtype)
             page = k_pages + block * stride_k_block + offset * stride_k_offset
             page += head * stride_k_head + channel
-            tl.store(page, left.to(dtype), mask=stored)
-            tl.store(page + D // 2, right.to(dtype), mask=stored)
+            _keep(page, k_scales, scale_place, left, right, stored, D, dtype)
 
 
 def rotate_and_store(
@@ -193,6 +221,7 @@ def rotate_and_store(
     v_pages: torch.Tensor,
     spec: RotarySpec,
     *,
+    scales: Scales | None = None,
     bias: torch.Tensor | None = None,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
@@ -206,7 +235,9 @@ def rotate_and_store(
     qkv: [tokens, (heads + 2 kv_heads) * head_dim], rows of any stride. positions, slots: [tokens] int32; a
     slot is block * block_size + offset, and a token with a negative one is left alone. own, other:
     [positions, head_dim] float32 (kernels.rope). k_pages, v_pages: [blocks, block_size, kv_heads, head_dim]
-    views. bias: [(heads + 2 kv_heads) * head_dim]. q_weight, k_weight: [head_dim], for the norm.
+    views, of qkv's type, or with scales in eight bits (kernels.kv8): a key that is not finite then gets a
+    scale that is no number. bias: [(heads + 2 kv_heads) * head_dim]. q_weight, k_weight: [head_dim], for
+    the norm.
     value_embedding: [tokens, kv_heads * head_dim], or with value_ids [tokens] int32 the whole table [vocab,
     kv_heads * head_dim]; it is multiplied by gate [tokens, kv_heads] and added to the value. ValueError: a
     head_dim or block size that is no power of two, or a value embedding without a gate.
@@ -217,6 +248,7 @@ def rotate_and_store(
     if (value_embedding is None) != (gate is None):
         raise ValueError("a value embedding and its gate come together")
     group = min(max(1, TILE // dim), triton.next_power_of_2(max(spec.heads, spec.kv_heads)))
+    k_scales, v_scales = scales or (None, None)
     parts = -(-spec.heads // group) + 2 * -(-spec.kv_heads // group)
     _rotate_and_store_kernel[(qkv.size(0) * parts,)](
         qkv,
@@ -226,6 +258,8 @@ def rotate_and_store(
         other,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         bias,
         q_weight,
         k_weight,
@@ -237,6 +271,7 @@ def rotate_and_store(
         other.stride(0),
         *k_pages.stride()[:3],
         *v_pages.stride()[:3],
+        *(k_scales.stride() if k_scales is not None else (0, 0, 0)),
         value_embedding.stride(0) if value_embedding is not None else 0,
         gate.stride(0) if gate is not None else 0,
         spec.eps,

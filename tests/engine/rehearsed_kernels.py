@@ -20,6 +20,7 @@ from engine.llama_config import llama_config
 from engine.model import GPT
 from kernels.backends.base import AttentionSpec
 from kernels.backends.triton import TritonBackend
+from kernels.kv8 import FORMAT
 from kernels.triton.precompile import Missing, missing
 from tests.kernels.triton.precompile_without_a_device import Device
 
@@ -39,23 +40,32 @@ QWEN: dict[str, object] = {
 }
 
 
-def network_of(model: Decoder) -> Network:
+def network_of(model: Decoder, eight_bits: bool) -> Network:
     weights, shape = network_weights(model), model.config
     rotary, dtype = weights.layers[0].rotary, weights.embedding.dtype
     spec = AttentionSpec(
-        rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, dtype, ROWS, CONTEXT, weights.embedding.device
+        rotary.heads,
+        rotary.kv_heads,
+        rotary.head_dim,
+        BLOCK,
+        dtype,
+        ROWS,
+        CONTEXT,
+        weights.embedding.device,
+        eight_bits,
     )
     linears = build_linears(weights, "auto", TOKENS, True)
     rows = DeviceRows(ROWS, CONTEXT // BLOCK + 1, weights.vocab_size, CPU)
     network = Network(weights, linears, rows, TritonBackend(spec), TOKENS, ROWS)
-    network.cache = PagedKV(shape.n_layer, 2, BLOCK, shape.n_kv_head, shape.head_dim, dtype, CPU)
+    kept = FORMAT if eight_bits else dtype
+    network.cache = PagedKV(shape.n_layer, 2, BLOCK, shape.n_kv_head, shape.head_dim, kept, CPU)
     network.pdl = True
     return network
 
 
-def missed(model: Decoder) -> tuple[Missing, Missing]:
+def missed(model: Decoder, eight_bits: bool) -> tuple[Missing, Missing]:
     """Kernels of the rehearsal, and of all steps."""
-    network, buffer = network_of(model), torch.zeros(10_000, dtype=torch.int32)
+    network, buffer = network_of(model, eight_bits), torch.zeros(10_000, dtype=torch.int32)
     inputs = {shape: device_inputs(buffer, shape) for shape in Buckets.up_to(ROWS, TOKENS).shapes()}
     with torch.inference_mode():
         with missing() as rehearsed:
@@ -86,13 +96,13 @@ def main() -> None:
             models[f"{generation} of {layers} layers"] = GPT(config)
     models["qwen3"] = Llama(llama_config("qwen3", QWEN))
     for name, model in models.items():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype, eight_bits in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
             for parameter in model.parameters():  # as the loader has it: vectors of a GPT stay in float32
                 matrix = parameter.dim() > 1 or isinstance(model, Llama)
                 parameter.data = parameter.data.to(dtype if matrix else torch.float32)
-            rehearsed, needed = missed(model)
+            rehearsed, needed = missed(model, eight_bits)
             names = sorted({name for name, _ in set(needed.kernels) - set(rehearsed.kernels)})
-            print(name, str(dtype), len(needed), "missed:", *names)
+            print(name, str(dtype), "fp8" if eight_bits else "own", len(needed), "missed:", *names)
 
 
 if __name__ == "__main__":

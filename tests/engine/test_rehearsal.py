@@ -23,5 +23,5 @@ def test_no_step_needs_a_kernel_that_was_not_rehearsed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 32 and all(int(line.split(" missed:")[0].rsplit(" ", 1)[1]) > 10 for line in lines)
+    assert len(lines) == 48 and all(int(line.split(" missed:")[0].rsplit(" ", 1)[1]) > 10 for line in lines)
     assert not [line for line in lines if not line.endswith("missed:")]

@@ -1,6 +1,7 @@
 """Decode attention by clusters on the device: against float64, in graphs whose rows grow, launched early."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -25,7 +26,8 @@ CONTEXTS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 500, 1023, 1024, 1025, 204
 def hopper(cuda: None) -> None:
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs compute capability 9.0")
-    shapes = [Shape(2 * group, 2, *layout) for group in GROUPS for layout in LAYOUTS]
+    kinds = itertools.product(GROUPS, LAYOUTS, (False, True))
+    shapes = [Shape(2 * group, 2, *layout, fp8_kv) for group, layout, fp8_kv in kinds]
     constants = [defines(shape, variant) for shape in shapes for variant in variants()]
     compile_many(source(), "cluster_decode", architecture(torch.cuda.current_device()), constants)()
 
@@ -52,16 +54,18 @@ def run(kernel: ClusterDecode, batch: Batch, window: int | None = None, pdl: boo
         batch.out,
         scale=SCALE,
         window=window,
+        scales=pages.scales,
         pdl=pdl,
     )
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("window", [None, 0, 15, 16, 900])
-def test_equals_float64(group: int, window: int | None) -> None:
+@pytest.mark.parametrize("fp8_kv", [False, True], ids=["bf16", "fp8"])
+def test_equals_float64(group: int, window: int | None, fp8_kv: bool) -> None:
     for head_dim, block in LAYOUTS:
-        shape = Shape(2 * group, 2, head_dim, block)
-        batch = Batch.of(CONTEXTS, 2 * group, 2, head_dim, block, True)
+        shape = Shape(2 * group, 2, head_dim, block, fp8_kv)
+        batch = Batch.of(CONTEXTS, 2 * group, 2, head_dim, block, True, fp8_kv)
         for variant in variants():
             batch.out.fill_(float("nan"))
             run(prepared(shape, variant), batch, window)

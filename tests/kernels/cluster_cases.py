@@ -22,10 +22,19 @@ class Batch:
 
     @classmethod
     def of(
-        cls, contexts: list[int], heads: int, kv_heads: int, head_dim: int, block: int, heads_first: bool
+        cls,
+        contexts: list[int],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        block: int,
+        heads_first: bool,
+        fp8_kv: bool = False,
     ) -> "Batch":
         """out: poisoned, the leading columns of a wider buffer. A query is at its row's last position."""
-        pages = paged(contexts, kv_heads, head_dim, block, torch.bfloat16, heads_first=heads_first)
+        pages = paged(
+            contexts, kv_heads, head_dim, block, torch.bfloat16, heads_first=heads_first, eight_bits=fp8_kv
+        )
         order = [-1, *reversed(range(len(contexts))), -1]
         query = fused_queries(len(order), heads, kv_heads, head_dim, torch.bfloat16)
         # Padding's query, position and result may be anything.
@@ -37,7 +46,8 @@ class Batch:
     def cpu(self) -> "Batch":
         pages, q = self.pages, self.query.cpu()
         keys, values = ([x.cpu() for x in many] for many in (pages.keys, pages.values))
-        moved = Paged(pages.k_pages.cpu(), pages.v_pages.cpu(), pages.tables.cpu(), keys, values)
+        scales = None if pages.scales is None else (pages.scales[0].cpu(), pages.scales[1].cpu())
+        moved = Paged(pages.k_pages.cpu(), pages.v_pages.cpu(), pages.tables.cpu(), keys, values, scales)
         return Batch(moved, q, self.rows.cpu(), self.positions.cpu(), self.out.cpu())
 
     def check(self, scale: float, window: int | None) -> None:

@@ -2,6 +2,7 @@
 cluster_decode.cu run thread by thread on the host (emulation.h)."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -82,8 +83,8 @@ def test_what_it_serves() -> None:
 
 
 def test_variants_fit_a_multiprocessor() -> None:
-    for group in range(1, 9):
-        shape = Shape(8 * group, 8, 128, 16)
+    for group, fp8_kv in itertools.product(range(1, 9), (False, True)):
+        shape = Shape(8 * group, 8, 128, 16, fp8_kv)
         for cluster in (1, 2, 4, 8):
             for warps, blocks in ((WARPS, 1), (4, 3)):
                 variant = Variant(cluster, warps, blocks)
@@ -109,7 +110,7 @@ def test_unsupported_says_why() -> None:
 
 
 def test_mismatches_are_named() -> None:
-    def wrong(**changed: torch.Tensor) -> str:
+    def wrong(**changed: object) -> str:
         bf16 = {"dtype": torch.bfloat16}
         tensors = {
             "q": torch.zeros(3, 4, 64, **bf16),
@@ -120,7 +121,7 @@ def test_mismatches_are_named() -> None:
             "positions": torch.zeros(3, dtype=torch.int32),
             "out": torch.zeros(3, 256, **bf16),
         }
-        return _mismatch(SHAPE, **(tensors | changed)) or ""
+        return _mismatch(SHAPE, **(tensors | changed)) or ""  # type: ignore[arg-type]
 
     bf16 = {"dtype": torch.bfloat16}
     assert wrong() == ""
@@ -135,7 +136,35 @@ def test_mismatches_are_named() -> None:
     assert "8 bytes" in wrong(out=torch.zeros(3, 258, **bf16)[:, :256])
     assert "positions must" in wrong(positions=torch.zeros(3, dtype=torch.int64))
     assert "block_tables must" in wrong(block_tables=torch.zeros(4, 2, dtype=torch.int32).T)
+    assert "scales come with" in wrong(scales=(torch.zeros(1), torch.zeros(1)))
     assert "follow each other" in wrong(v_pages=torch.zeros(5, 16, 2, 64, **bf16))
+
+
+def test_mismatches_of_eight_bits_are_named() -> None:
+    def wrong(**changed: object) -> str:
+        pages = torch.zeros(5, 2, 16, 64, dtype=torch.uint8).view(torch.float8_e4m3fn).transpose(1, 2)
+        scales = torch.zeros(2, 5, 2, 16, dtype=torch.bfloat16).transpose(2, 3)
+        tensors = {
+            "q": torch.zeros(3, 4, 64, dtype=torch.bfloat16),
+            "k_pages": pages,
+            "v_pages": pages,
+            "block_tables": torch.zeros(2, 4, dtype=torch.int32),
+            "rows": torch.zeros(3, dtype=torch.int32),
+            "positions": torch.zeros(3, dtype=torch.int32),
+            "out": torch.zeros(3, 256, dtype=torch.bfloat16),
+            "scales": (scales[0], scales[1]),
+        }
+        shape = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16, fp8_kv=True)
+        return _mismatch(shape, **(tensors | changed)) or ""  # type: ignore[arg-type]
+
+    whole = torch.zeros(5, 2, 16, 64, dtype=torch.bfloat16).transpose(1, 2)
+    far = torch.zeros(5, 16, 2, dtype=torch.bfloat16)  # a head's scales apart from each other
+    assert wrong() == ""
+    assert "come with scales" in wrong(scales=None)
+    assert "k_pages is torch.bfloat16, must be float8_e4m3fn" in wrong(k_pages=whole)
+    assert "scales must both be" in wrong(scales=(far, far[:4]))
+    assert "k_scales must have unit stride" in wrong(scales=(far, far))
+    assert "k_scales is torch.float32" in wrong(scales=(far.float(), far.float()))
 
 
 @pytest.mark.parametrize("window", [None, 0, 1, 15, 16, 100])
@@ -185,14 +214,16 @@ def emulate(
         batch.positions,
         batch.out,
     )
-    assert _mismatch(shape, *tensors) is None
-    fill_arguments(a, *tensors, scale, window, True)
+    assert _mismatch(shape, *tensors, pages.scales) is None
+    fill_arguments(a, *tensors, scale, window, pages.scales, True)
     strides = (a.q_stride, a.q_head, a.k_block, a.k_head, a.v_block, a.v_head, a.table_stride, a.out_stride)
+    strides += (a.s_block, a.s_head)
     status = library.emulate(
         len(batch.rows) * shape.kv_heads * variant.cluster,
         variant.shared_bytes(shape),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
-        (ctypes.c_longlong * 8)(*strides),
+        *(ctypes.c_void_p(address) for address in (a.k_scales, a.v_scales)),
+        (ctypes.c_longlong * 10)(*strides),
         a.kv_heads,
         a.window,
         ctypes.c_float(a.scale),
@@ -245,6 +276,38 @@ def test_the_threads_order_does_not_matter(build: Build) -> None:
             results.append(batch.out.clone())
         library.shake(0)
         assert results[0].any() and all(torch.equal(out, results[0]) for out in results)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[4]], ids=str)
+def test_keys_and_values_of_eight_bits(case: tuple[object, ...], build: Build) -> None:
+    """Against float64 over what the pages stand for; slots that are nobody's hold neither numbers nor
+    scales.
+    """
+    heads, kv_heads, head_dim, block, _, cluster, warps, window, contexts = case
+    shape = Shape(heads, kv_heads, head_dim, block, True)  # type: ignore[arg-type]
+    variant = Variant(cluster, warps, 1)  # type: ignore[arg-type]
+    batch = Batch.of(contexts, heads, kv_heads, head_dim, block, True, True).cpu()  # type: ignore[arg-type]
+    scale = 1.7 / shape.head_dim**0.5
+    emulate(build(shape, variant), shape, variant, batch, scale, window)  # type: ignore[arg-type]
+    batch.check(scale, window)  # type: ignore[arg-type]
+
+
+def test_every_number_of_eight_bits_is_read_exactly(build: Build) -> None:
+    """One key for each: its weight is one, and the value comes out as it is, scales of any size included."""
+    shape, variant = Shape(1, 1, 64, 16, True), Variant(1, 1, 1)
+    codes = torch.tensor([code for code in range(256) if code & 0x7F != 0x7F], dtype=torch.uint8)
+    batch = Batch.of([1] * 8, 1, 1, 64, 16, True, True).cpu()
+    assert batch.pages.scales is not None
+    expected = {}
+    for row in range(8):
+        block, factor = int(batch.pages.tables[row, 0]), 2.0 ** (5 * row - 17)
+        numbers = codes[(torch.arange(64) + 32 * row) % len(codes)]
+        batch.pages.v_pages.view(torch.uint8)[block, 0, 0] = numbers
+        batch.pages.scales[1][block, 0, 0] = factor
+        expected[row] = numbers.view(torch.float8_e4m3fn).float() * factor
+    emulate(build(shape, variant), shape, variant, batch, 0.1, None)
+    for entry, row in enumerate(batch.rows.tolist()):
+        assert row < 0 or torch.equal(batch.out[entry].float(), expected[row])
 
 
 def test_scores_of_any_size(build: Build) -> None:

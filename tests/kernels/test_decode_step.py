@@ -103,7 +103,9 @@ POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several c
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
 @pytest.mark.parametrize("spec", [SMALL, LLAMA], ids=["nanochat", "llama"])
-def test_a_chain_gives_the_bits_of_the_resident_kernel(build: Build, spec: StepSpec, kind: WeightKind) -> None:
+def test_a_chain_gives_the_bits_of_the_resident_kernel(
+    build: Build, spec: StepSpec, kind: WeightKind
+) -> None:
     if kind != "bf16":
         spec = replace(spec, kind=kind, width=256, heads=4, inner=2 * spec.inner, padded_inner=512)
     net = network(spec)

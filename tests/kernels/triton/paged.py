@@ -1,51 +1,29 @@
 """Paged keys and values for tests of attention, and exact attention over them."""
 
-import os
 import random
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
+from kernels.kv8 import Scales, dequantize_kv, quantize_kv
 from tests.kernels.triton.device import DEVICE, ints, poisoned, randn
 
 REL_L2 = {torch.bfloat16: 5e-3, torch.float32: 2e-6}
 
 
-def _products_of_bfloat16() -> None:
-    """Lets the interpreter multiply bfloat16 matrices by value: it keeps them as 16-bit integers, and takes
-    those."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    multiply = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        data = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
-        return interpreter.TensorHandle(data.view("float32"), tl.float32)
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return multiply(self, widened(a), widened(b), *rest)
-
-    interpreter.InterpreterBuilder.create_dot = create_dot
-
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    _products_of_bfloat16()
-
-
 @dataclass(slots=True)
 class Paged:
     """Rows of the given contexts. keys, values: per row [context, kv_heads, head_dim], what the pages
-    hold."""
+    hold. scales: where they hold it in eight bits. whole_keys, whole_values: what it was before."""
 
     k_pages: torch.Tensor
     v_pages: torch.Tensor
     tables: torch.Tensor
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    scales: Scales | None = None
+    whole_keys: list[torch.Tensor] = field(default_factory=list)
+    whole_values: list[torch.Tensor] = field(default_factory=list)
 
 
 def paged(
@@ -57,6 +35,7 @@ def paged(
     *,
     heads_first: bool = False,
     spare_rows: int = 1,
+    eight_bits: bool = False,
 ) -> Paged:
     """Pages in random order, every slot that holds nobody's key poisoned, those of block 0 included."""
     needed = [-(-context // block_size) for context in contexts]
@@ -79,7 +58,27 @@ def paged(
             block, count = mine[first // block_size], min(block_size, context - first)
             k_pages[block, :count] = keys[-1][first : first + count]
             v_pages[block, :count] = values[-1][first : first + count]
-    return Paged(k_pages, v_pages, tables.to(DEVICE), keys, values)
+    cache = Paged(k_pages, v_pages, tables.to(DEVICE), keys, values)
+    return in_eight_bits(cache, heads_first) if eight_bits else cache
+
+
+def in_eight_bits(cache: Paged, heads_first: bool = False) -> Paged:
+    """The same in eight bits; slots that hold nobody's key have poisoned scales, too."""
+
+    def kept(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pages = pages.transpose(1, 2).contiguous() if heads_first else pages
+        values, scales = quantize_kv(pages)
+        nobodys = pages.isnan().any(dim=-1)
+        values.view(torch.uint8)[nobodys] = 0x7F
+        assert scales[nobodys].isnan().all()
+        return (values.transpose(1, 2), scales.transpose(1, 2)) if heads_first else (values, scales)
+
+    def read(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [dequantize_kv(*quantize_kv(x)) for x in rows]
+
+    (k_pages, k_scales), (v_pages, v_scales) = kept(cache.k_pages), kept(cache.v_pages)
+    keys, values = read(cache.keys), read(cache.values)
+    return Paged(k_pages, v_pages, cache.tables, keys, values, (k_scales, v_scales), cache.keys, cache.values)
 
 
 def fused_queries(tokens: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
@@ -108,6 +107,12 @@ def exact_attention(
         hidden |= key < at - window
     weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
     return torch.einsum("hqk,khd->qhd", weights, wide_values).flatten(1)
+
+
+def assert_near_the_whole(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    """How far eight bits may be from what they stand for."""
+    error = ((actual.double() - exact).norm() / exact.norm()).item()
+    assert error <= 4e-2, f"relative error {error:.2e}"
 
 
 def assert_close(actual: torch.Tensor, exact: torch.Tensor) -> None:

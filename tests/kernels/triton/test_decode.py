@@ -10,6 +10,7 @@ from tests.kernels.triton.paged import (
     DEVICE,
     Paged,
     assert_close,
+    assert_near_the_whole,
     exact_attention,
     fused_queries,
     ints,
@@ -18,6 +19,7 @@ from tests.kernels.triton.paged import (
 )
 
 bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+kept = pytest.mark.parametrize("eight_bits", [False, True], ids=["own", "fp8"])
 TINY = DecodeConfig(block_keys=16, min_chunk=16, units_per_sm=64)  # many units, whatever the work
 
 
@@ -54,6 +56,7 @@ def decode(
         space,
         scale=query.size(-1) ** -0.5,
         window=window,
+        scales=cache.scales,
     )
     assert (space.counters == 0).all()
     return out
@@ -68,6 +71,7 @@ def check(
     window: int | None = None,
 ) -> torch.Tensor:
     out = decode(cache, query, rows, positions, space, window)
+    whole: list[torch.Tensor] = []
     for entry, (row, position) in enumerate(zip(rows, positions, strict=True)):
         if row < 0:
             assert out[entry].isnan().all()
@@ -77,15 +81,30 @@ def check(
             query[entry : entry + 1], keys, values, position, query.size(-1) ** -0.5, window
         )
         assert_close(out[entry : entry + 1], exact)
+        if cache.scales is not None:
+            keys, values = (x[row][: position + 1] for x in (cache.whole_keys, cache.whole_values))
+            whole.append(
+                exact_attention(
+                    query[entry : entry + 1], keys, values, position, query.size(-1) ** -0.5, window
+                )
+            )
+    if whole:
+        assert_near_the_whole(out[[row >= 0 for row in rows]], torch.cat(whole))
     return out
 
 
-@bits
+@pytest.mark.parametrize(
+    ("dtype", "eight_bits"),
+    [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True)],
+    ids=["bf16", "fp32", "fp8"],
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 1), (8, 2), (8, 1), (3, 1), (20, 1)])
 @pytest.mark.parametrize("config", [None, TINY], ids=["default", "many units"])
-def test_ragged_rows(dtype: torch.dtype, heads: int, kv_heads: int, config: DecodeConfig | None) -> None:
+def test_ragged_rows(
+    dtype: torch.dtype, eight_bits: bool, heads: int, kv_heads: int, config: DecodeConfig | None
+) -> None:
     contexts = [1, 15, 16, 17, 48, 49, 130]
-    cache = paged(contexts, kv_heads, 32, 16, dtype)
+    cache = paged(contexts, kv_heads, 32, 16, dtype, eight_bits=eight_bits)
     query = fused_queries(len(contexts), heads, kv_heads, 32, dtype)
     space = workspace(len(contexts), heads, kv_heads, 32, config)
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
@@ -94,9 +113,10 @@ def test_ragged_rows(dtype: torch.dtype, heads: int, kv_heads: int, config: Deco
 @pytest.mark.parametrize("block_size", [1, 4, 32, 64, 256])
 @pytest.mark.parametrize("heads_first", [False, True], ids=["NHD", "HND"])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int) -> None:
+@kept
+def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int, eight_bits: bool) -> None:
     contexts = [31, 33, 64, 101]
-    cache = paged(contexts, 1, 32, block_size, torch.bfloat16, heads_first=heads_first)
+    cache = paged(contexts, 1, 32, block_size, torch.bfloat16, heads_first=heads_first, eight_bits=eight_bits)
     query = fused_queries(len(contexts), heads, 1, 32, torch.bfloat16)
     space = workspace(len(contexts), heads, 1, 32, DecodeConfig(block_keys=16, min_chunk=32, units_per_sm=2))
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
@@ -105,9 +125,10 @@ def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int)
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("window", [0, 15, 16, 40, 500])
 @pytest.mark.parametrize("units_per_sm", [1, 64])
-def test_windows(heads: int, window: int, units_per_sm: int) -> None:
+@kept
+def test_windows(heads: int, window: int, units_per_sm: int, eight_bits: bool) -> None:
     contexts = [1, 41, 97]
-    cache = paged(contexts, 1, 32, 16, torch.bfloat16)
+    cache = paged(contexts, 1, 32, 16, torch.bfloat16, eight_bits=eight_bits)
     for row, context in enumerate(contexts):  # blocks that a window has left behind are no longer the row's
         cache.tables[row, : max(0, context - 1 - window) // 16] = 0
     query = fused_queries(len(contexts), heads, 1, 32, torch.bfloat16)
@@ -128,11 +149,12 @@ VARIANTS = {
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants(name: str, heads: int) -> None:
-    contexts = [1, 63, 129, 300]
-    cache = paged(contexts, 1, 32, 16, torch.bfloat16)
-    query = fused_queries(len(contexts), heads, 1, 32, torch.bfloat16)
-    space = workspace(len(contexts), heads, 1, 32, VARIANTS[name])
+@kept
+def test_variants(name: str, heads: int, eight_bits: bool) -> None:
+    contexts, head_dim = [1, 63, 129, 300], 64 if eight_bits else 32
+    cache = paged(contexts, 1, head_dim, 16, torch.bfloat16, eight_bits=eight_bits)
+    query = fused_queries(len(contexts), heads, 1, head_dim, torch.bfloat16)
+    space = workspace(len(contexts), heads, 1, head_dim, VARIANTS[name])
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
 
 
@@ -202,7 +224,7 @@ def test_shapes_that_do_not_fit() -> None:
         DecodeConfig(block_keys=24)
 
 
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
 def test_there_is_a_configuration_for_every_shape(itemsize: int) -> None:
     for group in (1, 2, 3, 8, 16):
         for head_dim in (16, 32, 64, 128, 256):

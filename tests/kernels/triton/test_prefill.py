@@ -9,6 +9,7 @@ from tests.kernels.triton.device import DTYPES
 from tests.kernels.triton.paged import (
     DEVICE,
     assert_close,
+    assert_near_the_whole,
     exact_attention,
     fused_queries,
     ints,
@@ -16,6 +17,7 @@ from tests.kernels.triton.paged import (
     poisoned,
 )
 
+kept = pytest.mark.parametrize("eight_bits", [False, True], ids=["own", "fp8"])
 bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
 SMALL = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
 Chunk = tuple[int, int]  # queries, and cached positions before them
@@ -35,11 +37,13 @@ def check(
     before: int = 0,
     unused: int = 0,
     slots: int | None = None,
+    eight_bits: bool = False,
 ) -> None:
     """before: single positions in front of the chunks. unused: chunks of length 0 behind them. slots: of a
     workspace, which must be left as it was for the next call."""
+    contexts = [sum(chunk) for chunk in chunks]
     cache = paged(
-        [sum(chunk) for chunk in chunks], kv_heads, head_dim, block_size, dtype, heads_first=heads_first
+        contexts, kv_heads, head_dim, block_size, dtype, heads_first=heads_first, eight_bits=eight_bits
     )
     if window is not None:  # blocks that the window has left behind are no longer the row's
         for row, (_, cached) in enumerate(chunks):
@@ -63,37 +67,51 @@ def check(
             out,
             scale=head_dim**-0.5,
             window=window,
+            scales=cache.scales,
             workspace=workspace,
             config=config,
         )
     assert workspace is None or not workspace.counters.any()
+    whole: list[torch.Tensor] = []
     for row, (count, cached) in enumerate(chunks):
         mine = slice(starts[row], starts[row] + count)
         keys, values = cache.keys[row], cache.values[row]
         assert_close(out[mine], exact_attention(query[mine], keys, values, cached, head_dim**-0.5, window))
+        if eight_bits:
+            before_rounding = (cache.whole_keys[row], cache.whole_values[row])
+            whole.append(exact_attention(query[mine], *before_rounding, cached, head_dim**-0.5, window))
+    if whole:
+        assert_near_the_whole(out[before : starts[-1]], torch.cat(whole))
     assert out[:before].isnan().all() and out[starts[-1] :].isnan().all(), "wrote what is not its own"
 
 
 BORDERS: list[Chunk] = [(1, 0), (15, 1), (16, 0), (17, 16), (2, 47), (33, 31)]
 
 
-@bits
+@pytest.mark.parametrize(
+    ("dtype", "eight_bits"),
+    [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True)],
+    ids=["bf16", "fp32", "fp8"],
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (8, 1), (3, 1)])
-def test_ragged_chunks(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
-    check(BORDERS, heads, kv_heads, dtype=dtype, before=3, unused=2)
+def test_ragged_chunks(dtype: torch.dtype, eight_bits: bool, heads: int, kv_heads: int) -> None:
+    check(BORDERS, heads, kv_heads, dtype=dtype, before=3, unused=2, eight_bits=eight_bits)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 32, 64])
 @pytest.mark.parametrize("heads_first", [False, True], ids=["NHD", "HND"])
-def test_block_sizes_and_layouts(block_size: int, heads_first: bool) -> None:
+@kept
+def test_block_sizes_and_layouts(block_size: int, heads_first: bool, eight_bits: bool) -> None:
     config = PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
-    check([(40, 0), (9, 65)], 2, 1, block_size=block_size, heads_first=heads_first, config=config)
+    sizes = {"block_size": block_size, "heads_first": heads_first}
+    check([(40, 0), (9, 65)], 2, 1, **sizes, config=config, eight_bits=eight_bits)
 
 
 @pytest.mark.parametrize("window", [0, 15, 16, 33, 500])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_windows(window: int, heads: int) -> None:
-    check([(1, 40), (20, 61), (40, 16)], heads, 1, window=window)
+@kept
+def test_windows(window: int, heads: int, eight_bits: bool) -> None:
+    check([(1, 40), (20, 61), (40, 16)], heads, 1, window=window, eight_bits=eight_bits)
 
 
 CONFIGS = {
@@ -106,8 +124,10 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("window", [None, 20])
-def test_configurations(name: str, window: int | None) -> None:
-    check([(70, 0), (5, 90), (16, 16)], 2, 1, head_dim=64, config=CONFIGS[name], window=window, before=1)
+@kept
+def test_configurations(name: str, window: int | None, eight_bits: bool) -> None:
+    about = {"head_dim": 64, "config": CONFIGS[name], "window": window, "before": 1}
+    check([(70, 0), (5, 90), (16, 16)], 2, 1, **about, eight_bits=eight_bits)
 
 
 def test_one_long_chunk() -> None:
@@ -144,6 +164,10 @@ LONG: list[Chunk] = [(20, 1100), (5, 600), (40, 300), (17, 0)]
 )
 def test_programs_share_long_contexts(heads: int, kv_heads: int, dtype: torch.dtype) -> None:
     check(LONG, heads, kv_heads, dtype=dtype, config=SPLIT, slots=64, before=2, unused=1)
+
+
+def test_programs_share_long_contexts_of_eight_bits() -> None:
+    check(LONG[1:], 4, 1, config=SPLIT, slots=64, before=2, unused=1, eight_bits=True)
 
 
 # None has a slot; some have, and 7 is no multiple of a tile's four; in the test above all have.

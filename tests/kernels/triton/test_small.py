@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kernels import fused
+from kernels.kv8 import Scales, dequantize_kv, quantize_kv
 from kernels.rope import rope_table
 from kernels.triton.activation import relu_squared, swiglu
 from kernels.triton.embed import embed_norm
@@ -167,6 +168,7 @@ class Step:
         blocks: int = 5,
         heads_first: bool = False,
         padding: int = 0,
+        eight_bits: bool = False,
     ) -> None:
         tokens, dim = len(slots), spec.head_dim
         width = (spec.heads + 2 * spec.kv_heads) * dim
@@ -185,8 +187,15 @@ class Step:
             if heads_first
             else (blocks, block_size, spec.kv_heads, dim)
         )
-        pages = [poisoned(*order, dtype=dtype) for _ in range(2)]
+        kept = torch.float8_e4m3fn if eight_bits else dtype
+        pages = [poisoned(*order, dtype=kept) for _ in range(2)]
         self.k_pages, self.v_pages = (page.transpose(1, 2) if heads_first else page for page in pages)
+        self.scales: Scales | None = None
+        if eight_bits:
+            k_scales, v_scales = (poisoned(*order[:-1], dtype=torch.bfloat16) for _ in range(2))
+            if heads_first:
+                k_scales, v_scales = k_scales.transpose(1, 2), v_scales.transpose(1, 2)
+            self.scales = k_scales, v_scales
 
     def run(self, **extra: torch.Tensor | None) -> torch.Tensor:
         """Queries after the kernel, [tokens, heads, head_dim]."""
@@ -200,6 +209,7 @@ class Step:
             self.k_pages,
             self.v_pages,
             spec,
+            scales=self.scales,
             **extra,
         )
         return self.qkv[:, : spec.heads * spec.head_dim].unflatten(-1, (spec.heads, -1))
@@ -334,6 +344,81 @@ def test_a_token_does_not_depend_on_its_company(dtype: torch.dtype, order: Order
     q = whole.run()
     assert torch.equal(alone.run()[0], q[2])
     for ours, theirs in ((alone.k_pages, whole.k_pages), (alone.v_pages, whole.v_pages)):
+        assert torch.equal(alone.cached(ours)[0], whole.cached(theirs)[2])
+
+
+def codes(x: torch.Tensor) -> torch.Tensor:
+    """Numbers of eight bits on one line: neighbours differ by one."""
+    bits = x.view(torch.int8).int()
+    return torch.where(bits < 0, -(bits & 0x7F), bits)
+
+
+@pytest.mark.parametrize("order", ["rope", "rope_norm", "norm_rope"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "heads_first"),
+    [(16, 16, 128, True), (5, 5, 32, False), (4, 1, 64, True)],
+)
+def test_keys_and_values_of_eight_bits(
+    order: Order, heads: int, kv_heads: int, head_dim: int, heads_first: bool
+) -> None:
+    """Those of what is kept otherwise, token for token, whatever their size."""
+    spec, slots = spec_of(order, heads, kv_heads, head_dim), [17, -1, 6, 3]
+    whole = Step(spec, torch.bfloat16, slots, heads_first=heads_first)
+    kept = Step(spec, torch.bfloat16, slots, heads_first=heads_first, eight_bits=True)
+    for step in (whole, kept):
+        step.qkv[2].mul_(1e-4)
+        step.qkv[3].mul_(1e6)
+        step.qkv[3, -head_dim:] = 0.0
+    assert torch.equal(kept.run(), whole.run())
+    assert kept.scales is not None
+    for pages, scales, own in zip(
+        (kept.k_pages, kept.v_pages), kept.scales, (whole.k_pages, whole.v_pages), strict=True
+    ):
+        values, expected = quantize_kv(whole.cached(own))
+        assert torch.equal(kept.cached(scales), expected)
+        assert (codes(kept.cached(pages)) - codes(values)).abs().max() <= (0 if DEVICE == "cpu" else 1)
+        back = dequantize_kv(kept.cached(pages), kept.cached(scales))
+        assert (back - whole.cached(own).float()).abs().max() <= 2**-4 * whole.cached(own).float().abs().max()
+        assert kept.untouched(scales) and (pages.float().isnan() == ~_live(kept, pages)).all()
+    assert not dequantize_kv(kept.cached(kept.v_pages), kept.cached(kept.scales[1]))[-1, -1].any()
+
+
+def _live(step: Step, pages: torch.Tensor) -> torch.Tensor:
+    """Which numbers of pages belong to live slots."""
+    live = torch.zeros(pages.shape, dtype=torch.bool, device=pages.device)
+    slots = step.slots[step.slots >= 0].long()
+    live[slots // pages.size(1), slots % pages.size(1)] = True
+    return live
+
+
+def test_what_is_not_finite_among_eight_bits() -> None:
+    """A value counts as zero, as ever; a key spoils what is read of it, for its row must not go unnoticed."""
+    spec = spec_of("rope", 2, 2, 32)
+    step = Step(spec, torch.bfloat16, [5, 6], eight_bits=True)
+    for column, value in enumerate([float("nan"), float("inf"), float("-inf")]):
+        step.qkv[0, -1 - column] = value
+    step.qkv[1, 2 * 32] = float("inf")  # of the first key
+    step.run()
+    assert step.scales is not None
+    keys = dequantize_kv(step.cached(step.k_pages), step.cached(step.scales[0]))
+    values = dequantize_kv(step.cached(step.v_pages), step.cached(step.scales[1]))
+    assert values[0, -1, -3:].tolist() == [0.0, 0.0, 0.0] and torch.isfinite(values).all()
+    assert values[0, -1, :-3].all()
+    assert keys[1, 0].isnan().all() and torch.isfinite(keys[1, 1]).all() and torch.isfinite(keys[0]).all()
+
+
+def test_a_token_of_eight_bits_does_not_depend_on_its_company() -> None:
+    spec = spec_of("norm_rope", 3, 3, 128)
+    whole = Step(spec, torch.bfloat16, [5, 9, 14, 18, 2], eight_bits=True)
+    alone = Step(spec, torch.bfloat16, [14], eight_bits=True)
+    alone.qkv.copy_(whole.qkv[2:3])
+    alone.positions.copy_(whole.positions[2:3])
+    for step in (whole, alone):
+        step.run()
+    assert whole.scales is not None and alone.scales is not None
+    for ours, theirs in ((alone.k_pages, whole.k_pages), (alone.v_pages, whole.v_pages)):
+        assert torch.equal(codes(alone.cached(ours)[0]), codes(whole.cached(theirs)[2]))
+    for ours, theirs in zip(alone.scales, whole.scales, strict=True):
         assert torch.equal(alone.cached(ours)[0], whole.cached(theirs)[2])
 
 
