@@ -1,12 +1,11 @@
-"""A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu): "persistent", one kernel
-that stays on the device for the step, or "chained", a few for each layer, launched ahead of each other.
+"""A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu): "persistent", one
+kernel that stays on the device for the step, or "chained", a few for each layer, launched ahead of each other.
 
 bf16 activations and keys; weights bf16, int8 or fp8; a Hopper or newer. Both give the same bits, and what a
 row gets depends on neither the other rows nor how many there are.
 """
 
 import ctypes
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +13,21 @@ from dataclasses import dataclass
 import torch
 
 from kernels import decode_shape
-from kernels.cuda_driver import Kernel, load_kernel
-from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
+from kernels.cuda_driver import DriverError, Kernel, load_kernel
+from kernels.decode_shape import SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
 from kernels.nvrtc import read_source
 from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepPath, StepSpec
 
 MOST_ROWS = 16
 TEAMS = (8, 4, 2, 1)  # blocks for each kv head, of which the largest that the device can hold is taken
-ROWS: dict[StepPath, tuple[int, ...]] = {"graph": (), "chained": (1, 2, 4, 8, 16), "persistent": (1, 2, 4)}
+ROWS: dict[StepPath, tuple[int, ...]] = {"chained": (1, 2, 4, 8, 16), "persistent": (1, 2, 4)}
 PHASES = ("attention", "o", "mlp in", "mlp out")
 HEAD = len(PHASES)
 WARPS = 8  # that compute; sixteen have too few registers
 LOG2_E = math.log2(math.e)
-# Bytes a nanosecond that a paced stream aims at, a little below what the memory gives: docs/architecture.md.
-PACE_BYTES = 4.25
-CLOCK = 1.755  # cycles a nanosecond, of which the pace is counted
+PACE = 850  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/architecture.md
+PACED_BLOCKS = 128
 
 
 class _Layer(ctypes.Structure):
@@ -66,13 +64,16 @@ def source() -> str:
     )
 
 
+Matrices = tuple[Weight, Weight, Weight, Weight]  # qkv, o, mlp in, mlp out
+
+
 @dataclass(frozen=True, slots=True)
 class StepNetwork:
     """What a step reads of a network. layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table
     [positions, head_dim] float32 (kernels.rope)."""
 
     spec: StepSpec
-    layers: Sequence[tuple[Weight, Weight, Weight, Weight]]
+    layers: Sequence[Matrices]
     head: Weight
     final_norm: torch.Tensor | None
     own: torch.Tensor
@@ -83,8 +84,8 @@ class StepNetwork:
 class StepMemory:
     """What all kernels of one network share on one device.
 
-    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed, epoch,
-    arrived: [1] int32. timeline: [layers * 4 + 2] int64, cycles of block 0, or None.
+    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
+    epoch, arrived: [1] int32. timeline: [layers * 4 + 2] int64, cycles of block 0, or None.
     """
 
     layers: torch.Tensor
@@ -118,7 +119,7 @@ class StepMemory:
         return cls(layers.to(device), exchange, failed, epoch, arrived)
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here from now on."""
+        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
         where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
         self.layers[:, 8:].copy_(torch.tensor(where, dtype=torch.int64))
 
@@ -189,9 +190,9 @@ def launches(spec: StepSpec, cut: Cut) -> list[tuple[int, int]]:
 
 def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
     """How a step of up to `rows` entries is cut. ValueError: no more rows than there are forms."""
-    form = next((most for most in ROWS[path] if most >= rows), None)
+    form = next((most for most in ROWS.get(path, ()) if most >= rows), None)
     if form is None:
-        raise ValueError(f"{path} serves up to {max(ROWS[path], default=0)} rows, not {rows}")
+        raise ValueError(f"{path} serves up to {max(ROWS.get(path, ()), default=0)} rows, not {rows}")
     if path == "persistent":
         cuts = [Cut(form, team, WARPS, slots) for slots in (12, 10, 8, 6, 4)]
         return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
@@ -207,25 +208,33 @@ def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
 class StepKernels:
     """A network's decode steps on one device. Used by one thread at a time.
 
-    failed: [1] int32 on the device: not 0 once a wait inside a step took more than two seconds. What steps give
-    is worthless from then on, and they no longer wait.
+    failed: [1] int32 on the device: not 0 once a wait inside a step took more than two seconds. What steps
+    give is worthless from then on, and they no longer wait. max_rows: most entries of a step, by path.
     """
 
-    def __init__(self, network: StepNetwork, device: torch.device) -> None:
-        """ValueError: `unsupported` says why."""
-        about = torch.cuda.get_device_properties(device)
-        team = team_of(network.spec, int(about.multi_processor_count))
+    def __init__(
+        self,
+        spec: StepSpec,
+        layers: Sequence[Matrices],
+        head: Weight,
+        final_norm: torch.Tensor | None,
+        own: torch.Tensor,
+        other: torch.Tensor,
+        device: torch.device,
+    ) -> None:
+        """layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table [positions, head_dim] float32
+        (kernels.rope). DriverError: a network that `unsupported` refuses, or more blocks than the device has
+        multiprocessors.
+        """
+        count = int(torch.cuda.get_device_properties(device).multi_processor_count)
+        team = team_of(spec, count)
         if isinstance(team, str):
-            raise ValueError(team)
-        self.network, self.team = network, team
+            raise DriverError(team)
+        self.network, self.team = StepNetwork(spec, layers, head, final_norm, own, other), team
         self.device = torch.cuda.current_device() if device.index is None else device.index
-        self.memory = StepMemory.allocate(network, team, MOST_ROWS, device)
+        self.memory = StepMemory.allocate(self.network, team, MOST_ROWS, device)
         self.failed = self.memory.failed
-        self.max_rows: dict[StepPath, int] = {path: max(rows, default=0) for path, rows in ROWS.items()}
-        size = sum(_values(w).nbytes for layer in network.layers for w in layer) / len(network.layers)
-        del size
-        blocks = team * network.spec.kv_heads
-        self.pace = round(decode_shape.CHUNK_BYTES * blocks / (PACE_BYTES * 1000) * CLOCK)
+        self.max_rows: dict[StepPath, int] = {path: max(rows) for path, rows in ROWS.items()}
         self._kernels: dict[Cut, Kernel] = {}
         self._page: torch.Tensor | None = None
 
@@ -279,7 +288,7 @@ class StepKernels:
             logits=logits,
             entry_tokens=entry_tokens,
             entry_positions=entry_positions,
-            pace=self.pace,
+            pace=PACE * self.team * self.network.spec.kv_heads // PACED_BLOCKS,
         )
         self.launch(cut, given)
 
@@ -294,20 +303,22 @@ class StepKernels:
             kernel.launch(grid, cut.threads, places, cluster=cluster, pdl=True)
 
 
-def team_of(spec: StepSpec, multiprocessors: int) -> int | str:
-    """Blocks for each kv head: as many as the device can hold at one time; or why there can be none."""
+def team_of(spec: StepSpec, multiprocessors: int | None = None) -> int | str:
+    """Blocks for each kv head: as many as a device of so many multiprocessors, or any, can hold at one time;
+    or why there can be none.
+    """
     reason = "no multiprocessors"
     for team in TEAMS:
         reason = decode_shape.unsupported(spec, team) or ""
-        if not reason and team * spec.kv_heads <= multiprocessors:
+        if not reason and (multiprocessors is None or team * spec.kv_heads <= multiprocessors):
             return team
         reason = reason or f"{spec.kv_heads} kv heads on {multiprocessors} multiprocessors"
     return reason
 
 
-def unsupported(spec: StepSpec, capability: tuple[int, int], multiprocessors: int) -> str | None:
-    """Why a network's steps cannot be served here, or None."""
+def unsupported(spec: StepSpec, capability: tuple[int, int]) -> str | None:
+    """Why a network's steps cannot be served by a device of this compute capability, or None."""
     if capability < (9, 0):
         return f"needs compute capability 9.0, this device has {capability[0]}.{capability[1]}"
-    team = team_of(spec, multiprocessors)
+    team = team_of(spec)
     return team if isinstance(team, str) else None

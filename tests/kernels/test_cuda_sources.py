@@ -1,15 +1,16 @@
 """Every source of kernels/cuda goes through the CUDA compiler for each architecture, which needs no GPU."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from kernels import cluster, nvrtc, skinny
+from kernels import cluster, decode_shape, decode_step, nvrtc, skinny
 from kernels.nvrtc import SOURCES, CompileError, Nvrtc, compile_cubin, compile_many, load_nvrtc
 from kernels.quantize import WeightKind
+from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.cubin import resources
 from tests.optional import missing
 
@@ -18,6 +19,7 @@ REGISTERS = 65536  # of a multiprocessor
 # What a thread may put aside: of a weight of eight bits; of a product of many rows. Such variants are
 # measured, as all are, before they are used.
 A_FEW_BYTES, SOME_BYTES = 8, 160
+STEP_BYTES = 320  # of a whole step, around what it calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,50 @@ def skinny_cases() -> Iterator[Case]:
 def cluster_cases() -> Iterator[Case]:
     for group, head_dim, block in ((1, 128, 16), (4, 128, 32), (8, 64, 48)):
         for size, (warps, blocks) in product((1, 2, 8), ((cluster.WARPS, 1), (4, 3))):
-            shape, variant = (
-                cluster.Shape(8 * group, 8, head_dim, block),
-                cluster.Variant(size, warps, blocks),
-            )
-            constants = cluster.defines(shape, variant)
-            yield Case("cluster_decode", cluster.source(), constants, warps * 32, blocks)
+            for fp8_kv in (False, True):
+                shape = cluster.Shape(8 * group, 8, head_dim, block, fp8_kv)
+                constants = cluster.defines(shape, cluster.Variant(size, warps, blocks))
+                yield Case("cluster_decode", cluster.source(), constants, warps * 32, blocks)
 
 
-CASES = {name: list(cases) for name, cases in (("skinny", skinny_cases()), ("cluster", cluster_cases()))}
+def decode_cases() -> Iterator[Case]:
+    """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other."""
+    d32 = StepSpec(
+        width=2048,
+        inner=8192,
+        padded_inner=8192,
+        heads=16,
+        kv_heads=16,
+        head_dim=128,
+        head_rows=65536,
+        layers=32,
+        eps=1e-6,
+        activation="relu2",
+        order="rope_norm",
+        qk_scale=1.0,
+        kind="bf16",
+        block_size=16,
+    )
+    llama = replace(d32, kv_heads=8, inner=5504, padded_inner=6144, activation="swiglu", order="rope")
+    forms: list[tuple[StepSpec, StepPath, int]] = [
+        *((d32, "persistent", rows) for rows in (1, 2, 4)),
+        *((d32, "chained", rows) for rows in (1, 4, 8, 16)),
+        (llama, "persistent", 2),
+        (replace(llama, kind="fp8"), "persistent", 4),
+        (replace(d32, kind="int8"), "chained", 2),
+    ]
+    for spec, path, rows in forms:
+        team = decode_step.team_of(spec, 132)
+        assert isinstance(team, int)
+        cut = decode_step.cut_of(spec, path, rows, team)
+        assert decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
+        constants = decode_shape.defines(spec, cut)
+        aside = STEP_BYTES
+        yield Case("decode_step", decode_step.source(), constants, cut.threads, cut.blocks, aside)
+
+
+FAMILIES = (("skinny", skinny_cases()), ("cluster", cluster_cases()), ("decode", decode_cases()))
+CASES = {name: list(cases) for name, cases in FAMILIES}
 
 
 @pytest.fixture(autouse=True)

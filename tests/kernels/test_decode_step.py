@@ -1,4 +1,4 @@
-"""kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and against itself."""
+"""kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and itself."""
 
 import ctypes
 import shutil
