@@ -1,8 +1,8 @@
-"""A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu): "persistent", one
-kernel that stays on the device for the step, or "chained", a few for each layer, launched ahead of each other.
+"""A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu).
 
-bf16 activations and keys; weights bf16, int8 or fp8; a Hopper or newer. Both give the same bits, and what a
-row gets depends on neither the other rows nor how many there are.
+"persistent" is one kernel that stays on the device for the step, "chained" a few for each layer, launched
+ahead of each other. bf16 activations and keys; weights bf16, int8 or fp8; a Hopper or newer. Both give the
+same bits, and what a row gets depends on neither the other rows nor how many there are.
 """
 
 import ctypes
