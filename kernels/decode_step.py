@@ -26,7 +26,7 @@ PHASES = ("attention", "o", "mlp in", "mlp out")
 HEAD = len(PHASES)
 WARPS = 8  # that compute; sixteen have too few registers
 LOG2_E = math.log2(math.e)
-PACE = 850  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/architecture.md
+PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/architecture.md
 PACED_BLOCKS = 128
 
 

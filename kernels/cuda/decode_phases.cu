@@ -419,11 +419,8 @@ DEVICE void normalise(const u16* weight, float eps);
 // that its slots are filled again.
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
-#ifdef HOLD
-    constexpr bool HOLDS = GROUPS == 1 && C::blocks <= 8 && COLUMNS == 1;
-#else
-    constexpr bool HOLDS = false;
-#endif
+    // Two kernels of a chain share a multiprocessor's registers, and one row gains nothing by it.
+    constexpr bool HOLDS = BLOCKS == 1 && ROWS > 1 && GROUPS == 1 && C::blocks <= 8 && COLUMNS == 1;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);

@@ -9,7 +9,7 @@ enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
 
 // A producer warp: brings every other chunk to the ring, at its pace. Every lane has one.
 struct Producer {
-    int chunk, issued, own, pace;  // issued: behind this warp's last one; own: chunk modulo PRODUCERS
+    int chunk, own, pace;  // own: chunk modulo PRODUCERS
     u32 next;    // cycle before which nothing is copied
     u64 policy;
     bool over;   // nobody takes anything any more
@@ -37,9 +37,7 @@ DEVICE int open_slot(Producer& p, int bytes) {
     }
     p.over = warp_from(p.over, 0);
     p.chunk++;
-    if (p.over) return -1;
-    p.issued = p.chunk;
-    return slot;
+    return p.over ? -1 : slot;
 }
 
 // 16 rows of a weight, K channels of each from `from` on.
@@ -66,10 +64,16 @@ template <int K> DEVICE void stream_rows(Producer& p, const Weight* from, int st
     }
 }
 
-DEVICE void stream_qkv(Producer& p, const Layer& layer) {
+// The units of a phase whose weights have K inputs, in the order in which they are multiplied: one loop for all.
+template <int K> DEVICE void stream_phase(Producer& p, const Weight* weights, int phase) {
+    const int start = first_unit(block_index(), phase == LAST ? HEAD_UNITS : IN_UNITS);
+    const int end = first_unit(block_index() + 1, phase == LAST ? HEAD_UNITS : IN_UNITS);
+    const int units = phase == ATTENTION ? QKV_UNITS : phase == OUTPUT ? owned_units() : end - start;
 #pragma unroll 1
-    for (int unit = 0; unit < QKV_UNITS; unit++)
-        stream_rows<WIDTH>(p, layer.qkv + (long long)qkv_row(unit) * WIDTH, WIDTH);
+    for (int unit = 0; unit < units; unit++) {
+        const int row = phase == ATTENTION ? qkv_row(unit) : phase == OUTPUT ? owned_row(unit) : (start + unit) * UNIT;
+        stream_rows<K>(p, weights + row * (long long)K, K);
+    }
 }
 
 // Keys and values of every entry: two tiles of 16 keys a chunk, of each five copies.
@@ -98,18 +102,6 @@ DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
     }
 }
 
-DEVICE void stream_output(Producer& p, const Layer& layer) {
-#pragma unroll 1
-    for (int unit = 0; unit < owned_units(); unit++)
-        stream_rows<HEADS * D>(p, layer.o + (long long)owned_row(unit) * HEADS * D, HEADS * D);
-}
-
-DEVICE void stream_inner(Producer& p, const Layer& layer) {
-#pragma unroll 1
-    for (int unit = first_unit(block_index(), IN_UNITS); unit < first_unit(block_index() + 1, IN_UNITS); unit++)
-        stream_rows<WIDTH>(p, layer.mlp_in + (long long)unit * UNIT * WIDTH, WIDTH);
-}
-
 DEVICE void stream_down(Producer& p, const Layer& layer) {
 #pragma unroll 1
     for (int unit = 0; unit < TEAM_UNITS; unit++) {
@@ -118,15 +110,24 @@ DEVICE void stream_down(Producer& p, const Layer& layer) {
     }
 }
 
-DEVICE void stream_head(Producer& p, const Step& s) {
-#pragma unroll 1
-    for (int unit = first_unit(block_index(), HEAD_UNITS); unit < first_unit(block_index() + 1, HEAD_UNITS); unit++)
-        stream_rows<WIDTH>(p, s.head + (long long)unit * UNIT * WIDTH, WIDTH);
+// A phase's weights, but for the keys and values.
+DEVICE void stream_weights(Producer& p, const Step& s, const Layer& layer, int phase) {
+    if (phase == DOWN) return stream_down(p, layer);
+    const Weight* const weights = phase == ATTENTION ? layer.qkv : phase == OUTPUT ? layer.o
+                                  : phase == INNER_PRODUCT ? layer.mlp_in : s.head;
+    if (phase == OUTPUT && HEADS * D != WIDTH) stream_phase<HEADS * D>(p, weights, phase);
+    else stream_phase<WIDTH>(p, weights, phase);
 }
 
-// What is on its way comes to this block's memory, which must be there for it.
+// What is on its way comes to this block's memory, which must be there for it. When nobody takes anything any more,
+// nobody can tell either, and a while is enough.
 DEVICE void drain(Producer& p) {
-    for (int chunk = max(0, p.issued - SLOTS); chunk < p.issued; chunk++)
+    if (p.over) {
+        const u64 begun = nanoseconds();
+        while (nanoseconds() - begun < 1000000) {}
+        return;
+    }
+    for (int chunk = max(0, p.chunk - SLOTS); chunk < p.chunk; chunk++)
         if (chunk % PRODUCERS == p.own) wait_for_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
 }
 
@@ -160,17 +161,17 @@ constexpr bool WHOLE = true;
 DEVICE void produce(Producer& p, const Step& s, int, int, u32) {
     Layer next = s.layers[0];
 #pragma unroll 1
-    for (int index = 0; index < LAYERS; index++) {
+    for (int index = 0; index <= LAYERS; index++) {
         const Layer layer = next;
         if (index + 1 < LAYERS) next = s.layers[index + 1];
-        stream_qkv(p, layer);
-        if (index == 0) wait_for_previous();
-        stream_keys(p, s, layer);
-        stream_output(p, layer);
-        stream_inner(p, layer);
-        stream_down(p, layer);
+#pragma unroll 1
+        for (int phase = index < LAYERS ? ATTENTION : LAST; phase < (index < LAYERS ? LAST : LAST + 1); phase++) {
+            stream_weights(p, s, layer, phase);
+            if (phase != ATTENTION) continue;
+            if (index == 0) wait_for_previous();
+            stream_keys(p, s, layer);
+        }
     }
-    stream_head(p, s);
 }
 
 DEVICE void consume(const Step& s, int, int, u32 base) {
@@ -188,20 +189,14 @@ constexpr bool WHOLE = false;
 
 DEVICE void produce(Producer& p, const Step& s, int index, int phase, u32 base) {
     const Layer layer = s.layers[phase == LAST ? 0 : index];
+    stream_weights(p, s, layer, phase);
     if (phase == ATTENTION) {
-        stream_qkv(p, layer);
         // Which keys there are is known once what was in front of the step has ended.
         if (index == 0) wait_for_previous();
-        else {
-            await(s.stream, base + index * EXCHANGES);
-        }
+        else await(s.stream, base + index * EXCHANGES);
         warp_barrier();
         stream_keys(p, s, layer);
     }
-    if (phase == OUTPUT) stream_output(p, layer);
-    if (phase == INNER_PRODUCT) stream_inner(p, layer);
-    if (phase == DOWN) stream_down(p, layer);
-    if (phase == LAST) stream_head(p, s);
 }
 
 DEVICE void consume(const Step& s, int index, int phase, u32 base) {
@@ -230,7 +225,7 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
     const bool first = index == 0 && phase == ATTENTION;
     const u32 epoch = load_volatile((const u32*)s.epoch), base = epoch * PER_STEP;
     if (thread >= THREADS) {
-        Producer p = {0, 0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
+        Producer p = {0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
         produce(p, s, index, phase, base);
         drain(p);
     }

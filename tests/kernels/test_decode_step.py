@@ -18,7 +18,7 @@ from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected,
 from tests.optional import missing
 
 HERE = Path(__file__).parent
-RESIDENT = Cut(rows=1, team=2, warps=16, slots=4)
+RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
 CHAINED = Cut(rows=1, team=2, warps=8, slots=4, blocks=2, resident=False)
 Build = Callable[[StepSpec, Cut], ctypes.CDLL]
 
@@ -102,12 +102,15 @@ POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several c
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
-@pytest.mark.parametrize("spec", [SMALL, LLAMA], ids=["nanochat", "llama"])
+@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
 def test_a_chain_gives_the_bits_of_the_resident_kernel(
     build: Build, spec: StepSpec, kind: WeightKind
 ) -> None:
     if kind != "bf16":
-        spec = replace(spec, kind=kind, width=256, heads=4, inner=2 * spec.inner, padded_inner=512)
+        inner = 1024 if spec == WIDE else 2 * spec.inner
+        padded = max(512, spec.padded_inner * 2)
+        width = 512 if spec == WIDE else 256
+        spec = replace(spec, kind=kind, width=width, heads=width // 64, inner=inner, padded_inner=padded)
     net = network(spec)
     resident, chained = (replace(cut, rows=4) for cut in (RESIDENT, CHAINED))
     first = emulate(build, resident, net, case(net.spec, POSITIONS))
@@ -137,12 +140,12 @@ def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> 
 @pytest.mark.parametrize("seed", range(1, 9))
 @pytest.mark.parametrize("clustered", [False, True])
 def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: int, clustered: bool) -> None:
-    net = network(SMALL)
+    net = network(WIDE)
     cut = replace(RESIDENT, rows=2, clustered=clustered)
-    wanted = emulate(build, cut, net, case(SMALL, [70, 15]))
-    same(wanted, emulate(build, cut, net, case(SMALL, [70, 15]), seed))
+    wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
+    same(wanted, emulate(build, cut, net, case(WIDE, [70, 15]), seed))
     chain = replace(CHAINED, rows=2, clustered=clustered)
-    same(wanted, emulate(build, chain, net, case(SMALL, [70, 15]), seed))
+    same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
 
 
 def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
