@@ -148,9 +148,10 @@ DEVICE float norm_factor(int row, float eps) {
 }
 
 // Two neighbouring channels of the residual stream, as they were before this layer: asked for early, and waited for when
-// they are needed.
-DEVICE Word residual(const Step& s, int index, int row, int channel, u32 tag) {
-    if (index > 0) return get(s.stream + (row * WIDTH + channel) / 2);
-    return Word{row < s.count ? *(const u32*)(s.x + row * s.x_stride + channel) : 0, tag};
-}
+// they are needed. What the step begins with can be read only then: a kernel of a chain may start before it is there.
+DEVICE Word residual(const Step& s, int index, int place) { return index > 0 ? get(s.stream + place) : Word{0, 0}; }
 DEVICE u32 arrived(Word asked, const Word* address, u32 tag) { return asked.high == tag ? asked.low : await(address, tag); }
+DEVICE u32 residual_arrived(const Step& s, Word asked, int index, int row, int channel, u32 tag) {
+    if (index > 0) return arrived(asked, s.stream + (row * WIDTH + channel) / 2, tag);
+    return row < s.count ? *(const u32*)(s.x + row * s.x_stride + channel) : 0;
+}

@@ -34,13 +34,13 @@ DEVICE void output_phase(const Step& s, const Layer* layer, int index, int& chun
         chunk, owned_units(), Inputs{s.attended, HEADS * D / 2, HEADS * D, tag},
         [&](int unit, int row, int pair) {
             const int channel = owned_row(unit) + pair * 2;
-            return Early{residual(s, index, row, channel, tag - 1), factors_of(layer->o_factors, channel), {}};
+            return Early{residual(s, index, (row * WIDTH + channel) / 2), factors_of(layer->o_factors, channel), {}};
         },
         [&](int unit, int row, int pair, int, const Early& early, float2 v, float2) {
-            const int place = (row * WIDTH + owned_row(unit)) / 2 + pair;
-            const u32 before = arrived(early.before, s.stream + place, tag - 1);
+            const int channel = owned_row(unit) + pair * 2;
+            const u32 before = residual_arrived(s, early.before, index, row, channel, tag - 1);
             v = scaled(v, early.factor);
-            put(s.middle + place, to_bf16_pair(v.x + low_half(before), v.y + high_half(before)), tag + 1);
+            put(s.middle + (row * WIDTH + channel) / 2, to_bf16_pair(v.x + low_half(before), v.y + high_half(before)), tag + 1);
         });
 }
 

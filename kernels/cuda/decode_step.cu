@@ -220,8 +220,10 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
     }
     if (thread == 0) *memory<Clock>(AT_CLOCK) = Clock{nanoseconds(), (u32*)s.failed};
     order_before_copies();
-    launch_dependents();
+    // Before anything behind may start: the last kernel of a step counts it.
+    const u32 epoch = load_volatile((const u32*)s.epoch), base = epoch * PER_STEP;
     block_barrier();
+    launch_dependents();
 #ifdef CLUSTERED
     for (int i = thread; i < MAIL; i += ALL_THREADS) memory<Word>(AT_MAIL)[i] = Word{0, 0};
     cluster_arrive();
@@ -229,7 +231,6 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
 #endif
 
     const bool first = index == 0 && phase == ATTENTION;
-    const u32 epoch = load_volatile((const u32*)s.epoch), base = epoch * PER_STEP;
     if (thread >= THREADS) {
         Producer p = {0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
         produce(p, s, index, phase, base);
