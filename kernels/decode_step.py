@@ -8,13 +8,14 @@ same bits, and what a row gets depends on neither the other rows nor how many th
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
 from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, load_kernel
-from kernels.decode_shape import SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
+from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
 from kernels.nvrtc import read_source
 from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepPath, StepSpec
@@ -28,6 +29,7 @@ WARPS = 8  # that compute; sixteen have too few registers
 LOG2_E = math.log2(math.e)
 PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/architecture.md
 PACED_BLOCKS = 128
+CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
 
 class _Layer(ctypes.Structure):
@@ -85,7 +87,7 @@ class StepMemory:
     """What all kernels of one network share on one device.
 
     layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
-    epoch, arrived: [1] int32. timeline: [layers * 4 + 2] int64, cycles of block 0, or None.
+    epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block ended each phase.
     """
 
     layers: torch.Tensor
@@ -93,7 +95,7 @@ class StepMemory:
     failed: torch.Tensor
     epoch: torch.Tensor
     arrived: torch.Tensor
-    timeline: torch.Tensor | None = None
+    timeline: torch.Tensor
 
     @classmethod
     def allocate(cls, network: StepNetwork, team: int, rows: int, device: torch.device) -> "StepMemory":
@@ -116,7 +118,8 @@ class StepMemory:
         for row, weights in zip(layers, network.layers, strict=True):
             row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
             row[4:8] = torch.tensor([_factors(weight) for weight in weights])
-        return cls(layers.to(device), exchange, failed, epoch, arrived)
+        timeline = words(spec.layers * EXCHANGES + 4)
+        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline)
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
@@ -148,7 +151,7 @@ def arguments(
 ) -> StepArguments:
     """A launch's parameters. page: keys of any layer, for its strides."""
     spec, head = network.spec, network.head
-    timeline, norm = memory.timeline, network.final_norm
+    norm = network.final_norm
     return StepArguments(
         layers=memory.layers.data_ptr(),
         head=_values(head).data_ptr(),
@@ -167,7 +170,7 @@ def arguments(
         failed=memory.failed.data_ptr(),
         epoch=memory.epoch.data_ptr(),
         arrived=memory.arrived.data_ptr(),
-        timeline=0 if timeline is None else timeline.data_ptr(),
+        timeline=memory.timeline.data_ptr(),
         x_stride=x.stride(0),
         table_stride=tables.stride(0),
         logits_stride=logits.stride(0),
@@ -226,8 +229,8 @@ class StepKernels:
         (kernels.rope). DriverError: a network that `unsupported` refuses, or more blocks than the device has
         multiprocessors.
         """
-        count = int(torch.cuda.get_device_properties(device).multi_processor_count)
-        team = team_of(spec, count)
+        self.multiprocessors = int(torch.cuda.get_device_properties(device).multi_processor_count)
+        team = team_of(spec, self.multiprocessors)
         if isinstance(team, str):
             raise DriverError(team)
         self.network, self.team = StepNetwork(spec, layers, head, final_norm, own, other), team
@@ -236,6 +239,7 @@ class StepKernels:
         self.failed = self.memory.failed
         self.max_rows: dict[StepPath, int] = {path: max(rows) for path, rows in ROWS.items()}
         self._kernels: dict[Cut, Kernel] = {}
+        self._forms: dict[Cut, Cut] = {}
         self._page: torch.Tensor | None = None
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -244,15 +248,61 @@ class StepKernels:
         self._page = pages[0][0]
 
     def prepare(self, path: StepPath, rows: int) -> None:
-        """Compiles and loads, which must come before a capture. CompileError, DriverError."""
-        self._kernel(cut_of(self.network.spec, path, rows, self.team))
+        """Compiles and loads, which must come before a capture. CompileError; DriverError, also where the
+        device cannot run all blocks at one time, which wait for each other.
+        """
+        self._form(path, rows)
+
+    def phase_times(self) -> dict[str, float]:
+        """Milliseconds that the phases of an average layer took one block in the last "persistent" step; each
+        ends when the block has given what others wait for, so waiting counts for the phase behind.
+        """
+        marks = self.memory.timeline.tolist()
+        begun, ended = marks[-2:]
+        spans = [(later - earlier) % (1 << 32) for earlier, later in pairwise(marks[:-2])]
+        scale = (ended - begun) / 1e6 / max(sum(spans), 1)
+        times = {
+            name: scale * sum(spans[index:-1:EXCHANGES]) / self.network.spec.layers
+            for index, name in enumerate(PHASES)
+        }
+        return times | {"head": scale * spans[-1]}
+
+    def _form(self, path: StepPath, rows: int) -> Cut:
+        """How steps of so many rows are run: with teams that are clusters where these fit, for they meet
+        sooner.
+        """
+        plain = cut_of(self.network.spec, path, rows, self.team)
+        found = self._forms.get(plain)
+        if found is None:
+            clustered = replace(plain, clustered=True)
+            found = clustered if self._clusters_fit(clustered) else plain
+            kernel = self._kernel(found)
+            kernel.require_resident(self._grid, found.threads, self.team if found.clustered else 1)
+            self._forms[plain] = found
+        return found
+
+    @property
+    def _grid(self) -> int:
+        return self.team * self.network.spec.kv_heads
+
+    def _clusters_fit(self, cut: Cut) -> bool:
+        """Whether all teams can be clusters at one time. The driver knows once the kernel is there; more than
+        CLUSTERED_SHARE never do, for clusters do not cross the chip's parts: of an H200, 15 of 8 blocks.
+        """
+        spec = self.network.spec
+        limit = SHARED_LIMIT if cut.blocks == 1 else SHARED_LIMIT // 2 - 1024
+        if self.team == 1 or shared_bytes(spec, cut) > limit:
+            return False
+        if self._grid > CLUSTERED_SHARE * cut.blocks * self.multiprocessors:
+            return False
+        return self._kernel(cut).active_clusters(self.team, cut.threads) >= spec.kv_heads
 
     def _kernel(self, cut: Cut) -> Kernel:
         found = self._kernels.get(cut)
         if found is None:
             spec = self.network.spec
-            shared = shared_bytes(spec, cut)
-            found = load_kernel(source(), "decode_step", self.device, defines(spec, cut), shared)
+            constants, shared = defines(spec, cut), shared_bytes(spec, cut)
+            found = load_kernel(source(), "decode_step", self.device, constants, shared)
             self._kernels[cut] = found
         return found
 
@@ -276,7 +326,6 @@ class StepKernels:
         gets positions + 1, or 0 where entry_tokens is negative.
         """
         assert self._page is not None
-        cut = cut_of(self.network.spec, path, x.size(0), self.team)
         given = arguments(
             self.network,
             self.memory,
@@ -288,19 +337,17 @@ class StepKernels:
             logits=logits,
             entry_tokens=entry_tokens,
             entry_positions=entry_positions,
-            pace=PACE * self.team * self.network.spec.kv_heads // PACED_BLOCKS,
+            pace=PACE * self._grid // PACED_BLOCKS,
         )
-        self.launch(cut, given)
+        self.launch(self._form(path, x.size(0)), given)
 
     def launch(self, cut: Cut, given: StepArguments) -> None:
         """Queues the kernels of a step that is cut so."""
-        kernel, spec = self._kernel(cut), self.network.spec
-        cluster = self.team if cut.clustered else 1
-        for index, phase in launches(spec, cut):
+        kernel, cluster = self._kernel(cut), self.team if cut.clustered else 1
+        for index, phase in launches(self.network.spec, cut):
             layer, which = ctypes.c_int(index), ctypes.c_int(phase)
             places = (ctypes.c_void_p * 3)(*(ctypes.addressof(a) for a in (given, layer, which)))
-            grid = self.team * spec.kv_heads
-            kernel.launch(grid, cut.threads, places, cluster=cluster, pdl=True)
+            kernel.launch(self._grid, cut.threads, places, cluster=cluster, pdl=True)
 
 
 def team_of(spec: StepSpec, multiprocessors: int | None = None) -> int | str:

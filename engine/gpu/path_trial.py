@@ -13,10 +13,11 @@ from engine.gpu.network import Network
 from kernels.step_spec import StepPath
 
 CONTEXT = 256  # keys of the longest row
-# Relative to the size of the right numbers; keeps their cosine above 0.999. Both sides round to bfloat16 many
-# times on the way, in sums of another order.
-MOST_DIFFERENT = 0.04
-LARGEST_ERROR = 1 / 16  # of one number, relative to the largest right one
+# How far results may be apart, relative to the size of the right ones: in the first layer, and more in each
+# that follows, for both sides round to bfloat16 on the way, in sums of another order. Of a d32 with random
+# weights the 27th layer's keys and values were 0.042 apart on an H200, each as far from the exact ones.
+FIRST_DIFFERENCE, DIFFERENCE_PER_LAYER = 0.02, 0.003
+LARGEST_ERROR = 2.0  # of one number relative to the largest right one, in such differences
 TOO_LONG = "a wait inside the kernels took too long"
 POISON = 7.0  # what stands where a step has to write
 
@@ -126,11 +127,11 @@ class Trial:
             return TOO_LONG
         where = f"at {self.live} of {self.shape.tokens} rows"
         for layer, (ours, theirs) in enumerate(zip(got.pages, want.pages, strict=True)):
-            if reason := different(ours, theirs):
+            if reason := different(ours, theirs, layer):
                 return f"keys and values of layer {layer} {reason} {where}"
         if got.rest != want.rest:
             return f"a position that is nobody's was written {where}"
-        if reason := different(got.logits, want.logits):
+        if reason := different(got.logits, want.logits, len(want.pages)):
             return f"logits {reason} {where}"
         live = self.inputs.entry_tokens >= 0
         after = torch.where(live, self.inputs.token_positions + 1, 0)
@@ -139,16 +140,18 @@ class Trial:
         return None
 
 
-def different(got: torch.Tensor, want: torch.Tensor) -> str | None:
-    """How a result is off by more than rounding explains, row by row; None where it is not."""
+def different(got: torch.Tensor, want: torch.Tensor, layers: int) -> str | None:
+    """How a result behind so many layers is off by more than rounding explains, row by row; None where it is
+    not."""
+    most = FIRST_DIFFERENCE + DIFFERENCE_PER_LAYER * layers
     if not bool(torch.isfinite(got).all()):
         return "are not finite"
     difference, right = (got - want).flatten(1), want.flatten(1)
     far = (difference.norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)).max()
-    if float(far) > MOST_DIFFERENT:
+    if float(far) > most:
         return f"are off by {float(far):.2g} of their size"
     worst = difference.abs().amax(dim=1) / right.abs().amax(dim=1).clamp_min(1e-30)
-    if float(worst.max()) > LARGEST_ERROR:
+    if float(worst.max()) > LARGEST_ERROR * most:
         return f"have a number that is off by {float(worst.max()):.2g} of the largest"
     return None
 

@@ -83,7 +83,7 @@ struct Step {
     Word *stream, *attended, *middle, *inner;  // exchanged rows: WIDTH, HEADS * D, WIDTH and INNER channels
     Word* mail;                          // [CTAS, MAIL], unless CLUSTERED
     int *failed, *epoch, *arrived;
-    long long* timeline;                 // [LAYERS * EXCHANGES + 2] cycles of block 0, or null
+    long long* timeline;                 // [LAYERS * EXCHANGES + 4], see `mark`
     long long x_stride, table_stride, logits_stride, page, page_head;
     float eps, qk_scale, score_scale;    // score_scale makes powers of two of products
     int count;                           // entries; what ROWS has more is padding

@@ -124,15 +124,19 @@ DEVICE void stream_weights(Producer& p, const Step& s, const Layer& layer, int p
 DEVICE void drain(Producer& p) {
     if (p.over) {
         const u64 begun = nanoseconds();
-        while (nanoseconds() - begun < 1000000) {}
+        while (nanoseconds() - begun < 1000000) sleep_ns(1000);
         return;
     }
     for (int chunk = max(0, p.chunk - SLOTS); chunk < p.chunk; chunk++)
         if (chunk % PRODUCERS == p.own) wait_for_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
 }
 
+// When block 0 has ended a phase, in cycles; in nanoseconds, the begin and the end of a step.
 DEVICE void mark(const Step& s, int index) {
-    if (s.timeline && block_index() == 0 && thread_index() == 0) s.timeline[index] = cycles();
+    if (block_index() == 0 && thread_index() == 0) s.timeline[index] = cycles();
+}
+DEVICE void mark_time(const Step& s, int which) {
+    if (block_index() == 0 && thread_index() == 0) s.timeline[LAYERS * EXCHANGES + 2 + which] = nanoseconds();
 }
 
 // For tests: some blocks come late.
@@ -177,12 +181,14 @@ DEVICE void produce(Producer& p, const Step& s, int, int, u32) {
 DEVICE void consume(const Step& s, int, int, u32 base) {
     int chunk = 0;
     mark(s, 0);
+    mark_time(s, 0);
 #pragma unroll 1
     for (int index = 0; index < LAYERS; index++)
 #pragma unroll 1
         for (int phase = ATTENTION; phase < LAST; phase++)
             run_phase(s, index, phase, chunk, base + index * EXCHANGES);
     run_phase(s, LAYERS, LAST, chunk, base + LAYERS * EXCHANGES);
+    mark_time(s, 1);
 }
 #else
 constexpr bool WHOLE = false;

@@ -1,8 +1,8 @@
 """Tiny launches of the CUDA kernels under NVIDIA's compute-sanitizer.
 
 `python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
-named; `--only skinny` or `--only cluster` runs one part. Ends with 0 when no tool finds anything and all
-results are right, 1 when one does, 2 where there is no compute-sanitizer.
+named; `--only skinny`, `--only cluster` or `--only decode` runs one part. Ends with 0 when no tool finds
+anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
 """
 
 import argparse
@@ -101,7 +101,19 @@ def cluster() -> None:
             checked.check(0.1, window)
 
 
-PARTS: dict[str, Callable[[], None]] = {"skinny": skinny, "cluster": cluster}
+def decode() -> None:
+    """Whole decode steps, in one kernel and as a chain, with teams that are clusters and without."""
+    from tests.gpu.test_decode_step import POSITIONS, forms, kernels_for, run, same
+    from tests.kernels.decode_cases import SMALL, WIDE, case, network
+
+    for spec in (SMALL, WIDE):
+        kernels = kernels_for(network(spec, device="cuda"))
+        results = [run(kernels, cut, case(spec, POSITIONS, device="cuda")) for cut in forms(kernels, 4)]
+        for other in results[1:]:
+            same(results[0], other)
+
+
+PARTS: dict[str, Callable[[], None]] = {"skinny": skinny, "cluster": cluster, "decode": decode}
 
 
 def launch(parts: list[str]) -> None:

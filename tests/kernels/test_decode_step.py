@@ -46,11 +46,16 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return get
 
 
-def emulate(
-    build: Build, cut: Cut, net: StepNetwork, given: Case, seed: int = 0, memory: StepMemory | None = None
-) -> Case:
-    """Runs a step; what it writes is in `given`."""
-    memory = memory or memory_of(net, given, cut.team, cut.rows)
+def run(
+    build: Build,
+    cut: Cut,
+    net: StepNetwork,
+    given: Case,
+    memory: StepMemory,
+    seed: int = 0,
+    nanoseconds: int = 1,
+) -> None:
+    """Every launch of a step. nanoseconds: that a round of the emulation takes by the device's clock."""
     step = arguments(
         net,
         memory,
@@ -64,12 +69,20 @@ def emulate(
         entry_positions=given.entry_positions,
         pace=1,
     )
-    library, before = build(net.spec, cut), int(memory.epoch)
+    library, before, shared = build(net.spec, cut), int(memory.epoch), shared_bytes(net.spec, cut)
     for index, phase in launches(net.spec, cut):
-        shared = shared_bytes(net.spec, cut)
-        status = library.emulate(shared, ctypes.byref(step), index, phase, seed, ctypes.c_longlong(1))
+        time = ctypes.c_longlong(nanoseconds)
+        status = library.emulate(shared, ctypes.byref(step), index, phase, seed, time)
         assert status == 0, library.failure()
     assert int(memory.epoch) == before + 1
+
+
+def emulate(
+    build: Build, cut: Cut, net: StepNetwork, given: Case, seed: int = 0, memory: StepMemory | None = None
+) -> Case:
+    """Runs a step; what it writes is in `given`."""
+    memory = memory or memory_of(net, given, cut.team, cut.rows)
+    run(build, cut, net, given, memory, seed)
     assert int(memory.failed) == 0
     return given
 
@@ -162,3 +175,26 @@ def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
 def test_teams_of_other_sizes(build: Build, team: int) -> None:
     net = network(replace(SMALL, inner=512, padded_inner=512))
     check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))
+
+
+# Kernels of a chain run one after the other here, and never wait.
+@pytest.mark.parametrize(
+    ("cut", "before"),
+    [(RESIDENT, True), (CHAINED, True), (RESIDENT, False)],
+    ids=["resident, failed before", "chained, failed before", "resident, too slow"],
+)
+def test_a_step_whose_waits_are_given_up_ends_and_the_next_is_right(
+    build: Build, cut: Cut, before: bool
+) -> None:
+    net, cut = network(SMALL), replace(cut, rows=2)
+    wanted = emulate(build, cut, net, case(SMALL, [40, 5]))
+    given = case(SMALL, [40, 5])
+    memory = memory_of(net, given, cut.team, cut.rows)
+    memory.failed.fill_(before)
+    # A round of the emulation takes little, or so long that every wait takes more than two seconds.
+    run(build, cut, net, given, memory, nanoseconds=10**5 if before else 10**7)
+    assert int(memory.failed) == 1
+    memory.failed.zero_()
+    given = case(SMALL, [40, 5])
+    memory.bind(given.views)
+    same(wanted, emulate(build, cut, net, given, 0, memory))

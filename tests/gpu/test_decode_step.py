@@ -1,0 +1,143 @@
+"""The kernels of whole decode steps on a device, each form against float64 and against the others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.decode_shape import Cut
+from kernels.decode_step import StepKernels, StepNetwork, arguments, cut_of
+from kernels.quantize import WeightKind
+from kernels.step_spec import StepSpec
+from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, network
+
+DEVICE = torch.device("cuda")
+POSITIONS = [37, 0, -1, 95]
+# Contexts at and around the borders of blocks, chunks (32 keys) and rounds of the ring.
+EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 255, 256, 257, 1023, 1500, 3000]
+
+
+def kernels_for(net: StepNetwork) -> StepKernels:
+    return StepKernels(net.spec, net.layers, net.head, net.final_norm, net.own, net.other, DEVICE)
+
+
+def run(kernels: StepKernels, cut: Cut, given: Case, times: int = 1) -> Case:
+    """A step, or several of the same inputs, in one form; what it writes is in `given`."""
+    kernels.bind(given.views)
+    step = arguments(
+        kernels.network,
+        kernels.memory,
+        given.views[0][0],
+        x=given.x,
+        rows=given.rows,
+        positions=given.positions,
+        tables=given.tables,
+        logits=given.logits,
+        entry_tokens=given.entry_tokens,
+        entry_positions=given.entry_positions,
+        pace=1,
+    )
+    for _ in range(times):
+        kernels.launch(cut, step)
+    torch.cuda.synchronize()
+    assert int(kernels.failed) == 0
+    return given
+
+
+def bits(given: Case) -> list[torch.Tensor]:
+    live = given.rows >= 0
+    return [given.logits[live].view(torch.int16), *(memory.view(torch.int16) for memory in given.pages)]
+
+
+def same(first: Case, second: Case) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(bits(first), bits(second), strict=True))
+
+
+def forms(kernels: StepKernels, rows: int) -> list[Cut]:
+    """Every way to run a step of so many rows, those included that are not chosen here."""
+    spec, team = kernels.network.spec, kernels.team
+    found = [cut_of(spec, "chained", rows, team)]
+    if rows <= 4:
+        found.append(cut_of(spec, "persistent", rows, team))
+    return [*found, *(replace(cut, clustered=True) for cut in found)]
+
+
+def served(spec: StepSpec, kind: WeightKind) -> StepSpec:
+    """As much wider as eight bits need it, and deep enough for teams of several blocks."""
+    if kind == "bf16":
+        return replace(spec, kind=kind)
+    inner, padded = (1024, 1024) if spec.activation == "relu2" else (416, 1024)
+    return replace(spec, kind=kind, width=512, heads=8, inner=inner, padded_inner=padded)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
+@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_every_form_gives_the_same_bits(spec: StepSpec, kind: WeightKind, rows: int) -> None:
+    net = network(served(spec, kind), device="cuda")
+    kernels, positions = kernels_for(net), (POSITIONS * 4)[:rows]
+    results = [run(kernels, cut, case(net.spec, positions, device="cuda")) for cut in forms(kernels, rows)]
+    logits, new = expected(net, case(net.spec, positions, device="cuda"))
+    live = results[0].rows >= 0
+    assert (results[0].logits[live].double().cpu() - logits).norm() / logits.norm() < 2e-2
+    assert len(new) == net.spec.layers
+    for other in results[1:]:
+        same(results[0], other)
+
+
+@pytest.mark.parametrize("position", EDGES)
+def test_contexts_across_borders(position: int) -> None:
+    net = network(SMALL, device="cuda")
+    kernels = kernels_for(net)
+    for cut in forms(kernels, 1):
+        given = run(kernels, cut, case(SMALL, [position], device="cuda"))
+        logits, _ = expected(net, case(SMALL, [position], device="cuda"))
+        assert (given.logits.double().cpu() - logits).norm() / logits.norm() < 2e-2
+
+
+@pytest.mark.parametrize("delay", [0, 20_000])
+def test_a_thousand_steps_give_the_same_bits(delay: int) -> None:
+    """Also where blocks come late; what the steps before left in the exchange is not taken for their own."""
+    net = network(WIDE, device="cuda")
+    kernels = kernels_for(net)
+    wanted = run(kernels, cut_of(WIDE, "persistent", 4, kernels.team), case(WIDE, POSITIONS, device="cuda"))
+    for cut in forms(kernels, 4):
+        given = case(WIDE, POSITIONS, device="cuda")
+        for _ in range(100 if delay else 1000):
+            given.logits.fill_(float("nan"))
+            run(kernels, replace(cut, delay=delay), given)
+            same(wanted, given)
+
+
+def test_a_row_alone_gets_what_it_gets_among_others() -> None:
+    net = network(WIDE, device="cuda")
+    kernels = kernels_for(net)
+    among = run(kernels, cut_of(WIDE, "chained", 16, kernels.team), case(WIDE, POSITIONS * 4, device="cuda"))
+    for entry in (0, 3, 13):
+        for cut in forms(kernels, 1):
+            alone = run(kernels, cut, case(WIDE, POSITIONS * 4, device="cuda").only([entry]))
+            assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
+
+
+def test_a_step_that_has_failed_ends() -> None:
+    """Later ones do not wait for each other any more, and those after the flag is lowered are right again."""
+    net = network(SMALL, device="cuda")
+    kernels = kernels_for(net)
+    for cut in forms(kernels, 4):
+        wanted = run(kernels, cut, case(SMALL, POSITIONS, device="cuda"))
+        kernels.failed.fill_(1)
+        given = case(SMALL, POSITIONS, device="cuda")
+        kernels.bind(given.views)
+        with pytest.raises(AssertionError):
+            run(kernels, cut, given)
+        kernels.failed.zero_()
+        same(wanted, run(kernels, cut, case(SMALL, POSITIONS, device="cuda")))
+
+
+def test_the_phases_times_add_up() -> None:
+    net = network(SMALL, device="cuda")
+    kernels = kernels_for(net)
+    run(kernels, cut_of(SMALL, "persistent", 1, kernels.team), case(SMALL, [20], device="cuda"), times=3)
+    times = kernels.phase_times()
+    assert set(times) == {"attention", "o", "mlp in", "mlp out", "head"}
+    assert all(ms >= 0 for ms in times.values()) and 0 < sum(times.values()) < 1000
