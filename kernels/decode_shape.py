@@ -1,6 +1,6 @@
 """How the blocks of kernels/cuda/decode_step.cu share a network, and what memory they need for it.
 
-The figures here are those of decode_phases.cu, which computes them from the same constants.
+The figures here are those of decode_network.cu, which computes them from the same constants.
 """
 
 import math

@@ -33,7 +33,7 @@ CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
 
 class _Layer(ctypes.Structure):
-    """struct Layer of decode_phases.cu."""
+    """struct Layer of decode_network.cu."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
@@ -43,7 +43,7 @@ class _Layer(ctypes.Structure):
 
 
 class StepArguments(ctypes.Structure):
-    """struct Step of decode_phases.cu. Strides count numbers."""
+    """struct Step of decode_network.cu. Strides count numbers."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("layers", "head", "head_factors", "final_norm")),
@@ -61,8 +61,9 @@ class StepArguments(ctypes.Structure):
 
 def source() -> str:
     """CUDA C++ of the kernels."""
+    parts = ("network", "exchange", "product", "attention", "phases", "step")
     return read_source(
-        "primitives.cu", "eight_bits.cu", "attention_tile.cu", "decode_phases.cu", "decode_step.cu"
+        "primitives.cu", "eight_bits.cu", "attention_tile.cu", *(f"decode_{part}.cu" for part in parts)
     )
 
 

@@ -189,6 +189,30 @@ DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int lo
     }
 }
 
+// What a warp has found of COUNT heads goes where others can read it: sums [COUNT][D / 4], stats [COUNT] (maximum, sum of
+// weights).
+template <int COUNT>
+DEVICE void keep_found(float4* sums, float2* stats, const float (&o)[D / 64][4][4], const float (&most)[2],
+                       float (&total)[2], int lane) {
+    const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        total[j] += warp_xor(total[j], 4);
+        total[j] += warp_xor(total[j], 8);
+        total[j] += warp_xor(total[j], 16);
+        const int head = 2 * c + j;
+        if (head < COUNT) {
+            float4* const to = sums + head * (D / 4) + g * 2;
+#pragma unroll
+            for (int h = 0; h < D / 64; h++) {
+                to[h * 16] = float4{o[h][0][j], o[h][0][j + 2], o[h][1][j], o[h][1][j + 2]};
+                to[h * 16 + 1] = float4{o[h][2][j], o[h][2][j + 2], o[h][3][j], o[h][3][j + 2]};
+            }
+            if (g == 0) stats[head] = float2{most[j], total[j]};
+        }
+    }
+}
+
 struct Part {
     float4 sum;
     float most, total;

@@ -111,22 +111,7 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     }
 
     // What follows takes the place of the tiles.
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        total[j] += warp_xor(total[j], 4);
-        total[j] += warp_xor(total[j], 8);
-        total[j] += warp_xor(total[j], 16);
-        const int head = 2 * c + j;
-        if (head < GROUP) {
-            float4* const to = sums + warp * ROOM + head * (D / 4) + g * 2;
-#pragma unroll
-            for (int h = 0; h < D / 64; h++) {
-                to[h * 16] = float4{o[h][0][j], o[h][0][j + 2], o[h][1][j], o[h][1][j + 2]};
-                to[h * 16 + 1] = float4{o[h][2][j], o[h][2][j + 2], o[h][3][j], o[h][3][j + 2]};
-            }
-            if (g == 0) stats[warp * GROUP + head] = float2{most[j], total[j]};
-        }
-    }
+    keep_found<GROUP>(sums + warp * ROOM, stats + warp * GROUP, o, most, total, lane);
     block_barrier();
     if (CLUSTER > 1) cluster_wait();  // every block of the cluster runs, so its memory can be written
     u16* const result = out + entry * out_stride + kv_head * GROUP * D;

@@ -3,6 +3,10 @@
 
 #include "../../kernels/cuda/eight_bits.cu"
 #include "../../kernels/cuda/attention_tile.cu"
+#include "../../kernels/cuda/decode_network.cu"
+#include "../../kernels/cuda/decode_exchange.cu"
+#include "../../kernels/cuda/decode_product.cu"
+#include "../../kernels/cuda/decode_attention.cu"
 #include "../../kernels/cuda/decode_phases.cu"
 #include "../../kernels/cuda/decode_step.cu"
 

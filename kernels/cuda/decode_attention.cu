@@ -1,0 +1,257 @@
+// Attention of a decode step's rows: what a team makes of its head's query, key and value.
+
+// The row of a step's entry, or -1 for padding.
+DEVICE int row_of(const Step& s, int entry) { return entry < s.count ? s.rows[entry] : -1; }
+
+DEVICE int key_chunks(int position, int rank) {
+    const int pairs = (position + 2 * TILE - 1) / (2 * TILE);
+    return pairs > rank ? (pairs - rank + TEAM - 1) / TEAM : 0;
+}
+
+struct Halves { float left[2], right[2]; };  // channels 2l, 2l+1 of a head, and those D / 2 behind them
+
+DEVICE Halves halves_of(u32 left, u32 right) {
+    return Halves{{low_half(left), high_half(left)}, {low_half(right), high_half(right)}};
+}
+DEVICE float or_zero(float value) { return fabsf(value) < float_of(0x7f800000u) ? value : 0.0f; }
+
+DEVICE float head_sum(float value) {
+#pragma unroll
+    for (int mask = D / 8; mask > 0; mask /= 2) value += warp_xor(value, mask);
+    return value;
+}
+
+// A position's rows of the rotary table, as far as this lane needs them. Lanes from D / 4 on repeat others.
+struct Turn { float own_left[2], own_right[2], other_left[2], other_right[2]; };
+
+DEVICE Turn turn_of(const Step& s, int position) {
+    const long long at = (long long)position * D + lane_index() % (D / 4) * 2;
+    const float2 a = *(const float2*)(s.own + at), b = *(const float2*)(s.own + at + D / 2);
+    const float2 c = *(const float2*)(s.other + at), d = *(const float2*)(s.other + at + D / 2);
+    return Turn{{a.x, a.y}, {b.x, b.y}, {c.x, c.y}, {d.x, d.y}};
+}
+
+// What kernels/triton/rope.py does to a query or key, rounded where torch would.
+DEVICE Halves rotated(const Halves& x, const Turn& t, const Step& s) {
+    Halves y;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        y.left[i] = rounded(x.left[i] * t.own_left[i] + x.right[i] * t.other_left[i]);
+        y.right[i] = rounded(x.right[i] * t.own_right[i] + x.left[i] * t.other_right[i]);
+    }
+#if NORMED
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) sum += y.left[i] * y.left[i] + y.right[i] * y.right[i];
+    const float factor = inverse_root(head_sum(sum) / D + s.eps);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        y.left[i] = rounded(y.left[i] * factor);
+        y.right[i] = rounded(y.right[i] * factor);
+    }
+#endif
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        y.left[i] = rounded(y.left[i] * s.qk_scale);
+        y.right[i] = rounded(y.right[i] * s.qk_scale);
+    }
+    return y;
+}
+
+DEVICE void store_halves(u16* head, const Halves& v) {
+    const int lane = lane_index();
+    if (lane >= D / 4) return;
+    *(u32*)(head + lane * 2) = to_bf16_pair(v.left[0], v.left[1]);
+    *(u32*)(head + D / 2 + lane * 2) = to_bf16_pair(v.right[0], v.right[1]);
+}
+
+// Heads of the new token, as the team has sent them: part GROUP is the key, GROUP + 1 the value. All are asked for
+// before any is waited for.
+template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&parts)[COUNT], Halves (&heads)[COUNT], u32 tag) {
+    Word left[COUNT], right[COUNT];
+    bool missing;
+    Wait wait;
+    do {
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int place = (row * (GROUP + 2) + parts[i]) * (D / 2) + lane_index() % (D / 4);
+            left[i] = look(s, place), right[i] = look(s, place + D / 4);
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) missing |= left[i].high != tag || right[i].high != tag;
+    } while (missing && goes_on(wait));
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) heads[i] = halves_of(left[i].low, right[i].low);
+}
+
+DEVICE float4* sums_of(int row, int reader) { return memory<float4>(AT_SUMS) + (row * (READERS + 1) + reader) * QUADS; }
+DEVICE float2* stats_of(int row, int reader) { return memory<float2>(AT_STATS) + (row * (READERS + 1) + reader) * GROUP; }
+DEVICE u16* own_queries() { return memory<u16>(AT_QUERY) + warp_index() * GROUP * D; }
+
+// The new token itself, which no tile has: one more reader's find.
+DEVICE void attend_new(const Step& s, int row, const Halves& key, const Halves& value) {
+    const int lane = lane_index(), at = lane % (D / 4) * 2;
+#pragma unroll 1
+    for (int head = 0; head < GROUP; head++) {
+        const u16* const query = own_queries() + head * D;
+        const Halves q = halves_of(*(const u32*)(query + at), *(const u32*)(query + D / 2 + at));
+        float score = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 2; i++) score += q.left[i] * key.left[i] + q.right[i] * key.right[i];
+        score = head_sum(score);
+        float* const sums = (float*)(sums_of(row, READERS) + head * (D / 4));
+        if (lane < D / 4) {
+            *(float2*)(sums + at) = float2{value.left[0], value.left[1]};
+            *(float2*)(sums + D / 2 + at) = float2{value.right[0], value.right[1]};
+        }
+        if (lane == 0) stats_of(row, READERS)[head] = float2{score * s.score_scale, 1.0f};
+    }
+}
+
+// A row's tiles that are this reader's, of the keys in front of the new token. count: chunks of this rank.
+DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int count) {
+    const int lane = lane_index(), g = lane >> 2, c = lane & 3, reader = warp_index() % READERS, which = reader % 2;
+    const u16* const queries = own_queries();
+    uint4 query[D / 32];
+#pragma unroll
+    for (int i = 0; i < D / 32; i++)
+        query[i] = g < GROUP ? *(const uint4*)(queries + g * D + c * 8 + i * 32) : uint4{0, 0, 0, 0};
+    float o[D / 64][4][4] = {};
+    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+#pragma unroll 1
+    for (int j = reader / 2; j < count; j += READERS / 2) {
+        const int slot = (chunk + j) % SLOTS, tile = (rank_index() + j * TEAM) * 2 + which;
+        wait_for_chunks<1>(chunk + j);
+        uint4* const stage = (uint4*)slot_of(slot) + which * STAGE;
+        const int high = position - 1 - tile * TILE;
+        if (high >= 0) {
+            if (high < TILE - 1) clear_unseen(stage, 0, high, lane);
+            attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
+        }
+        warp_barrier();
+        if (lane < SUBS / 2) arrive(empty_of(slot));  // two warps for all that the barrier counts
+    }
+    keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), o, most, total, lane);
+}
+
+// The rank that would read the new token's tile has the new token; it writes it when nothing of that tile is on its way
+// any more.
+DEVICE bool has_new(int position) { return rank_index() == position / (2 * TILE) % TEAM; }
+
+// One reader's part of a row.
+DEVICE void attend(const Step& s, int row, int position, int chunk, int count, u32 tag) {
+    const Turn turn = turn_of(s, position);
+    const bool adds = has_new(position) && warp_index() % READERS == READERS - 1;
+    Halves key, value;
+    int told = 0;  // queries that are there
+    if (adds) {
+        Halves got[3];
+        receive(s, row, {0, GROUP, GROUP + 1}, got, tag);
+        store_halves(own_queries(), rotated(got[0], turn, s));
+        told = 1;
+        key = rotated(got[1], turn, s);
+        value = got[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            value.left[i] = or_zero(value.left[i]);
+            value.right[i] = or_zero(value.right[i]);
+        }
+        store_halves(memory<u16>(AT_NEW) + row * 2 * D, key);
+        store_halves(memory<u16>(AT_NEW) + row * 2 * D + D, value);
+    }
+#pragma unroll 1
+    for (int head = told; head < GROUP; head++) {
+        Halves got[1];
+        receive(s, row, {head}, got, tag);
+        store_halves(own_queries() + head * D, rotated(got[0], turn, s));
+    }
+    warp_barrier();
+    if (adds) attend_new(s, row, key, value);
+    attend_tiles(s, row, position, chunk, count);
+}
+
+// New keys and values go to their pages: 16 bytes a lane.
+DEVICE void store_new(const Step& s, const Layer* layer) {
+    constexpr int EACH = D / 8;
+    for (int item = thread_index(); item < ROWS * 2 * EACH; item += THREADS) {
+        const int entry = item / (2 * EACH), row = row_of(s, entry), position = row < 0 ? 0 : s.positions[entry];
+        if (row < 0 || !has_new(position)) continue;
+        const int page = s.tables[row * s.table_stride + position / BLOCK_SIZE];
+        u16* const pages = item / EACH % 2 ? layer->values : layer->keys;
+        u16* const to = pages + page * s.page + team_index() * s.page_head + position % BLOCK_SIZE * D;
+        *(uint4*)(to + item % EACH * 8) = *(const uint4*)(memory<u16>(AT_NEW) + item * 8);
+    }
+}
+
+// What this block has found of every row goes to the ranks that finish it.
+DEVICE void send_found(const Step& s, u32 tag) {
+    const int rank = rank_index();
+#pragma unroll 1
+    for (int item = thread_index(); item < ROWS * QUADS; item += THREADS) {
+        const int row = item / QUADS, quad = item % QUADS, head = quad / (D / 4);
+        const int channel = quad % (D / 4) * 4, owner = channel / SLICE;
+        if (row_of(s, row) < 0) continue;
+        const int readers = READERS + has_new(s.positions[row]);
+        const float4* const sums = sums_of(row, 0) + quad;
+        const float2* const stats = stats_of(row, 0) + head;
+        float most = LOWEST, total = 0.0f, v[4] = {};
+#pragma unroll
+        for (int i = 0; i <= READERS; i++)
+            if (i < readers) most = fmaxf(most, stats[i * GROUP].x);
+#pragma unroll
+        for (int i = 0; i <= READERS; i++)
+            if (i < readers) {
+                const float2 stat = stats[i * GROUP];
+                const float4 sum = sums[i * QUADS];
+                const float weight = power_of_two(stat.x - most);
+                total += weight * stat.y;
+                v[0] += weight * sum.x;
+                v[1] += weight * sum.y;
+                v[2] += weight * sum.z;
+                v[3] += weight * sum.w;
+            }
+        const int place = QKV_MAIL + ((row * TEAM + rank) * GROUP + head) * FOUND;
+#pragma unroll
+        for (int i = 0; i < 4; i++) post(s, place + channel % SLICE + i, owner, bits_of(v[i]), tag);
+        if (channel % SLICE == 0) {
+            post(s, place + SLICE, owner, bits_of(most), tag);
+            post(s, place + SLICE + 1, owner, bits_of(total), tag);
+        }
+    }
+}
+
+DEVICE float team_sum(float value) {
+#pragma unroll
+    for (int mask = TEAM / 2; mask > 0; mask /= 2) value += warp_xor(value, mask);
+    return value;
+}
+
+// The ranks' finds of this block's slice of every row, put together: a lane for each rank and two channels.
+DEVICE void finish_attention(const Step& s, u32 tag) {
+    constexpr int ITEMS = ROWS * GROUP * SLICE / 2 * TEAM;
+    static_assert(ITEMS % 32 == 0, "lanes of a warp go together");
+#pragma unroll 1
+    for (int item = thread_index(); item < ITEMS; item += THREADS) {
+        const int rank = item % TEAM, pair = item / TEAM % (SLICE / 2), head = item / (TEAM * SLICE / 2) % GROUP;
+        const int row = item / (TEAM * SLICE / 2 * GROUP);
+        const int place = QKV_MAIL + ((row * TEAM + rank) * GROUP + head) * FOUND;
+        const bool live = row_of(s, row) >= 0;
+        float2 stat = {0.0f, 1.0f}, v = {0.0f, 0.0f};
+        if (live) {
+            u32 a[4], b[4];
+            Wait wait;
+            do look2(s, place + SLICE, a), look2(s, place + 2 * pair, b);
+            while ((!has(a, tag) || !has(b, tag)) && goes_on(wait));
+            stat = float2{float_of(a[0]), float_of(a[2])};
+            v = float2{float_of(b[0]), float_of(b[2])};
+        }
+        float most = stat.x;
+#pragma unroll
+        for (int mask = TEAM / 2; mask > 0; mask /= 2) most = fmaxf(most, warp_xor(most, mask));
+        const float weight = power_of_two(stat.x - most), scale = 1.0f / team_sum(weight * stat.y);
+        const float low = team_sum(weight * v.x) * scale, high = team_sum(weight * v.y) * scale;
+        const int channel = (team_index() * GROUP + head) * D + rank_index() * SLICE + pair * 2;
+        if (rank == 0) put(s.attended + (row * HEADS * D + channel) / 2, to_bf16_pair(low, high), tag);
+    }
+}

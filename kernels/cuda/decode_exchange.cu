@@ -1,0 +1,156 @@
+// What the blocks of a decode step (decode_network.cu) give to each other, and how they wait for it.
+
+struct Clock {
+    u64 begun;
+    u32* failed;
+};
+
+// Whether to stop waiting: this block, or another one, has waited for too long.
+SHARED_CODE bool impatient() {
+    const Clock clock = *memory<Clock>(AT_CLOCK);
+    if (load_volatile(clock.failed)) return true;
+    if (nanoseconds() - clock.begun < PATIENCE) return false;
+    store_volatile(clock.failed, 1u);
+    return true;
+}
+
+struct Wait { int looks = 0; };
+DEVICE bool goes_on(Wait& wait) { return ++wait.looks % 64 || !impatient(); }
+
+// Whether a chunk has come. Parity alone would let a warp pass that is two rounds early.
+DEVICE bool landed(int chunk) {
+    return try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1) && *number_of(chunk % SLOTS) == chunk;
+}
+
+template <int COUNT> DEVICE void wait_for_chunks(int chunk) {
+    bool ready[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) ready[i] = landed(chunk + i);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        Wait wait;
+        while (!ready[i] && goes_on(wait)) ready[i] = landed(chunk + i);
+    }
+}
+
+DEVICE void post(const Step& s, int place, int peer, u32 value, u32 tag) {
+#ifdef CLUSTERED
+    put_to_peer(memory<Word>(AT_MAIL) + place, peer, value, tag);
+#else
+    put(s.mail + (team_index() * TEAM + peer) * (long long)MAIL + place, value, tag);
+#endif
+}
+
+DEVICE Word look(const Step& s, int place) {
+#ifdef CLUSTERED
+    return get_shared(memory<Word>(AT_MAIL) + place);
+#else
+    return get(s.mail + block_index() * (long long)MAIL + place);
+#endif
+}
+
+DEVICE void look2(const Step& s, int place, u32 (&w)[4]) {
+#ifdef CLUSTERED
+    get2_shared(memory<Word>(AT_MAIL) + place, w);
+#else
+    get2(s.mail + block_index() * (long long)MAIL + place, w);
+#endif
+}
+
+DEVICE bool has(const u32 (&w)[4], u32 tag) { return w[1] == tag && w[3] == tag; }
+
+// Two words of the mail, as floats.
+DEVICE float2 collect(const Step& s, int place, u32 tag) {
+    u32 w[4];
+    Wait wait;
+    do look2(s, place, w);
+    while (!has(w, tag) && goes_on(wait));
+    return float2{float_of(w[0]), float_of(w[2])};
+}
+
+DEVICE u32 await(const Word* address, u32 tag) {
+    Word word;
+    Wait wait;
+    do word = get(address);
+    while (word.high != tag && goes_on(wait));
+    return word.low;
+}
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) value += warp_xor(value, mask);
+    return value;
+}
+
+DEVICE float rounded(float value) { return low_half(to_bf16(value)); }
+DEVICE float squares_of(u32 pair) { return low_half(pair) * low_half(pair) + high_half(pair) * high_half(pair); }
+
+// K channels of every row into shared memory, with sums of squares of SQUARED of them each where these are wanted.
+// words: [ROWS][stride]; channels from `limit` on are zero. Ends with all consumers having written.
+template <int K> DEVICE void gather(const Word* words, int stride, int limit, u32 tag, bool squared) {
+    constexpr int QUAD_ROW = K / 4, ITEMS = ROWS * QUAD_ROW, EACH = (ITEMS + THREADS - 1) / THREADS;
+    constexpr int AT_ONCE = EACH < 4 ? EACH : 4;
+#pragma unroll 1
+    for (int first = thread_index(); first < EACH * THREADS; first += AT_ONCE * THREADS) {
+        u32 w[AT_ONCE][4];
+        const Word* from[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * THREADS, at = item % QUAD_ROW;
+            const bool there = item < ITEMS && at * 4 < limit;
+            from[j] = words + (there ? item / QUAD_ROW * stride + at * 2 : 0);
+            w[j][0] = w[j][2] = 0;
+            w[j][1] = w[j][3] = there ? tag - 1 : tag;
+        }
+        bool missing;
+        Wait wait;
+        do {
+            missing = false;
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++)
+                if (!has(w[j], tag)) get2(from[j], w[j]);
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) missing |= !has(w[j], tag);
+        } while (missing && goes_on(wait));
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * THREADS;
+            if (item >= ITEMS) continue;
+            *(uint2*)(memory<u16>(AT_X) + item / QUAD_ROW * X_ROW + item % QUAD_ROW * 4) = uint2{w[j][0], w[j][2]};
+            if (!squared) continue;
+            const float sum = warp_sum(squares_of(w[j][0]) + squares_of(w[j][2]));
+            if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
+        }
+    }
+    consumers_meet();
+}
+
+// The same of the rows that the step begins with.
+DEVICE void gather_first(const u16* x, long long stride, int count) {
+#pragma unroll 1
+    for (int item = thread_index(); item < ROWS * WIDTH / 4; item += THREADS) {
+        const int row = item / (WIDTH / 4), at = item % (WIDTH / 4) * 4;
+        const uint2 v = row < count ? *(const uint2*)(x + row * stride + at) : uint2{0, 0};
+        *(uint2*)(memory<u16>(AT_X) + row * X_ROW + at) = v;
+        const float sum = warp_sum(squares_of(v.x) + squares_of(v.y));
+        if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
+    }
+    consumers_meet();
+}
+
+// 1 / the root of the mean of squares of a row of WIDTH channels, which has been gathered.
+DEVICE float norm_factor(int row, float eps) {
+    const float* const squares = memory<float>(AT_SQUARES) + row * (WIDTH / SQUARED);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / SQUARED; i++) sum += squares[i];
+    return inverse_root(sum / WIDTH + eps);
+}
+
+// Two neighbouring channels of the residual stream, as they were before this layer: asked for early, and waited for when
+// they are needed.
+DEVICE Word residual(const Step& s, int index, int row, int channel, u32 tag) {
+    if (index > 0) return get(s.stream + (row * WIDTH + channel) / 2);
+    return Word{row < s.count ? *(const u32*)(s.x + row * s.x_stride + channel) : 0, tag};
+}
+DEVICE u32 arrived(Word asked, const Word* address, u32 tag) { return asked.high == tag ? asked.low : await(address, tag); }

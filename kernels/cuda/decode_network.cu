@@ -1,0 +1,122 @@
+// One decode step of a whole network, for few rows, cut into phases (decode_phases.cu) that two kernels share
+// (decode_step.cu): all of them in one resident kernel, or each in a kernel of its own. What a phase computes does
+// not depend on who calls it, so both give the same bits. This file: what the network is, and a block's memory.
+//
+// Teams: CTAS = KV_HEADS * TEAM blocks, a team for each kv head. A team computes the queries, key and value of its
+// head, and attention over its keys. Other products are shared by all blocks; of the MLP's second product each rank
+// of a team takes its share of the inputs, for the outputs that the team owns.
+//
+// Weights: producer warps bring them through a ring of slots in shared memory, by bulk copies, in the order in which
+// the phases use them and without waiting for any phase: only slots hold it up, and its pace. A burst would stand in
+// front of the few bytes that the phases wait for (docs/decode.md has the measurements). Keys and values come
+// through the same ring. A chunk is 4 or 8 rows of a weight, or 32 keys and values; 4 rows lie in one piece in memory, if
+// a product takes all their channels, and come by one copy: each copy costs a producer some 100 cycles, so two share
+// the work.
+//
+// Products: 16 rows of a weight are the first operand of tensor-core products, up to 8 rows of x the second. SUBS warps
+// share the channels; their sums are kept apart and added in order, so a result depends on neither the number of rows,
+// nor the other rows, nor how many warps there are.
+//
+// Exchange: what one block computes and others read travels in words of 8 bytes, two bf16 (or one float) and a tag
+// that counts steps and phases. Readers poll until they see the tag that they expect; there is no other barrier
+// between blocks. A buffer can be used again in the next layer: by then its readers have given what the writer needed.
+//
+// Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
+// HEAD_ROWS; LAYERS; ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's channels;
+// SLOTS of the ring; BLOCKS of a multiprocessor; SWIGLU, else relu squared; NORMED, heads are normalised after their
+// rotation; BLOCK_SIZE of a page; RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets
+// through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests.
+//
+// Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
+// therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
+// long again.
+
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int CTAS = KV_HEADS * TEAM;
+constexpr int THREADS = WARPS * 32;
+constexpr int GROUPS = WARPS / SUBS;
+constexpr int PRODUCERS = 2;                  // warps
+constexpr int COLUMNS = (ROWS + 7) / 8;       // groups of 8 rows of x
+constexpr int READERS = 4, CREWS = WARPS / READERS;  // warps that attend for a row, a tile of 16 keys each
+constexpr int UNIT = 16;                      // rows of a weight that belong together
+constexpr int CHUNK_BYTES = 16384;
+constexpr int HALF = 4;                       // rows that are copied together, half of eight
+constexpr int MOST_CHANNELS = CHUNK_BYTES / HALF / (int)sizeof(Weight);
+constexpr int SKEW = 64;                      // bytes, so that the halves of eight rows are on different banks
+constexpr int KEY_SLOT = 2 * STAGE * 16;
+constexpr int SLOT_BYTES = ((KEY_SLOT > CHUNK_BYTES ? KEY_SLOT : CHUNK_BYTES) + 127) / 128 * 128 + SKEW;
+constexpr int PARTIALS = ROWS > 4 ? 32 : 64;  // warps' sums of a unit that wait to be added
+constexpr int SQUARED = 128;                  // channels whose sum of squares is one number
+constexpr int SHARE = PADDED / TEAM;          // inputs of the MLP's second product for each rank
+constexpr int LONGEST = WIDTH > HEADS * D ? (WIDTH > SHARE ? WIDTH : SHARE) : (HEADS * D > SHARE ? HEADS * D : SHARE);
+constexpr int X_ROW = LONGEST + (RUN == 8 ? 32 : 8);
+constexpr int TEAM_UNITS = WIDTH / UNIT / KV_HEADS;
+constexpr int OWNED = (TEAM_UNITS + TEAM - 1) / TEAM;
+constexpr int PART_UNITS = D / TEAM / UNIT;   // of a head, for each rank
+constexpr int SLICE = D / TEAM;               // channels of a head that a rank finishes
+constexpr int QUADS = GROUP * D / 4;
+// A team's mail for one of its blocks, in words: queries, key and value of the new token; what the ranks found of
+// each head's slice, with maximum and sum; and their shares of the outputs that the block owns.
+constexpr int QKV_MAIL = ROWS * (GROUP + 2) * D / 2;
+constexpr int FOUND = SLICE + 2, FOUND_MAIL = ROWS * TEAM * GROUP * FOUND;
+constexpr int SHARE_MAIL = TEAM * OWNED * ROWS * UNIT;
+constexpr int MAIL = QKV_MAIL + FOUND_MAIL + SHARE_MAIL;
+constexpr int EXCHANGES = 4;                  // tags of a layer: x, attended, middle, inner
+constexpr u64 PATIENCE = 2000000000;          // nanoseconds that a step may wait
+
+struct Layer {
+    const Weight *qkv, *o, *mlp_in, *mlp_out;
+    const float *qkv_factors, *o_factors, *in_factors, *out_factors;
+    u16 *keys, *values;
+};
+
+struct Step {
+    const Layer* layers;
+    const Weight* head;
+    const float* head_factors;
+    const u16* final_norm;               // [WIDTH] or null
+    const float *own, *other;            // [positions, D], see kernels/rope.py
+    const u16* x;                        // [count, x_stride], the embedded tokens
+    const int *rows, *positions, *tables, *entry_tokens;
+    u16* logits;                         // [count, logits_stride]
+    int* entry_positions;
+    Word *stream, *attended, *middle, *inner;  // exchanged rows: WIDTH, HEADS * D, WIDTH and INNER channels
+    Word* mail;                          // [CTAS, MAIL], unless CLUSTERED
+    int *failed, *epoch, *arrived;
+    long long* timeline;                 // [LAYERS * EXCHANGES + 4], see `mark`
+    long long x_stride, table_stride, logits_stride, page, page_head;
+    float eps, qk_scale, score_scale;    // score_scale makes powers of two of products
+    int count;                           // entries; what ROWS has more is padding
+    int pace;                            // cycles between copies of CHUNK_BYTES
+};
+
+// The memory of a block.
+DEVICE constexpr int rounded_up(int bytes) { return (bytes + 15) / 16 * 16; }
+constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [ROWS][X_ROW], what a product multiplies
+constexpr int AT_SUMS = AT_X + ROWS * X_ROW * 2;                            // [ROWS][READERS + 1][QUADS], of attention
+constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [PARTIALS][ROWS][UNIT]
+constexpr int AT_SQUARES = AT_PARTIAL + PARTIALS * ROWS * UNIT * 4;            // [ROWS][WIDTH / SQUARED]
+constexpr int AT_STATS = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][READERS + 1][GROUP]
+constexpr int AT_QUERY = AT_STATS + rounded_up(ROWS * (READERS + 1) * GROUP * 8);  // [CREWS * READERS][GROUP][D]
+constexpr int AT_NEW = AT_QUERY + CREWS * READERS * GROUP * D * 2;          // [ROWS][2][D], new keys and values
+constexpr int AT_FULL = AT_NEW + ROWS * 2 * D * 2;                 // [SLOTS], barriers
+constexpr int AT_EMPTY = AT_FULL + SLOTS * 8;                               // likewise
+constexpr int AT_NUMBER = AT_EMPTY + SLOTS * 8;                             // [SLOTS], of the chunk in a slot
+constexpr int AT_CLOCK = AT_NUMBER + rounded_up(SLOTS * 4);
+constexpr int AT_MAIL = AT_CLOCK + 16;                                      // [MAIL], where CLUSTERED
+
+template <class T> DEVICE T* memory(int place) {
+    SHARED_BYTES(shared);
+    return (T*)(shared + place);
+}
+DEVICE unsigned char* slot_of(int slot) { return memory<unsigned char>(slot * SLOT_BYTES); }
+DEVICE Barrier* full_of(int slot) { return memory<Barrier>(AT_FULL) + slot; }
+DEVICE Barrier* empty_of(int slot) { return memory<Barrier>(AT_EMPTY) + slot; }
+DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER) + slot; }
+
+DEVICE int lane_index() { return thread_index() & 31; }
+DEVICE int warp_index() { return thread_index() >> 5; }
+DEVICE int team_index() { return block_index() / TEAM; }
+DEVICE int rank_index() { return block_index() % TEAM; }
+
+DEVICE void consumers_meet() { group_barrier(1, THREADS); }

@@ -1,0 +1,252 @@
+// Products of a decode step's rows with a weight that comes through the ring.
+
+DEVICE constexpr int pieces_of(int k) {
+    int pieces = 1;
+    while (k % pieces || k / pieces > MOST_CHANNELS || k / pieces % (SUBS * CHANNELS)) pieces++;
+    return pieces;
+}
+
+// How rows of K channels are cut into chunks: `pieces` of each row; of a piece eight rows in one slot, where there is
+// room, or in two.
+template <int K> struct Cut {
+    static constexpr int pieces = pieces_of(K), channels = K / pieces, blocks = channels / SUBS / CHANNELS;
+    static constexpr bool paired = 2 * HALF * channels * (int)sizeof(Weight) <= CHUNK_BYTES;
+    static constexpr int chunks = pieces * (paired ? 2 : 4);  // of a unit
+    static constexpr int parts = pieces * SUBS;               // sums of a unit
+    static constexpr int round = PARTIALS / parts;            // units whose sums have room
+};
+// Pieces of rows that have so many blocks of channels for each warp.
+template <int BLOCKS_> struct Piece {
+    static constexpr int channels = BLOCKS_ * SUBS * CHANNELS, bytes = channels * (int)sizeof(Weight);
+    static constexpr int second = HALF * bytes + SKEW;        // of two halves, where they share a slot
+};
+
+// A lane's share of the weights of a piece: of its row of the first eight and of the others.
+template <int BLOCKS_> struct Held { uint4 upper[BLOCKS_], lower[BLOCKS_]; };
+
+DEVICE constexpr int chunks_of_piece(bool paired) { return paired ? 2 : 4; }
+
+// Where a lane's rows of a piece are that begins with this chunk. Of rows 0..3 and 4..7 in turn: neighbours come from
+// different halves.
+struct Rows { const unsigned char* at[2]; };
+
+template <int BLOCKS_, bool PAIRED> DEVICE Rows rows_of(int chunk) {
+    using P = Piece<BLOCKS_>;
+    const int lane = lane_index(), g = lane >> 2, c = lane & 3, sub = warp_index() % SUBS;
+    const int own = (g >> 1) * P::bytes + (sub * BLOCKS_ * 4 + c) * 16 + (PAIRED && g & 1 ? P::second : 0);
+    Rows rows;
+#pragma unroll
+    for (int i = 0; i < 2; i++) rows.at[i] = slot_of((chunk + (PAIRED ? i : 2 * i + (g & 1))) % SLOTS) + own;
+    return rows;
+}
+
+DEVICE void release(int chunk, int count) {
+    warp_barrier();
+    if (lane_index() < count) arrive(empty_of((chunk + lane_index()) % SLOTS));
+}
+
+template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int chunk) {
+    constexpr int EACH = chunks_of_piece(PAIRED);
+    wait_for_chunks<EACH>(chunk);
+    const Rows rows = rows_of<BLOCKS_, PAIRED>(chunk);
+#pragma unroll
+    for (int j = 0; j < BLOCKS_; j++) {
+        held.upper[j] = *(const uint4*)(rows.at[0] + j * 64);
+        held.lower[j] = *(const uint4*)(rows.at[1] + j * 64);
+    }
+    release(chunk, EACH);
+}
+
+// Sums of products, of the weight's row `row` with x's rows 2c and 2c+1, then of the one eight behind it.
+struct Sums { float even[COLUMNS][4], odd[COLUMNS][4]; };
+
+DEVICE void add_block(Sums& sums, uint4 upper, uint4 lower, const u16* x) {
+#pragma unroll
+    for (int half = 0; half < HALVES; half++) {
+        const uint4 a = half_of(upper, half), b = half_of(lower, half);
+#pragma unroll
+        for (int t = 0; t < COLUMNS; t++) {
+            const uint4 v = *(const uint4*)(x + t * 8 * X_ROW + half * 8);
+            multiply_add(sums.even[t], a.x, b.x, a.y, b.y, v.x, v.y);
+            multiply_add(sums.odd[t], a.z, b.z, a.w, b.w, v.z, v.w);
+        }
+    }
+}
+
+DEVICE void store_sums(const Sums& sums, int part) {
+    const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
+    float* const to = memory<float>(AT_PARTIAL) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
+#pragma unroll
+    for (int t = 0; t < COLUMNS; t++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int entry = t * 8 + 2 * c + i % 2;
+            if (entry < ROWS) to[entry * UNIT + i / 2 * 8] = sums.even[t][i] + sums.odd[t][i];
+        }
+}
+
+// Where this lane's channels of x are. What columns of rows that there are not give is left.
+template <int BLOCKS_> DEVICE const u16* own_inputs() {
+    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS;
+    return memory<u16>(AT_X) + (g < ROWS ? g : 0) * X_ROW + sub * BLOCKS_ * CHANNELS + c * RUN;
+}
+
+// Each warp's shares of the units that are its group's, from the `done`th piece on, times the rows of x, into AT_PARTIAL.
+template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, int pieces, int done) {
+    constexpr int EACH = chunks_of_piece(PAIRED);
+    const u16* const x = own_inputs<BLOCKS_>();
+#pragma unroll 1
+    for (int unit = warp_index() / SUBS; unit < units; unit += GROUPS)
+#pragma unroll 1
+        for (int piece = 0; piece < pieces; piece++) {
+            const int part = unit * pieces + piece, number = chunk + part * EACH;
+            if (part < done) continue;
+            wait_for_chunks<EACH>(number);
+            const Rows rows = rows_of<BLOCKS_, PAIRED>(number);
+            Sums sums = {};
+#pragma unroll
+            for (int j = 0; j < BLOCKS_; j++)
+                add_block(sums, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
+                          x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
+            release(number, EACH);
+            store_sums(sums, part);
+        }
+    consumers_meet();
+}
+template <int BLOCKS_, bool PAIRED> SHARED_CODE void multiply_more(int chunk, int units, int pieces) {
+    multiply<BLOCKS_, PAIRED>(chunk, units, pieces, 0);
+}
+
+// Where a product's inputs come from: words of an exchange, or the rows that the step begins with.
+struct Inputs {
+    const Word* words;
+    int stride, limit;  // channels from `limit` on are zero
+    u32 tag;
+    bool squared;       // with sums of squares
+    const u16* x;       // instead of words
+    long long x_stride;
+    int count;
+    const u16* norm;    // the last norm's weight
+    bool last;          // inputs are normalised
+    float eps;
+};
+DEVICE void normalise(const u16* weight, float eps);
+
+// The same with all that a product waits for in front. While inputs are on their way, registers hold the first piece, so
+// that its slots are filled again.
+template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
+    using C = Cut<K>;
+    // Two kernels of a chain share a multiprocessor's registers, and one row gains nothing by it.
+    constexpr bool HOLDS = BLOCKS == 1 && ROWS > 1 && GROUPS == 1 && C::blocks <= 8 && COLUMNS == 1;
+    Held<C::blocks> held;
+    if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
+    if (in.x) gather_first(in.x, in.x_stride, in.count);
+    else gather<K>(in.words, in.stride, in.limit, in.tag, in.squared);
+    if (in.last) normalise(in.norm, in.eps);
+    if (HOLDS && units > 0) {
+        const u16* const x = own_inputs<C::blocks>();
+        Sums sums = {};
+#pragma unroll
+        for (int j = 0; j < C::blocks; j++) add_block(sums, held.upper[j], held.lower[j], x + j * CHANNELS);
+        store_sums(sums, 0);
+    }
+    multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS);
+}
+
+// Two neighbouring outputs of a unit: the warps' sums, in their order.
+template <int PARTS> DEVICE float2 total_of(int unit, int row, int column) {
+    const float* const from = memory<float>(AT_PARTIAL) + (unit * PARTS * ROWS + row) * UNIT + column;
+    float2 sum = {0.0f, 0.0f};
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        const float2 v = *(const float2*)(from + part * ROWS * UNIT);
+        sum.x += v.x;
+        sum.y += v.y;
+    }
+    return sum;
+}
+
+// What a thread that finishes two outputs can load before the inputs are there.
+struct Early {
+    Word before;           // of the residual stream
+    float2 factor, other;  // of weights of eight bits
+};
+
+// Sums of `units` units of 16 outputs with K channels of inputs. early(unit, row, pair) comes before, done(unit, row,
+// pair, copy, early, v, other) after the inputs are there: outputs 2 pair and 2 pair + 1 of the unit, finished by one
+// thread for each copy; where GATED the four pairs of the first eight, with `other` those of the second. chunk: the
+// ring's next, which this moves on.
+template <int K, bool GATED, int COPIES, class Prepare, class Done>
+DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done done) {
+    using C = Cut<K>;
+    constexpr int PAIRS = GATED ? 4 : 8, ITEMS = PAIRS * ROWS * COPIES;  // of a unit
+    auto pair_of = [](int item) { return item / COPIES % PAIRS; };
+    auto row_of_item = [](int item) { return item / COPIES / PAIRS % ROWS; };
+#pragma unroll 1
+    for (int first = 0; first < units || first == 0; first += C::round) {
+        const int count = max(min(C::round, units - first), 0), items = count * ITEMS, thread = thread_index();
+        Early extra = {};
+        if (thread < items) extra = early(first + thread / ITEMS, row_of_item(thread), pair_of(thread));
+        if (first == 0) gather_and_multiply<K>(in, chunk, count);
+        else {
+            consumers_meet();  // the sums before have been taken
+            multiply_more<C::blocks, C::paired>(chunk, count, C::pieces);
+        }
+        chunk += count * C::chunks;
+#pragma unroll 1
+        for (int item = thread; item < items; item += THREADS) {
+            const int pair = pair_of(item), row = row_of_item(item), unit = item / ITEMS;
+            if (item != thread) extra = early(first + unit, row, pair);
+            const float2 other = GATED ? total_of<C::parts>(unit, row, pair * 2 + 8) : float2{0.0f, 0.0f};
+            done(first + unit, row, pair, item % COPIES, extra, total_of<C::parts>(unit, row, pair * 2), other);
+        }
+    }
+}
+
+// The factors of two outputs of a weight of eight bits, and what makes the outputs of their sums.
+DEVICE float2 factors_of(const float* factors, int row) {
+#if SCALED
+    return *(const float2*)(factors + row);
+#else
+    return float2{1.0f, 1.0f};
+#endif
+}
+DEVICE float2 scaled(float2 v, float2 factor) {
+#if SCALED
+    v.x *= factor.x;
+    v.y *= factor.y;
+#endif
+    return v;
+}
+
+// Which rows of a weight a block computes, in units of 16, one after the other.
+DEVICE int qkv_row(int unit) {
+    const int part = unit / PART_UNITS, head = part < GROUP ? team_index() * GROUP + part
+                                                             : HEADS + (part - GROUP) * KV_HEADS + team_index();
+    return head * D + rank_index() * SLICE + unit % PART_UNITS * UNIT;
+}
+DEVICE int owned_units() { return (TEAM_UNITS - rank_index() + TEAM - 1) / TEAM; }
+DEVICE int owned_row(int unit) { return (team_index() * TEAM_UNITS + unit * TEAM + rank_index()) * UNIT; }
+DEVICE int first_unit(int cta, int units) { return (int)((long long)cta * units / CTAS); }
+
+constexpr int QKV_UNITS = (GROUP + 2) * PART_UNITS;
+constexpr int IN_UNITS = INNER * (SWIGLU ? 2 : 1) / UNIT, HEAD_UNITS = HEAD_ROWS / UNIT;
+
+// Rows in shared memory = their norm times the last norm's weight, rounded after each
+DEVICE void normalise(const u16* weights, float eps) {
+#pragma unroll 1
+    for (int row = warp_index(); row < ROWS; row += WARPS) {
+        u32* const x = (u32*)(memory<u16>(AT_X) + row * X_ROW);
+        const float factor = norm_factor(row, eps);
+        for (int i = lane_index(); i < WIDTH / 2; i += 32) {
+            float low = rounded(low_half(x[i]) * factor), high = rounded(high_half(x[i]) * factor);
+            if (weights) {
+                const u32 weight = ((const u32*)weights)[i];
+                low *= low_half(weight);
+                high *= high_half(weight);
+            }
+            x[i] = to_bf16_pair(low, high);
+        }
+    }
+    consumers_meet();
+}
