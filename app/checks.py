@@ -90,7 +90,8 @@ def check_device(config: Config) -> None:
     finds out, for this one never imports torch; without such flags there is none.
     """
     asked = config.engine_config().flags
-    if not _needs_torch(asked) and config.model.kv_dtype != "fp8":
+    needs_gpu = config.model.kv_dtype == "fp8" or config.gpu.decode_path not in ("auto", "graph")
+    if not _needs_torch(asked) and not needs_gpu:
         return
     about = {
         "profile": config.fastpath.profile,
@@ -98,6 +99,7 @@ def check_device(config: Config) -> None:
         "device": config.model.device,
         "dtype": config.model.dtype,
         "kv_dtype": config.model.kv_dtype,
+        "decode_path": config.gpu.decode_path,
     }
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests kv8 flags clusters weights linear kernels sanitize; without
+# Parts, in order of worth: decode serve startup attention tests paths kv8 flags clusters weights linear kernels sanitize; without
 # names all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
@@ -45,6 +45,11 @@ part() {
         run tests-rest 200 python3 -m pytest -q --tb=short tests/gpu/test_deep.py tests/gpu/test_graphs.py tests/gpu/test_weights8.py \
             tests/gpu/test_te.py
         ;;
+    paths)
+        run tests-paths 400 python3 -m pytest -q --tb=short tests/gpu/test_decode_step.py tests/gpu/test_paths.py
+        run decode-paths 200 python3 -m benchmarks.decode --model-size d32 --path graph,chained,persistent \
+            --out "$out/decode-paths.json"
+        ;;
     sanitize)
         run sanitize 160 python3 -m tests.gpu.sanitize
         ;;
@@ -80,6 +85,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests kv8 flags clusters weights linear kernels sanitize}"; do
+for name in "${@:-decode serve startup attention tests paths kv8 flags clusters weights linear kernels sanitize}"; do
     for one in $name; do part "$one"; done
 done

@@ -1,9 +1,9 @@
 """`python -m engine.precheck JSON FILE`: whether the flags that were asked for can be had here, before a
 server takes its port.
 
-JSON: an object with "profile", "flags", "device", "dtype" and "kv_dtype", as on the command line. FILE gets
-one line that names the flag where it cannot, and stays empty where it can. What only the model can tell, its
-own flags included, is said when it is loaded.
+JSON: an object with "profile", "flags", "device", "dtype", "kv_dtype" and "decode_path", as on the command
+line. FILE gets one line that names the flag where it cannot, and stays empty where it can. What only the
+model can tell, its own flags included, is said when it is loaded.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from engine.fastpath import refuse
+from engine.fastpath import refuse, refuse_path
 from engine.flags import resolve
 from engine.hooks import KernelHooks
 from engine.kv8 import kv_format
@@ -37,6 +37,8 @@ def verdict(asked: dict[str, object]) -> str:
         refuse(resolved, kind, dtype)
         if asked.get("kv_dtype") == "fp8":
             kv_format("fp8", dtype, torch.device(device), resolved.hooked)
+        if asked.get("decode_path", "auto") not in ("auto", "graph"):
+            refuse_path(str(asked["decode_path"]), resolved, kind)
         KernelHooks.of(resolved.values)
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything while it is imported
         own = isinstance(error, ValueError | ImportError | AttributeError | TypeError)

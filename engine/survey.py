@@ -152,7 +152,7 @@ def _width(config: EngineConfig, cpu: bool, meta: CheckpointMeta) -> int:
 def _mender(message: str, config: EngineConfig) -> str:
     """The flag of the setting that a message complains of; "" where it names none that was given."""
     named = {name: name for name in config.flags}
-    named |= {"kv_dtype": "kv_dtype"} if config.kv_dtype != "auto" else {}
+    named |= {name: name for name in ("kv_dtype", "decode_path") if getattr(config, name) != "auto"}
     named |= {"model_tag": repr(config.tag), "source": repr(config.source), "step": f"step {config.step}"}
     for name, text in named.items():
         if text in message:

@@ -84,8 +84,7 @@ class FastPath:
 
 def spelled(message: str) -> str:
     """A message about flags with their names as on the command line."""
-    for name in sorted(
-        [*ABOUT, "weight_dtype", "kv_dtype", "max_num_blocks", "num_blocks"], key=len, reverse=True
-    ):
+    others = ("weight_dtype", "kv_dtype", "decode_path", "max_num_blocks", "num_blocks")
+    for name in sorted([*ABOUT, *others], key=len, reverse=True):
         message = re.sub(rf"(?<![\w-]){name}(?!\w)", "--" + name.replace("_", "-"), message)
     return message

@@ -162,7 +162,8 @@ class GpuRunner:
         finally:
             if cache.moves > moves:  # all layers or, where memory gave out after all, some
                 self.forget_graphs()
-                self.network.paths.bind(cache)
+                with torch.cuda.stream(self._stream):  # in front of the next step, and not beside it
+                    self.network.paths.bind(cache)
                 self.graph_recaptures += graphs > 0
             torch.cuda.empty_cache()  # old layers, and what the graphs took
 

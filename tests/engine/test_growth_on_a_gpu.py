@@ -1,7 +1,8 @@
 """Growth of the KV pool under the GPU's runner, on a device that is made up (tests.engine.made_up_gpu)."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -117,6 +118,33 @@ def test_growth_binds_the_paths_again(
     stats = engine.stats()
     assert (tokens == expected) is binds and kernels.launches >= 10
     assert (stats.kv_growths, stats.graph_recaptures, stats.path_failures, kernels.binds) == (1, 1, 0, 2)
+
+
+def test_paths_are_bound_on_the_stream_of_the_steps(
+    runs: Callable[..., tuple[list[list[int]], "async_engine.AsyncEngine"]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they write down of the pages must be there when the next step begins."""
+    entered: list[object] = []
+    seen: list[list[object]] = []
+
+    @contextmanager
+    def stream(entering: object) -> Iterator[None]:
+        entered.append(entering)
+        yield
+        entered.pop()
+
+    class Bound(Kernels):
+        def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+            seen.append(list(entered))
+            super().bind(pages)
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    kernels = Bound()
+    serve_with(monkeypatch, lambda: Paths(kernels.failed, kernels, {1: "persistent"}))
+    _, engine = runs(num_blocks=12, max_num_blocks=400)
+    runner = engine.core.runner
+    assert isinstance(runner, GpuRunner) and engine.stats().kv_growths == 1
+    assert [inside[-1:] for inside in seen] == [[runner._stream]] * 2
 
 
 def test_too_little_memory_is_noticed_before_anything_moves(

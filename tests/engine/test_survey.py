@@ -61,6 +61,8 @@ def test_a_damaged_tokenizer_is_the_tokenizers_fault(damage: str, tmp_path: Path
         ({"max_model_len": 100_000}, "context", "--max-model-len", 3),
         ({"max_model_len": 100, "num_blocks": 1, "device": "cpu"}, "KV pool", "", 0),
         ({"flags": {"use_te_weight_only": True}}, "fast paths", "--use-te-weight-only", 2),
+        ({"decode_path": "chained", "device": "cpu"}, "fast paths", "--decode-path", 2),
+        ({"kv_dtype": "fp8", "device": "cpu"}, "fast paths", "--kv-dtype", 2),
         ({"tag": "d99"}, "model", "--model-tag", 3),
         ({"step": 99}, "model", "--step", 3),
     ],
