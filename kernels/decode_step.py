@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 
 from kernels import decode_shape
-from kernels.cuda_driver import DriverError, Kernel, load_kernel
+from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
-from kernels.nvrtc import read_source
+from kernels.nvrtc import CompileError, compile_many, read_source
 from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepPath, StepSpec
 
@@ -27,7 +27,7 @@ PHASES = ("attention", "o", "mlp in", "mlp out")
 HEAD = len(PHASES)
 WARPS = 8  # that compute; sixteen have too few registers
 LOG2_E = math.log2(math.e)
-PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/architecture.md
+PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md
 PACED_BLOCKS = 128
 CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
@@ -209,6 +209,20 @@ def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
     return (fitting or alone)[0]
 
 
+def most_rows(spec: StepSpec, team: int) -> dict[StepPath, int]:
+    """Most entries that a step of each path can have: what it needs of a block's memory grows with them."""
+
+    def fits(path: StepPath, rows: int) -> bool:
+        return shared_bytes(spec, cut_of(spec, path, rows, team)) <= SHARED_LIMIT
+
+    return {
+        path: max(
+            (r for r in rows if shared_bytes(spec, cut_of(spec, path, r, team)) <= SHARED_LIMIT), default=0
+        )
+        for path, rows in ROWS.items()
+    }
+
+
 class StepKernels:
     """A network's decode steps on one device. Used by one thread at a time.
 
@@ -238,9 +252,10 @@ class StepKernels:
         self.device = torch.cuda.current_device() if device.index is None else device.index
         self.memory = StepMemory.allocate(self.network, team, MOST_ROWS, device)
         self.failed = self.memory.failed
-        self.max_rows: dict[StepPath, int] = {path: max(rows) for path, rows in ROWS.items()}
+        self.max_rows = most_rows(spec, team)
         self._kernels: dict[Cut, Kernel] = {}
         self._forms: dict[Cut, Cut] = {}
+        self._compiled: set[StepPath] = set()
         self._page: torch.Tensor | None = None
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -252,6 +267,14 @@ class StepKernels:
         """Compiles and loads, which must come before a capture. CompileError; DriverError, also where the
         device cannot run all blocks at one time, which wait for each other.
         """
+        if path not in self._compiled:
+            # All that this path may need, at once: one after the other they would take some seconds each.
+            cuts = [
+                cut_of(self.network.spec, path, r, self.team) for r in ROWS[path] if r <= self.max_rows[path]
+            ]
+            constants = [defines(self.network.spec, cut) for cut in cuts]
+            compile_many(source(), "decode_step", architecture(self.device), constants)()
+            self._compiled.add(path)
         self._form(path, rows)
 
     def phase_times(self) -> dict[str, float]:
@@ -296,7 +319,10 @@ class StepKernels:
             return False
         if self._grid > CLUSTERED_SHARE * cut.blocks * self.multiprocessors:
             return False
-        return self._kernel(cut).active_clusters(self.team, cut.threads) >= spec.kv_heads
+        try:
+            return self._kernel(cut).active_clusters(self.team, cut.threads) >= spec.kv_heads
+        except (CompileError, DriverError):
+            return False
 
     def _kernel(self, cut: Cut) -> Kernel:
         found = self._kernels.get(cut)

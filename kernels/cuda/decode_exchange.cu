@@ -17,9 +17,10 @@ SHARED_CODE bool impatient() {
 struct Wait { int looks = 0; };
 DEVICE bool goes_on(Wait& wait) { return ++wait.looks % 64 || !impatient(); }
 
-// Whether a chunk has come. Parity alone would let a warp pass that is two rounds early.
+// Whether a chunk has come. Parity alone would let a warp pass that is a round early: the number says whether the slot is
+// this chunk's already, and is looked at first, for it changes before the barrier does.
 DEVICE bool landed(int chunk) {
-    return try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1) && *number_of(chunk % SLOTS) == chunk;
+    return *number_of(chunk % SLOTS) == chunk && try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
 }
 
 template <int COUNT> DEVICE void wait_for_chunks(int chunk) {

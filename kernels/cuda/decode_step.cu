@@ -220,25 +220,31 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
     }
     if (thread == 0) *memory<Clock>(AT_CLOCK) = Clock{nanoseconds(), (u32*)s.failed};
     order_before_copies();
-    // Before anything behind may start: the last kernel of a step counts it.
-    const u32 epoch = load_volatile((const u32*)s.epoch), base = epoch * PER_STEP;
+    // The last kernel of a step counts it, so the number is read before anything behind may start; a step's first kernel
+    // may itself have started before the last step has ended.
+    const bool first = index == 0 && phase == ATTENTION;
+    u32 epoch = first ? 0 : load_volatile((const u32*)s.epoch);
     block_barrier();
-    launch_dependents();
+    if (!first) launch_dependents();
 #ifdef CLUSTERED
     for (int i = thread; i < MAIL; i += ALL_THREADS) memory<Word>(AT_MAIL)[i] = Word{0, 0};
     cluster_arrive();
     cluster_wait();
 #endif
 
-    const bool first = index == 0 && phase == ATTENTION;
     if (thread >= THREADS) {
         Producer p = {0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
-        produce(p, s, index, phase, base);
+        produce(p, s, index, phase, epoch * PER_STEP);
         drain(p);
     }
     else {
-        if (first) wait_for_previous();
-        consume(s, index, phase, base);
+        if (first) {
+            wait_for_previous();
+            epoch = load_volatile((const u32*)s.epoch);
+            consumers_meet();
+            launch_dependents();
+        }
+        consume(s, index, phase, epoch * PER_STEP);
         if (!first) wait_for_previous();  // so that the end of the step is the end of all its kernels
         consumers_meet();
         if (thread == 0 && (phase == LAST || WHOLE) && atomic_add(s.arrived, 1) == CTAS - 1) {

@@ -90,10 +90,6 @@ DEVICE bool try_barrier(Barrier* barrier, int parity) {
                  : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory");
     return over;
 }
-// The same into the L2 cache alone.
-DEVICE void prefetch_bulk(const void* global, int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
 DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
     asm volatile("{\n.reg .pred landed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 landed, [%0], %1;\n"
                  "@!landed bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");

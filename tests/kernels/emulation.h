@@ -132,10 +132,6 @@ static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
 static void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier, u64 policy) {
     copy_bulk(shared, global, bytes, barrier);
 }
-static void prefetch_bulk(const void* global, int bytes) {
-    if ((uintptr_t)global % 16 || bytes % 16 || bytes < 1) fail("a bulk prefetch from or to between 16 bytes");
-    (void)*(const volatile char*)global, (void)*((const volatile char*)global + bytes - 1);
-}
 static void land_due(Phases& p) {
     for (Copy& copy : p.copies)
         if (p.awaited && copy.due == LONG_MAX) copy.due = world.round + (world.options.seed ? draw(8) : 0);
