@@ -114,7 +114,7 @@ class PlainStep:
         attended = torch.zeros(x.size(0), o.size(1), dtype=x.dtype, device=x.device)
         for row in range(x.size(0)):
             if int(slots[row]) >= 0:
-                keys, values = read_row(*pages, table[row], int(positions[row]) + 1)
+                keys, values = read_row(*pages, None, table[row], int(positions[row]) + 1)
                 scale = spec.head_dim**-0.5
                 attended[row] = self._attention.attend(query[row : row + 1], keys, values, scale, None)[0]
         x = (x.double() + exact(attended, o)).to(x.dtype)
