@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from kernels.quantize import Kind8, Weight, Weight8, WeightKind, in_pairs, quantize
 from kernels.skinny import BLOCK_CHANNELS, Activation, Variant, defines, skinny_linear, unsupported, variants
@@ -138,8 +139,16 @@ def poisoned8(weight: torch.Tensor, kind: Kind8) -> Weight8:
     return Weight8(values.view(packed.values.dtype)[:-1], scales[:-1], weight.dtype)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("case", CASES8, ids=str)
+def each_once(kinds: tuple[Kind8, ...]) -> list[ParameterSet]:
+    """Each case with each kind; quick with one of them, in turn, for each is a form to compile."""
+    return [
+        pytest.param(case, kind, id=f"{case}-{kind}", marks=[] if (place + at) % 2 else [pytest.mark.slow])
+        for at, case in enumerate(CASES8)
+        for place, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize(("case", "kind"), each_once(("int8", "fp8")))
 def test_eight_bits_equal_float64(
     case: tuple[object, ...], kind: Kind8, build: Callable[[int, Variant], ctypes.CDLL]
 ) -> None:
