@@ -3,10 +3,7 @@ cluster_decode.cu run thread by thread on the host (emulation.h)."""
 
 import ctypes
 import itertools
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +23,8 @@ from kernels.cluster import (
     unsupported,
 )
 from tests.kernels.cluster_cases import Batch, stretches, twin
-from tests.optional import missing
+from tests.kernels.conftest import HostCode
 
-HERE = Path(__file__).parent
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16)
 Build = Callable[[Shape, Variant], ctypes.CDLL]
 
@@ -181,24 +177,8 @@ def test_every_visible_tile_is_someones(window: int | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Compiles a variant for the host, once each."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        missing("needs g++")
-    folder = tmp_path_factory.mktemp("cluster")
-    built: dict[str, ctypes.CDLL] = {}
-
-    def get(shape: Shape, variant: Variant) -> ctypes.CDLL:
-        options = [f"-D{name}={value}" for name, value in defines(shape, variant).items()]
-        path = folder / ("_".join(options).replace("-D", "") + ".so")
-        if path.name not in built:
-            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
-            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_cluster.cpp")], check=True)
-            built[path.name] = ctypes.CDLL(str(path))
-        return built[path.name]
-
-    return get
+def build(host_code: HostCode) -> Build:
+    return lambda shape, variant: host_code("emulate_cluster.cpp", defines(shape, variant))
 
 
 def emulate(
@@ -278,7 +258,14 @@ def test_the_threads_order_does_not_matter(build: Build) -> None:
         assert results[0].any() and all(torch.equal(out, results[0]) for out in results)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[4]], ids=str)
+EIGHT_BITS = [case for case in CASES if case[4]]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*EIGHT_BITS[:3], *(pytest.param(case, marks=pytest.mark.slow) for case in EIGHT_BITS[3:])],
+    ids=str,
+)
 def test_keys_and_values_of_eight_bits(case: tuple[object, ...], build: Build) -> None:
     """Against float64 over what the pages stand for; slots that are nobody's hold neither numbers nor
     scales.

@@ -1,47 +1,31 @@
 """kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and itself."""
 
 import ctypes
-import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from kernels.decode_shape import Cut, defines, shared_bytes
 from kernels.decode_step import StepMemory, StepNetwork, arguments, launches
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
+from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, memory_of, network
-from tests.optional import missing
 
-HERE = Path(__file__).parent
 RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
 CHAINED = Cut(rows=1, team=2, warps=8, slots=4, blocks=2, resident=False)
 Build = Callable[[StepSpec, Cut], ctypes.CDLL]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Compiles a cut for the host, once each."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        missing("needs g++")
-    folder = tmp_path_factory.mktemp("decode")
-    built: dict[str, ctypes.CDLL] = {}
-
+def build(host_code: HostCode) -> Build:
     def get(spec: StepSpec, cut: Cut) -> ctypes.CDLL:
-        options = [f"-D{name}={value}" for name, value in defines(spec, cut).items()]
-        path = folder / f"{len(built)}.so"
-        key = " ".join(options)
-        if key not in built:
-            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
-            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_decode.cpp")], check=True)
-            built[key] = ctypes.CDLL(str(path))
-            built[key].failure.restype = ctypes.c_char_p
-        return built[key]
+        library = host_code("emulate_decode.cpp", defines(spec, cut))
+        library.failure.restype = ctypes.c_char_p
+        return library
 
     return get
 
@@ -104,8 +88,27 @@ def check(net: StepNetwork, given: Case) -> None:
     assert torch.equal(given.entry_positions, positions.int())
 
 
-@pytest.mark.parametrize("cut", [RESIDENT, CHAINED], ids=["resident", "chained"])
-@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+SPECS = {"nanochat": SMALL, "wide": WIDE, "llama": LLAMA}
+KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
+slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
+
+
+def some(forms: Iterable[tuple[str, StepSpec, object]], quick: set[str]) -> list[ParameterSet]:
+    """Parameters called by the forms' names; those that are not quick are slow."""
+    return [pytest.param(*form, id=name, marks=[] if name in quick else slow) for name, *form in forms]
+
+
+@pytest.mark.parametrize(
+    ("spec", "cut"),
+    some(
+        (
+            (f"{name}-{path}", spec, cut)
+            for name, spec in SPECS.items()
+            for path, cut in (("resident", RESIDENT), ("chained", CHAINED))
+        ),
+        {"nanochat-resident", "llama-chained"},
+    ),
+)
 def test_one_row(build: Build, spec: StepSpec, cut: Cut) -> None:
     net = network(spec)
     check(net, emulate(build, cut, net, case(spec, [37])))
@@ -114,8 +117,13 @@ def test_one_row(build: Build, spec: StepSpec, cut: Cut) -> None:
 POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several chunks for each rank
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
-@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    some(
+        ((f"{name}-{kind}", spec, kind) for name, spec in SPECS.items() for kind in KINDS),
+        {"wide-bf16", "nanochat-int8", "llama-fp8"},
+    ),
+)
 def test_a_chain_gives_the_bits_of_the_resident_kernel(
     build: Build, spec: StepSpec, kind: WeightKind
 ) -> None:
@@ -140,7 +148,7 @@ def same(first: Case, second: Case) -> None:
         assert torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+@pytest.mark.parametrize("rows", [*(pytest.param(rows, marks=slow) for rows in (1, 2, 8)), 16])
 def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> None:
     net, positions = network(SMALL), (POSITIONS * 4)[: max(rows, 4)]
     among = emulate(build, replace(CHAINED, rows=max(rows, 4)), net, case(SMALL, positions))
@@ -150,14 +158,14 @@ def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> 
         assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
 
 
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", [1, 2, 3, *(pytest.param(seed, marks=slow) for seed in range(4, 9))])
 @pytest.mark.parametrize("clustered", [False, True])
 def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: int, clustered: bool) -> None:
     net = network(WIDE)
-    cut = replace(RESIDENT, rows=2, clustered=clustered)
+    cut = replace(RESIDENT, rows=4, clustered=clustered)
     wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
     same(wanted, emulate(build, cut, net, case(WIDE, [70, 15]), seed))
-    chain = replace(CHAINED, rows=2, clustered=clustered)
+    chain = replace(CHAINED, rows=4, clustered=clustered)
     same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
 
 
@@ -171,7 +179,7 @@ def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
         check(net, emulate(build, replace(cut, rows=2), net, given, step, memory))
 
 
-@pytest.mark.parametrize("team", [1, 4])
+@pytest.mark.parametrize("team", [pytest.param(1, marks=slow), 4])
 def test_teams_of_other_sizes(build: Build, team: int) -> None:
     net = network(replace(SMALL, inner=512, padded_inner=512))
     check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))

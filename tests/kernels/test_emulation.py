@@ -1,16 +1,12 @@
 """What the emulation of CUDA kernels (emulation.h) notices, on tiny kernels, right and wrong."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.optional import missing
+from tests.kernels.conftest import HostCode
 
-HERE = Path(__file__).parent
 SEEDS = range(12)  # 0: threads take turns, copies and stores are done at once
 NANS = -1  # what memory holds that nobody has written yet, or that a copy is about to overwrite
 
@@ -32,14 +28,8 @@ class Emulated:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        missing("needs g++")
-    path = tmp_path_factory.mktemp("primitives") / "primitives.so"
-    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(path)]
-    subprocess.run([*command, str(HERE / "emulate_primitives.cpp")], check=True)
-    return Emulated(ctypes.CDLL(str(path)))
+def run(host_code: HostCode) -> Emulated:
+    return Emulated(host_code("emulate_primitives.cpp", {}))
 
 
 def numbers(*shape: int) -> torch.Tensor:

@@ -1,43 +1,24 @@
 """kernels/cuda/skinny.cu, run thread by thread on the host (emulation.h), against float64."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from kernels.quantize import Kind8, Weight, Weight8, WeightKind, in_pairs, quantize
 from kernels.skinny import BLOCK_CHANNELS, Activation, Variant, defines, skinny_linear, unsupported, variants
-from tests.optional import missing
+from tests.kernels.conftest import HostCode
 
-HERE = Path(__file__).parent
 FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
 Run = Callable[..., torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Variant], ctypes.CDLL]:
-    """Compiles a variant for the host, once each."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        missing("needs g++")
-    folder = tmp_path_factory.mktemp("skinny")
-    built: dict[str, ctypes.CDLL] = {}
-
-    def get(k: int, variant: Variant) -> ctypes.CDLL:
-        options = [f"-D{name}={value}" for name, value in defines(k, variant).items()]
-        path = folder / ("_".join(options).replace("-D", "") + ".so")
-        if path.name not in built:
-            command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options]
-            subprocess.run([*command, "-o", str(path), str(HERE / "emulate_skinny.cpp")], check=True)
-            built[path.name] = ctypes.CDLL(str(path))
-        return built[path.name]
-
-    return get
+def build(host_code: HostCode) -> Callable[[int, Variant], ctypes.CDLL]:
+    return lambda k, variant: host_code("emulate_skinny.cpp", defines(k, variant))
 
 
 def emulate(
@@ -158,8 +139,16 @@ def poisoned8(weight: torch.Tensor, kind: Kind8) -> Weight8:
     return Weight8(values.view(packed.values.dtype)[:-1], scales[:-1], weight.dtype)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("case", CASES8, ids=str)
+def each_once(kinds: tuple[Kind8, ...]) -> list[ParameterSet]:
+    """Each case with each kind; quick with one of them, in turn, for each is a form to compile."""
+    return [
+        pytest.param(case, kind, id=f"{case}-{kind}", marks=[] if (place + at) % 2 else [pytest.mark.slow])
+        for at, case in enumerate(CASES8)
+        for place, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize(("case", "kind"), each_once(("int8", "fp8")))
 def test_eight_bits_equal_float64(
     case: tuple[object, ...], kind: Kind8, build: Callable[[int, Variant], ctypes.CDLL]
 ) -> None:

@@ -1,9 +1,12 @@
 """Paged keys and values for tests of attention, and exact attention over them."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from kernels.kv8 import Scales, dequantize_kv, quantize_kv
 from tests.kernels.triton.device import DEVICE, ints, poisoned, randn
@@ -124,3 +127,15 @@ def assert_close(actual: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 __all__ = ["DEVICE", "Paged", "assert_close", "exact_attention", "fused_queries", "ints", "paged", "poisoned"]
+
+
+def also_eight_bits(cases: Iterable[tuple[object, ...]], every: int = 3) -> list[ParameterSet]:
+    """Cases, each over keys and values in full (False behind it) and in eight bits (True). Of the latter
+    every so manieth is quick, and the others are slow: the same lines read the eight bits in each.
+    """
+    listed = list(cases)
+    return [
+        pytest.param(*case, eight_bits, marks=[pytest.mark.slow] if eight_bits and index % every else [])
+        for eight_bits in (False, True)
+        for index, case in enumerate(listed)
+    ]

@@ -1,14 +1,16 @@
 """Paged attention of single queries against exact attention."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from kernels.triton.decode import DecodeConfig, DecodeWorkspace, paged_decode, plan_decode
 from kernels.triton.decode_config import config_for
-from tests.kernels.triton.device import DTYPES
 from tests.kernels.triton.paged import (
     DEVICE,
     Paged,
+    also_eight_bits,
     assert_close,
     assert_near_the_whole,
     exact_attention,
@@ -18,8 +20,6 @@ from tests.kernels.triton.paged import (
     poisoned,
 )
 
-bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
-kept = pytest.mark.parametrize("eight_bits", [False, True], ids=["own", "fp8"])
 TINY = DecodeConfig(block_keys=16, min_chunk=16, units_per_sm=64)  # many units, whatever the work
 
 
@@ -93,27 +93,30 @@ def check(
     return out
 
 
+HEADS = [(1, 1), (2, 1), (8, 2), (8, 1), (3, 1), (20, 1)]
+CONFIGS = {"default": None, "many units": TINY}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "eight_bits"),
-    [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True)],
-    ids=["bf16", "fp32", "fp8"],
+    ("heads", "kv_heads", "config", "dtype", "eight_bits"),
+    [
+        *((*heads, config, torch.float32, False) for heads in HEADS for config in CONFIGS),
+        *also_eight_bits((*heads, config, torch.bfloat16) for heads in HEADS for config in CONFIGS),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 1), (8, 2), (8, 1), (3, 1), (20, 1)])
-@pytest.mark.parametrize("config", [None, TINY], ids=["default", "many units"])
-def test_ragged_rows(
-    dtype: torch.dtype, eight_bits: bool, heads: int, kv_heads: int, config: DecodeConfig | None
-) -> None:
+def test_ragged_rows(heads: int, kv_heads: int, config: str, dtype: torch.dtype, eight_bits: bool) -> None:
     contexts = [1, 15, 16, 17, 48, 49, 130]
     cache = paged(contexts, kv_heads, 32, 16, dtype, eight_bits=eight_bits)
     query = fused_queries(len(contexts), heads, kv_heads, 32, dtype)
-    space = workspace(len(contexts), heads, kv_heads, 32, config)
+    space = workspace(len(contexts), heads, kv_heads, 32, CONFIGS[config])
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 32, 64, 256])
-@pytest.mark.parametrize("heads_first", [False, True], ids=["NHD", "HND"])
-@pytest.mark.parametrize("heads", [1, 4])
-@kept
+@pytest.mark.parametrize(
+    ("block_size", "heads_first", "heads", "eight_bits"),
+    also_eight_bits(product((1, 4, 32, 64, 256), (False, True), (1, 4))),
+)
 def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int, eight_bits: bool) -> None:
     contexts = [31, 33, 64, 101]
     cache = paged(contexts, 1, 32, block_size, torch.bfloat16, heads_first=heads_first, eight_bits=eight_bits)
@@ -122,10 +125,10 @@ def test_block_sizes_and_layouts(block_size: int, heads_first: bool, heads: int,
     check(cache, query, list(range(len(contexts))), [context - 1 for context in contexts], space)
 
 
-@pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("window", [0, 15, 16, 40, 500])
-@pytest.mark.parametrize("units_per_sm", [1, 64])
-@kept
+@pytest.mark.parametrize(
+    ("heads", "window", "units_per_sm", "eight_bits"),
+    also_eight_bits(product((1, 4), (0, 15, 16, 40, 500), (1, 64))),
+)
 def test_windows(heads: int, window: int, units_per_sm: int, eight_bits: bool) -> None:
     contexts = [1, 41, 97]
     cache = paged(contexts, 1, 32, 16, torch.bfloat16, eight_bits=eight_bits)
@@ -147,9 +150,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("name", VARIANTS)
-@kept
+@pytest.mark.parametrize(("name", "heads", "eight_bits"), also_eight_bits(product(VARIANTS, (1, 4))))
 def test_variants(name: str, heads: int, eight_bits: bool) -> None:
     contexts, head_dim = [1, 63, 129, 300], 64 if eight_bits else 32
     cache = paged(contexts, 1, head_dim, 16, torch.bfloat16, eight_bits=eight_bits)

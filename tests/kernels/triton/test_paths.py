@@ -208,7 +208,9 @@ FAULTS: dict[str, tuple[Callable[[Done], None], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_does_not_serve(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_wrong_does_not_serve(
+    quick: None, fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """At the one number of rows where it is wrong; where it was asked for, that is an error."""
     spoil, message = FAULTS[fault]
     model, options = gpt(), {"fault": spoiled(spoil), "buckets": (2, 4)}
@@ -440,8 +442,15 @@ def serve(
     return got, made[0], engine
 
 
-@pytest.mark.parametrize("path", ["chained", "persistent"])
-@pytest.mark.parametrize("max_chunk", [None, 1])
+@pytest.mark.parametrize(
+    ("path", "max_chunk"),
+    [
+        ("chained", None),
+        ("persistent", 1),
+        pytest.param("persistent", None, marks=pytest.mark.slow),
+        pytest.param("chained", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_tokens_are_those_of_the_networks_own_kernels(
     cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: DecodePathName, max_chunk: int | None
 ) -> None:

@@ -1,13 +1,15 @@
 """Paged attention of chunks against exact attention."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from kernels.triton.prefill import FEW_CHUNKS, PrefillWorkspace, paged_prefill
 from kernels.triton.prefill_config import PrefillConfig, config_for
-from tests.kernels.triton.device import DTYPES
 from tests.kernels.triton.paged import (
     DEVICE,
+    also_eight_bits,
     assert_close,
     assert_near_the_whole,
     exact_attention,
@@ -17,8 +19,6 @@ from tests.kernels.triton.paged import (
     poisoned,
 )
 
-kept = pytest.mark.parametrize("eight_bits", [False, True], ids=["own", "fp8"])
-bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
 SMALL = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
 Chunk = tuple[int, int]  # queries, and cached positions before them
 
@@ -88,28 +88,33 @@ def check(
 BORDERS: list[Chunk] = [(1, 0), (15, 1), (16, 0), (17, 16), (2, 47), (33, 31)]
 
 
+HEADS = [(2, 2), (8, 1), (3, 1)]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "eight_bits"),
-    [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True)],
-    ids=["bf16", "fp32", "fp8"],
+    ("heads", "kv_heads", "dtype", "eight_bits"),
+    [
+        *((*heads, torch.float32, False) for heads in HEADS),
+        *also_eight_bits([(*heads, torch.bfloat16) for heads in HEADS], every=2),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (8, 1), (3, 1)])
-def test_ragged_chunks(dtype: torch.dtype, eight_bits: bool, heads: int, kv_heads: int) -> None:
+def test_ragged_chunks(heads: int, kv_heads: int, dtype: torch.dtype, eight_bits: bool) -> None:
     check(BORDERS, heads, kv_heads, dtype=dtype, before=3, unused=2, eight_bits=eight_bits)
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 32, 64])
-@pytest.mark.parametrize("heads_first", [False, True], ids=["NHD", "HND"])
-@kept
+@pytest.mark.parametrize(
+    ("block_size", "heads_first", "eight_bits"), also_eight_bits(product((1, 4, 32, 64), (False, True)))
+)
 def test_block_sizes_and_layouts(block_size: int, heads_first: bool, eight_bits: bool) -> None:
     config = PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
     sizes = {"block_size": block_size, "heads_first": heads_first}
     check([(40, 0), (9, 65)], 2, 1, **sizes, config=config, eight_bits=eight_bits)
 
 
-@pytest.mark.parametrize("window", [0, 15, 16, 33, 500])
-@pytest.mark.parametrize("heads", [1, 4])
-@kept
+@pytest.mark.parametrize(
+    ("window", "heads", "eight_bits"), also_eight_bits(product((0, 15, 16, 33, 500), (1, 4)))
+)
 def test_windows(window: int, heads: int, eight_bits: bool) -> None:
     check([(1, 40), (20, 61), (40, 16)], heads, 1, window=window, eight_bits=eight_bits)
 
@@ -122,9 +127,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("window", [None, 20])
-@kept
+@pytest.mark.parametrize(("name", "window", "eight_bits"), also_eight_bits(product(CONFIGS, (None, 20))))
 def test_configurations(name: str, window: int | None, eight_bits: bool) -> None:
     about = {"head_dim": 64, "config": CONFIGS[name], "window": window, "before": 1}
     check([(70, 0), (5, 90), (16, 16)], 2, 1, **about, eight_bits=eight_bits)

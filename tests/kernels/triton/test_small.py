@@ -1,5 +1,7 @@
 """Norms, rotation, activations and embeddings against float64 and against their torch references."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -353,10 +355,16 @@ def codes(x: torch.Tensor) -> torch.Tensor:
     return torch.where(bits < 0, -(bits & 0x7F), bits)
 
 
-@pytest.mark.parametrize("order", ["rope", "rope_norm", "norm_rope"])
+SHAPES8 = [(16, 16, 128, True), (5, 5, 32, False), (4, 1, 64, True)]
+
+
+# Each order and each shape once in each run.
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "heads_first"),
-    [(16, 16, 128, True), (5, 5, 32, False), (4, 1, 64, True)],
+    ("order", "heads", "kv_heads", "head_dim", "heads_first"),
+    [
+        pytest.param(order, *shape, marks=[pytest.mark.slow] if index % 4 else [])
+        for index, (order, shape) in enumerate(product(("rope", "rope_norm", "norm_rope"), SHAPES8))
+    ],
 )
 def test_keys_and_values_of_eight_bits(
     order: Order, heads: int, kv_heads: int, head_dim: int, heads_first: bool

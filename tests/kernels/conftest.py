@@ -1,0 +1,38 @@
+"""Fixtures of the tests that run CUDA sources on the host (emulation.h)."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.optional import missing
+
+HERE = Path(__file__).parent
+
+
+class HostCode:
+    """Libraries of emulate_*.cpp, compiled once for each set of constants; who asks for the same shares it.
+    A failed compile raises CalledProcessError."""
+
+    def __init__(self, compiler: str, folder: Path) -> None:
+        self._command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC"]
+        self._folder = folder
+        self._built: dict[tuple[str, ...], ctypes.CDLL] = {}
+
+    def __call__(self, source: str, defines: dict[str, int]) -> ctypes.CDLL:
+        key = (source, *sorted(f"-D{name}={value}" for name, value in defines.items()))
+        if key not in self._built:
+            path = self._folder / f"{len(self._built)}.so"
+            subprocess.run([*self._command, *key[1:], "-o", str(path), str(HERE / source)], check=True)
+            self._built[key] = ctypes.CDLL(str(path))
+        return self._built[key]
+
+
+@pytest.fixture(scope="session")
+def host_code(tmp_path_factory: pytest.TempPathFactory) -> HostCode:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        missing("needs g++")
+    return HostCode(compiler, tmp_path_factory.mktemp("host_code"))
