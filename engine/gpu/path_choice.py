@@ -16,7 +16,7 @@ from engine.backend import Feature
 from engine.fastpath import FlagUnavailable
 from engine.gpu.cache import PagedKV
 from engine.gpu.network import Network
-from engine.gpu.path_trial import CONTEXT, TOO_LONG, Trial, blocks_for, positions_for
+from engine.gpu.path_trial import CONTEXT, TESTED, TOO_LONG, Trial, blocks_for, positions_for
 from engine.gpu.paths import LIBRARY, Library, StepKernels, make_kernels, spec_of
 from engine.messages.config import DecodePathName
 from kernels.caps import DeviceCaps
@@ -162,7 +162,7 @@ class _Choice:
         rest = limits if max(self.wanted.buckets) > max(by_rows, default=0) else ""
         if not by_rows:
             raise _Refused(f"{limits}, and steps have {min(self.wanted.buckets)} at least")
-        self._take(make_cache(blocks_for(max(by_rows), self.spec.block_size, self.longest)))
+        self._take(make_cache(blocks_for(max(by_rows), self.spec.block_size, self.tested)))
         refused = {rows: self._refusals(rows, found) for rows, found in by_rows.items()}
         usable = {rows: [p for p in found if p not in refused[rows]] for rows, found in by_rows.items()}
         if asked != "auto":
@@ -174,8 +174,13 @@ class _Choice:
         return Choices(self._measured(usable, refused, timer, file), rest)
 
     @property
-    def longest(self) -> int:
-        """The last position of a trial's longest row."""
+    def tested(self) -> int:
+        """The last position of a test's longest row."""
+        return min(TESTED, self.wanted.max_model_len) - 1
+
+    @property
+    def timed(self) -> int:
+        """The position at which times are taken."""
         return min(CONTEXT, self.wanted.max_model_len) - 1
 
     def _take(self, cache: PagedKV) -> None:
@@ -195,7 +200,7 @@ class _Choice:
                 self.kernels.prepare(path, rows)
             except (CompileError, DriverError) as error:
                 reasons[path] = str(error)
-        for seed, positions in enumerate(positions_for(rows, self.spec.block_size, self.longest)):
+        for seed, positions in enumerate(positions_for(rows, self.spec.block_size, self.tested)):
             trial = Trial.of(self.network, rows, positions, seed)
             want = trial.look("graph")
             for path in paths:
@@ -239,7 +244,7 @@ class _Choice:
     def _measure(
         self, rows: int, paths: list[StepPath], timer: Timer, reasons: dict[StepPath, str]
     ) -> dict[StepPath, float]:
-        trial = Trial.of(self.network, rows, [self.longest] * rows)
+        trial = Trial.of(self.network, rows, [self.timed] * rows)
         times: dict[StepPath, float] = {}
         both: tuple[StepPath, ...] = ("graph", *paths)
         for path in both:
@@ -253,7 +258,7 @@ class _Choice:
 
     def _key(self, rows: int) -> str:
         parts = (*astuple(self.spec), self.network.attention.name, self.wanted.linear)
-        return f"{' '.join(map(str, parts))} context={self.longest + 1} M={rows}"
+        return f"{' '.join(map(str, parts))} context={self.timed + 1} M={rows}"
 
 
 def fastest(times: Times) -> StepPath:

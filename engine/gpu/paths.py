@@ -27,7 +27,8 @@ class StepKernels(Protocol):
     """Kernels that run a network's layers and head.
 
     failed: [1] int32 on the device. Not 0 once a wait inside a kernel has taken too long: what was computed
-    since is worthless, and later launches run through without waiting. max_rows: most rows that a path serves.
+    since is worthless, and later launches run through without waiting. max_rows: most rows that a path
+    serves.
     """
 
     failed: torch.Tensor

@@ -122,7 +122,7 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
 #pragma unroll 1
     for (int j = reader / 2; j < count; j += READERS / 2) {
         const int slot = (chunk + j) % SLOTS, tile = (rank_index() + j * TEAM) * 2 + which;
-        wait_for_chunks<1>(chunk + j);
+        const bool landed = wait_for_chunks<1>(chunk + j);
         uint4* const stage = (uint4*)slot_of(slot) + which * STAGE;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
@@ -130,7 +130,7 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
             attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
         }
         warp_barrier();
-        if (lane < SUBS / 2) arrive(empty_of(slot));  // two warps for all that the barrier counts
+        if (lane < SUBS / 2 && landed) arrive(empty_of(slot));  // two warps for all that the barrier counts
     }
     keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), o, most, total, lane);
 }

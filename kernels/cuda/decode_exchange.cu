@@ -23,15 +23,18 @@ DEVICE bool landed(int chunk) {
     return *number_of(chunk % SLOTS) == chunk && try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
 }
 
-template <int COUNT> DEVICE void wait_for_chunks(int chunk) {
-    bool ready[COUNT];
+// False where they have not come: then their slots are not this block's to give back.
+template <int COUNT> DEVICE bool wait_for_chunks(int chunk) {
+    bool ready[COUNT], all = true;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) ready[i] = landed(chunk + i);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         Wait wait;
         while (!ready[i] && goes_on(wait)) ready[i] = landed(chunk + i);
+        all &= ready[i];
     }
+    return all;
 }
 
 DEVICE void post(const Step& s, int place, int peer, u32 value, u32 tag) {

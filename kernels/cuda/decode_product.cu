@@ -40,21 +40,21 @@ template <int BLOCKS_, bool PAIRED> DEVICE Rows rows_of(int chunk) {
     return rows;
 }
 
-DEVICE void release(int chunk, int count) {
+DEVICE void release(int chunk, int count, bool landed) {
     warp_barrier();
-    if (lane_index() < count) arrive(empty_of((chunk + lane_index()) % SLOTS));
+    if (lane_index() < count && landed) arrive(empty_of((chunk + lane_index()) % SLOTS));
 }
 
 template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int chunk) {
     constexpr int EACH = chunks_of_piece(PAIRED);
-    wait_for_chunks<EACH>(chunk);
+    const bool landed = wait_for_chunks<EACH>(chunk);
     const Rows rows = rows_of<BLOCKS_, PAIRED>(chunk);
 #pragma unroll
     for (int j = 0; j < BLOCKS_; j++) {
         held.upper[j] = *(const uint4*)(rows.at[0] + j * 64);
         held.lower[j] = *(const uint4*)(rows.at[1] + j * 64);
     }
-    release(chunk, EACH);
+    release(chunk, EACH, landed);
 }
 
 // Sums of products, of the weight's row `row` with x's rows 2c and 2c+1, then of the one eight behind it.
@@ -101,14 +101,14 @@ template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, i
         for (int piece = 0; piece < pieces; piece++) {
             const int part = unit * pieces + piece, number = chunk + part * EACH;
             if (part < done) continue;
-            wait_for_chunks<EACH>(number);
+            const bool landed = wait_for_chunks<EACH>(number);
             const Rows rows = rows_of<BLOCKS_, PAIRED>(number);
             Sums sums = {};
 #pragma unroll
             for (int j = 0; j < BLOCKS_; j++)
                 add_block(sums, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
                           x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
-            release(number, EACH);
+            release(number, EACH, landed);
             store_sums(sums, part);
         }
     consumers_meet();

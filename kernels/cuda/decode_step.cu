@@ -9,7 +9,7 @@ enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
 
 // A producer warp: brings every other chunk to the ring, at its pace. Every lane has one.
 struct Producer {
-    int chunk, own, pace;  // own: chunk modulo PRODUCERS
+    int chunk, issued, own, pace;  // issued: behind this warp's last one; own: chunk modulo PRODUCERS
     u32 next;    // cycle before which nothing is copied
     u64 policy;
     bool over;   // nobody takes anything any more
@@ -37,7 +37,9 @@ DEVICE int open_slot(Producer& p, int bytes) {
     }
     p.over = warp_from(p.over, 0);
     p.chunk++;
-    return p.over ? -1 : slot;
+    if (p.over) return -1;
+    p.issued = p.chunk;
+    return slot;
 }
 
 // 16 rows of a weight, K channels of each from `from` on.
@@ -119,16 +121,13 @@ DEVICE void stream_weights(Producer& p, const Step& s, const Layer& layer, int p
     else stream_phase<WIDTH>(p, weights, phase);
 }
 
-// What is on its way comes to this block's memory, which must be there for it. When nobody takes anything any more,
-// nobody can tell either, and a while is enough.
-DEVICE void drain(Producer& p) {
-    if (p.over) {
-        const u64 begun = nanoseconds();
-        while (nanoseconds() - begun < 1000000) sleep_ns(1000);
-        return;
-    }
-    for (int chunk = max(0, p.chunk - SLOTS); chunk < p.chunk; chunk++)
-        if (chunk % PRODUCERS == p.own) wait_for_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
+// What is on its way comes to this block's memory, which must be there for it; it takes microseconds. When nobody takes
+// anything any more, the other producer may have used a slot once more, and a barrier cannot tell: a while is enough.
+DEVICE void drain(const Producer& p) {
+    const u64 begun = nanoseconds();
+    for (int chunk = max(0, p.issued - SLOTS); chunk < p.issued; chunk++)
+        while (chunk % PRODUCERS == p.own && !try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1))
+            if (p.over && nanoseconds() - begun > 1000000) break;
 }
 
 // When block 0 has ended a phase, in cycles; in nanoseconds, the begin and the end of a step.
@@ -233,7 +232,7 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
 #endif
 
     if (thread >= THREADS) {
-        Producer p = {0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
+        Producer p = {0, 0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
         produce(p, s, index, phase, epoch * PER_STEP);
         drain(p);
     }

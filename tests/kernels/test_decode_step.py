@@ -8,8 +8,16 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_shape import Cut, defines, shared_bytes
-from kernels.decode_step import StepMemory, StepNetwork, arguments, launches
+from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.decode_step import (
+    StepMemory,
+    StepNetwork,
+    arguments,
+    cut_of,
+    launches,
+    most_rows,
+    team_of,
+)
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
@@ -206,3 +214,22 @@ def test_a_step_whose_waits_are_given_up_ends_and_the_next_is_right(
     given = case(SMALL, [40, 5])
     memory.bind(given.views)
     same(wanted, emulate(build, cut, net, given, 0, memory))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "width", "inner"),
+    [(16, 16, 128, 2048, 8192), (16, 8, 128, 2048, 6144), (32, 8, 64, 2048, 8192), (32, 8, 128, 4096, 14336)],
+)
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+def test_paths_take_as_many_rows_as_fit_into_a_blocks_memory(
+    heads: int, kv_heads: int, dim: int, width: int, inner: int, kind: WeightKind
+) -> None:
+    """Models that people serve."""
+    model = replace(LLAMA, heads=heads, kv_heads=kv_heads, head_dim=dim, width=width, kind=kind)
+    model = replace(model, inner=inner, padded_inner=inner, head_rows=65536, layers=32)
+    team = team_of(model, 132)
+    assert isinstance(team, int), team
+    for path, most in most_rows(model, team).items():
+        assert most >= 2
+        for rows in range(1, most + 1):
+            assert shared_bytes(model, cut_of(model, path, rows, team)) <= SHARED_LIMIT
