@@ -6,18 +6,18 @@ same bits, and what a row gets depends on neither the other rows nor how many th
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
 from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
-from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, mail_words, shared_bytes
+from kernels.decode_arguments import Matrices, StepArguments, StepMemory, StepNetwork, arguments
+from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.nvrtc import CompileError, compile_many, read_source
-from kernels.quantize import Weight, Weight8
+from kernels.quantize import Weight
 from kernels.step_spec import StepPath, StepSpec
 
 MOST_ROWS = 16
@@ -26,37 +26,9 @@ ROWS: dict[StepPath, tuple[int, ...]] = {"chained": (1, 2, 4, 8, 16), "persisten
 PHASES = ("attention", "o", "mlp in", "mlp out")
 HEAD = len(PHASES)
 WARPS = 8  # that compute; sixteen have too few registers
-LOG2_E = math.log2(math.e)
 PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md
 PACED_BLOCKS = 128
 CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
-
-
-class _Layer(ctypes.Structure):
-    """struct Layer of decode_network.cu."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
-        *((name, ctypes.c_void_p) for name in ("qkv_factors", "o_factors", "in_factors", "out_factors")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
-    )
-
-
-class StepArguments(ctypes.Structure):
-    """struct Step of decode_network.cu. Strides count numbers."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("layers", "head", "head_factors", "final_norm")),
-        *((name, ctypes.c_void_p) for name in ("own", "other", "x")),
-        *((name, ctypes.c_void_p) for name in ("rows", "positions", "tables", "entry_tokens")),
-        *((name, ctypes.c_void_p) for name in ("logits", "entry_positions")),
-        *((name, ctypes.c_void_p) for name in ("stream", "attended", "middle", "inner", "mail")),
-        *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline")),
-        *((name, ctypes.c_longlong) for name in ("x_stride", "table_stride", "logits_stride")),
-        *((name, ctypes.c_longlong) for name in ("page", "page_head")),
-        *((name, ctypes.c_float) for name in ("eps", "qk_scale", "score_scale")),
-        *((name, ctypes.c_int) for name in ("count", "pace")),
-    )
 
 
 def source() -> str:
@@ -64,124 +36,6 @@ def source() -> str:
     parts = ("network", "exchange", "product", "attention", "phases", "step")
     return read_source(
         "primitives.cu", "eight_bits.cu", "attention_tile.cu", *(f"decode_{part}.cu" for part in parts)
-    )
-
-
-Matrices = tuple[Weight, Weight, Weight, Weight]  # qkv, o, mlp in, mlp out
-
-
-@dataclass(frozen=True, slots=True)
-class StepNetwork:
-    """What a step reads of a network. layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table
-    [positions, head_dim] float32 (kernels.rope)."""
-
-    spec: StepSpec
-    layers: Sequence[Matrices]
-    head: Weight
-    final_norm: torch.Tensor | None
-    own: torch.Tensor
-    other: torch.Tensor
-
-
-@dataclass(slots=True)
-class StepMemory:
-    """What all kernels of one network share on one device.
-
-    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
-    epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block ended each phase.
-    """
-
-    layers: torch.Tensor
-    exchange: dict[str, torch.Tensor]
-    failed: torch.Tensor
-    epoch: torch.Tensor
-    arrived: torch.Tensor
-    timeline: torch.Tensor
-
-    @classmethod
-    def allocate(cls, network: StepNetwork, team: int, rows: int, device: torch.device) -> "StepMemory":
-        """rows: most entries of a step."""
-        spec = network.spec
-
-        def words(count: int) -> torch.Tensor:
-            return torch.zeros(count, dtype=torch.int64, device=device)
-
-        mail = team * spec.kv_heads * mail_words(spec, Cut(rows, team, 16, 4))
-        exchange = {
-            "stream": words(rows * spec.width // 2),
-            "attended": words(rows * spec.heads * spec.head_dim // 2),
-            "middle": words(rows * spec.width // 2),
-            "inner": words(rows * spec.inner // 2),
-            "mail": words(mail),
-        }
-        failed, epoch, arrived = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1, 0))
-        layers = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
-        for row, weights in zip(layers, network.layers, strict=True):
-            row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
-            row[4:8] = torch.tensor([_factors(weight) for weight in weights])
-        timeline = words(spec.layers * EXCHANGES + 4)
-        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline)
-
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
-        where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
-        self.layers[:, 8:].copy_(torch.tensor(where, dtype=torch.int64))
-
-
-def _values(weight: Weight) -> torch.Tensor:
-    return weight.values if isinstance(weight, Weight8) else weight
-
-
-def _factors(weight: Weight) -> int:
-    return weight.scales.data_ptr() if isinstance(weight, Weight8) else 0
-
-
-def arguments(
-    network: StepNetwork,
-    memory: StepMemory,
-    page: torch.Tensor,
-    *,
-    x: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    tables: torch.Tensor,
-    logits: torch.Tensor,
-    entry_tokens: torch.Tensor,
-    entry_positions: torch.Tensor,
-    pace: int,
-) -> StepArguments:
-    """A launch's parameters. page: keys of any layer, for its strides."""
-    spec, head = network.spec, network.head
-    norm = network.final_norm
-    return StepArguments(
-        layers=memory.layers.data_ptr(),
-        head=_values(head).data_ptr(),
-        head_factors=_factors(head),
-        final_norm=0 if norm is None else norm.data_ptr(),
-        own=network.own.data_ptr(),
-        other=network.other.data_ptr(),
-        x=x.data_ptr(),
-        rows=rows.data_ptr(),
-        positions=positions.data_ptr(),
-        tables=tables.data_ptr(),
-        entry_tokens=entry_tokens.data_ptr(),
-        logits=logits.data_ptr(),
-        entry_positions=entry_positions.data_ptr(),
-        **{name: words.data_ptr() for name, words in memory.exchange.items()},
-        failed=memory.failed.data_ptr(),
-        epoch=memory.epoch.data_ptr(),
-        arrived=memory.arrived.data_ptr(),
-        timeline=memory.timeline.data_ptr(),
-        x_stride=x.stride(0),
-        table_stride=tables.stride(0),
-        logits_stride=logits.stride(0),
-        page=page.stride(0),
-        page_head=page.stride(2),
-        eps=spec.eps,
-        qk_scale=spec.qk_scale,
-        score_scale=spec.head_dim**-0.5 * LOG2_E,
-        count=x.size(0),
-        pace=pace,
     )
 
 
@@ -272,6 +126,7 @@ class StepKernels:
             cuts = [
                 cut_of(self.network.spec, path, r, self.team) for r in ROWS[path] if r <= self.max_rows[path]
             ]
+            cuts += [cut for cut in (replace(c, clustered=True) for c in cuts) if self._may_cluster(cut)]
             constants = [defines(self.network.spec, cut) for cut in cuts]
             compile_many(source(), "decode_step", architecture(self.device), constants)()
             self._compiled.add(path)
@@ -299,7 +154,8 @@ class StepKernels:
         found = self._forms.get(plain)
         if found is None:
             clustered = replace(plain, clustered=True)
-            found = clustered if self._clusters_fit(clustered) else plain
+            fits = self._may_cluster(clustered) and self._clusters_fit(clustered)
+            found = clustered if fits else plain
             kernel = self._kernel(found)
             kernel.require_resident(self._grid, found.threads, self.team if found.clustered else 1)
             self._forms[plain] = found
@@ -309,20 +165,21 @@ class StepKernels:
     def _grid(self) -> int:
         return self.team * self.network.spec.kv_heads
 
-    def _clusters_fit(self, cut: Cut) -> bool:
-        """Whether all teams can be clusters at one time. The driver knows once the kernel is there; more than
-        CLUSTERED_SHARE never do, for clusters do not cross the chip's parts: of an H200, 15 of 8 blocks.
+    def _may_cluster(self, cut: Cut) -> bool:
+        """Whether all teams may fit as clusters at one time. More than CLUSTERED_SHARE of the blocks never
+        do, for clusters do not cross the chip's parts: of an H200, 15 of 8 blocks.
         """
-        spec = self.network.spec
         limit = SHARED_LIMIT if cut.blocks == 1 else SHARED_LIMIT // 2 - 1024
-        if self.team == 1 or shared_bytes(spec, cut) > limit:
-            return False
-        if self._grid > CLUSTERED_SHARE * cut.blocks * self.multiprocessors:
-            return False
+        most = CLUSTERED_SHARE * cut.blocks * self.multiprocessors
+        return self.team > 1 and self._grid <= most and shared_bytes(self.network.spec, cut) <= limit
+
+    def _clusters_fit(self, cut: Cut) -> bool:
+        """Whether they do, which the driver knows once the kernel is there."""
         try:
-            return self._kernel(cut).active_clusters(self.team, cut.threads) >= spec.kv_heads
+            fitting = self._kernel(cut).active_clusters(self.team, cut.threads)
         except (CompileError, DriverError):
             return False
+        return fitting >= self.network.spec.kv_heads
 
     def _kernel(self, cut: Cut) -> Kernel:
         found = self._kernels.get(cut)

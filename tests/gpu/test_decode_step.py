@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels.decode_arguments import StepNetwork, arguments
 from kernels.decode_shape import Cut
-from kernels.decode_step import StepKernels, StepNetwork, arguments, cut_of
+from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, network

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kernels.decode_step import StepMemory, StepNetwork
+from kernels.decode_arguments import StepMemory, StepNetwork
 from kernels.quantize import Weight, Weight8, dequantize, quantize
 from kernels.rope import rope_table, rotation_table
 from kernels.step_spec import StepSpec

@@ -8,16 +8,9 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
+from kernels.decode_arguments import StepMemory, StepNetwork, arguments
 from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
-from kernels.decode_step import (
-    StepMemory,
-    StepNetwork,
-    arguments,
-    cut_of,
-    launches,
-    most_rows,
-    team_of,
-)
+from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode

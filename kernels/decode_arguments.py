@@ -1,0 +1,162 @@
+"""What the kernels of a whole decode step are given (struct Step of kernels/cuda/decode_network.cu).
+
+That is a network's addresses, the memory through which blocks meet, and a step's own inputs.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels.decode_shape import EXCHANGES, Cut, mail_words
+from kernels.quantize import Weight, Weight8
+from kernels.step_spec import StepSpec
+
+LOG2_E = math.log2(math.e)
+
+
+class _Layer(ctypes.Structure):
+    """struct Layer of decode_network.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
+        *((name, ctypes.c_void_p) for name in ("qkv_factors", "o_factors", "in_factors", "out_factors")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class StepArguments(ctypes.Structure):
+    """struct Step of decode_network.cu. Strides count numbers."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "head", "head_factors", "final_norm")),
+        *((name, ctypes.c_void_p) for name in ("own", "other", "x")),
+        *((name, ctypes.c_void_p) for name in ("rows", "positions", "tables", "entry_tokens")),
+        *((name, ctypes.c_void_p) for name in ("logits", "entry_positions")),
+        *((name, ctypes.c_void_p) for name in ("stream", "attended", "middle", "inner", "mail")),
+        *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline")),
+        *((name, ctypes.c_longlong) for name in ("x_stride", "table_stride", "logits_stride")),
+        *((name, ctypes.c_longlong) for name in ("page", "page_head")),
+        *((name, ctypes.c_float) for name in ("eps", "qk_scale", "score_scale")),
+        *((name, ctypes.c_int) for name in ("count", "pace")),
+    )
+
+
+Matrices = tuple[Weight, Weight, Weight, Weight]  # qkv, o, mlp in, mlp out
+
+
+@dataclass(frozen=True, slots=True)
+class StepNetwork:
+    """What a step reads of a network. layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table
+    [positions, head_dim] float32 (kernels.rope)."""
+
+    spec: StepSpec
+    layers: Sequence[Matrices]
+    head: Weight
+    final_norm: torch.Tensor | None
+    own: torch.Tensor
+    other: torch.Tensor
+
+
+@dataclass(slots=True)
+class StepMemory:
+    """What all kernels of one network share on one device.
+
+    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
+    epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block ended each phase.
+    """
+
+    layers: torch.Tensor
+    exchange: dict[str, torch.Tensor]
+    failed: torch.Tensor
+    epoch: torch.Tensor
+    arrived: torch.Tensor
+    timeline: torch.Tensor
+
+    @classmethod
+    def allocate(cls, network: StepNetwork, team: int, rows: int, device: torch.device) -> "StepMemory":
+        """rows: most entries of a step."""
+        spec = network.spec
+
+        def words(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int64, device=device)
+
+        mail = team * spec.kv_heads * mail_words(spec, Cut(rows, team, 16, 4))
+        exchange = {
+            "stream": words(rows * spec.width // 2),
+            "attended": words(rows * spec.heads * spec.head_dim // 2),
+            "middle": words(rows * spec.width // 2),
+            "inner": words(rows * spec.inner // 2),
+            "mail": words(mail),
+        }
+        failed, epoch, arrived = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1, 0))
+        layers = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
+        for row, weights in zip(layers, network.layers, strict=True):
+            row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
+            row[4:8] = torch.tensor([_factors(weight) for weight in weights])
+        timeline = words(spec.layers * EXCHANGES + 4)
+        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline)
+
+    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
+        where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
+        self.layers[:, 8:].copy_(torch.tensor(where, dtype=torch.int64))
+
+
+def _values(weight: Weight) -> torch.Tensor:
+    return weight.values if isinstance(weight, Weight8) else weight
+
+
+def _factors(weight: Weight) -> int:
+    return weight.scales.data_ptr() if isinstance(weight, Weight8) else 0
+
+
+def arguments(
+    network: StepNetwork,
+    memory: StepMemory,
+    page: torch.Tensor,
+    *,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    tables: torch.Tensor,
+    logits: torch.Tensor,
+    entry_tokens: torch.Tensor,
+    entry_positions: torch.Tensor,
+    pace: int,
+) -> StepArguments:
+    """A launch's parameters. page: keys of any layer, for its strides."""
+    spec, head = network.spec, network.head
+    norm = network.final_norm
+    return StepArguments(
+        layers=memory.layers.data_ptr(),
+        head=_values(head).data_ptr(),
+        head_factors=_factors(head),
+        final_norm=0 if norm is None else norm.data_ptr(),
+        own=network.own.data_ptr(),
+        other=network.other.data_ptr(),
+        x=x.data_ptr(),
+        rows=rows.data_ptr(),
+        positions=positions.data_ptr(),
+        tables=tables.data_ptr(),
+        entry_tokens=entry_tokens.data_ptr(),
+        logits=logits.data_ptr(),
+        entry_positions=entry_positions.data_ptr(),
+        **{name: words.data_ptr() for name, words in memory.exchange.items()},
+        failed=memory.failed.data_ptr(),
+        epoch=memory.epoch.data_ptr(),
+        arrived=memory.arrived.data_ptr(),
+        timeline=memory.timeline.data_ptr(),
+        x_stride=x.stride(0),
+        table_stride=tables.stride(0),
+        logits_stride=logits.stride(0),
+        page=page.stride(0),
+        page_head=page.stride(2),
+        eps=spec.eps,
+        qk_scale=spec.qk_scale,
+        score_scale=spec.head_dim**-0.5 * LOG2_E,
+        count=x.size(0),
+        pace=pace,
+    )
