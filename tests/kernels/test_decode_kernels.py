@@ -16,7 +16,7 @@ from tests.kernels.decode_cases import LLAMA, SMALL, Case, case, network
 
 @dataclass
 class Notes:
-    """clusters: how many fit at one time. compiled: the constants of each form that was loaded. ahead: of those
+    """clusters: how many fit at one time. compiled: constants of each form that was loaded. ahead: of those
     that were compiled before. launched: grid, threads, cluster, layer and phase of each launch; counts: its
     entries.
     """
