@@ -129,7 +129,7 @@ def assert_close(actual: torch.Tensor, exact: torch.Tensor) -> None:
 __all__ = ["DEVICE", "Paged", "assert_close", "exact_attention", "fused_queries", "ints", "paged", "poisoned"]
 
 
-def also_eight_bits(cases: Iterable[tuple[object, ...]], every: int = 3) -> list[ParameterSet]:
+def also_eight_bits(cases: Iterable[tuple[object, ...]], every: int = 5) -> list[ParameterSet]:
     """Cases, each over keys and values in full (False behind it) and in eight bits (True). Of the latter
     every so manieth is quick, and the others are slow: the same lines read the eight bits in each.
     """

@@ -152,6 +152,7 @@ def test_how_a_prompt_came_does_not_count(
     check(ours, ours.run(WAYS[way]), expected)
 
 
+@pytest.mark.slow  # attention alone is tested in each run
 def test_answers_are_nearly_those_over_keys_and_values_in_full(
     model: GPT, expected: tuple[Steps, dict[int, torch.Tensor]]
 ) -> None:
@@ -159,6 +160,7 @@ def test_answers_are_nearly_those_over_keys_and_values_in_full(
     assert 1e-4 < off(expected[1], whole) < 6e-2
 
 
+@pytest.mark.slow
 def test_a_row_goes_on_in_a_cache_that_has_grown(
     model: GPT, expected: tuple[Steps, dict[int, torch.Tensor]]
 ) -> None:

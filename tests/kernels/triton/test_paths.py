@@ -445,7 +445,7 @@ def serve(
 @pytest.mark.parametrize(
     ("path", "max_chunk"),
     [
-        ("chained", None),
+        pytest.param("chained", None, marks=pytest.mark.slow),
         ("persistent", 1),
         pytest.param("persistent", None, marks=pytest.mark.slow),
         pytest.param("chained", 1, marks=pytest.mark.slow),

@@ -169,6 +169,7 @@ def test_programs_share_long_contexts(heads: int, kv_heads: int, dtype: torch.dt
     check(LONG, heads, kv_heads, dtype=dtype, config=SPLIT, slots=64, before=2, unused=1)
 
 
+@pytest.mark.slow
 def test_programs_share_long_contexts_of_eight_bits() -> None:
     check(LONG[1:], 4, 1, config=SPLIT, slots=64, before=2, unused=1, eight_bits=True)
 
