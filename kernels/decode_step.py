@@ -69,12 +69,7 @@ def most_rows(spec: StepSpec, team: int) -> dict[StepPath, int]:
     def fits(path: StepPath, rows: int) -> bool:
         return shared_bytes(spec, cut_of(spec, path, rows, team)) <= SHARED_LIMIT
 
-    return {
-        path: max(
-            (r for r in rows if shared_bytes(spec, cut_of(spec, path, r, team)) <= SHARED_LIMIT), default=0
-        )
-        for path, rows in ROWS.items()
-    }
+    return {path: max((r for r in rows if fits(path, r)), default=0) for path, rows in ROWS.items()}
 
 
 class StepKernels:

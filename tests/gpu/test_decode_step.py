@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.decode_arguments import StepNetwork, arguments
+from kernels.decode_arguments import StepNetwork
 from kernels.decode_shape import Cut
 from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
-from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, network
+from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, arguments_of, case, expected, network
 
 DEVICE = torch.device("cuda")
 POSITIONS = [37, 0, -1, 95]
@@ -25,19 +25,7 @@ def kernels_for(net: StepNetwork) -> StepKernels:
 def run(kernels: StepKernels, cut: Cut, given: Case, times: int = 1) -> Case:
     """A step, or several of the same inputs, in one form; what it writes is in `given`."""
     kernels.bind(given.views)
-    step = arguments(
-        kernels.network,
-        kernels.memory,
-        given.views[0][0],
-        x=given.x,
-        rows=given.rows,
-        positions=given.positions,
-        tables=given.tables,
-        logits=given.logits,
-        entry_tokens=given.entry_tokens,
-        entry_positions=given.entry_positions,
-        pace=1,
-    )
+    step = arguments_of(kernels.network, kernels.memory, given)
     for _ in range(times):
         kernels.launch(cut, step)
     torch.cuda.synchronize()
@@ -127,10 +115,12 @@ def test_a_step_that_has_failed_ends() -> None:
     for cut in forms(kernels, 4):
         wanted = run(kernels, cut, case(SMALL, POSITIONS, device="cuda"))
         kernels.failed.fill_(1)
+        steps = int(kernels.memory.epoch)
         given = case(SMALL, POSITIONS, device="cuda")
         kernels.bind(given.views)
         with pytest.raises(AssertionError):
             run(kernels, cut, given)
+        assert int(kernels.memory.epoch) == steps + 1  # every block has come to its end
         kernels.failed.zero_()
         same(wanted, run(kernels, cut, case(SMALL, POSITIONS, device="cuda")))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kernels.decode_arguments import StepMemory, StepNetwork
+from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork, arguments
 from kernels.quantize import Weight, Weight8, dequantize, quantize
 from kernels.rope import rope_table, rotation_table
 from kernels.step_spec import StepSpec
@@ -30,6 +30,20 @@ WIDE = replace(SMALL, width=256, heads=4, inner=512, padded_inner=512)
 LLAMA = replace(
     SMALL, heads=4, kv_heads=2, width=128, inner=208, padded_inner=256, activation="swiglu", order="rope"
 )
+
+# The model of the benchmarks, and a Llama of its size.
+D32 = replace(
+    SMALL,
+    width=2048,
+    inner=8192,
+    padded_inner=8192,
+    heads=16,
+    kv_heads=16,
+    head_dim=128,
+    head_rows=65536,
+    layers=32,
+)
+LLAMA_D32 = replace(D32, kv_heads=8, inner=5504, padded_inner=6144, activation="swiglu", order="rope")
 
 
 def network(spec: StepSpec, seed: int = 0, device: str = "cpu") -> StepNetwork:
@@ -194,3 +208,20 @@ def memory_of(net: StepNetwork, given: Case, team: int, rows: int) -> StepMemory
     made = StepMemory.allocate(net, team, rows, given.x.device)
     made.bind(given.views)
     return made
+
+
+def arguments_of(net: StepNetwork, memory: StepMemory, given: Case) -> StepArguments:
+    """What a launch over a case gets; the case must stay alive."""
+    return arguments(
+        net,
+        memory,
+        given.views[0][0],
+        x=given.x,
+        rows=given.rows,
+        positions=given.positions,
+        tables=given.tables,
+        logits=given.logits,
+        entry_tokens=given.entry_tokens,
+        entry_positions=given.entry_positions,
+        pace=1,
+    )

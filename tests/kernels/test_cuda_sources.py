@@ -12,6 +12,7 @@ from kernels.nvrtc import SOURCES, CompileError, Nvrtc, compile_cubin, compile_m
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.cubin import resources
+from tests.kernels.decode_cases import D32, LLAMA_D32
 from tests.optional import missing
 
 ARCHITECTURES = ("sm_90a", "sm_100a")
@@ -61,30 +62,13 @@ def cluster_cases() -> Iterator[Case]:
 
 def decode_cases() -> Iterator[Case]:
     """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other."""
-    d32 = StepSpec(
-        width=2048,
-        inner=8192,
-        padded_inner=8192,
-        heads=16,
-        kv_heads=16,
-        head_dim=128,
-        head_rows=65536,
-        layers=32,
-        eps=1e-6,
-        activation="relu2",
-        order="rope_norm",
-        qk_scale=1.0,
-        kind="bf16",
-        block_size=16,
-    )
-    llama = replace(d32, kv_heads=8, inner=5504, padded_inner=6144, activation="swiglu", order="rope")
     forms: list[tuple[StepSpec, StepPath, int]] = [
-        *((d32, "persistent", rows) for rows in (4, 2, 1)),
-        (replace(d32, kind="int8"), "chained", 2),
-        *((d32, "chained", rows) for rows in (1, 4)),
-        (replace(llama, kind="fp8"), "persistent", 4),
-        (llama, "persistent", 2),
-        *((d32, "chained", rows) for rows in (8, 16)),
+        *((D32, "persistent", rows) for rows in (4, 2, 1)),
+        (replace(D32, kind="int8"), "chained", 2),
+        *((D32, "chained", rows) for rows in (1, 4)),
+        (replace(LLAMA_D32, kind="fp8"), "persistent", 4),
+        (LLAMA_D32, "persistent", 2),
+        *((D32, "chained", rows) for rows in (8, 16)),
     ]
     for spec, path, rows in forms:
         team = decode_step.team_of(spec, 132)

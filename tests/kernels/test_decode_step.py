@@ -8,13 +8,23 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_arguments import StepMemory, StepNetwork, arguments
+from kernels.decode_arguments import StepMemory, StepNetwork
 from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
-from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, case, expected, memory_of, network
+from tests.kernels.decode_cases import (
+    LLAMA,
+    SMALL,
+    WIDE,
+    Case,
+    arguments_of,
+    case,
+    expected,
+    memory_of,
+    network,
+)
 
 RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
 CHAINED = Cut(rows=1, team=2, warps=8, slots=4, blocks=2, resident=False)
@@ -41,19 +51,7 @@ def run(
     nanoseconds: int = 1,
 ) -> None:
     """Every launch of a step. nanoseconds: that a round of the emulation takes by the device's clock."""
-    step = arguments(
-        net,
-        memory,
-        given.views[0][0],
-        x=given.x,
-        rows=given.rows,
-        positions=given.positions,
-        tables=given.tables,
-        logits=given.logits,
-        entry_tokens=given.entry_tokens,
-        entry_positions=given.entry_positions,
-        pace=1,
-    )
+    step = arguments_of(net, memory, given)
     library, before, shared = build(net.spec, cut), int(memory.epoch), shared_bytes(net.spec, cut)
     for index, phase in launches(net.spec, cut):
         time = ctypes.c_longlong(nanoseconds)
