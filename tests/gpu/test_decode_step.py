@@ -10,7 +10,7 @@ from kernels.decode_shape import Cut
 from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
-from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, arguments_of, case, expected, network
+from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, arguments_of, case, expected, network, poison
 
 DEVICE = torch.device("cuda")
 POSITIONS = [37, 0, -1, 95]
@@ -19,7 +19,9 @@ EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 255, 256, 257, 1023, 1500, 3000]
 
 
 def kernels_for(net: StepNetwork) -> StepKernels:
-    return StepKernels(net.spec, net.layers, net.head, net.final_norm, net.own, net.other, DEVICE)
+    made = StepKernels(net.spec, net.layers, net.head, net.final_norm, net.own, net.other, DEVICE)
+    poison(made.memory)
+    return made
 
 
 def run(kernels: StepKernels, cut: Cut, given: Case, times: int = 1) -> Case:

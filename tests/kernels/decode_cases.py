@@ -204,8 +204,15 @@ def expected(net: StepNetwork, given: Case) -> tuple[torch.Tensor, list[torch.Te
     return x @ _full(net.head).cpu().T, new
 
 
+def poison(memory: StepMemory) -> None:
+    """Words of the exchange are NaNs with a tag that no step has: each must be written before it is read."""
+    for words in memory.exchange.values():
+        words.fill_(-1)
+
+
 def memory_of(net: StepNetwork, given: Case, team: int, rows: int) -> StepMemory:
     made = StepMemory.allocate(net, team, rows, given.x.device)
+    poison(made)
     made.bind(given.views)
     return made
 
