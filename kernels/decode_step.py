@@ -220,10 +220,11 @@ class StepKernels:
         )
         self.launch(self._form(path, x.size(0)), given)
 
-    def launch(self, cut: Cut, given: StepArguments) -> None:
-        """Queues the kernels of a step that is cut so."""
+    def launch(self, cut: Cut, given: StepArguments, only: Sequence[tuple[int, int]] | None = None) -> None:
+        """Queues the kernels of a step that is cut so. only: those of a chain that are wanted, by layer and
+        phase."""
         kernel, cluster = self._kernel(cut), self.team if cut.clustered else 1
-        for index, phase in launches(self.network.spec, cut):
+        for index, phase in launches(self.network.spec, cut) if only is None else only:
             layer, which = ctypes.c_int(index), ctypes.c_int(phase)
             places = (ctypes.c_void_p * 3)(*(ctypes.addressof(a) for a in (given, layer, which)))
             kernel.launch(self._grid, cut.threads, places, cluster=cluster, pdl=True)

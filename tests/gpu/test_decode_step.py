@@ -10,7 +10,18 @@ from kernels.decode_shape import Cut
 from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
-from tests.kernels.decode_cases import LLAMA, SMALL, WIDE, Case, arguments_of, case, expected, network, poison
+from tests.kernels.decode_cases import (
+    LLAMA,
+    SMALL,
+    WIDE,
+    Case,
+    arguments_of,
+    case,
+    check_phases,
+    expected,
+    network,
+    poison,
+)
 
 DEVICE = torch.device("cuda")
 POSITIONS = [37, 0, -1, 95]
@@ -74,6 +85,23 @@ def test_every_form_gives_the_same_bits(spec: StepSpec, kind: WeightKind, rows: 
     assert len(new) == net.spec.layers
     for other in results[1:]:
         same(results[0], other)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
+@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_every_phase(spec: StepSpec, kind: WeightKind, rows: int) -> None:
+    net = network(served(spec, kind), device="cuda")
+    kernels, given = kernels_for(net), case(net.spec, (POSITIONS * 4)[:rows], device="cuda")
+    kernels.bind(given.views)
+    cut, step = cut_of(net.spec, "chained", rows, kernels.team), arguments_of(net, kernels.memory, given)
+
+    def launch(index: int, phase: int) -> None:
+        kernels.launch(cut, step, [(index, phase)])
+        torch.cuda.synchronize()
+        assert int(kernels.failed) == 0
+
+    check_phases(net, given, kernels.memory, launch)
 
 
 @pytest.mark.parametrize("position", EDGES)

@@ -1,11 +1,12 @@
 """Small networks for kernels/cuda/decode_step.cu, and what their steps must give."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork, arguments
-from kernels.quantize import Weight, Weight8, dequantize, quantize
+from kernels.quantize import Weight, Weight8, in_pairs, quantize
 from kernels.rope import rope_table, rotation_table
 from kernels.step_spec import StepSpec
 
@@ -152,56 +153,136 @@ def case(spec: StepSpec, positions: list[int], seed: int = 1, device: str = "cpu
 
 
 def _full(weight: Weight) -> torch.Tensor:
-    return dequantize(weight).double() if isinstance(weight, Weight8) else weight.double()
+    if not isinstance(weight, Weight8):
+        return weight.double()
+    return in_pairs(weight.values).double() * weight.scales.double()[:, None]
 
 
 def _norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def attended_of(
+    net: StepNetwork, given: Case, index: int, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64: what the attention of layer `index` makes of the live entries' x [entries, width], and their
+    new keys and values [2, entries, kv_heads, head_dim]. Everything on the CPU."""
+    spec, live = net.spec, live_entries(given)
+    group, dim = spec.heads // spec.kv_heads, spec.head_dim
+    product = _norm(x, spec.eps) @ _full(net.layers[index][0]).cpu().T
+    q, k, v = product.view(len(live), -1, dim).split([spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+    at = given.positions[live].long().cpu()
+    own, other = net.own.cpu().double()[at][:, None], net.other.cpu().double()[at][:, None]
+
+    def turned(part: torch.Tensor) -> torch.Tensor:
+        left, right = part.chunk(2, dim=-1)
+        rotated = part * own + torch.cat((right, left), -1) * other
+        return (_norm(rotated, spec.eps) if spec.order == "rope_norm" else rotated) * spec.qk_scale
+
+    q, k = turned(q), turned(k)
+    new = torch.stack((k, v))
+    attended = torch.zeros(len(live), spec.heads, dim, dtype=torch.float64)
+    for place, entry in enumerate(live):
+        position = int(given.positions[entry])
+        blocks = given.tables[int(given.rows[entry])].long().cpu()
+        pages = given.pages[index].cpu()[:, blocks]
+        old = pages.transpose(2, 3).reshape(2, -1, spec.kv_heads, dim)[:, :position]
+        keys, values = torch.cat((old.double(), new[:, place][:, None]), dim=1)
+        keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
+        weights = (torch.einsum("hd,thd->ht", q[place], keys) * dim**-0.5).softmax(-1)
+        attended[place] = torch.einsum("ht,thd->hd", weights, values)
+    return attended.flatten(1), new
+
+
+def inner_of(net: StepNetwork, index: int, middle: torch.Tensor) -> torch.Tensor:
+    """float64 [entries, inner] of `middle` [entries, width]: norm, first product of the MLP, activation."""
+    inner = _norm(middle, net.spec.eps) @ _full(net.layers[index][2]).cpu().T
+    if net.spec.activation != "swiglu":
+        return inner.relu().square()
+    gate, up = inner.view(len(middle), -1, 2, 8).unbind(2)
+    return (torch.nn.functional.silu(gate) * up).flatten(1)
+
+
+def logits_of(net: StepNetwork, x: torch.Tensor) -> torch.Tensor:
+    """float64 [entries, head_rows] of x [entries, width]."""
+    x = _norm(x, net.spec.eps)
+    if net.final_norm is not None:
+        x = x * net.final_norm.double().cpu()
+    return x @ _full(net.head).cpu().T
+
+
+def output_of(net: StepNetwork, index: int, attended: torch.Tensor) -> torch.Tensor:
+    """float64 [entries, width]: what attention adds to the residual stream."""
+    return attended @ _full(net.layers[index][1]).cpu().T
+
+
+def down_of(net: StepNetwork, index: int, inner: torch.Tensor) -> torch.Tensor:
+    """float64 [entries, width]: what the MLP adds."""
+    return inner @ _full(net.layers[index][3]).cpu().T[: net.spec.inner]
+
+
+def live_entries(given: Case) -> list[int]:
+    return [int(entry) for entry in (given.rows >= 0).nonzero()[:, 0]]
+
+
 def expected(net: StepNetwork, given: Case) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """float64: logits of the live entries, and the new keys and values of each layer [2, entries, kv_heads,
     head_dim]. Everything on the CPU."""
-    spec = net.spec
-    live = (given.rows >= 0).nonzero()[:, 0].tolist()
+    x = given.x[live_entries(given)].double().cpu()
+    found: list[torch.Tensor] = []
+    for index in range(net.spec.layers):
+        attended, new = attended_of(net, given, index, x)
+        found.append(new)
+        x = x + output_of(net, index, attended)
+        x = x + down_of(net, index, inner_of(net, index, x))
+    return logits_of(net, x), found
+
+
+def stored_of(spec: StepSpec, given: Case, index: int) -> torch.Tensor:
+    """float64 [2, entries, kv_heads, head_dim]: what the pages have for the live entries' tokens."""
+    found = []
+    for entry in live_entries(given):
+        position, row = int(given.positions[entry]), int(given.rows[entry])
+        block = int(given.tables[row, position // spec.block_size])
+        found.append(given.pages[index][:, block, :, position % spec.block_size].double().cpu())
+    return torch.stack(found, dim=1)
+
+
+def check_phases(
+    net: StepNetwork, given: Case, memory: StepMemory, launch: Callable[[int, int], None]
+) -> None:
+    """Each kernel of a chained step against float64 of what it was given, so that only its own roundings are
+    between them. launch: runs the kernel of a layer and phase to its end.
+    """
+    spec, live = net.spec, live_entries(given)
+
+    def words(name: str, channels: int) -> torch.Tensor:
+        """What the blocks have given to each other: of eight bytes the first two numbers."""
+        part = memory.exchange[name][: given.x.size(0) * channels // 2].view(torch.bfloat16)
+        return part.view(-1, channels // 2, 4)[live, :, :2].flatten(1).double().cpu()
+
+    def near(found: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
+        off = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert off.max() < most, off
+
     x = given.x[live].double().cpu()
-    new: list[torch.Tensor] = []
-    group, dim = spec.heads // spec.kv_heads, spec.head_dim
-    for (qkv, o, mlp_in, mlp_out), memory in zip(net.layers, given.pages, strict=True):
-        product = _norm(x, spec.eps) @ _full(qkv).cpu().T
-        heads = product.view(len(live), -1, dim)
-        q, k, v = heads.split([spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
-        at = given.positions[live].long().cpu()
-        own, other = net.own.cpu().double()[at][:, None], net.other.cpu().double()[at][:, None]
-
-        def turned(part: torch.Tensor, own: torch.Tensor = own, other: torch.Tensor = other) -> torch.Tensor:
-            left, right = part.chunk(2, dim=-1)
-            rotated = part * own + torch.cat((right, left), -1) * other
-            return (_norm(rotated, spec.eps) if spec.order == "rope_norm" else rotated) * spec.qk_scale
-
-        q, k = turned(q), turned(k)
-        new.append(torch.stack((k, v)))
-        attended = torch.zeros(len(live), spec.heads, dim, dtype=torch.float64)
-        for index, entry in enumerate(live):
-            position = int(given.positions[entry])
-            blocks = given.tables[int(given.rows[entry])].long().cpu()
-            old = memory.cpu()[:, blocks].transpose(2, 3).reshape(2, -1, spec.kv_heads, dim)[:, :position]
-            keys, values = torch.cat((old.double(), new[-1][:, index][:, None]), dim=1)
-            keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
-            weights = (torch.einsum("hd,thd->ht", q[index], keys) * dim**-0.5).softmax(-1)
-            attended[index] = torch.einsum("ht,thd->hd", weights, values)
-        x = x + attended.flatten(1) @ _full(o).cpu().T
-        inner = _norm(x, spec.eps) @ _full(mlp_in).cpu().T
-        if spec.activation == "swiglu":
-            gate, up = inner.view(len(live), -1, 2, 8).unbind(2)
-            inner = (torch.nn.functional.silu(gate) * up).flatten(1)
-        else:
-            inner = inner.relu().square()
-        x = x + inner @ _full(mlp_out).cpu().T[: spec.inner]
-    x = _norm(x, spec.eps)
-    if net.final_norm is not None:
-        x = x * net.final_norm.double().cpu()
-    return x @ _full(net.head).cpu().T, new
+    for index in range(spec.layers):
+        launch(index, 0)
+        wanted, new = attended_of(net, given, index, x)
+        attended = words("attended", spec.heads * spec.head_dim)
+        near(stored_of(spec, given, index), new, 6e-3)  # rotated, normalised and scaled, rounded each time
+        near(attended, wanted, 8e-3)
+        launch(index, 1)
+        middle = words("middle", spec.width)
+        near(middle, x + output_of(net, index, attended), 2.5e-3)
+        launch(index, 2)
+        inner = words("inner", spec.inner)
+        near(inner, inner_of(net, index, middle), 2.5e-3)
+        launch(index, 3)
+        x = words("stream", spec.width)
+        near(x, middle + down_of(net, index, inner), 2.5e-3)
+    launch(spec.layers, 4)
+    near(given.logits[live].double().cpu(), logits_of(net, x), 4e-3)
 
 
 def poison(memory: StepMemory) -> None:

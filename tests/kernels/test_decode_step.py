@@ -8,7 +8,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_arguments import StepMemory, StepNetwork
+from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork
 from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
@@ -21,9 +21,12 @@ from tests.kernels.decode_cases import (
     Case,
     arguments_of,
     case,
+    check_phases,
     expected,
+    live_entries,
     memory_of,
     network,
+    stored_of,
 )
 
 RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
@@ -51,13 +54,26 @@ def run(
     nanoseconds: int = 1,
 ) -> None:
     """Every launch of a step. nanoseconds: that a round of the emulation takes by the device's clock."""
-    step = arguments_of(net, memory, given)
-    library, before, shared = build(net.spec, cut), int(memory.epoch), shared_bytes(net.spec, cut)
+    step, before = arguments_of(net, memory, given), int(memory.epoch)
     for index, phase in launches(net.spec, cut):
-        time = ctypes.c_longlong(nanoseconds)
-        status = library.emulate(shared, ctypes.byref(step), index, phase, seed, time)
-        assert status == 0, library.failure()
+        emulate_launch(build, cut, net, step, index, phase, seed, nanoseconds)
     assert int(memory.epoch) == before + 1
+
+
+def emulate_launch(
+    build: Build,
+    cut: Cut,
+    net: StepNetwork,
+    step: StepArguments,
+    index: int,
+    phase: int,
+    seed: int = 0,
+    nanoseconds: int = 1,
+) -> None:
+    library, shared = build(net.spec, cut), shared_bytes(net.spec, cut)
+    time = ctypes.c_longlong(nanoseconds)
+    status = library.emulate(shared, ctypes.byref(step), index, phase, seed, time)
+    assert status == 0, library.failure()
 
 
 def emulate(
@@ -72,17 +88,12 @@ def emulate(
 
 def check(net: StepNetwork, given: Case) -> None:
     """Logits, keys and values, and positions of a step that has run, against float64."""
-    spec, live = net.spec, (given.rows >= 0).nonzero()[:, 0].tolist()
     logits, new = expected(net, given)
-    off = (given.logits[live].double() - logits).norm() / logits.norm()
+    off = (given.logits[live_entries(given)].double() - logits).norm() / logits.norm()
     assert off < 2e-2, off
-    for memory, (keys, values) in zip(given.pages, new, strict=True):
-        for index, entry in enumerate(live):
-            position, row = int(given.positions[entry]), int(given.rows[entry])
-            block, slot = int(given.tables[row, position // spec.block_size]), position % spec.block_size
-            for part, wanted in ((memory[0], keys), (memory[1], values)):
-                found = part[block, :, slot].double()
-                assert (found - wanted[index]).norm() / wanted[index].norm() < 2e-2
+    for index, wanted in enumerate(new):
+        off = (stored_of(net.spec, given, index) - wanted).norm(dim=(-1, -2)) / wanted.norm(dim=(-1, -2))
+        assert off.max() < 2e-2
     positions = torch.where(given.entry_tokens >= 0, given.positions + 1, 0)
     assert torch.equal(given.entry_positions, positions.int())
 
@@ -113,6 +124,16 @@ def test_one_row(build: Build, spec: StepSpec, cut: Cut) -> None:
     check(net, emulate(build, cut, net, case(spec, [37])))
 
 
+def widened(spec: StepSpec, kind: WeightKind) -> StepSpec:
+    """As wide as weights of eight bits need it."""
+    if kind == "bf16":
+        return spec
+    inner = 1024 if spec == WIDE else 2 * spec.inner
+    padded = max(512, spec.padded_inner * 2)
+    width = 512 if spec == WIDE else 256
+    return replace(spec, kind=kind, width=width, heads=width // 64, inner=inner, padded_inner=padded)
+
+
 POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several chunks for each rank
 
 
@@ -126,17 +147,30 @@ POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several c
 def test_a_chain_gives_the_bits_of_the_resident_kernel(
     build: Build, spec: StepSpec, kind: WeightKind
 ) -> None:
-    if kind != "bf16":
-        inner = 1024 if spec == WIDE else 2 * spec.inner
-        padded = max(512, spec.padded_inner * 2)
-        width = 512 if spec == WIDE else 256
-        spec = replace(spec, kind=kind, width=width, heads=width // 64, inner=inner, padded_inner=padded)
-    net = network(spec)
+    net = network(widened(spec, kind))
     resident, chained = (replace(cut, rows=4) for cut in (RESIDENT, CHAINED))
     first = emulate(build, resident, net, case(net.spec, POSITIONS))
     check(net, first)
     second = emulate(build, chained, net, case(net.spec, POSITIONS), seed=3)
     same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    some(
+        ((f"{name}-{kind}", spec, kind) for name, spec in SPECS.items() for kind in KINDS),
+        {"wide-bf16", "nanochat-int8", "llama-fp8"},
+    ),
+)
+def test_every_phase(build: Build, spec: StepSpec, kind: WeightKind) -> None:
+    net = network(widened(spec, kind))
+    given, cut = case(net.spec, POSITIONS), replace(CHAINED, rows=4)
+    memory = memory_of(net, given, cut.team, cut.rows)
+
+    def launch(index: int, phase: int) -> None:
+        emulate_launch(build, cut, net, arguments_of(net, memory, given), index, phase)
+
+    check_phases(net, given, memory, launch)
 
 
 def same(first: Case, second: Case) -> None:
