@@ -29,7 +29,9 @@ says it of all of them.
 
 `kernels.stubs` describes the two kernels that may be yours. Ours can be named, too:
 `--use-clustered-attention-kernel --clustered-attention-impl kernels.clustered_attention`,
-`--use-persistent-decode-kernel --persistent-decode-impl kernels.persistent_decode`.
+`--use-persistent-decode-kernel --persistent-decode-impl kernels.persistent_decode`. On a GPU the latter is
+the resident kernel of [decode.md](decode.md), as with `--decode-path persistent`: steps of more rows than it
+takes go by the network's own kernels. Elsewhere it is that kernel's reference.
 
 What a flag gains is measured by `benchmarks.flags`: the row that adds it, against the row before. Rows
 without CUDA graphs vary by a quarter from run to run: a smaller difference there is within noise. No gain is

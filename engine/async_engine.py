@@ -22,7 +22,7 @@ from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
 from engine.decoder import Decoder, weight_of
 from engine.estimator import default_stretch
-from engine.fastpath import refuse, refuse_path
+from engine.fastpath import refuse, refuse_path, resident_path
 from engine.flags import Resolved, Setting, check_weights, resolve
 from engine.messages import (
     Delta,
@@ -321,9 +321,12 @@ def _build(
     """Kernels of the user's own are called by the plain runner, on whatever device."""
     weight = weight_of(model)
     refuse(flags, weight.device.type, weight.dtype)
+    config = msgspec.structs.replace(
+        config, decode_path=resident_path(flags, weight.device.type, config.decode_path)
+    )
     if config.decode_path in ("chained", "persistent"):
         refuse_path(config.decode_path, flags, weight.device.type)
-    if weight.device.type == "cuda" and not flags.hooked:
+    if weight.device.type == "cuda" and not flags.hooked("cuda"):
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
 
         prompts = passages(tokenizer, model.config.vocab_size) if flags.values.use_te_weight_only else []

@@ -69,9 +69,9 @@ def build(
     hooks = KernelHooks.of(flags.values)
     weight = weight_of(model)
     device, dtype = weight.device, weight.dtype
-    way = _way(model, config, stored, flags.hooked)
+    way = _way(model, config, stored, flags.hooked(device.type))
     cached = dtype if way.compiled is None else torch.bfloat16
-    kv_format(config.kv_dtype, cached, device, flags.hooked)
+    kv_format(config.kv_dtype, cached, device, flags.hooked(device.type))
     max_rows = config.max_rows or DEFAULT_ROWS
     block_size = config.block_size or model.config.kv_block_size or DEFAULT_BLOCK_SIZE
     max_model_len = most_tokens(model.config, config.max_model_len)
@@ -92,7 +92,7 @@ def build(
         runner, rows = _plain(model, way.rounded, cache, sizes, config, terminal_ids, hooks)
         weights_bytes = step_bytes = 0
     try:
-        if flags.hooked:
+        if flags.hooked(device.type):
             rehearse(runner, strict=True)
         return Backend(
             runner=runner,

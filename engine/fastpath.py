@@ -7,6 +7,7 @@ import torch
 
 from engine.backend import Feature, short
 from engine.flags import ABOUT, TE_NATIVE, FastPathFlags, Resolved, check_packages
+from engine.messages.config import DecodePathName
 from kernels import te
 
 Outcome = tuple[str, str]  # what is used, and why
@@ -32,11 +33,11 @@ def refuse(flags: Resolved, device: str, dtype: torch.dtype) -> None:
             continue
         if device != "cuda":
             raise FlagUnavailable(f"{name} was asked for, but needs a CUDA device, and this is a {device}")
-        if flags.hooked:
+        if flags.hooked(device):
             raise FlagUnavailable(f"{name} was asked for, but {PLAIN}")
     clustered = values.use_clustered_attention_kernel
     asked = "use_cta_clustering" in flags.asked and values.use_cta_clustering
-    if asked and not clustered and (device != "cuda" or flags.hooked):
+    if asked and not clustered and (device != "cuda" or flags.hooked(device)):
         raise FlagUnavailable(
             "use_cta_clustering was asked for, but here only a function of yours takes the hint "
             "(use_clustered_attention_kernel)"
@@ -47,8 +48,22 @@ def refuse_path(asked: str, flags: Resolved, device: str) -> None:
     """Raises FlagUnavailable for a decode path that no runner but the GPU's own has."""
     if device != "cuda":
         raise FlagUnavailable(f"decode_path is {asked}, but needs a CUDA device, and this is a {device}")
-    if flags.hooked:
+    if flags.hooked(device):
         raise FlagUnavailable(f"decode_path is {asked}, but {PLAIN}")
+
+
+def resident_path(flags: Resolved, device: str, asked: DecodePathName) -> DecodePathName:
+    """The decode path of an engine on this kind of device: "persistent" where `persistent_decode_impl` names
+    the resident kernel, else the one that was asked for. Raises FlagUnavailable where these are at odds.
+    """
+    if not flags.resident or device != "cuda":
+        return asked
+    if asked not in ("auto", "persistent"):
+        raise FlagUnavailable(
+            f"decode_path {asked} excludes persistent_decode_impl {flags.values.persistent_decode_impl}, "
+            "which is the path persistent"
+        )
+    return "persistent"
 
 
 def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
@@ -59,7 +74,7 @@ def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
     check_packages(flags.values)
     if device != "cuda":
         raise FlagUnavailable(f"use_te_weight_only needs a CUDA device, and this is a {device}")
-    if flags.hooked:
+    if flags.hooked(device):
         raise FlagUnavailable(f"use_te_weight_only excludes kernels of your own: {PLAIN}")
     if dtype not in te.FULL.values():
         raise FlagUnavailable(
@@ -91,7 +106,7 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
     value = getattr(values, name)
     if ABOUT[name].where == "training":
         return OFF, "is about the dense forward of training"
-    if ABOUT[name].where == "cuda" and (device != "cuda" or flags.hooked):
+    if ABOUT[name].where == "cuda" and (device != "cuda" or flags.hooked(device)):
         return OFF, "needs a CUDA device" if device != "cuda" else PLAIN
     match name:
         case "use_padded_attention":
@@ -106,7 +121,9 @@ def _outcome(name: str, flags: Resolved, device: str, block_size: int) -> Outcom
             return OFF, "use_te_weight_only is off"
         case "allow_kernel_stub_fallback":
             return (
-                (str(value), "as asked") if value and flags.hooked else (OFF, "no kernel of yours is wanted")
+                (str(value), "as asked")
+                if value and flags.hooked(device)
+                else (OFF, "no kernel of yours is wanted")
             )
         case "clustered_attention_impl" | "persistent_decode_impl":
             return (value, "imported") if value else (OFF, "not given")

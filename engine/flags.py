@@ -139,6 +139,8 @@ FAST: dict[str, Setting] = {
     "enable_persistent_decode": True,
     "use_cta_clustering": True,
 }
+# Names of our own kernel of whole decode steps.
+RESIDENT = ("kernels.persistent_decode", "kernels.persistent_decode:persistent_decode_step")
 _HOOKS = {
     "clustered_attention_impl": "use_clustered_attention_kernel",
     "persistent_decode_impl": "use_persistent_decode_kernel",
@@ -184,9 +186,20 @@ class Resolved:
         return f"{value} (model)" if name in self.hinted else "auto"
 
     @property
-    def hooked(self) -> bool:
-        """Whether some kernel is the user's own."""
-        return self.values.use_clustered_attention_kernel or self.values.use_persistent_decode_kernel
+    def resident(self) -> bool:
+        """Whether `persistent_decode_impl` names ours, which on a GPU is the kernel of --decode-path
+        persistent, and its reference elsewhere.
+        """
+        values = self.values
+        ours = values.persistent_decode_impl in RESIDENT
+        return ours and values.use_persistent_decode_kernel and not values.use_clustered_attention_kernel
+
+    def hooked(self, device: str) -> bool:
+        """Whether some kernel is the user's own on this kind of device."""
+        values = self.values
+        if self.resident and device == "cuda":
+            return False
+        return values.use_clustered_attention_kernel or values.use_persistent_decode_kernel
 
 
 def check_weights(weight_dtype: str, flags: FastPathFlags) -> None:
@@ -245,10 +258,11 @@ def resolve(
             raise ValueError(f"{impl} does nothing without {use}")
     if model is not None and asked.get("te_include_mlp") and not values.use_te_weight_only:
         raise ValueError("te_include_mlp does nothing without use_te_weight_only")
-    if values.use_persistent_decode_kernel and asked.get("use_cuda_graphs"):
+    resolved = Resolved(values, frozenset(asked), frozenset(own))
+    if values.use_persistent_decode_kernel and asked.get("use_cuda_graphs") and not resolved.resident:
         raise ValueError("use_cuda_graphs excludes use_persistent_decode_kernel: its calls are not captured")
     if values.use_clustered_attention_kernel and asked.get("use_cuda_graphs"):
         raise ValueError(
             "use_cuda_graphs excludes use_clustered_attention_kernel: its calls are not captured"
         )
-    return Resolved(values, frozenset(asked), frozenset(own))
+    return resolved

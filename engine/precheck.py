@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from engine.fastpath import refuse, refuse_path
+from engine.fastpath import refuse, refuse_path, resident_path
 from engine.flags import resolve
 from engine.hooks import KernelHooks
 from engine.kv8 import kv_format
@@ -36,9 +36,10 @@ def verdict(asked: dict[str, object]) -> str:
         resolved = resolve(None, profile, ours)  # type: ignore[arg-type]
         refuse(resolved, kind, dtype)
         if asked.get("kv_dtype") == "fp8":
-            kv_format("fp8", dtype, torch.device(device), resolved.hooked)
-        if asked.get("decode_path", "auto") not in ("auto", "graph"):
-            refuse_path(str(asked["decode_path"]), resolved, kind)
+            kv_format("fp8", dtype, torch.device(device), resolved.hooked(kind))
+        path = resident_path(resolved, kind, asked.get("decode_path", "auto"))  # type: ignore[arg-type]
+        if path not in ("auto", "graph"):
+            refuse_path(path, resolved, kind)
         KernelHooks.of(resolved.values)
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything while it is imported
         own = isinstance(error, ValueError | ImportError | AttributeError | TypeError)

@@ -1,4 +1,8 @@
-"""Reference of the persistent decode hook: one step of any model over the paged cache, in plain torch."""
+"""Reference of the persistent decode hook: one step of any model over the paged cache, in plain torch.
+
+On a GPU an engine that is told to use this one uses the resident kernel instead (kernels.decode_step), by its
+path "persistent".
+"""
 
 from collections.abc import Callable
 from typing import Protocol

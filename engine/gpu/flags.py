@@ -59,7 +59,14 @@ def outcomes(
         "enable_persistent_decode": _persistent(flags, bool(graphs)),
         "use_flash_sdp": _flash_sdp(flags, backend.name),
         **_clusters(flags, backend, decode),
+        **_resident(flags),
     }
+
+
+def _resident(flags: Resolved) -> dict[str, Outcome]:
+    if not flags.resident:
+        return {}
+    return {"use_persistent_decode_kernel": ("on", "the resident kernel, as with --decode-path persistent")}
 
 
 def _uncaptured(attention: AttentionBackend) -> str:

@@ -114,6 +114,17 @@ async def test_a_forced_path_serves_what_it_can(
         await engine.close()
 
 
+async def test_the_seeds_flag_asks_for_the_resident_kernel(model: GPT | Llama) -> None:
+    flags = {"use_persistent_decode_kernel": True, "persistent_decode_impl": "kernels.persistent_decode"}
+    engine = await serving(model, "auto", flags=flags)
+    try:
+        assert set(runner_of(engine).network.paths.table.values()) == {"persistent"}
+        rows = {name: used for name, _, used, _ in engine.info.features}
+        assert rows["use_persistent_decode_kernel"] == "on" and rows["decode path M=1"] == "persistent"
+    finally:
+        await engine.close()
+
+
 @both
 @pytest.mark.parametrize("weights", ["auto", "int8", "fp8"])
 async def test_steps_write_what_the_networks_own_kernels_write(

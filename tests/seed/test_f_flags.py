@@ -7,7 +7,7 @@ from app.__main__ import command_line
 from app.checks import check
 from app.settings.options import UsageError
 from benchmarks.flag_modes import MODES
-from engine import fastpath
+from engine import fastpath, precheck
 from engine.config import GPTConfig
 from engine.detect import assume
 from engine.flags import ABOUT, DEFAULTS, FastPathFlags, Setting, check_flags, resolve
@@ -254,6 +254,44 @@ def test_rows_of_a_gpu_say_what_a_hook_leaves_out() -> None:
             fastpath.refuse(resolve(None, "fast", both), "cuda", torch.bfloat16)
     plain = {name: used for name, _, used, _ in fastpath.flag_rows(resolve(None, "fast", {}), "cuda", 16, {})}
     assert plain["te_weight_dtype"] == plain["allow_kernel_stub_fallback"] == "off"
+
+
+OURS = {"use_persistent_decode_kernel": True, "persistent_decode_impl": "kernels.persistent_decode"}
+
+
+def test_our_decode_kernel_is_a_path_of_the_gpu() -> None:
+    """On a CPU it is a function that is called as another's is."""
+    for impl in ("kernels.persistent_decode", "kernels.persistent_decode:persistent_decode_step"):
+        ours = resolve(None, "fast", OURS | {"persistent_decode_impl": impl, "use_cuda_graphs": True})
+        assert not ours.hooked("cuda") and ours.hooked("cpu")
+        fastpath.refuse(ours, "cuda", torch.bfloat16)
+        for asked in ("auto", "persistent"):
+            assert fastpath.resident_path(ours, "cuda", asked) == "persistent"
+            assert fastpath.resident_path(ours, "cpu", asked) == asked
+        for asked in ("graph", "chained"):
+            with pytest.raises(
+                fastpath.FlagUnavailable, match=f"decode_path {asked}.*persistent_decode_impl"
+            ):
+                fastpath.resident_path(ours, "cuda", asked)
+    asked = {"profile": "fast", "flags": OURS, "device": "cpu", "dtype": "float32", "decode_path": "graph"}
+    assert precheck.verdict(asked) == ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        OURS | {"persistent_decode_impl": "kernels.clustered_attention:clustered_attention"},
+        OURS | {"use_clustered_attention_kernel": True},
+        {"use_persistent_decode_kernel": True, "allow_kernel_stub_fallback": True},
+    ],
+    ids=["another's", "beside another's attention", "the fallback"],
+)
+def test_other_kernels_are_called(flags: dict[str, Setting]) -> None:
+    resolved = resolve(None, "fast", flags)
+    assert resolved.hooked("cuda")
+    assert fastpath.resident_path(resolved, "cuda", "graph") == "graph"
+    with pytest.raises(fastpath.FlagUnavailable, match="decode_path is persistent"):
+        fastpath.refuse_path("persistent", resolved, "cuda")
 
 
 async def test_a_setting_and_its_flag_must_agree(model: GPT) -> None:
