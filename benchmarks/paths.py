@@ -165,7 +165,7 @@ async def broken_down(engine: AsyncEngine, row: PathRow, vocabulary: int, new: i
     runner = engine.backend.runner
     assert isinstance(runner, GpuRunner)
     kernels = runner.network.paths.kernels
-    if row.served == "persistent" and isinstance(kernels, Timeline):
+    if row.served != "graph" and isinstance(kernels, Timeline):
         own = kernels.phase_times()
         found += [Phase(row.path, row.streams, "layer", name, 1e3 * ms) for name, ms in own.items()]
     return found

@@ -6,6 +6,11 @@
 constexpr int PER_STEP = LAYERS * EXCHANGES + EXCHANGES;  // tags of a step
 constexpr int ALL_THREADS = THREADS + PRODUCERS * 32;
 enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
+#ifdef RESIDENT
+constexpr bool WHOLE = true;
+#else
+constexpr bool WHOLE = false;
+#endif
 
 // A producer warp: brings every other chunk to the ring, at its pace. Every lane has one.
 struct Producer {
@@ -130,9 +135,10 @@ DEVICE void drain(const Producer& p) {
             if (p.over && nanoseconds() - begun > 1000000) break;
 }
 
-// When block 0 has ended a phase, in cycles; in nanoseconds, the begin and the end of a step.
+// When block 0 has ended a phase: in cycles, or in nanoseconds where its next phase may be on another multiprocessor.
+// In nanoseconds, the begin and the end of a step.
 DEVICE void mark(const Step& s, int index) {
-    if (block_index() == 0 && thread_index() == 0) s.timeline[index] = cycles();
+    if (block_index() == 0 && thread_index() == 0) s.timeline[index] = WHOLE ? cycles() : nanoseconds();
 }
 DEVICE void mark_time(const Step& s, int which) {
     if (block_index() == 0 && thread_index() == 0) s.timeline[LAYERS * EXCHANGES + 2 + which] = nanoseconds();
@@ -159,8 +165,6 @@ DEVICE void run_phase(const Step& s, int index, int phase, int& chunk, u32 tag) 
 }
 
 #ifdef RESIDENT
-constexpr bool WHOLE = true;
-
 DEVICE void produce(Producer& p, const Step& s, int, int, u32) {
     Layer next = s.layers[0];
 #pragma unroll 1
@@ -190,8 +194,6 @@ DEVICE void consume(const Step& s, int, int, u32 base) {
     mark_time(s, 1);
 }
 #else
-constexpr bool WHOLE = false;
-
 DEVICE void produce(Producer& p, const Step& s, int index, int phase, u32 base) {
     const Layer layer = s.layers[phase == LAST ? 0 : index];
     stream_weights(p, s, layer, phase);
@@ -206,7 +208,12 @@ DEVICE void produce(Producer& p, const Step& s, int index, int phase, u32 base) 
 
 DEVICE void consume(const Step& s, int index, int phase, u32 base) {
     int chunk = 0;
+    if (index == 0 && phase == ATTENTION) {
+        mark(s, 0);
+        mark_time(s, 0);
+    }
     run_phase(s, index, phase, chunk, base + index * EXCHANGES);
+    if (phase == LAST) mark_time(s, 1);
 }
 #endif
 

@@ -9,7 +9,7 @@ from kernels.decode_arguments import StepNetwork
 from kernels.decode_shape import Cut
 from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
-from kernels.step_spec import StepSpec
+from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
     LLAMA,
     SMALL,
@@ -155,10 +155,11 @@ def test_a_step_that_has_failed_ends() -> None:
         same(wanted, run(kernels, cut, case(SMALL, POSITIONS, device="cuda")))
 
 
-def test_the_phases_times_add_up() -> None:
+@pytest.mark.parametrize("path", ["persistent", "chained"])
+def test_the_phases_times_add_up(path: StepPath) -> None:
     net = network(SMALL, device="cuda")
     kernels = kernels_for(net)
-    run(kernels, cut_of(SMALL, "persistent", 1, kernels.team), case(SMALL, [20], device="cuda"), times=3)
+    run(kernels, cut_of(SMALL, path, 1, kernels.team), case(SMALL, [20], device="cuda"), times=3)
     times = kernels.phase_times()
     assert set(times) == {"attention", "o", "mlp in", "mlp out", "head"}
     assert all(ms >= 0 for ms in times.values()) and 0 < sum(times.values()) < 1000

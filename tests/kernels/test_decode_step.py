@@ -9,7 +9,7 @@ import torch
 from _pytest.mark import ParameterSet
 
 from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork
-from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
@@ -153,6 +153,20 @@ def test_a_chain_gives_the_bits_of_the_resident_kernel(
     check(net, first)
     second = emulate(build, chained, net, case(net.spec, POSITIONS), seed=3)
     same(first, second)
+
+
+@pytest.mark.parametrize("cut", [RESIDENT, CHAINED], ids=["resident", "chained"])
+def test_phases_leave_when_they_ended(build: Build, cut: Cut) -> None:
+    net = network(SMALL)
+    given, cut = case(SMALL, [40, 5]), replace(cut, rows=2)
+    memory = memory_of(net, given, cut.team, cut.rows)
+    memory.timeline.fill_(-1)
+    emulate(build, cut, net, given, memory=memory)
+    *ends, begun, ended = memory.timeline.tolist()
+    assert len(ends) == SMALL.layers * EXCHANGES + 2
+    assert min(ends) >= 0 and min(begun, ended) >= 0
+    if cut.resident:  # the clock here begins anew with each launch
+        assert ends == sorted(ends) and begun <= ended
 
 
 @pytest.mark.parametrize(
