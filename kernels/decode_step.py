@@ -128,9 +128,10 @@ class StepKernels:
         self._form(path, rows)
 
     def phase_times(self) -> dict[str, float]:
-        """Milliseconds that the phases of an average layer took one block in the last step; each ends when the
-        block has given what others wait for, so waiting counts for the phase behind, and so does what a chain
-        gains by starting a phase before the one in front of it has ended.
+        """Milliseconds that the phases of an average layer took one block in the last step.
+
+        Each ends when the block has given what others wait for, so waiting counts for the phase behind, and
+        so does what a chain gains by starting a phase before the one in front of it has ended.
         """
         marks = self.memory.timeline.tolist()
         begun, ended = marks[-2:]

@@ -16,6 +16,7 @@ from tests.app.server_process import GOLDEN, SERVE_ECHO, Server, gone, serving, 
 from tests.app.test_drain import read_event
 from tests.app.test_supervisor import ask as submit
 from tests.app.test_supervisor import until as soon
+from tests.tiers import tiered
 
 MODEL = ["--", "--model", str(GOLDEN / "tokenizer")]
 ECHO = str(Path(__file__).with_name("echo_worker.py"))
@@ -106,7 +107,7 @@ async def test_silence_shows_within_two_seconds_though_the_socket_is_full() -> N
 
 @pytest.mark.parametrize(
     ("prompt", "flags"),
-    [(STUCK, ["--step-timeout", "1"]), (FLOOD, ["--engine-hang-timeout", "2"])],
+    tiered([(STUCK, ["--step-timeout", "1"]), (FLOOD, ["--engine-hang-timeout", "2"])], {0}),
     ids=["a step without end", "silence"],
 )
 def test_the_watchdogs_times_can_be_set(prompt: int, flags: list[str]) -> None:

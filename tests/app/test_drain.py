@@ -11,6 +11,7 @@ import pytest
 
 from tests.app.echo_worker import CRASH, HOLD, PACED
 from tests.app.server_process import GOLDEN, SERVE_ECHO, gone, serving, until
+from tests.tiers import tiered
 
 MODEL = ["--", "--model", str(GOLDEN / "tokenizer")]
 
@@ -115,7 +116,7 @@ def test_a_killed_server_leaves_no_orphan() -> None:
         until(lambda: gone(child))
 
 
-WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+WORKERS = pytest.mark.parametrize("workers", tiered(["1", "2"], {1}))
 
 
 @WORKERS

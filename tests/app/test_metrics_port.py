@@ -22,6 +22,7 @@ from tests.app.server_process import (
     serving,
     until,
 )
+from tests.tiers import tiered
 
 MODEL = ["--", "--model", str(GOLDEN / "tokenizer")]
 
@@ -52,7 +53,7 @@ def metrics_port(server: Server) -> int:
     raise AssertionError("no line names the port")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", tiered([1, 2], {1}))
 def test_it_answers_for_all_front_ends(workers: int) -> None:
     flags = ["--api-workers", str(workers), "--metrics-port", "0"]
     with serving([*SERVE_ECHO, *MODEL], *flags) as server:

@@ -16,6 +16,7 @@ import pytest
 from app.processes.notify import Notifier, watchdog_seconds
 from tests.app.echo_worker import FREEZE
 from tests.app.server_process import DEADLINE, GOLDEN, SERVE_ECHO, serving, until
+from tests.tiers import tiered
 
 MODEL = ["--", "--model", str(GOLDEN / "tokenizer")]
 
@@ -108,7 +109,7 @@ def test_a_manager_that_is_gone_is_no_reason_to_stop(tmp_path: Path) -> None:
     notifier.stopping()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", tiered(["1", "2"], {1}))
 def test_a_server_tells_its_life(tmp_path: Path, workers: str) -> None:
     with listening(str(tmp_path / "notify")) as manager:
         environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1200000"}

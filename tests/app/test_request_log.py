@@ -25,6 +25,7 @@ from engine.messages import Finish, Frame, Request, SamplingParams, Started, Str
 from tests.app.scripted_engine import ScriptedEngine, byte_template, byte_tokenizer, says
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, Server, environment, until
 from tests.app.serving import served
+from tests.tiers import tiered
 
 LOGGED = HttpSettings(access_log=True)
 _info = ScriptedEngine().info
@@ -231,7 +232,7 @@ def start(error: int | None, out: int, tmp_path: Path) -> "subprocess.Popen[byte
     )
 
 
-@pytest.mark.parametrize("fault", ["full disk", "closed", "nobody reads", "reader gone"])
+@pytest.mark.parametrize("fault", tiered(["full disk", "closed", "nobody reads", "reader gone"], {0, 2}))
 def test_the_service_goes_on_without_its_log(fault: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]

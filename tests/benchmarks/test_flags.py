@@ -20,6 +20,7 @@ def test_the_table_of_flags_is_up_to_date() -> None:
     assert DOCS.read_text() == table(), "python -m benchmarks.flag_table > docs/flags.md"
 
 
+@pytest.mark.slow
 def test_b1_b2_b10_w1_w3_w4_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows B1, B2, B10, W1, W3 and W4: rows in the seed's order; what is not there says so."""
     out = tmp_path / "flags.json"

@@ -9,6 +9,7 @@ from benchmarks.http.soak import PARTS, soak
 from tests.engine.golden import G1
 
 
+@pytest.mark.slow
 async def test_idle_streams() -> None:
     row = await idle(64, 0.3)
     assert row["idle_streams"] == 64 and row["busy_streams"] == BUSY

@@ -12,6 +12,7 @@ import pytest
 from tests.app.server_process import Server
 from tests.e2e.api import Answer, Api, connected, random_prompt, stopped, until
 from tests.e2e.conftest import start
+from tests.tiers import tiered
 
 CHUNK = 8
 ROWS = 3
@@ -66,7 +67,7 @@ async def check_freed(api: Api, disconnects: float) -> None:
     assert await api.metric("fastpath_disconnects_total") == disconnects + 1
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("stream", tiered([True, False], {0}), ids=["stream", "plain"])
 @pytest.mark.parametrize("phase", ["prefilling", "decoding"])
 async def test_row_and_blocks_are_free_within_a_step(
     api: Api, server: Server, phase: str, stream: bool
@@ -97,7 +98,7 @@ async def test_row_and_blocks_are_free_within_a_step(
     await check_freed(api, disconnects)
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("stream", tiered([True, False], {0}), ids=["stream", "plain"])
 async def test_leaving_the_queue(
     api: Api, server: Server, undisturbed: list[tuple[object, ...]], stream: bool
 ) -> None:

@@ -10,6 +10,7 @@ from tests.app.server_process import Server
 from tests.e2e.api import Answer, Api
 from tests.e2e.conftest import start
 from tests.engine.golden import GOLDEN
+from tests.tiers import tiered
 
 # Every chunk size and every block size once; 17 usable blocks hold the longest request and little else.
 SERVERS = {
@@ -24,7 +25,7 @@ Case = tuple[list[int], list[int]]  # prompt, greedy tokens
 
 @pytest.fixture(
     scope="module",
-    params=[(golden, flags) for golden in ("g1", "g5") for flags in SERVERS],
+    params=tiered([((golden, flags),) for golden in ("g1", "g5") for flags in SERVERS], {0, 3, 5, 6}),
     ids=lambda param: f"{param[0]}, {param[1]}",
 )
 def golden(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Server]]:

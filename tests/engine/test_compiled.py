@@ -363,6 +363,7 @@ for kind in KINDS:
 """
 
 
+@pytest.mark.slow
 def test_who_compiles_answers_as_who_loads(tmp_path: Path) -> None:
     """In a cache that is damaged, too."""
     first, second = (run(DIGEST.format(damage=n == 0), NUMBA_CACHE_DIR=str(tmp_path)) for n in range(2))

@@ -22,6 +22,7 @@ from kernels.quantize import Kind8, rounded
 from tests.engine.checkpoints import GENERATIONS, make_model
 from tests.engine.golden import G1, GOLDEN, expected
 from tests.engine.serving import Ask, answers, started
+from tests.tiers import tiered
 from training.conversations.tales import plain_story
 
 both = pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -66,7 +67,7 @@ def loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
 
 
-@both
+@pytest.mark.parametrize("kind", tiered(["int8", "fp8"], {1}))
 @torch.no_grad()
 def test_the_loss_of_a_trained_model(kind: Kind8) -> None:
     """The embedded one, on thousands of tokens: of sixty, single words decide the loss. Its file holds int8

@@ -17,6 +17,7 @@ from engine.text import load_tokenizer
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
 from tests.engine.serving import Answer, Ask, answers, read, started
+from tests.tiers import tiered
 
 TOKENIZER = load_tokenizer(G1 / "tokenizer")
 TOOL_START, TOOL_END = (TOKENIZER.encode_special(f"<|python_{side}|>") for side in ("start", "end"))
@@ -135,7 +136,7 @@ async def ask_and_perhaps_leave(engine: AsyncEngine, ask: Ask, rng: random.Rando
     return result
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", tiered(range(12), range(6)))
 async def test_whatever_comes_together(
     seed: int, reference: list[list[tuple[object, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from tests.optional import missing
 
 
+@pytest.mark.slow
 def test_no_step_needs_a_kernel_that_was_not_rehearsed(tmp_path: Path) -> None:
     if find_spec("triton") is None:
         missing("needs triton")

@@ -357,6 +357,7 @@ def check_timed_out(service: Service, socks: Sequence[socket.socket]) -> None:
         assert is_closed(sock, service.clock())
 
 
+@pytest.mark.slow
 def test_34_slow_clients_are_cut_off(tiny_model: Path) -> None:
     with (
         launch(tiny_model, "--header-timeout", "1", "--body-timeout", "1.5") as service,

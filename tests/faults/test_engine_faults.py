@@ -202,6 +202,7 @@ def test_41_the_engine_hangs(steady_model: Path) -> None:
         check_dead_and_back(service, engine, service.clock())
 
 
+@pytest.mark.slow
 def test_41_a_step_does_not_end(steady_model: Path) -> None:
     """The heart beats on, but work is there and no step ends."""
     with (
@@ -246,6 +247,7 @@ def test_41_an_engine_that_keeps_dying_ends_the_server(tiny_model: Path) -> None
         assert service.process.wait(30) == 1, service.logged()[-SHOWN:]
 
 
+@pytest.mark.slow
 def test_41_whoever_was_told_nothing_is_no_worse(steady_model: Path) -> None:
     """A request without a byte of answer gets its answer from the next engine, or a status to try again."""
     with launch(steady_model, "--batch-size", "1") as service, unharmed(service, told=True):

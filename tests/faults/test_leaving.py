@@ -210,6 +210,7 @@ def test_38_a_reader_of_one_byte_a_second(long_model: Path) -> None:
         assert rss(engine) - before[1] < 64_000_000
 
 
+@pytest.mark.slow
 def test_38_a_reader_that_has_stopped(long_model: Path) -> None:
     """The same within a second: the send timeout is short, and nothing is read at all."""
     with launch(long_model, "--send-timeout", "1", "--max-model-len", "8192") as service, unharmed(service):

@@ -162,6 +162,7 @@ def overload(service: Service, measured: float, seconds: float) -> None:
     assert goodput > 0.9 * capacity
 
 
+@pytest.mark.slow
 def test_39_the_queue_is_full(limited: Service) -> None:
     """No more than the queue holds is let in, and every other request is told when to come again."""
     with unharmed(limited):

@@ -16,6 +16,7 @@ from tests.faults.harness import Service
 from tests.static.chat_page import ChatPage
 from tests.static.conftest import CHROMIUM_FLAGS, find_chromium
 from tests.static.main_thread import task_times
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.browser
 
@@ -97,7 +98,7 @@ def attack(browser: Browser, plain: Service) -> Attack:
     return attack
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", tiered(ATTACKS, range(0, len(ATTACKS), 3)))
 def test_45_an_answer_that_attacks_the_page(
     attack: Attack, service: Service, plain: Service, name: str
 ) -> None:

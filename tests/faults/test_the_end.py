@@ -33,6 +33,7 @@ PROMPTLY = 2.0  # seconds beyond the drain's time
 AT_ONCE = 3.0
 
 
+@pytest.mark.slow
 def test_43_sigterm_with_eight_running_and_twenty_queued(steady_model: Path) -> None:
     """Every answer that has begun is whole; one that has not may be told to come again, never cut."""
     flags = ("--batch-size", str(RUNNING), "--drain-timeout", str(DRAIN))
@@ -68,6 +69,7 @@ def test_43_sigterm_with_eight_running_and_twenty_queued(steady_model: Path) -> 
             assert sum(map(len, ids)) == TOKENS
 
 
+@pytest.mark.slow
 def test_43_sigterm_with_a_stuck_upload(tiny_model: Path) -> None:
     with launch(tiny_model, "--drain-timeout", "1") as service:
         with unharmed(service):
@@ -135,6 +137,7 @@ def test_44_the_disk_is_full(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.slow
 def test_44_an_output_that_is_closed(tiny_model: Path, stream: str, tmp_path: Path) -> None:
     """A pipe whose reader has gone: the first write of the server would end a careless one."""
     log = tmp_path / "log"
@@ -178,6 +181,7 @@ def found_port(service: Service) -> bool:
     return service.port > 0
 
 
+@pytest.mark.slow
 def test_44_the_clock_jumps_and_no_name_is_known(tiny_model: Path) -> None:
     flags = ("--wild-clock", "--no-names", "--drain-timeout", "5")
     with launch(tiny_model, *flags, program=SERVE_FAULTY) as service:

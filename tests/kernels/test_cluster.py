@@ -24,6 +24,7 @@ from kernels.cluster import (
 )
 from tests.kernels.cluster_cases import Batch, stretches, twin
 from tests.kernels.conftest import HostCode
+from tests.tiers import tiered
 
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16)
 Build = Callable[[Shape, Variant], ctypes.CDLL]
@@ -227,7 +228,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", tiered([(case,) for case in CASES], {1, 3, 4, 8}), ids=str)
 def test_equals_float64_and_its_twin(case: tuple[object, ...], build: Build) -> None:
     heads, kv_heads, head_dim, block, heads_first, cluster, warps, window, contexts = case
     shape, variant = Shape(heads, kv_heads, head_dim, block), Variant(cluster, warps, 1)  # type: ignore[arg-type]
@@ -244,6 +245,7 @@ def test_equals_float64_and_its_twin(case: tuple[object, ...], build: Build) -> 
             torch.testing.assert_close(batch.out[entry], mine, rtol=2**-7, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_threads_order_does_not_matter(build: Build) -> None:
     """Bit-equal with threads in any order, warps that stand still now and then, and copies that take long."""
     for heads, cluster, warps, contexts in ((2, 4, 2, [33, 300]), (1, 1, 2, [70]), (4, 8, 1, [250])):

@@ -11,6 +11,7 @@ from _pytest.mark import ParameterSet
 from kernels.quantize import Kind8, Weight, Weight8, WeightKind, in_pairs, quantize
 from kernels.skinny import BLOCK_CHANNELS, Activation, Variant, defines, skinny_linear, unsupported, variants
 from tests.kernels.conftest import HostCode
+from tests.tiers import tiered
 
 FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
 Run = Callable[..., torch.Tensor]
@@ -98,7 +99,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", tiered([(case,) for case in CASES], range(1, 10, 2)), ids=str)
 def test_equals_float64(case: tuple[object, ...], build: Callable[[int, Variant], ctypes.CDLL]) -> None:
     tiles, groups, split, depth, persistent, sms, m, n, k, eps, activation, accumulate = case
     variant = Variant(tiles, groups, split, depth, 1, persistent, prefetch=3)  # type: ignore[arg-type]
@@ -191,7 +192,7 @@ def test_every_number_becomes_itself(kind: Kind8, build: Callable[[int, Variant]
         assert torch.equal(out.float(), in_pairs(weight.values)[:, first : first + m].float().T)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", tiered(["int8", "fp8"], {1}))
 def test_a_row_of_eight_bits_depends_on_nothing_else(
     kind: Kind8, build: Callable[[int, Variant], ctypes.CDLL]
 ) -> None:

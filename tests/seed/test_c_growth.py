@@ -243,6 +243,7 @@ async def _random(
     caching=st.booleans(),
     lookahead=st.booleans(),
 )
+@pytest.mark.slow
 def test_c1_random_requests_over_a_tiny_pool(
     model: GPT,
     asks: list[tuple[int, int, int, int | None]],

@@ -92,6 +92,7 @@ def test_an_edit_is_a_branch(chat: ChatPage, scripted: ScriptedServer) -> None:
     expect(chat.answers).to_have_count(2)
 
 
+@pytest.mark.slow
 def test_an_edit_outlives_a_look_elsewhere_and_a_reload(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("One", says("Answer."))
     chat.send("One")
@@ -258,6 +259,7 @@ def test_a_reload_in_mid_answer_goes_on_with_it(chat: ChatPage, scripted: Script
     assert [last for _, last in scripted.resumed] == ["3"]
 
 
+@pytest.mark.slow
 def test_a_reload_right_after_an_answer_has_begun_goes_on_with_it(
     chat: ChatPage, scripted: ScriptedServer
 ) -> None:
@@ -278,6 +280,7 @@ def test_a_reload_right_after_an_answer_has_begun_goes_on_with_it(
     chat.wait_until_settled()
 
 
+@pytest.mark.slow
 def test_a_reload_in_mid_answer_without_resumption_offers_to_continue(
     chat: ChatPage, scripted: ScriptedServer
 ) -> None:
@@ -320,6 +323,7 @@ def test_token_probabilities_are_recorded_and_shown(chat: ChatPage, scripted: Sc
     expect(chat.body).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_request_can_be_copied(chat: ChatPage, scripted: ScriptedServer, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     scripted.script("It's", says("Hi."))
@@ -332,6 +336,7 @@ def test_the_request_can_be_copied(chat: ChatPage, scripted: ScriptedServer, con
     assert "curl" in text and "v1/chat/completions" in text and "scripted-model" in text
 
 
+@pytest.mark.slow
 def test_the_list_of_chats_follows(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     for message in ("Hello", "Goodbye"):

@@ -50,6 +50,7 @@ def go(chat: ChatPage, address: str) -> None:
     chat.page.evaluate("address => { location.href = address }", address)
 
 
+@pytest.mark.slow
 def test_the_way_to_the_message_box_leaves_the_chat_open(chat: ChatPage, scripted: ScriptedServer) -> None:
     address = talk(chat, scripted, "Hello", "Hi.")
     chat.page.locator("a.skip").focus()
@@ -60,6 +61,7 @@ def test_the_way_to_the_message_box_leaves_the_chat_open(chat: ChatPage, scripte
     assert chat.page.url == address
 
 
+@pytest.mark.slow
 def test_trying_again_takes_nothing_away_that_followed(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("One", BROKEN, says("First."))
     scripted.script("Two", says("Second."))
@@ -76,6 +78,7 @@ def test_trying_again_takes_nothing_away_that_followed(chat: ChatPage, scripted:
     expect(chat.body).to_have_text("Second.")
 
 
+@pytest.mark.slow
 def test_undo_of_a_deletion_keeps_what_was_said_since(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("One", says("First."))
     scripted.script("Two", says("Second."))
@@ -100,6 +103,7 @@ def test_undo_of_a_deletion_keeps_what_was_said_since(chat: ChatPage, scripted: 
     expect(chat.body).to_have_text("Second.")
 
 
+@pytest.mark.slow
 def test_a_slow_chat_does_not_replace_a_later_one(chat: ChatPage, scripted: ScriptedServer) -> None:
     one = talk(chat, scripted, "One", "First.")
     two = talk(chat, scripted, "Two", "Second.")
@@ -123,6 +127,7 @@ def test_a_slow_chat_does_not_replace_a_later_one(chat: ChatPage, scripted: Scri
     assert "#/chat" not in chat.page.url
 
 
+@pytest.mark.slow
 def test_a_busy_chat_that_is_deleted_comes_back_whole(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Go on", stuck("Once upon a time"))
     chat.send("Go on")
@@ -136,6 +141,7 @@ def test_a_busy_chat_that_is_deleted_comes_back_whole(chat: ChatPage, scripted: 
     expect(chat.problem).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_an_empty_tab_does_not_wipe_out_another_ones_draft(chat: ChatPage, second: ChatPage) -> None:
     second.page.goto(chat.url)
     expect(second.page.locator("#model")).to_have_text("scripted-model")
@@ -148,6 +154,7 @@ def test_an_empty_tab_does_not_wipe_out_another_ones_draft(chat: ChatPage, secon
     third.close()
 
 
+@pytest.mark.slow
 def test_a_refused_continuation_is_tried_again_as_one(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Tell", says("Once upon", finish="length"))
     scripted.script("Once upon", BUSY, says(" a time."))
@@ -177,6 +184,7 @@ def test_two_answers_are_tried_again_together(chat: ChatPage, scripted: Scripted
     expect(chat.answers.last.locator(".variants")).to_contain_text("3/3")
 
 
+@pytest.mark.slow
 def test_the_end_of_another_answer_leaves_a_countdown_alone(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Go on", stuck("Once"))
     scripted.script("Hello", BUSY, says("Hi."))
@@ -189,6 +197,7 @@ def test_the_end_of_another_answer_leaves_a_countdown_alone(chat: ChatPage, scri
     expect(chat.body).to_have_text("Hi.")
 
 
+@pytest.mark.slow
 def test_a_countdown_that_is_given_up_says_so(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", Refusal(429, "queue_full", "Full.", {"Retry-After": "60"}))
     chat.send("Hello")
@@ -208,6 +217,7 @@ def test_a_failed_answer_still_says_so_after_a_reload(chat: ChatPage, scripted: 
     expect(chat.answers.last.locator(".variants")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_message_ends_a_comparison(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", says("First."), says("Second."))
     scripted.script("And?", says("More."))
@@ -237,6 +247,7 @@ def test_buttons_of_a_busy_chat_say_why_nothing_happens(chat: ChatPage, scripted
     expect(chat.users).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_name_from_another_tab(chat: ChatPage, second: ChatPage, scripted: ScriptedServer) -> None:
     address = talk(chat, scripted, "Hello", "Hi.")
     second.page.goto(address)
@@ -291,6 +302,7 @@ _WATCH_PLACES = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_who_reads_along_in_another_tab_stays_where_they_are(
     chat: ChatPage, second: ChatPage, scripted: ScriptedServer
 ) -> None:

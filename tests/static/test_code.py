@@ -89,6 +89,7 @@ def test_code_that_grows_is_copied_as_far_as_it_is(chat: ChatPage, scripted: Scr
     )
 
 
+@pytest.mark.slow
 def test_long_lines_are_wrapped_on_demand(chat: ChatPage, scripted: ScriptedServer) -> None:
     body = answer(chat, scripted, f"```\n{LONG_LINE}\n{'x' * 900}\n```")
     code, button = body.locator("pre"), body.get_by_role("button", name="Wrap long lines")
@@ -126,6 +127,7 @@ def test_a_line_too_long_to_be_laid_out_at_once_is_still_one_line(
     assert code.evaluate(selected) == text
 
 
+@pytest.mark.slow
 def test_what_is_wide_scrolls_by_itself(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     body = answer(chat, scripted, WIDE_ANSWER)

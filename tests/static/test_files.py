@@ -123,6 +123,7 @@ def test_dropped_files_become_chips(chat: ChatPage) -> None:
     expect(chat.page.get_by_text("A message can have at most 20 files").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_pasted_files_are_attached_and_pasted_text_is_not(chat: ChatPage) -> None:
     paste = """
     ({ text }) => {
@@ -139,6 +140,7 @@ def test_pasted_files_are_attached_and_pasted_text_is_not(chat: ChatPage) -> Non
     expect(chat.page.locator("#chips .chip")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_long_text_that_is_pasted_can_become_a_file(chat: ChatPage) -> None:
     paste = """
     (text) => {

@@ -55,6 +55,7 @@ def test_the_page_opens_without_its_server(visitor: Page) -> None:
     assert outcome == ["object", False]
 
 
+@pytest.mark.slow
 def test_a_new_version_is_taken_with_the_next_load(visitor: Page, scripted: ScriptedServer) -> None:
     """What is kept stands back behind what the server has."""
     visitor.goto(scripted.url)

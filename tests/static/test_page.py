@@ -155,6 +155,7 @@ def test_error_event_keeps_the_text_and_offers_a_retry(chat: ChatPage, scripted:
 
 
 @pytest.mark.parametrize("end", [[], [HangUp()]], ids=["ended", "cut"])
+@pytest.mark.slow
 def test_stream_without_a_finish_is_a_lost_connection(
     chat: ChatPage, scripted: ScriptedServer, end: list[Step]
 ) -> None:
@@ -189,6 +190,7 @@ def test_busy_server_is_asked_again_after_its_wait(chat: ChatPage, scripted: Scr
     expect(chat.problem).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_length_setting_yields_to_the_room_left(chat: ChatPage, scripted: ScriptedServer) -> None:
     full = Refusal(400, "context_length_exceeded", "2100 tokens do not fit into 2048.")
     scripted.script("Long", full, talk("Fits."))
@@ -222,6 +224,7 @@ def test_edit_replaces_what_follows(chat: ChatPage, scripted: ScriptedServer) ->
     assert scripted.exchanges[-1].body["messages"] == [{"role": "user", "content": "Uno"}]
 
 
+@pytest.mark.slow
 def test_commands_are_notes_and_no_messages(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", talk("Hi."), talk("Hi again."))
     chat.send("/temperature 0.3")

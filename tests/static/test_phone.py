@@ -119,6 +119,7 @@ def test_page_keeps_off_the_edges_and_gives_way_to_the_keyboard(chat: ChatPage) 
     assert chat.page.evaluate("document.body.getBoundingClientRect().height === innerHeight")
 
 
+@pytest.mark.slow
 def test_nothing_moves_for_those_who_want_no_motion(chat: ChatPage) -> None:
     page = chat.page
     page.emulate_media(reduced_motion="reduce")

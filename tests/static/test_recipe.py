@@ -12,6 +12,8 @@ from typing import ClassVar
 import pytest
 from playwright.sync_api import Page
 
+from tests.tiers import tiered
+
 pytestmark = pytest.mark.browser
 
 NASTY = [
@@ -113,7 +115,7 @@ def test_curl_sends_long_requests_too(modules: Page, echo: str) -> None:
     assert Echo.heard.pop() == ("/v1/chat/completions", None, body)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", tiered([False, True], {1}))
 def test_python_sends_the_same_request(modules: Page, echo: str, stream: bool) -> None:
     pytest.importorskip("openai")
     body = {**BODY, "stream": stream}

@@ -206,6 +206,7 @@ def test_the_fixtures_of_dompurify_do_nothing(hostile: Hostile) -> None:
     hostile.check(payloads)
 
 
+@pytest.mark.slow
 def test_each_guard_alone_stops_the_fixtures(hostile: Hostile) -> None:
     """Were an answer's text ever read as markup, what the guards take out of the elements would suffice."""
     elements, strange = hostile.page.evaluate(_GUARD, hostile.serve(fixtures() + HOSTILE))

@@ -14,6 +14,7 @@ from tests.static.chat_page import ChatPage
 from tests.static.pictures import PHONE, WIDE, cut_off, take
 from tests.static.scripted_server import ScriptedServer
 from tests.static.states import STATES
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.browser
 
@@ -33,13 +34,13 @@ def light(tab: ChatPage) -> Iterator[None]:
     tab.page.emulate_media(color_scheme="light", reduced_motion="no-preference")
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", tiered(STATES, range(0, len(STATES), 3)))
 def test_wide(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
     chat.page.set_viewport_size(WIDE)  # type: ignore[arg-type]
     _check(chat, scripted, name, folder, name)
 
 
-@pytest.mark.parametrize("name", ON_PHONES)
+@pytest.mark.parametrize("name", tiered(ON_PHONES, range(1, len(ON_PHONES), 3)))
 def test_phone(name: str, chat: ChatPage, scripted: ScriptedServer, folder: Path | None) -> None:
     chat.page.set_viewport_size(PHONE)  # type: ignore[arg-type]
     _check(chat, scripted, name, folder, f"{name}-phone")

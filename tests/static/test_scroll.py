@@ -140,6 +140,7 @@ def test_the_wheel_takes_hold_at_the_end(growing: ChatPage, scripted: ScriptedSe
     assert left(growing.page) <= 1
 
 
+@pytest.mark.slow
 def test_a_finger_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -> None:
     cdp = growing.page.context.new_cdp_session(growing.page)
     for kind, y in [("touchStart", 200), *(("touchMove", 200 + 30 * step) for step in range(1, 7))]:
@@ -150,6 +151,7 @@ def test_a_finger_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -
     check_left_alone(growing, scripted)
 
 
+@pytest.mark.slow
 def test_page_up_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -> None:
     growing.page.locator("#scroller").focus()
     growing.page.keyboard.press("PageUp")
@@ -157,6 +159,7 @@ def test_page_up_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) ->
     check_left_alone(growing, scripted)
 
 
+@pytest.mark.slow
 def test_marking_text_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) -> None:
     marked = growing.body.locator("p").nth(11)
     marked.click(click_count=3)
@@ -188,6 +191,7 @@ def test_a_question_goes_to_the_top_and_its_answer_below(growing: ChatPage, scri
     assert left(growing.page) <= 1, "then it follows"
 
 
+@pytest.mark.slow
 def test_old_messages_get_their_markdown_without_a_jump(chat: ChatPage) -> None:
     page = chat.page
     identity = page.evaluate(_KEEP)

@@ -368,6 +368,7 @@ def test_heat_map_by_keyboard_and_by_pointer(modules: Page) -> None:
     expect(tip).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_heat_map_of_a_long_answer_is_quick(modules: Page) -> None:
     scores = [score(f" word{k}", 1 / (1 + k % 40), (" other", 0.01)) for k in range(4000)]
     spent, _ = work_of(

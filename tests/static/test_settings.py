@@ -263,6 +263,7 @@ def test_the_sheet_sets_what_is_sent(chat: ChatPage, scripted: ScriptedServer) -
     chat.check_clean()
 
 
+@pytest.mark.slow
 def test_the_sheet_says_whom_a_change_counts_for(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", ANSWER)
     page = chat.page
@@ -288,6 +289,7 @@ def test_the_sheet_says_whom_a_change_counts_for(chat: ChatPage, scripted: Scrip
     assert "seed" not in stored
 
 
+@pytest.mark.slow
 def test_presets_in_the_sheet(chat: ChatPage) -> None:
     page = chat.page
     page.get_by_role("button", name="Settings").click()
@@ -316,6 +318,7 @@ def test_presets_in_the_sheet(chat: ChatPage) -> None:
     chat.check_clean()
 
 
+@pytest.mark.slow
 def test_presets_are_added_from_json(chat: ChatPage) -> None:
     chat.page.locator("#open-settings").click()
     sheet = chat.page.locator("#settings")

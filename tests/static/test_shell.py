@@ -35,6 +35,7 @@ def _nothing(route: Route) -> None:
     route.fulfill(body="", content_type="text/javascript")
 
 
+@pytest.mark.slow
 def test_sidebar_is_remembered_and_there_before_the_first_paint(page: Page) -> None:
     side, toggle = page.locator("#side"), page.locator("#toggle-sidebar")
     expect(side).to_be_visible()
@@ -51,6 +52,7 @@ def test_sidebar_is_remembered_and_there_before_the_first_paint(page: Page) -> N
     expect(side).to_be_visible()
 
 
+@pytest.mark.slow
 def test_engine_panel_is_remembered(page: Page) -> None:
     panel = page.locator("#engine-panel")
     expect(panel).to_be_hidden()
@@ -143,6 +145,7 @@ def test_notice_takes_no_focus_and_stays_while_it_is_pointed_at(page: Page) -> N
     expect(notice).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_notice_above_a_dialog_can_be_used(page: Page) -> None:
     page.locator("#open-keys").click()
     expect(page.locator("dialog[open]")).to_be_visible()

@@ -300,6 +300,7 @@ def test_file_names_fit_every_system(modules: Page) -> None:
     assert names == ["a b c d.json", "conversation.json", "conversation.md", "é" * 80 + ".md", "x y.md"]
 
 
+@pytest.mark.slow
 def test_a_thousand_chats_stay_quick(frame: Page) -> None:
     chats = [{"title": f"Chat {k}", "ago": k * 3_600_000} for k in range(1000)]
     frame.evaluate(MOUNT, ["thousand", chats])

@@ -12,6 +12,7 @@ from tests.static.chat_page import ChatPage
 from tests.static.conftest import without_worker
 from tests.static.pictures import WIDE, cut_off
 from tests.static.scripted_server import DONE, ROLE, STATIC, ScriptedServer, delta, usage
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.browser
 
@@ -161,7 +162,7 @@ def test_nothing_is_said_outside_of_the_catalogue(pseudo: ChatPage, scripted: Sc
     page.keyboard.press("Escape")
 
 
-@pytest.mark.parametrize("opener", ["open-settings", "open-keys", "toggle-engine"])
+@pytest.mark.parametrize("opener", tiered(["open-settings", "open-keys", "toggle-engine"], {0}))
 def test_nothing_is_said_outside_of_the_catalogue_in(opener: str, pseudo: ChatPage) -> None:
     pseudo.page.locator(f"#{opener}").click()
     places = {

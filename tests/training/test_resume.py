@@ -66,6 +66,7 @@ def same_outcome(work: Path, whole: Path) -> None:
         assert (work / "out" / name).read_bytes() == (whole / "out" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     same_outcome(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_damaged_weights_of_a_stage_are_made_again(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from tests.kernels.triton.paged import (
     paged,
     poisoned,
 )
+from tests.tiers import tiered
 
 SMALL = PrefillConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
 Chunk = tuple[int, int]  # queries, and cached positions before them
@@ -158,7 +159,7 @@ LONG: list[Chunk] = [(20, 1100), (5, 600), (40, 300), (17, 0)]
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dtype"),
     [
-        pytest.param(2, 2, torch.float32),
+        pytest.param(2, 2, torch.float32, marks=pytest.mark.slow),
         pytest.param(4, 1, torch.bfloat16),
         pytest.param(2, 2, torch.bfloat16, marks=pytest.mark.slow),
         pytest.param(4, 1, torch.float32, marks=pytest.mark.slow),
@@ -175,13 +176,13 @@ def test_programs_share_long_contexts_of_eight_bits() -> None:
 
 
 # None has a slot; some have, and 7 is no multiple of a tile's four; in the test above all have.
-@pytest.mark.parametrize("slots", [0, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 16, 24))])
+@pytest.mark.parametrize("slots", tiered([0, 7, 8, 16, 24], {1}))
 def test_tiles_without_a_slot_are_walked_by_one_program(slots: int) -> None:
     check(LONG, 2, 2, config=SPLIT, slots=slots)
 
 
 # A window longer than any context is none, but for the code that plans it: the shorter ones reach that, too.
-@pytest.mark.parametrize("window", [0, 15, 270, 700, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("window", tiered([0, 15, 270, 700, 5000], {0, 2}))
 def test_windows_over_stretches(window: int) -> None:
     check(LONG, 2, 1, config=SPLIT, slots=64, window=window)
 

@@ -73,6 +73,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[te.Name | None], Steps]:
     return make
 
 
+@pytest.mark.slow
 def test_near_the_full_network_and_the_same_in_any_company(
     steps: Callable[[te.Name | None], Steps],
 ) -> None:

@@ -17,6 +17,7 @@ from kernels import norm as kernel_norm
 from kernels.triton import activation, norm, training
 from tests.engine.checkpoints import GENERATIONS, make_model
 from tests.kernels.triton.device import DEVICE, DTYPES, REL_L2, poisoned, randn
+from tests.tiers import tiered
 
 EPS = 1e-6
 bits = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
@@ -173,7 +174,7 @@ def test_forward_kernels_are_those_of_serving() -> None:
         assert torch.equal(function(kept), out)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", tiered(GENERATIONS, {0, 4}))
 def test_a_model_trains_through_them_as_through_plain_torch(
     generation: Generation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
