@@ -14,6 +14,9 @@ from kernels.decode_shape import EXCHANGES, Cut, mail_words
 from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepSpec
 
+PHASES = ("attention", "o", "mlp in", "mlp out", "head")
+# What a block's first warp waits for, the whole of its time, and what its first producer waits for.
+SPENT = ("words", "team", "weights", "all", "slots", "pace")
 LOG2_E = math.log2(math.e)
 
 
@@ -36,7 +39,7 @@ class StepArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("rows", "positions", "tables", "entry_tokens")),
         *((name, ctypes.c_void_p) for name in ("logits", "entry_positions")),
         *((name, ctypes.c_void_p) for name in ("stream", "attended", "middle", "inner", "mail")),
-        *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline")),
+        *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline", "trace")),
         *((name, ctypes.c_longlong) for name in ("x_stride", "table_stride", "logits_stride")),
         *((name, ctypes.c_longlong) for name in ("page", "page_head")),
         *((name, ctypes.c_float) for name in ("eps", "qk_scale", "score_scale")),
@@ -66,6 +69,7 @@ class StepMemory:
 
     layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
     epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block ended each phase.
+    trace: [blocks, PHASES, SPENT] int64, cycles that traced steps have added.
     """
 
     layers: torch.Tensor
@@ -74,6 +78,7 @@ class StepMemory:
     epoch: torch.Tensor
     arrived: torch.Tensor
     timeline: torch.Tensor
+    trace: torch.Tensor
 
     @classmethod
     def allocate(cls, network: StepNetwork, team: int, rows: int, device: torch.device) -> "StepMemory":
@@ -97,7 +102,8 @@ class StepMemory:
             row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
             row[4:8] = torch.tensor([_factors(weight) for weight in weights])
         timeline = words(spec.layers * EXCHANGES + 4)
-        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline)
+        trace = words(team * spec.kv_heads * len(PHASES) * len(SPENT)).view(-1, len(PHASES), len(SPENT))
+        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline, trace)
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
@@ -149,6 +155,7 @@ def arguments(
         epoch=memory.epoch.data_ptr(),
         arrived=memory.arrived.data_ptr(),
         timeline=memory.timeline.data_ptr(),
+        trace=memory.trace.data_ptr(),
         x_stride=x.stride(0),
         table_stride=tables.stride(0),
         logits_stride=logits.stride(0),

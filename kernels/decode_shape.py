@@ -10,7 +10,6 @@ from kernels.step_spec import StepSpec
 
 UNIT = 16  # rows of a weight that belong together
 PRODUCERS = 2  # warps
-READERS = 4  # warps that attend for a row
 CHUNK_BYTES = 16384
 HALF = 4  # rows of a tile that are copied together
 SKEW = 64
@@ -24,7 +23,10 @@ class Cut:
     """One compiled form of the step. rows: most entries. team: blocks for each kv head. warps: consumers of a
     block. slots: of a block's ring. blocks: that shall fit on a multiprocessor. resident: the whole step in
     one kernel. clustered: a team is a thread block cluster. delay: most nanoseconds that a block waits in
-    front of a phase, for tests.
+    front of a phase, for tests. hurry: slots, free ahead of the one to fill, with which a producer does not
+    keep its pace; 0 for none. readers: warps that attend for a row. chains: of sums in which a warp adds its
+    products; on these two bits depend: forms that shall agree have the same. traced: what blocks wait for is
+    counted.
     """
 
     rows: int
@@ -35,6 +37,10 @@ class Cut:
     resident: bool = True
     clustered: bool = False
     delay: int = 0
+    hurry: int = 0
+    readers: int = 4
+    chains: int = 1
+    traced: bool = False
 
     @property
     def threads(self) -> int:
@@ -62,10 +68,14 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "SUBS": subs_of(spec, cut.team) or 0,
         "SLOTS": cut.slots,
         "BLOCKS": cut.blocks,
+        "HURRY": cut.hurry,
+        "READERS": cut.readers,
+        "CHAINS": cut.chains,
     }
     flags = {
         "RESIDENT": cut.resident,
         "CLUSTERED": cut.clustered,
+        "TRACED": cut.traced,
         "WEIGHT_INT8": spec.kind == "int8",
         "WEIGHT_FP8": spec.kind == "fp8",
     }
@@ -119,11 +129,11 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     slot = -(-max(CHUNK_BYTES, 2 * stage * 16) // 128) * 128 + SKEW
     longest = max(spec.width, spec.heads * dim, spec.padded_inner // cut.team)
     x = cut.rows * (longest + (32 if spec.kind == "bf16" else 8)) * 2
-    finds = cut.rows * (READERS + 1)
+    finds = cut.rows * (cut.readers + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
     partial, squares = _partials(cut.rows) * cut.rows * UNIT * 4, _rounded(cut.rows * (spec.width // 128) * 4)
-    query = cut.warps // READERS * READERS * group * dim * 2 + cut.rows * dim * 4
-    barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16
+    query = cut.warps // cut.readers * cut.readers * group * dim * 2 + cut.rows * dim * 4
+    barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 32
     mail = mail_words(spec, cut) * 8 if cut.clustered else 0
     return cut.slots * slot + x + sums + partial + squares + stats + query + barriers + mail
 

@@ -14,7 +14,7 @@ import torch
 
 from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
-from kernels.decode_arguments import Matrices, StepArguments, StepMemory, StepNetwork, arguments
+from kernels.decode_arguments import PHASES, Matrices, StepArguments, StepMemory, StepNetwork, arguments
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.nvrtc import CompileError, compile_many, read_source
 from kernels.quantize import Weight
@@ -23,8 +23,7 @@ from kernels.step_spec import StepPath, StepSpec
 MOST_ROWS = 16
 TEAMS = (8, 4, 2, 1)  # blocks for each kv head, of which the largest that the device can hold is taken
 ROWS: dict[StepPath, tuple[int, ...]] = {"chained": (1, 2, 4, 8, 16), "persistent": (1, 2, 4)}
-PHASES = ("attention", "o", "mlp in", "mlp out")
-HEAD = len(PHASES)
+HEAD = PHASES.index("head")
 WARPS = 8  # that compute; sixteen have too few registers
 PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md
 PACED_BLOCKS = 128
@@ -139,7 +138,7 @@ class StepKernels:
         scale = (ended - begun) / 1e6 / max(sum(spans), 1)
         times = {
             name: scale * sum(spans[index:-1:EXCHANGES]) / self.network.spec.layers
-            for index, name in enumerate(PHASES)
+            for index, name in enumerate(PHASES[:HEAD])
         }
         return times | {"head": scale * spans[-1]}
 

@@ -68,6 +68,7 @@ DEVICE void store_halves(u16* head, const Halves& v) {
 // Heads of the new token, as the team has sent them: part GROUP is the key, GROUP + 1 the value. All are asked for
 // before any is waited for.
 template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&parts)[COUNT], Halves (&heads)[COUNT], u32 tag) {
+    const u32 begun = watch();
     Word left[COUNT], right[COUNT];
     bool missing;
     Wait wait;
@@ -81,6 +82,7 @@ template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&par
 #pragma unroll
         for (int i = 0; i < COUNT; i++) missing |= left[i].high != tag || right[i].high != tag;
     } while (missing && goes_on(wait));
+    spent(ON_TEAM, begun);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) heads[i] = halves_of(left[i].low, right[i].low);
 }
@@ -239,10 +241,12 @@ DEVICE void finish_attention(const Step& s, u32 tag) {
         const bool live = row_of(s, row) >= 0;
         float2 stat = {0.0f, 1.0f}, v = {0.0f, 0.0f};
         if (live) {
+            const u32 begun = watch();
             u32 a[4], b[4];
             Wait wait;
             do look2(s, place + SLICE, a), look2(s, place + 2 * pair, b);
             while ((!has(a, tag) || !has(b, tag)) && goes_on(wait));
+            spent(ON_TEAM, begun);
             stat = float2{float_of(a[0]), float_of(a[2])};
             v = float2{float_of(b[0]), float_of(b[2])};
         }

@@ -20,11 +20,13 @@ DEVICE bool goes_on(Wait& wait) { return ++wait.looks % 64 || !impatient(); }
 // Whether a chunk has come. Parity alone would let a warp pass that is a round early: the number says whether the slot is
 // this chunk's already, and is looked at first, for it changes before the barrier does.
 DEVICE bool landed(int chunk) {
-    return *number_of(chunk % SLOTS) == chunk && try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1);
+    const bool own = *number_of(chunk % SLOTS) == chunk;
+    return try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1) & own;
 }
 
 // False where they have not come: then their slots are not this block's to give back.
 template <int COUNT> DEVICE bool wait_for_chunks(int chunk) {
+    const u32 begun = watch();
     bool ready[COUNT], all = true;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) ready[i] = landed(chunk + i);
@@ -34,6 +36,7 @@ template <int COUNT> DEVICE bool wait_for_chunks(int chunk) {
         while (!ready[i] && goes_on(wait)) ready[i] = landed(chunk + i);
         all &= ready[i];
     }
+    spent(ON_WEIGHTS, begun);
     return all;
 }
 
@@ -65,10 +68,12 @@ DEVICE bool has(const u32 (&w)[4], u32 tag) { return w[1] == tag && w[3] == tag;
 
 // Two words of the mail, as floats.
 DEVICE float2 collect(const Step& s, int place, u32 tag) {
+    const u32 begun = watch();
     u32 w[4];
     Wait wait;
     do look2(s, place, w);
     while (!has(w, tag) && goes_on(wait));
+    spent(ON_TEAM, begun);
     return float2{float_of(w[0]), float_of(w[2])};
 }
 
@@ -106,6 +111,7 @@ template <int K> DEVICE void gather(const Word* words, int stride, int limit, u3
             w[j][0] = w[j][2] = 0;
             w[j][1] = w[j][3] = there ? tag - 1 : tag;
         }
+        const u32 begun = watch();
         bool missing;
         Wait wait;
         do {
@@ -116,6 +122,7 @@ template <int K> DEVICE void gather(const Word* words, int stride, int limit, u3
 #pragma unroll
             for (int j = 0; j < AT_ONCE; j++) missing |= !has(w[j], tag);
         } while (missing && goes_on(wait));
+        spent(ON_WORDS, begun);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             const int item = first + j * THREADS;

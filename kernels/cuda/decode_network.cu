@@ -23,9 +23,12 @@
 //
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's channels;
-// SLOTS of the ring; BLOCKS of a multiprocessor; SWIGLU, else relu squared; NORMED, heads are normalised after their
+// CHAINS of sums in which a warp adds its products; READERS, the warps that attend for a row, a tile of 16 keys each;
+// SLOTS of the ring; HURRY, slots that are free ahead of the one to fill where a producer does not keep its pace, or 0;
+// BLOCKS of a multiprocessor; SWIGLU, else relu squared; NORMED, heads are normalised after their
 // rotation; BLOCK_SIZE of a page; RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets
-// through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests.
+// through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED,
+// what blocks wait for is counted.
 //
 // Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
@@ -37,7 +40,7 @@ constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
 constexpr int COLUMNS = (ROWS + 7) / 8;       // groups of 8 rows of x
-constexpr int READERS = 4, CREWS = WARPS / READERS;  // warps that attend for a row, a tile of 16 keys each
+constexpr int CREWS = WARPS / READERS;        // rows that are attended for at a time
 constexpr int UNIT = 16;                      // rows of a weight that belong together
 constexpr int CHUNK_BYTES = 16384;
 constexpr int HALF = 4;                       // rows that are copied together, half of eight
@@ -84,6 +87,7 @@ struct Step {
     Word* mail;                          // [CTAS, MAIL], unless CLUSTERED
     int *failed, *epoch, *arrived;
     long long* timeline;                 // [LAYERS * EXCHANGES + 4], see `mark`
+    long long* trace;                    // [CTAS, LAST + 1, SPENT], cycles, where TRACED
     long long x_stride, table_stride, logits_stride, page, page_head;
     float eps, qk_scale, score_scale;    // score_scale makes powers of two of products
     int count;                           // entries; what ROWS has more is padding
@@ -103,7 +107,8 @@ constexpr int AT_FULL = AT_NEW + ROWS * 2 * D * 2;                 // [SLOTS], b
 constexpr int AT_EMPTY = AT_FULL + SLOTS * 8;                               // likewise
 constexpr int AT_NUMBER = AT_EMPTY + SLOTS * 8;                             // [SLOTS], of the chunk in a slot
 constexpr int AT_CLOCK = AT_NUMBER + rounded_up(SLOTS * 4);
-constexpr int AT_MAIL = AT_CLOCK + 16;                                      // [MAIL], where CLUSTERED
+constexpr int AT_TRACE = AT_CLOCK + 16;                                     // [SPENT], see `spent`
+constexpr int AT_MAIL = AT_TRACE + 32;                                      // [MAIL], where CLUSTERED
 
 template <class T> DEVICE T* memory(int place) {
     SHARED_BYTES(shared);
@@ -120,3 +125,26 @@ DEVICE int team_index() { return block_index() / TEAM; }
 DEVICE int rank_index() { return block_index() % TEAM; }
 
 DEVICE void consumers_meet() { group_barrier(1, THREADS); }
+
+enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
+// Where a block's time goes: what its first warp waits for, and what that takes in all; what its first producer does.
+enum Spent { ON_WORDS, ON_TEAM, ON_WEIGHTS, IN_ALL, ON_SLOTS, ON_PACE, SPENT };
+#ifdef TRACED
+DEVICE u32 watch() { return cycles(); }
+// Adds what has passed since; by the first thread of a warp that counts.
+DEVICE void spent(int what, u32 begun) {
+    if (thread_index() == (what < ON_SLOTS ? 0 : THREADS)) memory<u32>(AT_TRACE)[what] += cycles() - begun;
+}
+// Gives what was counted in a phase to who reads it.
+DEVICE void give_trace(const Step& s, int phase, int from, int to) {
+    if (thread_index() != (from < ON_SLOTS ? 0 : THREADS)) return;
+    for (int what = from; what < to; what++) {
+        s.trace[(block_index() * (LAST + 1) + phase) * SPENT + what] += memory<u32>(AT_TRACE)[what];
+        memory<u32>(AT_TRACE)[what] = 0;
+    }
+}
+#else
+DEVICE u32 watch() { return 0; }
+DEVICE void spent(int, u32) {}
+DEVICE void give_trace(const Step&, int, int, int) {}
+#endif

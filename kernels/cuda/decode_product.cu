@@ -57,18 +57,20 @@ template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int ch
     release(chunk, EACH, landed);
 }
 
-// Sums of products, of the weight's row `row` with x's rows 2c and 2c+1, then of the one eight behind it.
-struct Sums { float even[COLUMNS][4], odd[COLUMNS][4]; };
+// Sums of products, of the weight's row `row` with x's rows 2c and 2c+1, then of the one eight behind it. A product
+// waits for the one before in its chain.
+struct Sums { float even[CHAINS][COLUMNS][4], odd[CHAINS][COLUMNS][4]; };
 
-DEVICE void add_block(Sums& sums, uint4 upper, uint4 lower, const u16* x) {
+DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const u16* x) {
 #pragma unroll
     for (int half = 0; half < HALVES; half++) {
+        const int chain = (block * HALVES + half) % CHAINS;
         const uint4 a = half_of(upper, half), b = half_of(lower, half);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const uint4 v = *(const uint4*)(x + t * 8 * X_ROW + half * 8);
-            multiply_add(sums.even[t], a.x, b.x, a.y, b.y, v.x, v.y);
-            multiply_add(sums.odd[t], a.z, b.z, a.w, b.w, v.z, v.w);
+            multiply_add(sums.even[chain][t], a.x, b.x, a.y, b.y, v.x, v.y);
+            multiply_add(sums.odd[chain][t], a.z, b.z, a.w, b.w, v.z, v.w);
         }
     }
 }
@@ -81,7 +83,10 @@ DEVICE void store_sums(const Sums& sums, int part) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int entry = t * 8 + 2 * c + i % 2;
-            if (entry < ROWS) to[entry * UNIT + i / 2 * 8] = sums.even[t][i] + sums.odd[t][i];
+            float sum = sums.even[0][t][i] + sums.odd[0][t][i];
+#pragma unroll
+            for (int chain = 1; chain < CHAINS; chain++) sum += sums.even[chain][t][i] + sums.odd[chain][t][i];
+            if (entry < ROWS) to[entry * UNIT + i / 2 * 8] = sum;
         }
 }
 
@@ -106,7 +111,7 @@ template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, i
             Sums sums = {};
 #pragma unroll
             for (int j = 0; j < BLOCKS_; j++)
-                add_block(sums, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
+                add_block(sums, j, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
                           x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
             release(number, EACH, landed);
             store_sums(sums, part);
@@ -147,7 +152,7 @@ template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk
         const u16* const x = own_inputs<C::blocks>();
         Sums sums = {};
 #pragma unroll
-        for (int j = 0; j < C::blocks; j++) add_block(sums, held.upper[j], held.lower[j], x + j * CHANNELS);
+        for (int j = 0; j < C::blocks; j++) add_block(sums, j, held.upper[j], held.lower[j], x + j * CHANNELS);
         store_sums(sums, 0);
     }
     multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS);

@@ -5,7 +5,6 @@
 
 constexpr int PER_STEP = LAYERS * EXCHANGES + EXCHANGES;  // tags of a step
 constexpr int ALL_THREADS = THREADS + PRODUCERS * 32;
-enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
 #ifdef RESIDENT
 constexpr bool WHOLE = true;
 #else
@@ -27,14 +26,24 @@ DEVICE bool skipped(Producer& p) {
     return others;
 }
 
+// Whether the consumers have nearly caught up: they will wait for this block's weights, and others for them.
+DEVICE bool behind(const Producer& p) {
+    const int ahead = p.chunk + HURRY;
+    return HURRY && (ahead < SLOTS || test_barrier(empty_of(ahead % SLOTS), (ahead / SLOTS - 1) & 1));
+}
+
 // The next slot, once it is free and its time has come, for so many bytes; -1 when it is over.
 DEVICE int open_slot(Producer& p, int bytes) {
     const int slot = p.chunk % SLOTS, turn = p.chunk / SLOTS;
     if (lane_index() == 0 && !p.over) {
+        const u32 begun = watch();
         Wait wait;
         while (turn > 0 && !p.over && !try_barrier(empty_of(slot), (turn - 1) & 1)) p.over = !goes_on(wait);
+        spent(ON_SLOTS, begun);
         if (!p.over) {
-            while ((int)(cycles() - p.next) < 0) {}
+            const u32 free = watch();
+            while (!behind(p) && (int)(cycles() - p.next) < 0) {}
+            spent(ON_PACE, free);
             p.next = cycles() + (u32)(p.pace * (bytes / 64) / (CHUNK_BYTES / 64));
             *number_of(slot) = p.chunk;
             expect_bytes(full_of(slot), bytes);
@@ -119,6 +128,7 @@ DEVICE void stream_down(Producer& p, const Layer& layer) {
 
 // A phase's weights, but for the keys and values.
 DEVICE void stream_weights(Producer& p, const Step& s, const Layer& layer, int phase) {
+    give_trace(s, phase == ATTENTION ? DOWN : phase - 1, ON_SLOTS, SPENT);
     if (phase == DOWN) return stream_down(p, layer);
     const Weight* const weights = phase == ATTENTION ? layer.qkv : phase == OUTPUT ? layer.o
                                   : phase == INNER_PRODUCT ? layer.mlp_in : s.head;
@@ -155,12 +165,15 @@ DEVICE void dawdle(u32 tag) {
 
 DEVICE void run_phase(const Step& s, int index, int phase, int& chunk, u32 tag) {
     const Layer* const layer = s.layers + index;
+    const u32 begun = watch();
     dawdle(tag + phase);
     if (phase == ATTENTION) attention_phase(s, layer, index, chunk, tag);
     if (phase == OUTPUT) output_phase(s, layer, index, chunk, tag + 1);
     if (phase == INNER_PRODUCT) inner_phase(s, layer, chunk, tag + 2);
     if (phase == DOWN) down_phase(s, layer, chunk, tag + 3);
     if (phase == LAST) head_phase(s, chunk, tag);
+    spent(IN_ALL, begun);
+    give_trace(s, phase, ON_WORDS, ON_SLOTS);
     mark(s, index * EXCHANGES + (phase == LAST ? 1 : phase + 1));
 }
 
@@ -224,6 +237,7 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
         init_barrier(empty_of(thread), SUBS);
         *number_of(thread) = -1;
     }
+    if (thread < SPENT) memory<u32>(AT_TRACE)[thread] = 0;
     if (thread == 0) *memory<Clock>(AT_CLOCK) = Clock{nanoseconds(), (u32*)s.failed};
     order_before_copies();
     // The last kernel of a step counts it, so the number is read before anything behind may start; a step's first kernel
@@ -241,6 +255,7 @@ KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int
     if (thread >= THREADS) {
         Producer p = {0, 0, warp_index() - WARPS, s.pace * PRODUCERS, cycles(), read_once_policy(), false};
         produce(p, s, index, phase, epoch * PER_STEP);
+        give_trace(s, WHOLE ? LAST : phase, ON_SLOTS, SPENT);
         drain(p);
     }
     else {

@@ -90,6 +90,13 @@ DEVICE bool try_barrier(Barrier* barrier, int parity) {
                  : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory");
     return over;
 }
+// One look that never waits.
+DEVICE bool test_barrier(Barrier* barrier, int parity) {
+    u32 over;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+    return over;
+}
 DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
     asm volatile("{\n.reg .pred landed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 landed, [%0], %1;\n"
                  "@!landed bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");

@@ -145,6 +145,7 @@ static void land_due(Phases& p) {
     p.copies.resize(kept);
     complete(p);
 }
+static bool test_barrier(Barrier* barrier, int parity) { return phases(barrier).done % 2 != parity; }
 static bool try_barrier(Barrier* barrier, int parity) {
     Phases& p = phases(barrier);
     if (p.done % 2 != parity) return true;
@@ -248,7 +249,7 @@ static int atomic_add(int* address, int value) {
     return before;
 }
 static u64 nanoseconds() { return world.round * world.options.round_nanoseconds; }
-static u32 cycles() { return (u32)nanoseconds(); }
+static u32 cycles() { yield(); return (u32)nanoseconds(); }  // what waits for a time lets the others go on
 static void sleep_ns(int) { yield(); }
 
 static void settle() {

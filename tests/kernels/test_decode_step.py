@@ -8,7 +8,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork
+from kernels.decode_arguments import SPENT, StepArguments, StepMemory, StepNetwork
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
@@ -214,6 +214,32 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
     same(wanted, emulate(build, cut, net, case(WIDE, [70, 15]), seed))
     chain = replace(CHAINED, rows=4, clustered=clustered)
     same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
+
+
+@pytest.mark.parametrize("seed", [2, pytest.param(5, marks=slow)])
+def test_who_hurries_and_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
+    net, cut = network(WIDE), replace(RESIDENT, rows=4)
+    wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
+    same(wanted, emulate(build, replace(cut, hurry=2), net, case(WIDE, [70, 15]), seed))
+    given = case(WIDE, [70, 15])
+    memory = memory_of(net, given, cut.team, cut.rows)
+    same(wanted, emulate(build, replace(cut, traced=True), net, given, seed, memory))
+    spent = dict(zip(SPENT, memory.trace.unbind(2), strict=True))
+    assert all(spent[name].min() >= 0 and (name == "pace" or spent[name].sum() > 0) for name in SPENT)
+    assert (spent["words"] + spent["team"] + spent["weights"] <= spent["all"]).all()
+    assert (spent["team"][:, [1, 2, 4]] == 0).all()  # only attention and the MLP's end ask the team
+
+
+def test_other_readers_and_chains(build: Build) -> None:
+    """Both forms of a step with these give the same bits, whatever the company."""
+    for readers, chains in ((2, 2), (8, 1)):
+        resident, chained = (replace(c, rows=4, readers=readers, chains=chains) for c in (RESIDENT, CHAINED))
+        net = network(LLAMA)
+        first = emulate(build, resident, net, case(LLAMA, POSITIONS))
+        check(net, first)
+        same(first, emulate(build, chained, net, case(LLAMA, POSITIONS), seed=4))
+        alone = emulate(build, replace(resident, rows=1), net, case(LLAMA, POSITIONS).only([3]))
+        assert torch.equal(alone.logits[0].view(torch.int16), first.logits[3].view(torch.int16))
 
 
 def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:

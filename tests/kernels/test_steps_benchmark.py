@@ -1,0 +1,77 @@
+"""`benchmarks.steps` over kernels that run on the host."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from benchmarks import steps
+from kernels.decode_arguments import PHASES, SPENT, StepArguments, StepMemory
+from kernels.decode_shape import Cut, defines, shared_bytes
+from kernels.decode_step import cut_of, launches
+from tests.kernels.conftest import HostCode
+from tests.kernels.decode_cases import SMALL, poison
+
+SPEC = replace(SMALL, layers=1)
+ARGS = ["--rows", "1,2", "--position", "40", "--hurry", "2,4", "--slots", "4", "--pace", "9", "--trace"]
+
+
+class Emulated:
+    """Launches kernels on the host. refused: forms that cannot be run."""
+
+    team: ClassVar[int] = 2
+
+    def __init__(self, host_code: HostCode, refused: Callable[[Cut], bool]) -> None:
+        self._code, self._refused = host_code, refused
+
+    def launch(self, cut: Cut, given: StepArguments) -> None:
+        if self._refused(cut):
+            raise RuntimeError("too large")
+        library = self._code("emulate_decode.cpp", defines(SPEC, cut))
+        for index, phase in launches(SPEC, cut):
+            shared = shared_bytes(SPEC, cut)
+            assert not library.emulate(shared, ctypes.byref(given), index, phase, 3, ctypes.c_longlong(1))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, host_code: HostCode, refused: Callable[[Cut], bool]) -> steps.Result:
+    net = steps.random_network(SPEC, torch.device("cpu"))
+    memory = StepMemory.allocate(net, Emulated.team, 16, torch.device("cpu"))
+    poison(memory)
+    monkeypatch.setattr(steps, "TRACED_STEPS", 1)
+
+    def timer(body: Callable[[], None]) -> float:
+        body()
+        return 1e-3
+
+    return steps.measure(net, memory, Emulated(host_code, refused), steps.parse(ARGS), timer, 1e9)
+
+
+def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, host_code: HostCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, traces = run(monkeypatch, host_code, lambda cut: cut.rows == 2 and cut.hurry == 4)
+    assert [(row.rows, row.hurry) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert [row.error for row in rows] == ["", "", "", "RuntimeError: too large"]
+    assert all(row.same and row.ms == 1 and 0 < row.share < 1 for row in rows[:3])
+    assert len(traces) == 3 * len(PHASES) * len(SPENT)
+    for row in rows[:3]:
+        whole = [t.mean_us for t in traces if t.form == row.form and t.what == "all"]
+        assert sum(whole) == pytest.approx(1000)  # the phases share out the step
+    steps.show(traces)
+    assert "too large" in (out := capsys.readouterr().out) and out.count("mean / most") == 3
+
+
+def test_more_rows_than_the_engine_runs_so() -> None:
+    assert steps.largest(steps.D32, "persistent", 4, 8) == cut_of(steps.D32, "persistent", 4, 8)
+    cut = steps.largest(steps.D32, "persistent", 8, 8)
+    assert cut.rows == 8 and cut.resident and cut.slots < 12
+
+
+@pytest.mark.parametrize("wrong", ["--rows 3", "--path graph", "--position 5000", "--pace 0"])
+def test_what_cannot_be_measured_is_named(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        steps.parse(wrong.split())
+    assert wrong.split()[0] in capsys.readouterr().err
