@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests paths kv8 flags clusters weights linear kernels sanitize; without
+# Parts, in order of worth: decode serve startup attention tests paths steps kv8 flags clusters weights linear kernels sanitize; without
 # names all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
@@ -50,6 +50,11 @@ part() {
         run decode-paths 200 python3 -m benchmarks.decode --model-size d32 --path graph,chained,persistent \
             --out "$out/decode-paths.json"
         ;;
+    steps)
+        run steps 120 python3 -m benchmarks.steps --rows 1,4,8 --hurry 4,8 --readers 2,4 --chains 1,2 --out "$out/steps.json"
+        run steps-trace 60 python3 -m benchmarks.steps --rows 1,4 --trace --out "$out/steps-trace.json"
+        run steps-fp8 60 python3 -m benchmarks.steps --weights fp8 --rows 1 --hurry 4,8 --chains 1,2 --trace --out "$out/steps-fp8.json"
+        ;;
     sanitize)
         run sanitize 160 python3 -m tests.gpu.sanitize
         ;;
@@ -85,6 +90,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests paths kv8 flags clusters weights linear kernels sanitize}"; do
+for name in "${@:-decode serve startup attention tests paths steps kv8 flags clusters weights linear kernels sanitize}"; do
     for one in $name; do part "$one"; done
 done
