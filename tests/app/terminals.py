@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.app.server_process import DEADLINE, ROOT, environment, gone
 
+AGAIN = 2.0  # seconds after which a key that changed nothing is pressed once more
 _MARKS = re.compile(r"\x1b\[[?0-9;]*[a-zA-Z]")  # what readline says to the terminal
 
 
@@ -59,13 +60,41 @@ class Terminal:
         end = time.monotonic() + DEADLINE
         while self._read(end):
             pass
+        return self._ended(end)
+
+    def interrupt(self, text: str) -> None:
+        """Ctrl-C until this is shown. One that comes between a prompt and the wait for the first key is seen
+        by Python's input() with the next key only; a person presses again.
+        """
+        end = time.monotonic() + DEADLINE
+        while text not in self.screen[self._seen :]:
+            assert time.monotonic() < end, f"Ctrl-C changes nothing: {self.screen[self._seen :]!r}"
+            self.type("\x03")
+            again = time.monotonic() + AGAIN
+            while text not in self.screen[self._seen :] and self._read(again):
+                pass
+        self.until(text)
+
+    def leave(self) -> int:
+        """Ctrl-C until the program has ended; its exit code."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            self.type("\x03")
+            again = min(end, time.monotonic() + AGAIN)
+            while self._read(again):
+                pass
+            if time.monotonic() < again or again == end:
+                return self._ended(end)
+
+    def _ended(self, end: float) -> int:
+        assert time.monotonic() < end, f"it does not end: {self.screen[self._seen :]!r}"
         self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
 
     def _read(self, end: float) -> bool:
-        """False at the end of the program's output."""
+        """False at the end of the program's output, or when the time is over."""
         if not select.select([self._master], [], [], max(0.0, end - time.monotonic()))[0]:
-            return True
+            return False
         try:
             data = os.read(self._master, 1 << 16)
         except OSError:  # Linux: nobody holds the other end any more

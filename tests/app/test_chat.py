@@ -109,10 +109,8 @@ def test_ctrl_c_stops_the_answer_then_drops_the_line_then_leaves(server: Server)
         until(lambda: running(server) == 0)  # the row is free: the client's going was noticed
         screen.type("half a line")
         screen.until("half a line")
-        screen.type("\x03")
-        screen.until("> ")
-        screen.type("\x03")
-        assert screen.wait() == 0
+        screen.interrupt("> ")
+        assert screen.leave() == 0
 
 
 def test_once_says_what_the_server_answers(server: Server) -> None:
