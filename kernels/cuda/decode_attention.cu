@@ -123,16 +123,17 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #pragma unroll 1
     for (int j = reader / 2; j < count; j += READERS / 2) {
-        const int slot = (chunk + j) % SLOTS, tile = (rank_index() + j * TEAM) * 2 + which;
-        const bool landed = wait_for_chunks<1>(chunk + j);
-        uint4* const stage = (uint4*)slot_of(slot) + which * STAGE;
+        const int tile = (rank_index() + j * TEAM) * 2 + which;
+        const Place place = place_of(chunk + j);
+        const bool landed = wait_for_chunks<1>(place);
+        uint4* const stage = (uint4*)slot_of(place.slot) + which * STAGE;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
             if (high < TILE - 1) clear_unseen(stage, 0, high, lane);
             attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
         }
         warp_barrier();
-        if (lane < SUBS / 2 && landed) arrive(empty_of(slot));  // two warps for all that the barrier counts
+        if (lane < SUBS / 2 && landed) arrive(empty_of(place.slot));  // two warps for all that the barrier counts
     }
     keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), o, most, total, lane);
 }

@@ -17,23 +17,31 @@ SHARED_CODE bool impatient() {
 struct Wait { int looks = 0; };
 DEVICE bool goes_on(Wait& wait) { return ++wait.looks % 64 || !impatient(); }
 
+// Where a chunk is: its slot, and how often the ring has gone round before. One division for those that come together.
+struct Place { int chunk, slot, turn; };
+DEVICE Place place_of(int chunk) { return Place{chunk, chunk % SLOTS, chunk / SLOTS}; }
+DEVICE Place behind(const Place& first, int count) {
+    const int slot = first.slot + count, again = slot >= SLOTS;
+    return Place{first.chunk + count, slot - again * SLOTS, first.turn + again};
+}
+
 // Whether a chunk has come. Parity alone would let a warp pass that is a round early: the number says whether the slot is
 // this chunk's already, and is looked at first, for it changes before the barrier does.
-DEVICE bool landed(int chunk) {
-    const bool own = *number_of(chunk % SLOTS) == chunk;
-    return try_barrier(full_of(chunk % SLOTS), chunk / SLOTS & 1) & own;
+DEVICE bool landed(const Place& place) {
+    const bool own = *number_of(place.slot) == place.chunk;
+    return try_barrier(full_of(place.slot), place.turn & 1) & own;
 }
 
 // False where they have not come: then their slots are not this block's to give back.
-template <int COUNT> DEVICE bool wait_for_chunks(int chunk) {
+template <int COUNT> DEVICE bool wait_for_chunks(const Place& first) {
     const u32 begun = watch();
     bool ready[COUNT], all = true;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) ready[i] = landed(chunk + i);
+    for (int i = 0; i < COUNT; i++) ready[i] = landed(behind(first, i));
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         Wait wait;
-        while (!ready[i] && goes_on(wait)) ready[i] = landed(chunk + i);
+        while (!ready[i] && goes_on(wait)) ready[i] = landed(behind(first, i));
         all &= ready[i];
     }
     spent(ON_WEIGHTS, begun);
@@ -94,6 +102,13 @@ DEVICE float warp_sum(float value) {
 DEVICE float rounded(float value) { return low_half(to_bf16(value)); }
 DEVICE float squares_of(u32 pair) { return low_half(pair) * low_half(pair) + high_half(pair) * high_half(pair); }
 
+// An even word of a row and the next.
+DEVICE void store_inputs(int row, int word, u32 first, u32 second) {
+    u32* const x = (u32*)(memory<u16>(AT_X) + row * X_ROW);
+    x[placed(word)] = first;
+    x[placed(word + 1)] = second;
+}
+
 // K channels of every row into shared memory, with sums of squares of SQUARED of them each where these are wanted.
 // words: [ROWS][stride]; channels from `limit` on are zero. Ends with all consumers having written.
 template <int K> DEVICE void gather(const Word* words, int stride, int limit, u32 tag, bool squared) {
@@ -127,7 +142,7 @@ template <int K> DEVICE void gather(const Word* words, int stride, int limit, u3
         for (int j = 0; j < AT_ONCE; j++) {
             const int item = first + j * THREADS;
             if (item >= ITEMS) continue;
-            *(uint2*)(memory<u16>(AT_X) + item / QUAD_ROW * X_ROW + item % QUAD_ROW * 4) = uint2{w[j][0], w[j][2]};
+            store_inputs(item / QUAD_ROW, item % QUAD_ROW * 2, w[j][0], w[j][2]);
             if (!squared) continue;
             const float sum = warp_sum(squares_of(w[j][0]) + squares_of(w[j][2]));
             if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
@@ -142,7 +157,7 @@ DEVICE void gather_first(const u16* x, long long stride, int count) {
     for (int item = thread_index(); item < ROWS * WIDTH / 4; item += THREADS) {
         const int row = item / (WIDTH / 4), at = item % (WIDTH / 4) * 4;
         const uint2 v = row < count ? *(const uint2*)(x + row * stride + at) : uint2{0, 0};
-        *(uint2*)(memory<u16>(AT_X) + row * X_ROW + at) = v;
+        store_inputs(row, at / 2, v.x, v.y);
         const float sum = warp_sum(squares_of(v.x) + squares_of(v.y));
         if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
     }

@@ -13,9 +13,11 @@
 // a product takes all their channels, and come by one copy: each copy costs a producer some 100 cycles, so two share
 // the work.
 //
-// Products: 16 rows of a weight are the first operand of tensor-core products, up to 8 rows of x the second. SUBS warps
-// share the channels; their sums are kept apart and added in order, so a result depends on neither the number of rows,
-// nor the other rows, nor how many warps there are.
+// Products: 8 rows of a weight are the first operand of tensor-core products, 4 rows of x the second. A lane's 16 bytes of
+// a weight's row are four pairs of channels, and go into a product as they are, though the second and the fourth stand
+// for another row there: these meet columns of their own, with the other pairs of the same x. Nothing moves between
+// registers. SUBS warps share the channels; their sums are kept apart and added in order, so a result depends on neither
+// the number of rows, nor the other rows, nor how many warps there are.
 //
 // Exchange: what one block computes and others read travels in words of 8 bytes, two bf16 (or one float) and a tag
 // that counts steps and phases. Readers poll until they see the tag that they expect; there is no other barrier
@@ -39,7 +41,7 @@ constexpr int CTAS = KV_HEADS * TEAM;
 constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
-constexpr int COLUMNS = (ROWS + 7) / 8;       // groups of 8 rows of x
+constexpr int COLUMNS = (ROWS + 3) / 4;       // groups of 4 rows of x
 constexpr int CREWS = WARPS / READERS;        // rows that are attended for at a time
 constexpr int UNIT = 16;                      // rows of a weight that belong together
 constexpr int CHUNK_BYTES = 16384;
@@ -96,7 +98,7 @@ struct Step {
 
 // The memory of a block.
 DEVICE constexpr int rounded_up(int bytes) { return (bytes + 15) / 16 * 16; }
-constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [ROWS][X_ROW], what a product multiplies
+constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [ROWS][X_ROW], what a product multiplies: `placed`
 constexpr int AT_SUMS = AT_X + ROWS * X_ROW * 2;                            // [ROWS][READERS + 1][QUADS], of attention
 constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [PARTIALS][ROWS][UNIT]
 constexpr int AT_SQUARES = AT_PARTIAL + PARTIALS * ROWS * UNIT * 4;            // [ROWS][WIDTH / SQUARED]
@@ -118,6 +120,10 @@ DEVICE unsigned char* slot_of(int slot) { return memory<unsigned char>(slot * SL
 DEVICE Barrier* full_of(int slot) { return memory<Barrier>(AT_FULL) + slot; }
 DEVICE Barrier* empty_of(int slot) { return memory<Barrier>(AT_EMPTY) + slot; }
 DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER) + slot; }
+
+// Where a word of x, two channels, is in shared memory: of each four the first and the third, then the others, so that a
+// lane loads those of its column at one time.
+DEVICE constexpr int placed(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
 
 DEVICE int lane_index() { return thread_index() & 31; }
 DEVICE int warp_index() { return thread_index() >> 5; }

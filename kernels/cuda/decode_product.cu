@@ -30,36 +30,38 @@ DEVICE constexpr int chunks_of_piece(bool paired) { return paired ? 2 : 4; }
 // different halves.
 struct Rows { const unsigned char* at[2]; };
 
-template <int BLOCKS_, bool PAIRED> DEVICE Rows rows_of(int chunk) {
+template <int BLOCKS_, bool PAIRED> DEVICE Rows rows_of(const Place& first) {
     using P = Piece<BLOCKS_>;
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, sub = warp_index() % SUBS;
     const int own = (g >> 1) * P::bytes + (sub * BLOCKS_ * 4 + c) * 16 + (PAIRED && g & 1 ? P::second : 0);
     Rows rows;
 #pragma unroll
-    for (int i = 0; i < 2; i++) rows.at[i] = slot_of((chunk + (PAIRED ? i : 2 * i + (g & 1))) % SLOTS) + own;
+    for (int i = 0; i < 2; i++) rows.at[i] = slot_of(behind(first, PAIRED ? i : 2 * i + (g & 1)).slot) + own;
     return rows;
 }
 
-DEVICE void release(int chunk, int count, bool landed) {
+DEVICE void release(const Place& first, int count, bool landed) {
     warp_barrier();
-    if (lane_index() < count && landed) arrive(empty_of((chunk + lane_index()) % SLOTS));
+    if (lane_index() < count && landed) arrive(empty_of(behind(first, lane_index()).slot));
 }
 
 template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int chunk) {
     constexpr int EACH = chunks_of_piece(PAIRED);
-    const bool landed = wait_for_chunks<EACH>(chunk);
-    const Rows rows = rows_of<BLOCKS_, PAIRED>(chunk);
+    const Place first = place_of(chunk);
+    const bool landed = wait_for_chunks<EACH>(first);
+    const Rows rows = rows_of<BLOCKS_, PAIRED>(first);
 #pragma unroll
     for (int j = 0; j < BLOCKS_; j++) {
         held.upper[j] = *(const uint4*)(rows.at[0] + j * 64);
         held.lower[j] = *(const uint4*)(rows.at[1] + j * 64);
     }
-    release(chunk, EACH, landed);
+    release(first, EACH, landed);
 }
 
-// Sums of products, of the weight's row `row` with x's rows 2c and 2c+1, then of the one eight behind it. A product
-// waits for the one before in its chain.
-struct Sums { float even[CHAINS][COLUMNS][4], odd[CHAINS][COLUMNS][4]; };
+// Sums of products of a lane's two rows of the weight. Of four numbers the first and the last count: the row with row c of
+// each four of x, its first and third pairs of channels, and its second and fourth. A product waits for the one before in
+// its chain.
+struct Sums { float upper[CHAINS][COLUMNS][4], lower[CHAINS][COLUMNS][4]; };
 
 DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const u16* x) {
 #pragma unroll
@@ -68,32 +70,37 @@ DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const u16
         const uint4 a = half_of(upper, half), b = half_of(lower, half);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
-            const uint4 v = *(const uint4*)(x + t * 8 * X_ROW + half * 8);
-            multiply_add(sums.even[chain][t], a.x, b.x, a.y, b.y, v.x, v.y);
-            multiply_add(sums.odd[chain][t], a.z, b.z, a.w, b.w, v.z, v.w);
+            const uint2 v = *(const uint2*)(x + t * 4 * X_ROW + half * 8);
+            multiply_add(sums.upper[chain][t], a.x, a.y, a.z, a.w, v.x, v.y);
+            multiply_add(sums.lower[chain][t], b.x, b.y, b.z, b.w, v.x, v.y);
         }
     }
+}
+
+DEVICE float chained(const float (&chains)[CHAINS][COLUMNS][4], int t) {
+    float sum = chains[0][t][0] + chains[0][t][3];
+#pragma unroll
+    for (int chain = 1; chain < CHAINS; chain++) sum += chains[chain][t][0] + chains[chain][t][3];
+    return sum;
 }
 
 DEVICE void store_sums(const Sums& sums, int part) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
     float* const to = memory<float>(AT_PARTIAL) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
 #pragma unroll
-    for (int t = 0; t < COLUMNS; t++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int entry = t * 8 + 2 * c + i % 2;
-            float sum = sums.even[0][t][i] + sums.odd[0][t][i];
-#pragma unroll
-            for (int chain = 1; chain < CHAINS; chain++) sum += sums.even[chain][t][i] + sums.odd[chain][t][i];
-            if (entry < ROWS) to[entry * UNIT + i / 2 * 8] = sum;
-        }
+    for (int t = 0; t < COLUMNS; t++) {
+        const int entry = t * 4 + c;
+        if (entry >= ROWS) continue;
+        to[entry * UNIT] = chained(sums.upper, t);
+        to[entry * UNIT + 8] = chained(sums.lower, t);
+    }
 }
 
-// Where this lane's channels of x are. What columns of rows that there are not give is left.
+// Where this lane's channels of x are: of row g / 2 of each four, the words of its column. What columns of rows that there
+// are not give is left.
 template <int BLOCKS_> DEVICE const u16* own_inputs() {
-    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS;
-    return memory<u16>(AT_X) + (g < ROWS ? g : 0) * X_ROW + sub * BLOCKS_ * CHANNELS + c * RUN;
+    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS, row = g / 2 < ROWS ? g / 2 : 0;
+    return memory<u16>(AT_X) + row * X_ROW + sub * BLOCKS_ * CHANNELS + c * RUN + g % 2 * 4;
 }
 
 // Each warp's shares of the units that are its group's, from the `done`th piece on, times the rows of x, into AT_PARTIAL.
@@ -104,16 +111,17 @@ template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, i
     for (int unit = warp_index() / SUBS; unit < units; unit += GROUPS)
 #pragma unroll 1
         for (int piece = 0; piece < pieces; piece++) {
-            const int part = unit * pieces + piece, number = chunk + part * EACH;
+            const int part = unit * pieces + piece;
             if (part < done) continue;
-            const bool landed = wait_for_chunks<EACH>(number);
-            const Rows rows = rows_of<BLOCKS_, PAIRED>(number);
+            const Place first = place_of(chunk + part * EACH);
+            const bool landed = wait_for_chunks<EACH>(first);
+            const Rows rows = rows_of<BLOCKS_, PAIRED>(first);
             Sums sums = {};
 #pragma unroll
             for (int j = 0; j < BLOCKS_; j++)
                 add_block(sums, j, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
                           x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
-            release(number, EACH, landed);
+            release(first, EACH, landed);
             store_sums(sums, part);
         }
     consumers_meet();
@@ -142,7 +150,7 @@ DEVICE void normalise(const u16* weight, float eps);
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
     // Two kernels of a chain share a multiprocessor's registers, and one row gains nothing by it.
-    constexpr bool HOLDS = BLOCKS == 1 && ROWS > 1 && GROUPS == 1 && C::blocks <= 8 && COLUMNS == 1;
+    constexpr bool HOLDS = BLOCKS == 1 && ROWS > 1 && GROUPS == 1 && C::blocks <= 8 && ROWS <= 8;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);
@@ -246,7 +254,7 @@ DEVICE void normalise(const u16* weights, float eps) {
         for (int i = lane_index(); i < WIDTH / 2; i += 32) {
             float low = rounded(low_half(x[i]) * factor), high = rounded(high_half(x[i]) * factor);
             if (weights) {
-                const u32 weight = ((const u32*)weights)[i];
+                const u32 weight = ((const u32*)weights)[placed(i)];
                 low *= low_half(weight);
                 high *= high_half(weight);
             }

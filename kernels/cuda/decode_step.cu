@@ -27,7 +27,7 @@ DEVICE bool skipped(Producer& p) {
 }
 
 // Whether the consumers have nearly caught up: they will wait for this block's weights, and others for them.
-DEVICE bool behind(const Producer& p) {
+DEVICE bool hurries(const Producer& p) {
     const int ahead = p.chunk + HURRY;
     return HURRY && (ahead < SLOTS || test_barrier(empty_of(ahead % SLOTS), (ahead / SLOTS - 1) & 1));
 }
@@ -42,7 +42,7 @@ DEVICE int open_slot(Producer& p, int bytes) {
         spent(ON_SLOTS, begun);
         if (!p.over) {
             const u32 free = watch();
-            while (!behind(p) && (int)(cycles() - p.next) < 0) {}
+            while (!hurries(p) && (int)(cycles() - p.next) < 0) {}
             spent(ON_PACE, free);
             p.next = cycles() + (u32)(p.pace * (bytes / 64) / (CHUNK_BYTES / 64));
             *number_of(slot) = p.chunk;
