@@ -18,6 +18,7 @@ import torch
 from benchmarks import options
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.report import save, table
+from kernels.cuda_driver import architecture
 from kernels.decode_arguments import (
     PHASES,
     SPENT,
@@ -27,8 +28,9 @@ from kernels.decode_arguments import (
     StepNetwork,
     arguments,
 )
-from kernels.decode_shape import SHARED_LIMIT, Cut, shared_bytes
-from kernels.decode_step import PACE, ROWS, WARPS, StepKernels, cut_of, team_of
+from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.decode_step import ROWS, WARPS, StepKernels, pace_of, source, team_of
+from kernels.nvrtc import compile_many
 from kernels.quantize import Weight, WeightKind, quantize
 from kernels.rope import rope_table
 from kernels.step_spec import StepPath, StepSpec
@@ -108,6 +110,8 @@ class Launcher(Protocol):
     """See kernels.decode_step.StepKernels."""
 
     team: int
+
+    def form(self, path: StepPath, rows: int) -> Cut: ...
 
     def launch(self, cut: Cut, given: StepArguments) -> None: ...
 
@@ -205,26 +209,27 @@ def random_network(spec: StepSpec, device: torch.device) -> StepNetwork:
     )
 
 
-def largest(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
+def usual(spec: StepSpec, launcher: Launcher, path: StepPath, rows: int) -> Cut:
     """As the engine has it, or, of more rows than it would run so, with as many slots as fit."""
     if rows <= max(ROWS[path]):
-        return cut_of(spec, path, rows, team)
-    cuts = [Cut(rows, team, WARPS, slots, resident=path == "persistent") for slots in (12, 10, 8, 6, 4)]
+        return launcher.form(path, rows)
+    sizes = (12, 10, 8, 6, 4)
+    cuts = [Cut(rows, launcher.team, WARPS, slots, resident=path == "persistent") for slots in sizes]
     return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
 
 
-def forms(spec: StepSpec, team: int, args: argparse.Namespace) -> Iterator[Form]:
+def forms(spec: StepSpec, launcher: Launcher, args: argparse.Namespace) -> Iterator[Form]:
     """Every combination of what was asked for."""
     for path, rows in product(args.path, args.rows):
-        usual = largest(spec, path, rows, team)
+        own = usual(spec, launcher, path, rows)
         for slots, hurry, readers, chains, pace in product(
-            args.slots or [usual.slots],
-            args.hurry or [usual.hurry],
-            args.readers or [usual.readers],
-            args.chains or [usual.chains],
-            args.pace or [PACE],
+            args.slots or [own.slots],
+            args.hurry or [own.hurry],
+            args.readers or [own.readers],
+            args.chains or [own.chains],
+            args.pace or [pace_of(spec, launcher.team)],
         ):
-            cut = replace(usual, slots=slots, hurry=hurry, readers=readers, chains=chains)
+            cut = replace(own, slots=slots, hurry=hurry, readers=readers, chains=chains)
             yield Form(path, cut, pace)
 
 
@@ -241,7 +246,7 @@ def measure(
     traces: list[TraceRow] = []
     first: dict[tuple[int, int, int], torch.Tensor] = {}
     steps = {count: Step.of(net, memory, count, args.position) for count in args.rows}
-    for form in forms(net.spec, launcher.team, args):
+    for form in forms(net.spec, launcher, args):
         cut = form.cut
         row = FormRow(form.path, cut.rows, cut.slots, form.pace, cut.hurry, cut.readers, cut.chains)
         rows.append(row)
@@ -271,6 +276,8 @@ def traced(
     memory.trace.zero_()
     for _ in range(TRACED_STEPS):
         launcher.launch(replace(cut, traced=True), given)
+    if int(memory.failed):
+        raise RuntimeError("a traced step's wait was given up")
     spent = memory.trace.double().cpu()  # [blocks, phases, what]
     cycles = spent[:, :, SPENT.index("all")].sum(1).mean()
     us = spent / cycles * seconds * 1e6
@@ -297,6 +304,21 @@ def show(traces: Sequence[TraceRow]) -> None:
         )
 
 
+def compile_all(spec: StepSpec, kernels: StepKernels, args: argparse.Namespace, device: int) -> None:
+    """Every form, and where it is traced its twin, in several processes: one after the other they would take
+    seconds each. What cannot be compiled says so when it is measured."""
+    cuts = [form.cut for form in forms(spec, kernels, args)]
+    cuts += [replace(cut, traced=True) for cut in cuts if args.trace]
+    constants = [defines(spec, cut) for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT]
+    compile_many(source(), "decode_step", architecture(device), constants)()
+
+
+def or_none(text: str) -> list[int]:
+    """Numbers with commas between them, 0 among them."""
+    found = [part for part in text.split(",") if part]
+    return [0 if part == "0" else options.counts(part)[0] for part in found]
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -308,7 +330,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--position", type=int, default=192, help="tokens in front of each entry's own")
     parser.add_argument("--slots", type=options.counts, default="", help="of the ring")
     parser.add_argument("--pace", type=options.counts, default="", help="cycles between copies of 16 KiB")
-    parser.add_argument("--hurry", type=options.counts, default="", help="free slots that suspend the pace")
+    parser.add_argument(
+        "--hurry", type=or_none, default="", help="free slots that suspend the pace, 0 for none"
+    )
     parser.add_argument("--readers", type=options.counts, default="", help="warps that attend for a row")
     parser.add_argument("--chains", type=options.counts, default="", help="of sums in a product")
     parser.add_argument("--trace", action="store_true", help="count what blocks wait for")
@@ -321,6 +345,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--path {','.join(args.path)}: persistent and chained have kernels of their own")
     if not set(args.rows) <= {1, 2, 4, 8, 16}:
         parser.error("--rows: forms have 1, 2, 4, 8 or 16")
+    if any(slots % 2 for slots in args.slots):
+        parser.error("--slots: two producers share them, so they are even")
+    if not set(args.readers) <= {2, 4, 8}:
+        parser.error("--readers: 2, 4 or 8 of eight warps")
     if not 0 <= args.position < 4096:
         parser.error(f"--position {args.position}: 0 to 4095")
     return args
@@ -339,6 +367,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {reason}")
     net = random_network(spec, device)
     kernels = StepKernels(spec, net.layers, net.head, None, net.own, net.other, device)
+    compile_all(spec, kernels, args, torch.cuda.current_device())
     rows, traces = measure(net, kernels.memory, kernels, args, GraphTimer(args.replays), bandwidth)
     show(traces)
     if args.save or args.out:

@@ -22,7 +22,7 @@ from engine.checkpoint import CheckpointMeta
 from engine.core import EngineCore
 from engine.decoder import Decoder, weight_of
 from engine.estimator import default_stretch
-from engine.fastpath import refuse, refuse_path, resident_path
+from engine.fastpath import FlagUnavailable, named, refuse, refuse_path, resident_path
 from engine.flags import Resolved, Setting, check_weights, resolve
 from engine.messages import (
     Delta,
@@ -330,7 +330,10 @@ def _build(
         from engine.gpu.build import build as build_gpu  # triton is loaded only where it is used
 
         prompts = passages(tokenizer, model.config.vocab_size) if flags.values.use_te_weight_only else []
-        return build_gpu(model, config, flags, terminal_ids, consume, prompts)
+        try:
+            return build_gpu(model, config, flags, terminal_ids, consume, prompts)
+        except FlagUnavailable as error:
+            raise named(flags, "cuda", error) from error
     from engine.cpu import build as build_cpu
 
     return build_cpu(model, config, flags, terminal_ids, stored)

@@ -66,6 +66,13 @@ def resident_path(flags: Resolved, device: str, asked: DecodePathName) -> Decode
     return "persistent"
 
 
+def named(flags: Resolved, device: str, error: FlagUnavailable) -> FlagUnavailable:
+    """The same about a decode path, naming the flag that has asked for it."""
+    if not flags.resident or device != "cuda":
+        return error
+    return FlagUnavailable(f"persistent_decode_impl {flags.values.persistent_decode_impl}: {error}")
+
+
 def _refuse_te(flags: Resolved, device: str, dtype: torch.dtype) -> None:
     """In the order of what is cheap to find out: importing the package takes seconds."""
     asked = flags.values.te_weight_dtype

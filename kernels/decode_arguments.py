@@ -67,12 +67,13 @@ class StepNetwork:
 class StepMemory:
     """What all kernels of one network share on one device.
 
-    layers: [layers, 10] int64, addresses. exchange: words of 8 bytes, through which blocks meet. failed,
-    epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block ended each phase.
-    trace: [blocks, PHASES, SPENT] int64, cycles that traced steps have added.
+    layers: [layers, 10] int64, addresses; table: the same on the host. exchange: words of 8 bytes, through
+    which blocks meet. failed, epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block
+    ended each phase. trace: [blocks, PHASES, SPENT] int64, cycles that traced steps have added.
     """
 
     layers: torch.Tensor
+    table: torch.Tensor
     exchange: dict[str, torch.Tensor]
     failed: torch.Tensor
     epoch: torch.Tensor
@@ -97,18 +98,20 @@ class StepMemory:
             "mail": words(mail),
         }
         failed, epoch, arrived = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1, 0))
-        layers = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
-        for row, weights in zip(layers, network.layers, strict=True):
+        table = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
+        for row, weights in zip(table, network.layers, strict=True):
             row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
             row[4:8] = torch.tensor([_factors(weight) for weight in weights])
         timeline = words(spec.layers * EXCHANGES + 4)
         trace = words(team * spec.kv_heads * len(PHASES) * len(SPENT)).view(-1, len(PHASES), len(SPENT))
-        return cls(layers.to(device), exchange, failed, epoch, arrived, timeline, trace)
+        return cls(table.to(device), table, exchange, failed, epoch, arrived, timeline, trace)
 
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
         where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
-        self.layers[:, 8:].copy_(torch.tensor(where, dtype=torch.int64))
+        self.table[:, 8:] = torch.tensor(where, dtype=torch.int64)
+        # In one piece: to copy a part a kernel would run, and a step may start before it has ended.
+        self.layers.copy_(self.table)
 
 
 def _values(weight: Weight) -> torch.Tensor:

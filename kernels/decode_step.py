@@ -124,7 +124,7 @@ class StepKernels:
             constants = [defines(self.network.spec, cut) for cut in cuts]
             compile_many(source(), "decode_step", architecture(self.device), constants)()
             self._compiled.add(path)
-        self._form(path, rows)
+        self.form(path, rows)
 
     def phase_times(self) -> dict[str, float]:
         """Milliseconds that the phases of an average layer took one block in the last step.
@@ -142,9 +142,9 @@ class StepKernels:
         }
         return times | {"head": scale * spans[-1]}
 
-    def _form(self, path: StepPath, rows: int) -> Cut:
+    def form(self, path: StepPath, rows: int) -> Cut:
         """How steps of so many rows are run: with teams that are clusters where these fit, for they meet
-        sooner.
+        sooner. ValueError, DriverError, CompileError as `prepare`.
         """
         plain = cut_of(self.network.spec, path, rows, self.team)
         found = self._forms.get(plain)
@@ -217,9 +217,9 @@ class StepKernels:
             logits=logits,
             entry_tokens=entry_tokens,
             entry_positions=entry_positions,
-            pace=PACE * self._grid // PACED_BLOCKS,
+            pace=pace_of(self.network.spec, self.team),
         )
-        self.launch(self._form(path, x.size(0)), given)
+        self.launch(self.form(path, x.size(0)), given)
 
     def launch(self, cut: Cut, given: StepArguments, only: Sequence[tuple[int, int]] | None = None) -> None:
         """Queues the kernels of a step that is cut so. only: those of a chain that are wanted, by layer and
@@ -229,6 +229,11 @@ class StepKernels:
             layer, which = ctypes.c_int(index), ctypes.c_int(phase)
             places = (ctypes.c_void_p * 3)(*(ctypes.addressof(a) for a in (given, layer, which)))
             kernel.launch(self._grid, cut.threads, places, cluster=cluster, pdl=True)
+
+
+def pace_of(spec: StepSpec, team: int) -> int:
+    """Cycles between a block's copies of 16 KiB: the fewer blocks, the more each has to bring."""
+    return PACE * team * spec.kv_heads // PACED_BLOCKS
 
 
 def team_of(spec: StepSpec, multiprocessors: int | None = None) -> int | str:

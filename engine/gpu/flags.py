@@ -66,7 +66,10 @@ def outcomes(
 def _resident(flags: Resolved) -> dict[str, Outcome]:
     if not flags.resident:
         return {}
-    return {"use_persistent_decode_kernel": ("on", "the resident kernel, as with --decode-path persistent")}
+    return {
+        "use_persistent_decode_kernel": ("on", "as with --decode-path persistent"),
+        "persistent_decode_impl": (str(flags.values.persistent_decode_impl), "the resident kernel"),
+    }
 
 
 def _uncaptured(attention: AttentionBackend) -> str:

@@ -28,8 +28,12 @@ DEVICE Place behind(const Place& first, int count) {
 // Whether a chunk has come. Parity alone would let a warp pass that is a round early: the number says whether the slot is
 // this chunk's already, and is looked at first, for it changes before the barrier does.
 DEVICE bool landed(const Place& place) {
+    return *number_of(place.slot) == place.chunk && try_barrier(full_of(place.slot), place.turn & 1);
+}
+// The same without a branch and without waiting, for several to be looked at together.
+DEVICE bool has_landed(const Place& place) {
     const bool own = *number_of(place.slot) == place.chunk;
-    return try_barrier(full_of(place.slot), place.turn & 1) & own;
+    return test_barrier(full_of(place.slot), place.turn & 1) & own;
 }
 
 // False where they have not come: then their slots are not this block's to give back.
@@ -37,7 +41,7 @@ template <int COUNT> DEVICE bool wait_for_chunks(const Place& first) {
     const u32 begun = watch();
     bool ready[COUNT], all = true;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) ready[i] = landed(behind(first, i));
+    for (int i = 0; i < COUNT; i++) ready[i] = has_landed(behind(first, i));
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         Wait wait;
@@ -91,6 +95,12 @@ DEVICE u32 await(const Word* address, u32 tag) {
     do word = get(address);
     while (word.high != tag && goes_on(wait));
     return word.low;
+}
+
+// Until this word has that tag or a later one.
+DEVICE void await_past(const Word* address, u32 tag) {
+    Wait wait;
+    while ((int)(get(address).high - tag) < 0 && goes_on(wait)) {}
 }
 
 DEVICE float warp_sum(float value) {

@@ -41,6 +41,8 @@ constexpr int CTAS = KV_HEADS * TEAM;
 constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
+static_assert(SLOTS >= 4 && SLOTS % PRODUCERS == 0, "a slot is one producer's, or at the end nobody could tell whose copy fills it");
+static_assert(READERS % 2 == 0 && WARPS % READERS == 0, "two readers take a chunk, a tile each");
 constexpr int COLUMNS = (ROWS + 3) / 4;       // groups of 4 rows of x
 constexpr int CREWS = WARPS / READERS;        // rows that are attended for at a time
 constexpr int UNIT = 16;                      // rows of a weight that belong together

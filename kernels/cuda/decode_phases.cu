@@ -30,6 +30,8 @@ DEVICE void attention_phase(const Step& s, const Layer* layer, int index, int& c
 
 // middle = x + attended Wo^T
 DEVICE void output_phase(const Step& s, const Layer* layer, int index, int& chunk, u32 tag) {
+    // Who has no outputs is waited for by nobody, and may come when `attended` is the next layer's.
+    if (owned_units() == 0) return;
     product<HEADS * D, false, 1>(
         chunk, owned_units(), Inputs{s.attended, HEADS * D / 2, HEADS * D, tag},
         [&](int unit, int row, int pair) {

@@ -128,7 +128,7 @@ DEVICE void stream_down(Producer& p, const Layer& layer) {
 
 // A phase's weights, but for the keys and values.
 DEVICE void stream_weights(Producer& p, const Step& s, const Layer& layer, int phase) {
-    give_trace(s, phase == ATTENTION ? DOWN : phase - 1, ON_SLOTS, SPENT);
+    if (WHOLE) give_trace(s, phase == ATTENTION ? DOWN : phase - 1, ON_SLOTS, SPENT);
     if (phase == DOWN) return stream_down(p, layer);
     const Weight* const weights = phase == ATTENTION ? layer.qkv : phase == OUTPUT ? layer.o
                                   : phase == INNER_PRODUCT ? layer.mlp_in : s.head;
@@ -213,7 +213,7 @@ DEVICE void produce(Producer& p, const Step& s, int index, int phase, u32 base) 
     if (phase == ATTENTION) {
         // Which keys there are is known once what was in front of the step has ended.
         if (index == 0) wait_for_previous();
-        else await(s.stream, base + index * EXCHANGES);
+        else await_past(s.stream, base + index * EXCHANGES);
         warp_barrier();
         stream_keys(p, s, layer);
     }

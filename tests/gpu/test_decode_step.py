@@ -61,7 +61,8 @@ def forms(kernels: StepKernels, rows: int) -> list[Cut]:
     found = [cut_of(spec, "chained", rows, team)]
     if rows <= 4:
         found.append(cut_of(spec, "persistent", rows, team))
-    return [*found, *(replace(cut, clustered=True) for cut in found)]
+    others = [replace(cut, hurry=2) for cut in found] + [replace(cut, traced=True) for cut in found]
+    return [*found, *others, *(replace(cut, clustered=True) for cut in found)]
 
 
 def served(spec: StepSpec, kind: WeightKind) -> StepSpec:
@@ -102,6 +103,19 @@ def test_every_phase(spec: StepSpec, kind: WeightKind, rows: int) -> None:
         assert int(kernels.failed) == 0
 
     check_phases(net, given, kernels.memory, launch)
+
+
+@pytest.mark.parametrize(("readers", "chains"), [(2, 1), (2, 2), (8, 1)])
+def test_other_readers_and_chains(readers: int, chains: int) -> None:
+    net = network(WIDE, device="cuda")
+    kernels = kernels_for(net)
+    cuts = [replace(cut, readers=readers, chains=chains) for cut in forms(kernels, 4)]
+    results = [run(kernels, cut, case(WIDE, POSITIONS, device="cuda")) for cut in cuts]
+    logits, _ = expected(net, case(WIDE, POSITIONS, device="cuda"))
+    live = results[0].rows >= 0
+    assert (results[0].logits[live].double().cpu() - logits).norm() / logits.norm() < 2e-2
+    for other in results[1:]:
+        same(results[0], other)
 
 
 @pytest.mark.parametrize("position", EDGES)

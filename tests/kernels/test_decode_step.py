@@ -1,6 +1,7 @@
 """kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and itself."""
 
 import ctypes
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -228,6 +229,12 @@ def test_who_hurries_and_who_is_traced_gives_the_same_bits(build: Build, seed: i
     assert all(spent[name].min() >= 0 and (name == "pace" or spent[name].sum() > 0) for name in SPENT)
     assert (spent["words"] + spent["team"] + spent["weights"] <= spent["all"]).all()
     assert (spent["team"][:, [1, 2, 4]] == 0).all()  # only attention and the MLP's end ask the team
+
+
+@pytest.mark.parametrize("wrong", [{"slots": 7}, {"slots": 2}, {"readers": 1}, {"readers": 16}], ids=str)
+def test_forms_that_would_never_end_do_not_compile(build: Build, wrong: dict[str, int]) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        build(SMALL, replace(RESIDENT, **wrong))
 
 
 def test_other_readers_and_chains(build: Build) -> None:

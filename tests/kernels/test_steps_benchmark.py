@@ -12,11 +12,12 @@ from benchmarks import steps
 from kernels.decode_arguments import PHASES, SPENT, StepArguments, StepMemory
 from kernels.decode_shape import Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches
+from kernels.step_spec import StepPath
 from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import SMALL, poison
 
 SPEC = replace(SMALL, layers=1)
-ARGS = ["--rows", "1,2", "--position", "40", "--hurry", "2,4", "--slots", "4", "--pace", "9", "--trace"]
+ARGS = ["--rows", "1,2", "--position", "40", "--hurry", "0,4", "--slots", "4", "--pace", "9", "--trace"]
 
 
 class Emulated:
@@ -26,6 +27,9 @@ class Emulated:
 
     def __init__(self, host_code: HostCode, refused: Callable[[Cut], bool]) -> None:
         self._code, self._refused = host_code, refused
+
+    def form(self, path: StepPath, rows: int) -> Cut:
+        return cut_of(SPEC, path, rows, self.team)
 
     def launch(self, cut: Cut, given: StepArguments) -> None:
         if self._refused(cut):
@@ -53,7 +57,7 @@ def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, host_code: HostCode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows, traces = run(monkeypatch, host_code, lambda cut: cut.rows == 2 and cut.hurry == 4)
-    assert [(row.rows, row.hurry) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert [(row.rows, row.hurry) for row in rows] == [(1, 0), (1, 4), (2, 0), (2, 4)]
     assert [row.error for row in rows] == ["", "", "", "RuntimeError: too large"]
     assert all(row.same and row.ms == 1 and 0 < row.share < 1 for row in rows[:3])
     assert len(traces) == 3 * len(PHASES) * len(SPENT)
@@ -64,13 +68,18 @@ def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
     assert "too large" in (out := capsys.readouterr().out) and out.count("mean / most") == 3
 
 
-def test_more_rows_than_the_engine_runs_so() -> None:
-    assert steps.largest(steps.D32, "persistent", 4, 8) == cut_of(steps.D32, "persistent", 4, 8)
-    cut = steps.largest(steps.D32, "persistent", 8, 8)
-    assert cut.rows == 8 and cut.resident and cut.slots < 12
+def test_more_rows_than_the_engine_runs_so(host_code: HostCode) -> None:
+    emulated = Emulated(host_code, lambda cut: False)
+    assert steps.usual(SPEC, emulated, "persistent", 4) == cut_of(SPEC, "persistent", 4, 2)
+    cut = steps.usual(SPEC, emulated, "persistent", 8)
+    assert cut.rows == 8 and cut.resident and cut.slots == 12
+    assert steps.usual(steps.D32, emulated, "persistent", 8).slots < 12  # no more have room
 
 
-@pytest.mark.parametrize("wrong", ["--rows 3", "--path graph", "--position 5000", "--pace 0"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["--rows 3", "--path graph", "--position 5000", "--pace 0", "--slots 7", "--readers 3", "--hurry x"],
+)
 def test_what_cannot_be_measured_is_named(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         steps.parse(wrong.split())

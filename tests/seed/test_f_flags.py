@@ -273,6 +273,11 @@ def test_our_decode_kernel_is_a_path_of_the_gpu() -> None:
                 fastpath.FlagUnavailable, match=f"decode_path {asked}.*persistent_decode_impl"
             ):
                 fastpath.resident_path(ours, "cuda", asked)
+    off = fastpath.FlagUnavailable("decode_path is persistent, but it cannot be")
+    assert "persistent_decode_impl kernels.persistent_decode: decode" in str(
+        fastpath.named(resolve(None, "fast", OURS), "cuda", off)
+    )
+    assert fastpath.named(resolve(None, "fast", {}), "cuda", off) is off
     asked = {"profile": "fast", "flags": OURS, "device": "cpu", "dtype": "float32", "decode_path": "graph"}
     assert precheck.verdict(asked) == ""
 
