@@ -22,7 +22,6 @@ from kernels.cuda_driver import architecture
 from kernels.decode_arguments import (
     PHASES,
     SPENT,
-    Matrices,
     StepArguments,
     StepMemory,
     StepNetwork,
@@ -33,7 +32,7 @@ from kernels.decode_step import ROWS, WARPS, StepKernels, pace_of, source, team_
 from kernels.nvrtc import compile_many
 from kernels.quantize import Weight, WeightKind, quantize
 from kernels.rope import rope_table
-from kernels.step_spec import StepPath, StepSpec
+from kernels.step_spec import StepLayer, StepPath, StepSpec
 from kernels.timing import GraphTimer, Timer
 
 D32 = StepSpec(
@@ -173,7 +172,7 @@ class Step:
     def bytes_read(self) -> int:
         """Of weights once, and of the keys and values in front of each entry."""
         spec = self.net.spec
-        weights = [*(weight for layer in self.net.layers for weight in layer), self.net.head]
+        weights = [*(weight for layer in self.net.layers for weight in layer[:4]), self.net.head]
         cached = 2 * spec.layers * spec.kv_heads * spec.head_dim * 2 * int(self.positions.sum())
         return cached + sum(_bytes(weight) for weight in weights)
 
@@ -192,10 +191,10 @@ def random_network(spec: StepSpec, device: torch.device) -> StepNetwork:
         made = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).bfloat16()
         return made if spec.kind == "bf16" else quantize(made, spec.kind)
 
-    def layer() -> Matrices:
+    def layer() -> StepLayer:
         heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         inner = spec.inner * (2 if spec.activation == "swiglu" else 1)
-        return (
+        return StepLayer(
             weight(heads, spec.width),
             weight(spec.width, spec.heads * spec.head_dim),
             weight(inner, spec.width),

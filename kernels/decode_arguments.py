@@ -12,7 +12,7 @@ import torch
 
 from kernels.decode_shape import EXCHANGES, Cut, mail_words
 from kernels.quantize import Weight, Weight8
-from kernels.step_spec import StepSpec
+from kernels.step_spec import StepLayer, StepSpec
 
 PHASES = ("attention", "o", "mlp in", "mlp out", "head")
 # What a block's first warp waits for, the whole of its time, and what its first producer waits for.
@@ -26,7 +26,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
         *((name, ctypes.c_void_p) for name in ("qkv_factors", "o_factors", "in_factors", "out_factors")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("qkv_bias", "q_norm", "k_norm", "keys", "values")),
     )
 
 
@@ -47,16 +47,12 @@ class StepArguments(ctypes.Structure):
     )
 
 
-Matrices = tuple[Weight, Weight, Weight, Weight]  # qkv, o, mlp in, mlp out
-
-
 @dataclass(frozen=True, slots=True)
 class StepNetwork:
-    """What a step reads of a network. layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table
-    [positions, head_dim] float32 (kernels.rope)."""
+    """What a step reads of a network. own, other: rotary table [positions, head_dim] float32."""
 
     spec: StepSpec
-    layers: Sequence[Matrices]
+    layers: Sequence[StepLayer]
     head: Weight
     final_norm: torch.Tensor | None
     own: torch.Tensor
@@ -67,7 +63,7 @@ class StepNetwork:
 class StepMemory:
     """What all kernels of one network share on one device.
 
-    layers: [layers, 10] int64, addresses; table: the same on the host. exchange: words of 8 bytes, through
+    layers: [layers, 13] int64, addresses; table: the same on the host. exchange: words of 8 bytes, through
     which blocks meet. failed, epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block
     ended each phase. trace: [blocks, PHASES, SPENT] int64, cycles that traced steps have added.
     """
@@ -99,9 +95,11 @@ class StepMemory:
         }
         failed, epoch, arrived = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1, 0))
         table = torch.zeros(spec.layers, len(_Layer._fields_), dtype=torch.int64)
-        for row, weights in zip(table, network.layers, strict=True):
-            row[:4] = torch.tensor([_values(weight).data_ptr() for weight in weights])
-            row[4:8] = torch.tensor([_factors(weight) for weight in weights])
+        for row, layer in zip(table, network.layers, strict=True):
+            parts = (layer.qkv_bias, layer.q_norm, layer.k_norm)
+            row[:4] = torch.tensor([_values(weight).data_ptr() for weight in layer[:4]])
+            row[4:8] = torch.tensor([_factors(weight) for weight in layer[:4]])
+            row[8:11] = torch.tensor([0 if part is None else part.data_ptr() for part in parts])
         timeline = words(spec.layers * EXCHANGES + 4)
         trace = words(team * spec.kv_heads * len(PHASES) * len(SPENT)).view(-1, len(PHASES), len(SPENT))
         return cls(table.to(device), table, exchange, failed, epoch, arrived, timeline, trace)
@@ -109,7 +107,7 @@ class StepMemory:
     def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
         where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
-        self.table[:, 8:] = torch.tensor(where, dtype=torch.int64)
+        self.table[:, -2:] = torch.tensor(where, dtype=torch.int64)
         # In one piece: to copy a part a kernel would run, and a step may start before it has ended.
         self.layers.copy_(self.table)
 

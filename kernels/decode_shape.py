@@ -15,6 +15,7 @@ HALF = 4  # rows of a tile that are copied together
 SKEW = 64
 TILE = 16  # keys
 EXCHANGES = 4  # of a layer
+ORDERS = ("rope", "rope_norm", "norm_rope")
 SHARED_LIMIT = 227 * 1024
 
 
@@ -61,7 +62,8 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "LAYERS": spec.layers,
         "BLOCK_SIZE": spec.block_size,
         "SWIGLU": int(spec.activation == "swiglu"),
-        "NORMED": int(spec.order == "rope_norm"),
+        "ORDER": ORDERS.index(spec.order),
+        "BIASED": int(spec.biased),
         "ROWS": cut.rows,
         "TEAM": cut.team,
         "WARPS": cut.warps,
@@ -143,8 +145,6 @@ def unsupported(spec: StepSpec, team: int) -> str | None:
     dim, blocks = spec.head_dim, team * spec.kv_heads
     if dim not in (64, 128):
         return f"head_dim {dim} is neither 64 nor 128"
-    if spec.order == "norm_rope":
-        return "norms of queries and keys with weights"
     if spec.heads % spec.kv_heads or not 1 <= spec.heads // spec.kv_heads <= 8:
         return f"{spec.heads} query heads for {spec.kv_heads} kv heads; 1 to 8 for each can be served"
     if dim % (team * UNIT):

@@ -14,11 +14,11 @@ import torch
 
 from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
-from kernels.decode_arguments import PHASES, Matrices, StepArguments, StepMemory, StepNetwork, arguments
+from kernels.decode_arguments import PHASES, StepArguments, StepMemory, StepNetwork, arguments
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.nvrtc import CompileError, compile_many, read_source
 from kernels.quantize import Weight
-from kernels.step_spec import StepPath, StepSpec
+from kernels.step_spec import StepLayer, StepPath, StepSpec
 
 MOST_ROWS = 16
 TEAMS = (8, 4, 2, 1)  # blocks for each kv head, of which the largest that the device can hold is taken
@@ -81,15 +81,15 @@ class StepKernels:
     def __init__(
         self,
         spec: StepSpec,
-        layers: Sequence[Matrices],
+        layers: Sequence[StepLayer],
         head: Weight,
         final_norm: torch.Tensor | None,
         own: torch.Tensor,
         other: torch.Tensor,
         device: torch.device,
     ) -> None:
-        """layers: (qkv, o, mlp in, mlp out) of each. own, other: rotary table [positions, head_dim] float32
-        (kernels.rope). DriverError: a network that `unsupported` refuses, or more blocks than the device has
+        """own, other: rotary table [positions, head_dim] float32 (kernels.rope).
+        DriverError: a network that `unsupported` refuses, or more blocks than the device has
         multiprocessors.
         """
         self.multiprocessors = int(torch.cuda.get_device_properties(device).multi_processor_count)

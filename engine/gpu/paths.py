@@ -16,11 +16,10 @@ from engine.backend import short
 from engine.gpu.cache import PagedKV
 from engine.gpu.weights import LayerWeights, NetworkWeights
 from kernels.quantize import Weight, Weight8, kind_of
-from kernels.step_spec import StepPath, StepSpec
+from kernels.step_spec import StepLayer, StepPath, StepSpec
 from kernels.te_linear import TeWeight
 
 LIBRARY = "kernels.decode_step"
-Matrices = tuple[Weight, Weight, Weight, Weight]
 
 
 class StepKernels(Protocol):
@@ -69,7 +68,7 @@ class StepKernels(Protocol):
 @dataclass(frozen=True, slots=True)
 class Library:
     """unsupported: why a network cannot be served on a device of that compute capability, or None. make: the
-    kernels for a description, (qkv, o, mlp_in, mlp_out) of each layer, the head, the last norm's weight, both
+    kernels for a description, the layers, the head, the last norm's weight, both
     halves of the rotary table, the device.
     """
 
@@ -77,7 +76,7 @@ class Library:
     make: Callable[
         [
             StepSpec,
-            list[Matrices],
+            list[StepLayer],
             Weight,
             torch.Tensor | None,
             torch.Tensor,
@@ -200,6 +199,7 @@ def spec_of(weights: NetworkWeights, cache: PagedKV) -> StepSpec | str:
         qk_scale=first.rotary.qk_scale,
         kind=kinds[0],
         block_size=cache.block_size,
+        biased=first.qkv_bias is not None,
     )
 
 
@@ -223,13 +223,15 @@ def _layers(weights: NetworkWeights) -> str | None:
         if not layer.rotated:
             return f"layer {index} does not rotate"
         parts: Mapping[str, object] = {
-            "a bias": _bias(layer),
-            "weights in its query-key norm": layer.q_norm if layer.q_norm is not None else layer.k_norm,
+            "a bias behind a product other than q, k and v": _bias(layer),
             "value embeddings": layer.value_embedding,
         }
         for name, part in parts.items():
             if part is not None:
                 return f"layer {index} has {name}"
+        weighted = layer.q_norm is not None and layer.k_norm is not None
+        if weighted != (layer.rotary.order == "norm_rope"):
+            return f"layer {index} has a query-key norm of another order than its weights"
         if layer.rotary != first.rotary or _shapes(layer) != _shapes(first):
             return f"layer {index} differs from the first in its shape"
     if first.rotary.order != "rope" and first.rotary.eps != weights.eps:
@@ -238,18 +240,28 @@ def _layers(weights: NetworkWeights) -> str | None:
 
 
 def _bias(layer: LayerWeights) -> torch.Tensor | None:
-    biases = (layer.qkv_bias, layer.o_bias, layer.mlp_in_bias, layer.mlp_out_bias)
+    biases = (layer.o_bias, layer.mlp_in_bias, layer.mlp_out_bias)
     return next((bias for bias in biases if bias is not None), None)
 
 
 def _shapes(layer: LayerWeights) -> list[tuple[int, ...]]:
-    return [tuple(matrix.shape) for matrix in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
+    matrices = [tuple(matrix.shape) for matrix in (layer.qkv, layer.o, layer.mlp_in, layer.mlp_out)]
+    return [*matrices, () if layer.qkv_bias is None else tuple(layer.qkv_bias.shape)]
 
 
 def make_kernels(library: Library, spec: StepSpec, weights: NetworkWeights) -> StepKernels:
     """Raises what making them raises."""
     layers = [
-        (_own(layer.qkv), _own(layer.o), _own(layer.mlp_in), _own(layer.mlp_out)) for layer in weights.layers
+        StepLayer(
+            _own(layer.qkv),
+            _own(layer.o),
+            _own(layer.mlp_in),
+            _own(layer.mlp_out),
+            layer.qkv_bias,
+            layer.q_norm,
+            layer.k_norm,
+        )
+        for layer in weights.layers
     ]
     return library.make(
         spec,

@@ -31,25 +31,38 @@ DEVICE Turn turn_of(const Step& s, int position) {
     return Turn{{a.x, a.y}, {b.x, b.y}, {c.x, c.y}, {d.x, d.y}};
 }
 
-// What kernels/triton/rope.py does to a query or key, rounded where torch would.
-DEVICE Halves rotated(const Halves& x, const Turn& t, const Step& s) {
+// The weights of a query-key norm, as far as this lane needs them.
+DEVICE Halves weights_of(const u16* weights) {
+    if (ORDER != NORM_ROPE) return Halves{{1.0f, 1.0f}, {1.0f, 1.0f}};
+    const int at = lane_index() % (D / 4) * 2;
+    return halves_of(*(const u32*)(weights + at), *(const u32*)(weights + D / 2 + at));
+}
+
+// Norm of a head, times the weights, rounded once.
+DEVICE Halves normed(const Halves& x, const Halves& weights, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) sum += x.left[i] * x.left[i] + x.right[i] * x.right[i];
+    const float factor = inverse_root(head_sum(sum) / D + eps);
     Halves y;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        y.left[i] = rounded(x.left[i] * factor * weights.left[i]);
+        y.right[i] = rounded(x.right[i] * factor * weights.right[i]);
+    }
+    return y;
+}
+
+// What kernels/triton/rope.py does to a query or key, rounded where torch would.
+DEVICE Halves rotated(Halves x, const Turn& t, const Halves& weights, const Step& s) {
+    Halves y;
+    if (ORDER == NORM_ROPE) x = normed(x, weights, s.eps);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         y.left[i] = rounded(x.left[i] * t.own_left[i] + x.right[i] * t.other_left[i]);
         y.right[i] = rounded(x.right[i] * t.own_right[i] + x.left[i] * t.other_right[i]);
     }
-#if NORMED
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; i++) sum += y.left[i] * y.left[i] + y.right[i] * y.right[i];
-    const float factor = inverse_root(head_sum(sum) / D + s.eps);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        y.left[i] = rounded(y.left[i] * factor);
-        y.right[i] = rounded(y.right[i] * factor);
-    }
-#endif
+    if (ORDER == ROPE_NORM) y = normed(y, weights, s.eps);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         y.left[i] = rounded(y.left[i] * s.qk_scale);
@@ -143,17 +156,19 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
 DEVICE bool has_new(int position) { return rank_index() == position / (2 * TILE) % TEAM; }
 
 // One reader's part of a row.
-DEVICE void attend(const Step& s, int row, int position, int chunk, int count, u32 tag) {
+DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int chunk, int count, u32 tag) {
     const Turn turn = turn_of(s, position);
+    const Halves query_weights = weights_of(layer->q_norm);
     const bool adds = has_new(position) && warp_index() % READERS == READERS - 1;
     Halves key, value;
     int told = 0;  // queries that are there
     if (adds) {
+        const Halves key_weights = weights_of(layer->k_norm);
         Halves got[3];
         receive(s, row, {0, GROUP, GROUP + 1}, got, tag);
-        store_halves(own_queries(), rotated(got[0], turn, s));
+        store_halves(own_queries(), rotated(got[0], turn, query_weights, s));
         told = 1;
-        key = rotated(got[1], turn, s);
+        key = rotated(got[1], turn, key_weights, s);
         value = got[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -167,7 +182,7 @@ DEVICE void attend(const Step& s, int row, int position, int chunk, int count, u
     for (int head = told; head < GROUP; head++) {
         Halves got[1];
         receive(s, row, {head}, got, tag);
-        store_halves(own_queries() + head * D, rotated(got[0], turn, s));
+        store_halves(own_queries() + head * D, rotated(got[0], turn, query_weights, s));
     }
     warp_barrier();
     if (adds) attend_new(s, row, key, value);

@@ -24,11 +24,11 @@
 // between blocks. A buffer can be used again in the next layer: by then its readers have given what the writer needed.
 //
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
-// HEAD_ROWS; LAYERS; ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's channels;
+// BIASED, with a bias behind q, k and v; HEAD_ROWS; LAYERS; ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's channels;
 // CHAINS of sums in which a warp adds its products; READERS, the warps that attend for a row, a tile of 16 keys each;
 // SLOTS of the ring; HURRY, slots that are free ahead of the one to fill where a producer does not keep its pace, or 0;
-// BLOCKS of a multiprocessor; SWIGLU, else relu squared; NORMED, heads are normalised after their
-// rotation; BLOCK_SIZE of a page; RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets
+// BLOCKS of a multiprocessor; SWIGLU, else relu squared; ORDER of what
+// queries and keys go through; BLOCK_SIZE of a page; RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets
 // through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED,
 // what blocks wait for is counted.
 //
@@ -36,6 +36,7 @@
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
 // long again.
 
+enum Order { ROPE, ROPE_NORM, NORM_ROPE };     // of norms and rotation, see kernels/triton/rope.py
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int CTAS = KV_HEADS * TEAM;
 constexpr int THREADS = WARPS * 32;
@@ -74,6 +75,7 @@ constexpr u64 PATIENCE = 2000000000;          // nanoseconds that a step may wai
 struct Layer {
     const Weight *qkv, *o, *mlp_in, *mlp_out;
     const float *qkv_factors, *o_factors, *in_factors, *out_factors;
+    const u16 *qkv_bias, *q_norm, *k_norm;  // [rows of qkv], [D], [D]; null where there is none
     u16 *keys, *values;
 };
 

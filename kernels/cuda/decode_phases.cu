@@ -6,20 +6,24 @@ DEVICE void attention_phase(const Step& s, const Layer* layer, int index, int& c
         chunk, QKV_UNITS,
         Inputs{s.stream, WIDTH / 2, WIDTH, tag, true, index == 0 ? s.x : nullptr, s.x_stride, s.count},
         [&](int unit, int, int pair) {
-            return Early{{}, factors_of(layer->qkv_factors, qkv_row(unit) + pair * 2), {}};
+            const int channel = qkv_row(unit) + pair * 2;
+            const u32 bias = BIASED ? *(const u32*)(layer->qkv_bias + channel) : 0;
+            return Early{{bias, 0}, factors_of(layer->qkv_factors, channel), {}};
         },
         [&](int unit, int row, int pair, int peer, const Early& early, float2 v, float2) {
             const float factor = norm_factor(row, s.eps);
             const int part = unit / PART_UNITS, channel = rank_index() * SLICE + unit % PART_UNITS * UNIT + pair * 2;
             v = scaled(v, early.factor);
-            const u32 both = to_bf16_pair(v.x * factor, v.y * factor);
+            u32 both = to_bf16_pair(v.x * factor, v.y * factor);
+            const u32 bias = early.before.low;
+            if (BIASED) both = to_bf16_pair(low_half(both) + low_half(bias), high_half(both) + high_half(bias));
             post(s, (row * (GROUP + 2) + part) * (D / 2) + channel / 2, peer, both, tag + 1);
         });
 #pragma unroll 1
     for (int row = 0; row < ROWS; row++) {
         if (row_of(s, row) < 0) continue;
         const int position = s.positions[row], count = key_chunks(position, rank_index());
-        if (row % CREWS == warp_index() / READERS) attend(s, row, position, chunk, count, tag + 1);
+        if (row % CREWS == warp_index() / READERS) attend(s, layer, row, position, chunk, count, tag + 1);
         chunk += count;
     }
     consumers_meet();

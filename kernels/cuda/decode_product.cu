@@ -181,7 +181,7 @@ template <int PARTS> DEVICE float2 total_of(int unit, int row, int column) {
 
 // What a thread that finishes two outputs can load before the inputs are there.
 struct Early {
-    Word before;           // of the residual stream
+    Word before;           // of the residual stream, or two biases
     float2 factor, other;  // of weights of eight bits
 };
 

@@ -12,6 +12,8 @@ from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
     LLAMA,
+    QWEN2,
+    QWEN3,
     SMALL,
     WIDE,
     Case,
@@ -24,6 +26,7 @@ from tests.kernels.decode_cases import (
 )
 
 DEVICE = torch.device("cuda")
+SPECS, NAMES = [SMALL, WIDE, LLAMA, QWEN3, QWEN2], ["nanochat", "wide", "llama", "qwen3", "qwen2"]
 POSITIONS = [37, 0, -1, 95]
 # Contexts at and around the borders of blocks, chunks (32 keys) and rounds of the ring.
 EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 255, 256, 257, 1023, 1500, 3000]
@@ -74,7 +77,7 @@ def served(spec: StepSpec, kind: WeightKind) -> StepSpec:
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
-@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+@pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 @pytest.mark.parametrize("rows", [1, 4, 16])
 def test_every_form_gives_the_same_bits(spec: StepSpec, kind: WeightKind, rows: int) -> None:
     net = network(served(spec, kind), device="cuda")
@@ -89,7 +92,7 @@ def test_every_form_gives_the_same_bits(spec: StepSpec, kind: WeightKind, rows: 
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "fp8"])
-@pytest.mark.parametrize("spec", [SMALL, WIDE, LLAMA], ids=["nanochat", "wide", "llama"])
+@pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 @pytest.mark.parametrize("rows", [1, 4, 16])
 def test_every_phase(spec: StepSpec, kind: WeightKind, rows: int) -> None:
     net = network(served(spec, kind), device="cuda")

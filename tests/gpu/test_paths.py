@@ -48,10 +48,11 @@ def tiny(family: str) -> GPT | Llama:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 128,
         "max_position_embeddings": 640,
         "rms_norm_eps": 1e-5,
     }
-    llama = Llama(llama_config("llama", sizes)).requires_grad_(False)
+    llama = Llama(llama_config(family, sizes)).requires_grad_(False)
     llama.randomize(2)
     return llama.to("cuda", BF16).eval()
 
@@ -112,6 +113,22 @@ async def test_a_forced_path_serves_what_it_can(
         assert engine.stats().path_failures == 0
     finally:
         await engine.close()
+
+
+@both
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+async def test_families_with_biases_or_with_weights_in_their_norms(
+    cuda: None, family: str, path: StepPath
+) -> None:
+    model, found = tiny(family), []
+    for way in ("graph", path):
+        engine = await serving(model, way)
+        try:
+            assert set(runner_of(engine).network.paths.table.values()) == ({way} if way != "graph" else set())
+            found.append(await answers(engine, asks(0), together=False))
+        finally:
+            await engine.close()
+    check(found[1], found[0], asks(0))
 
 
 async def test_the_seeds_flag_asks_for_the_resident_kernel(model: GPT | Llama) -> None:

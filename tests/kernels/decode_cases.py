@@ -8,7 +8,7 @@ import torch
 from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork, arguments
 from kernels.quantize import Weight, Weight8, in_pairs, quantize
 from kernels.rope import rope_table, rotation_table
-from kernels.step_spec import StepSpec
+from kernels.step_spec import StepLayer, StepSpec
 
 SMALL = StepSpec(
     width=128,
@@ -31,6 +31,10 @@ WIDE = replace(SMALL, width=256, heads=4, inner=512, padded_inner=512)
 LLAMA = replace(
     SMALL, heads=4, kv_heads=2, width=128, inner=208, padded_inner=256, activation="swiglu", order="rope"
 )
+
+# As Qwen3, whose query-key norms have weights, and as Qwen2, with a bias behind q, k and v.
+QWEN3 = replace(LLAMA, order="norm_rope", heads=4, kv_heads=2)
+QWEN2 = replace(LLAMA, biased=True)
 
 # The model of the benchmarks, and a Llama of its size.
 D32 = replace(
@@ -59,20 +63,28 @@ def network(spec: StepSpec, seed: int = 0, device: str = "cpu") -> StepNetwork:
 
     dim = spec.head_dim
     qkv, wide = (spec.heads + 2 * spec.kv_heads) * dim, spec.inner * (1 + (spec.activation == "swiglu"))
+
+    def vector(size: int, middle: float) -> torch.Tensor:
+        return (middle + torch.randn(size, generator=random) / 8).bfloat16().to(device)
+
+    normed = spec.order == "norm_rope"
     layers = [
-        (
+        StepLayer(
             weight(qkv, spec.width),
             weight(spec.width, spec.heads * dim),
             weight(wide, spec.width),
             weight(spec.width, spec.padded_inner, spec.inner),
+            vector(qkv, 0) if spec.biased else None,
+            vector(dim, 1) if normed else None,
+            vector(dim, 1) if normed else None,
         )
         for _ in range(spec.layers)
     ]
     norm = None
-    if spec.order == "rope":
+    if spec.activation == "swiglu":
         frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
         own, other = rotation_table(4096, frequencies)
-        norm = (1 + torch.randn(spec.width, generator=random) / 8).bfloat16().to(device)
+        norm = vector(spec.width, 1)
     else:
         own, other = rope_table(4096, dim, 10000.0, torch.float32)
     return StepNetwork(
@@ -169,17 +181,22 @@ def attended_of(
     new keys and values [2, entries, kv_heads, head_dim]. Everything on the CPU."""
     spec, live = net.spec, live_entries(given)
     group, dim = spec.heads // spec.kv_heads, spec.head_dim
-    product = _norm(x, spec.eps) @ _full(net.layers[index][0]).cpu().T
+    layer = net.layers[index]
+    product = _norm(x, spec.eps) @ _full(layer.qkv).cpu().T
+    if layer.qkv_bias is not None:
+        product = product + layer.qkv_bias.double().cpu()
     q, k, v = product.view(len(live), -1, dim).split([spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
     at = given.positions[live].long().cpu()
     own, other = net.own.cpu().double()[at][:, None], net.other.cpu().double()[at][:, None]
 
-    def turned(part: torch.Tensor) -> torch.Tensor:
+    def turned(part: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is not None:
+            part = _norm(part, spec.eps) * weight.double().cpu()
         left, right = part.chunk(2, dim=-1)
         rotated = part * own + torch.cat((right, left), -1) * other
         return (_norm(rotated, spec.eps) if spec.order == "rope_norm" else rotated) * spec.qk_scale
 
-    q, k = turned(q), turned(k)
+    q, k = turned(q, layer.q_norm), turned(k, layer.k_norm)
     new = torch.stack((k, v))
     attended = torch.zeros(len(live), spec.heads, dim, dtype=torch.float64)
     for place, entry in enumerate(live):
@@ -196,7 +213,7 @@ def attended_of(
 
 def inner_of(net: StepNetwork, index: int, middle: torch.Tensor) -> torch.Tensor:
     """float64 [entries, inner] of `middle` [entries, width]: norm, first product of the MLP, activation."""
-    inner = _norm(middle, net.spec.eps) @ _full(net.layers[index][2]).cpu().T
+    inner = _norm(middle, net.spec.eps) @ _full(net.layers[index].mlp_in).cpu().T
     if net.spec.activation != "swiglu":
         return inner.relu().square()
     gate, up = inner.view(len(middle), -1, 2, 8).unbind(2)
@@ -213,12 +230,12 @@ def logits_of(net: StepNetwork, x: torch.Tensor) -> torch.Tensor:
 
 def output_of(net: StepNetwork, index: int, attended: torch.Tensor) -> torch.Tensor:
     """float64 [entries, width]: what attention adds to the residual stream."""
-    return attended @ _full(net.layers[index][1]).cpu().T
+    return attended @ _full(net.layers[index].o).cpu().T
 
 
 def down_of(net: StepNetwork, index: int, inner: torch.Tensor) -> torch.Tensor:
     """float64 [entries, width]: what the MLP adds."""
-    return inner @ _full(net.layers[index][3]).cpu().T[: net.spec.inner]
+    return inner @ _full(net.layers[index].mlp_out).cpu().T[: net.spec.inner]
 
 
 def live_entries(given: Case) -> list[int]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.gpu.paths import Library, Matrices
+from engine.gpu.paths import Library
 from kernels import fused
 from kernels.backends.base import AttentionSpec
 from kernels.backends.reference import read_row
 from kernels.nvrtc import CompileError
 from kernels.quantize import Weight, Weight8, dequantize
-from kernels.step_spec import StepPath, StepSpec
+from kernels.step_spec import StepLayer, StepPath, StepSpec
 from kernels.triton.rope import RotarySpec
 from tests.kernels.quick_network import ExactBackend, exact
 
@@ -30,7 +30,7 @@ class PlainStep:
     """
 
     spec: StepSpec
-    layers: list[Matrices]
+    layers: list[StepLayer]
     head: Weight
     final_norm: torch.Tensor | None
     own: torch.Tensor
@@ -98,18 +98,21 @@ class PlainStep:
     def _layer(
         self,
         x: torch.Tensor,
-        layer: Matrices,
+        layer: StepLayer,
         pages: tuple[torch.Tensor, torch.Tensor],
         table: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
     ) -> torch.Tensor:
         spec = self.spec
-        qkv, o, mlp_in, mlp_out = map(full, layer)
+        qkv, o, mlp_in, mlp_out = map(full, layer[:4])
         rotary = RotarySpec(spec.heads, spec.kv_heads, spec.head_dim, spec.order, spec.eps, spec.qk_scale)
         normed = fused.norm_weighted(x, None, spec.eps)
         query = fused.rotate_and_store(
-            exact(normed, qkv).to(x.dtype), positions, slots, self.own, self.other, *pages, rotary
+            *(exact(normed, qkv).to(x.dtype), positions, slots, self.own, self.other, *pages, rotary),
+            bias=layer.qkv_bias,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
         )
         attended = torch.zeros(x.size(0), o.size(1), dtype=x.dtype, device=x.device)
         for row in range(x.size(0)):

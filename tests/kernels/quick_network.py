@@ -109,11 +109,19 @@ def rotate_and_store(
     v_pages: torch.Tensor,
     spec: RotarySpec,
     *,
+    bias: torch.Tensor | None = None,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
     pdl: bool = False,
     **nothing: None,
 ) -> None:
     assert not any(part is not None for part in nothing.values())
-    query = fused.rotate_and_store(qkv, positions, slots, own, other, k_pages, v_pages, spec)
+    query = fused.rotate_and_store(
+        *(qkv, positions, slots, own, other, k_pages, v_pages, spec),
+        bias=bias,
+        q_weight=q_weight,
+        k_weight=k_weight,
+    )
     qkv[:, : spec.heads * spec.head_dim] = query.flatten(1)
 
 

@@ -17,6 +17,8 @@ from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
     LLAMA,
+    QWEN2,
+    QWEN3,
     SMALL,
     WIDE,
     Case,
@@ -99,7 +101,7 @@ def check(net: StepNetwork, given: Case) -> None:
     assert torch.equal(given.entry_positions, positions.int())
 
 
-SPECS = {"nanochat": SMALL, "wide": WIDE, "llama": LLAMA}
+SPECS = {"nanochat": SMALL, "wide": WIDE, "llama": LLAMA, "qwen3": QWEN3, "qwen2": QWEN2}
 KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
 
@@ -174,7 +176,7 @@ def test_phases_leave_when_they_ended(build: Build, cut: Cut) -> None:
     ("spec", "kind"),
     some(
         ((f"{name}-{kind}", spec, kind) for name, spec in SPECS.items() for kind in KINDS),
-        {"wide-bf16", "nanochat-int8", "llama-fp8"},
+        {"wide-bf16", "nanochat-int8", "llama-fp8", "qwen3-bf16", "qwen2-int8"},
     ),
 )
 def test_every_phase(build: Build, spec: StepSpec, kind: WeightKind) -> None:
@@ -290,7 +292,13 @@ def test_a_step_whose_waits_are_given_up_ends_and_the_next_is_right(
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "width", "inner"),
-    [(16, 16, 128, 2048, 8192), (16, 8, 128, 2048, 6144), (32, 8, 64, 2048, 8192), (32, 8, 128, 4096, 14336)],
+    [
+        (16, 16, 128, 2048, 8192),
+        (16, 8, 128, 2048, 6144),
+        (16, 8, 128, 1024, 3072),
+        (32, 8, 64, 2048, 8192),
+        (32, 8, 128, 4096, 14336),
+    ],
 )
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
 def test_paths_take_as_many_rows_as_fit_into_a_blocks_memory(
