@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.decode_shape import EXCHANGES, Cut, mail_words
+from kernels.kv8 import Scales
 from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepLayer, StepSpec
 
@@ -26,7 +27,8 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "o", "mlp_in", "mlp_out")),
         *((name, ctypes.c_void_p) for name in ("qkv_factors", "o_factors", "in_factors", "out_factors")),
-        *((name, ctypes.c_void_p) for name in ("qkv_bias", "q_norm", "k_norm", "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("qkv_bias", "q_norm", "k_norm")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
     )
 
 
@@ -41,7 +43,7 @@ class StepArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("stream", "attended", "middle", "inner", "mail")),
         *((name, ctypes.c_void_p) for name in ("failed", "epoch", "arrived", "timeline", "trace")),
         *((name, ctypes.c_longlong) for name in ("x_stride", "table_stride", "logits_stride")),
-        *((name, ctypes.c_longlong) for name in ("page", "page_head")),
+        *((name, ctypes.c_longlong) for name in ("page", "page_head", "scale_page", "scale_head")),
         *((name, ctypes.c_float) for name in ("eps", "qk_scale", "score_scale")),
         *((name, ctypes.c_int) for name in ("count", "pace")),
     )
@@ -63,7 +65,7 @@ class StepNetwork:
 class StepMemory:
     """What all kernels of one network share on one device.
 
-    layers: [layers, 13] int64, addresses; table: the same on the host. exchange: words of 8 bytes, through
+    layers: [layers, 15] int64, addresses; table: the same on the host. exchange: words of 8 bytes, through
     which blocks meet. failed, epoch, arrived: [1] int32. timeline: [layers * 4 + 4] int64, when one block
     ended each phase. trace: [blocks, PHASES, SPENT] int64, cycles that traced steps have added.
     """
@@ -104,10 +106,15 @@ class StepMemory:
         trace = words(team * spec.kv_heads * len(PHASES) * len(SPENT)).view(-1, len(PHASES), len(SPENT))
         return cls(table.to(device), table, exchange, failed, epoch, arrived, timeline, trace)
 
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now."""
-        where = [[keys.data_ptr(), values.data_ptr()] for keys, values in pages]
-        self.table[:, -2:] = torch.tensor(where, dtype=torch.int64)
+    def bind(
+        self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+    ) -> None:
+        """Each layer's keys and values, [blocks, block_size, kv_heads, head_dim] views, are here now, and
+        their scales where they have some.
+        """
+        kept = [own or () for own in scales] or [()] * len(pages)
+        where = [[part.data_ptr() for part in (*own, *more)] for own, more in zip(pages, kept, strict=True)]
+        self.table[:, 11 : 11 + len(where[0])] = torch.tensor(where, dtype=torch.int64)
         # In one piece: to copy a part a kernel would run, and a step may start before it has ended.
         self.layers.copy_(self.table)
 
@@ -124,6 +131,7 @@ def arguments(
     network: StepNetwork,
     memory: StepMemory,
     page: torch.Tensor,
+    scale: torch.Tensor | None = None,
     *,
     x: torch.Tensor,
     rows: torch.Tensor,
@@ -134,7 +142,7 @@ def arguments(
     entry_positions: torch.Tensor,
     pace: int,
 ) -> StepArguments:
-    """A launch's parameters. page: keys of any layer, for its strides."""
+    """A launch's parameters. page, scale: keys of any layer and their scales, for the strides."""
     spec, head = network.spec, network.head
     norm = network.final_norm
     return StepArguments(
@@ -162,6 +170,8 @@ def arguments(
         logits_stride=logits.stride(0),
         page=page.stride(0),
         page_head=page.stride(2),
+        scale_page=0 if scale is None else scale.stride(0),
+        scale_head=0 if scale is None else scale.stride(2),
         eps=spec.eps,
         qk_scale=spec.qk_scale,
         score_scale=spec.head_dim**-0.5 * LOG2_E,

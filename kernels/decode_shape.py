@@ -78,6 +78,7 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "RESIDENT": cut.resident,
         "CLUSTERED": cut.clustered,
         "TRACED": cut.traced,
+        "KV_FP8": spec.fp8_kv,
         "WEIGHT_INT8": spec.kind == "int8",
         "WEIGHT_FP8": spec.kind == "fp8",
     }
@@ -126,18 +127,20 @@ def _rounded(size: int) -> int:
 def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     """Dynamic shared memory of a block."""
     dim, group = spec.head_dim, spec.heads // spec.kv_heads
-    row = dim // 8
-    stage = TILE * row + TILE // 4 * (4 * row + 2)
+    number = 1 if spec.fp8_kv else 2
+    row = dim * number // 16
+    stage = TILE * row + TILE // 4 * (4 * row + 2) + (4 if spec.fp8_kv else 0)
     slot = -(-max(CHUNK_BYTES, 2 * stage * 16) // 128) * 128 + SKEW
     longest = max(spec.width, spec.heads * dim, spec.padded_inner // cut.team)
     x = cut.rows * (longest + (32 if spec.kind == "bf16" else 8)) * 2
     finds = cut.rows * (cut.readers + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
     partial, squares = _partials(cut.rows) * cut.rows * UNIT * 4, _rounded(cut.rows * (spec.width // 128) * 4)
-    query = cut.warps // cut.readers * cut.readers * group * dim * 2 + cut.rows * dim * 4
+    query = cut.warps // cut.readers * cut.readers * group * dim * 2
+    new = cut.rows * 2 * dim * number + (_rounded(cut.rows * 4) if spec.fp8_kv else 0)
     barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 32
     mail = mail_words(spec, cut) * 8 if cut.clustered else 0
-    return cut.slots * slot + x + sums + partial + squares + stats + query + barriers + mail
+    return cut.slots * slot + x + sums + partial + squares + stats + query + new + barriers + mail
 
 
 def unsupported(spec: StepSpec, team: int) -> str | None:

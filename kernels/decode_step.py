@@ -1,8 +1,8 @@
 """A whole decode step of few rows by kernels of our own (kernels/cuda/decode_step.cu).
 
 "persistent" is one kernel that stays on the device for the step, "chained" a few for each layer, launched
-ahead of each other. bf16 activations and keys; weights bf16, int8 or fp8; a Hopper or newer. Both give the
-same bits, and what a row gets depends on neither the other rows nor how many there are.
+ahead of each other. bf16 activations; keys and values bf16 or fp8; weights bf16, int8 or fp8; a Hopper or
+newer. Both give the same bits, and what a row gets depends on neither the other rows nor how many there are.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
 from kernels.decode_arguments import PHASES, StepArguments, StepMemory, StepNetwork, arguments
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError, compile_many, read_source
 from kernels.quantize import Weight
 from kernels.step_spec import StepLayer, StepPath, StepSpec
@@ -105,11 +106,18 @@ class StepKernels:
         self._forms: dict[Cut, Cut] = {}
         self._compiled: set[StepPath] = set()
         self._page: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
 
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values are here from now on; must come before every capture."""
-        self.memory.bind(pages)
+    def bind(
+        self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+    ) -> None:
+        """Each layer's keys and values are here from now on, and their scales where these are of eight bits;
+        must come before every capture.
+        """
+        self.memory.bind(pages, scales)
         self._page = pages[0][0]
+        first = scales[0] if scales else None
+        self._scale = None if first is None else first[0]
 
     def prepare(self, path: StepPath, rows: int) -> None:
         """Compiles and loads, which must come before a capture. CompileError; DriverError, also where the
@@ -210,6 +218,7 @@ class StepKernels:
             self.network,
             self.memory,
             self._page,
+            self._scale,
             x=x,
             rows=ids_rows,
             positions=positions,

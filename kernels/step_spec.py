@@ -18,7 +18,8 @@ class StepSpec:
     width: of the residual stream. inner: channels inside the MLP; padded_inner: inputs of its second
     projection, those beyond `inner` being zero. head_rows: rows of the output projection. eps: of every norm.
     order, qk_scale: what queries and keys go through (kernels.triton.rope.RotarySpec). kind: of every
-    projection. block_size: positions of a block of keys and values. biased: q, k and v have a bias.
+    projection. block_size: positions of a block of keys and values. biased: q, k and v have a bias. fp8_kv:
+    keys and values are kept in eight bits (kernels.kv8).
     """
 
     width: int
@@ -36,6 +37,7 @@ class StepSpec:
     kind: WeightKind
     block_size: int
     biased: bool = False
+    fp8_kv: bool = False
 
 
 class StepLayer(NamedTuple):

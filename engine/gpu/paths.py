@@ -15,6 +15,7 @@ import torch
 from engine.backend import short
 from engine.gpu.cache import PagedKV
 from engine.gpu.weights import LayerWeights, NetworkWeights
+from kernels.kv8 import FORMAT, Scales
 from kernels.quantize import Weight, Weight8, kind_of
 from kernels.step_spec import StepLayer, StepPath, StepSpec
 from kernels.te_linear import TeWeight
@@ -39,8 +40,12 @@ class StepKernels(Protocol):
         """
         ...
 
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values, as PagedKV.layers has them; again whenever they have moved."""
+    def bind(
+        self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+    ) -> None:
+        """Each layer's keys and values, as PagedKV.layers and PagedKV.scales have them; again whenever they
+        have moved.
+        """
         ...
 
     def step(
@@ -124,7 +129,7 @@ class Paths:
         """For a cache that is new or has moved; no step may be on its way."""
         if self.kernels is not None:
             with torch.inference_mode(False):  # what they make of it, they may change in any mode
-                self.kernels.bind(cache.layers)
+                self.kernels.bind(cache.layers, cache.scales)
             self._bound = cache, cache.moves
 
     def step(
@@ -178,7 +183,7 @@ def spec_of(weights: NetworkWeights, cache: PagedKV) -> StepSpec | str:
     dtype, kept = weights.embedding.dtype, cache.layers[0][0].dtype
     if dtype != torch.bfloat16:
         return f"the model is in {short(dtype)}, not in bfloat16"
-    if kept != dtype:
+    if kept not in (dtype, FORMAT):
         return f"keys and values are kept in {short(kept)}"
     reason = _extras(weights) or _layers(weights)
     if reason is not None:
@@ -200,6 +205,7 @@ def spec_of(weights: NetworkWeights, cache: PagedKV) -> StepSpec | str:
         kind=kinds[0],
         block_size=cache.block_size,
         biased=first.qkv_bias is not None,
+        fp8_kv=kept == FORMAT,
     )
 
 

@@ -100,6 +100,45 @@ template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&par
     for (int i = 0; i < COUNT; i++) heads[i] = halves_of(left[i].low, right[i].low);
 }
 
+#ifdef KV_FP8
+DEVICE float head_max(float value) {
+#pragma unroll
+    for (int mask = D / 8; mask > 0; mask /= 2) value = fmaxf(value, warp_xor(value, mask));
+    return value;
+}
+
+// A head of the new token in bytes, with its scale (kernels/kv8.py). Returns what these stand for.
+DEVICE Halves keep_new(int row, int part, const Halves& x) {
+    const Halves finite = {{or_zero(x.left[0]), or_zero(x.left[1])}, {or_zero(x.right[0]), or_zero(x.right[1])}};
+    float largest = 0.0f, spoilt = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        largest = fmaxf(largest, fmaxf(fabsf(finite.left[i]), fabsf(finite.right[i])));
+        spoilt += finite.left[i] != x.left[i] || finite.right[i] != x.right[i] ? 1.0f : 0.0f;
+    }
+    float scale = rounded(fminf(fmaxf(head_max(largest) / 448.0f, float_of(0x00800000u)), float_of(0x7b000000u)));
+    const float inverse = 1.0f / scale;
+    const u32 left = to_e4m3_pair(finite.left[0] * inverse, finite.left[1] * inverse);
+    const u32 right = to_e4m3_pair(finite.right[0] * inverse, finite.right[1] * inverse);
+    if (head_max(spoilt) > 0.0f) scale = float_of(0x7fc00000u);
+    const int lane = lane_index();
+    unsigned char* const to = memory<unsigned char>(AT_NEW) + (row * 2 + part) * D;
+    if (lane < D / 4) {
+        *(u16*)(to + lane * 2) = (u16)left;
+        *(u16*)(to + D / 2 + lane * 2) = (u16)right;
+    }
+    if (lane == 0) memory<u16>(AT_NEW_SCALES)[row * 2 + part] = to_bf16(scale);
+    const auto first = [&](u32 pair) { return low_half(even_bytes(pair)) * scale; };
+    const auto second = [&](u32 pair) { return low_half(odd_bytes(pair)) * scale; };
+    return Halves{{first(left), second(left)}, {first(right), second(right)}};
+}
+#else
+DEVICE Halves keep_new(int row, int part, const Halves& x) {
+    store_halves(memory<u16>(AT_NEW) + (row * 2 + part) * D, x);
+    return x;
+}
+#endif
+
 DEVICE float4* sums_of(int row, int reader) { return memory<float4>(AT_SUMS) + (row * (READERS + 1) + reader) * QUADS; }
 DEVICE float2* stats_of(int row, int reader) { return memory<float2>(AT_STATS) + (row * (READERS + 1) + reader) * GROUP; }
 DEVICE u16* own_queries() { return memory<u16>(AT_QUERY) + warp_index() * GROUP * D; }
@@ -129,9 +168,7 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, reader = warp_index() % READERS, which = reader % 2;
     const u16* const queries = own_queries();
     uint4 query[D / 32];
-#pragma unroll
-    for (int i = 0; i < D / 32; i++)
-        query[i] = g < GROUP ? *(const uint4*)(queries + g * D + c * 8 + i * 32) : uint4{0, 0, 0, 0};
+    query_for_tile(query, queries + g * D, g < GROUP, c);
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #pragma unroll 1
@@ -142,7 +179,7 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
         uint4* const stage = (uint4*)slot_of(place.slot) + which * STAGE;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
-            if (high < TILE - 1) clear_unseen(stage, 0, high, lane);
+            if (NUMBER > 1 && high < TILE - 1) clear_unseen(stage, 0, high, lane);
             attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
         }
         warp_barrier();
@@ -168,15 +205,14 @@ DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int
         receive(s, row, {0, GROUP, GROUP + 1}, got, tag);
         store_halves(own_queries(), rotated(got[0], turn, query_weights, s));
         told = 1;
-        key = rotated(got[1], turn, key_weights, s);
         value = got[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             value.left[i] = or_zero(value.left[i]);
             value.right[i] = or_zero(value.right[i]);
         }
-        store_halves(memory<u16>(AT_NEW) + row * 2 * D, key);
-        store_halves(memory<u16>(AT_NEW) + row * 2 * D + D, value);
+        key = keep_new(row, 0, rotated(got[1], turn, key_weights, s));
+        value = keep_new(row, 1, value);
     }
 #pragma unroll 1
     for (int head = told; head < GROUP; head++) {
@@ -191,14 +227,19 @@ DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int
 
 // New keys and values go to their pages: 16 bytes a lane.
 DEVICE void store_new(const Step& s, const Layer* layer) {
-    constexpr int EACH = D / 8;
+    constexpr int EACH = D * NUMBER / 16;
     for (int item = thread_index(); item < ROWS * 2 * EACH; item += THREADS) {
         const int entry = item / (2 * EACH), row = row_of(s, entry), position = row < 0 ? 0 : s.positions[entry];
         if (row < 0 || !has_new(position)) continue;
         const int page = s.tables[row * s.table_stride + position / BLOCK_SIZE];
-        u16* const pages = item / EACH % 2 ? layer->values : layer->keys;
-        u16* const to = pages + page * s.page + team_index() * s.page_head + position % BLOCK_SIZE * D;
-        *(uint4*)(to + item % EACH * 8) = *(const uint4*)(memory<u16>(AT_NEW) + item * 8);
+        const int part = item / EACH % 2, offset = position % BLOCK_SIZE;
+        unsigned char* const to = (part ? layer->values : layer->keys) +
+                                  (page * s.page + team_index() * s.page_head + offset * D) * NUMBER;
+        *(uint4*)(to + item % EACH * 16) = memory<const uint4>(AT_NEW)[item];
+        if (NUMBER > 1 || item % EACH > 0) continue;
+        u16* const scales = part ? layer->value_scales : layer->key_scales;
+        scales[page * s.scale_page + team_index() * s.scale_head + offset] =
+            memory<u16>(AT_NEW_SCALES)[entry * 2 + part];
     }
 }
 

@@ -76,7 +76,8 @@ struct Layer {
     const Weight *qkv, *o, *mlp_in, *mlp_out;
     const float *qkv_factors, *o_factors, *in_factors, *out_factors;
     const u16 *qkv_bias, *q_norm, *k_norm;  // [rows of qkv], [D], [D]; null where there is none
-    u16 *keys, *values;
+    unsigned char *keys, *values;
+    u16 *key_scales, *value_scales;         // where KV_FP8
 };
 
 struct Step {
@@ -94,7 +95,8 @@ struct Step {
     int *failed, *epoch, *arrived;
     long long* timeline;                 // [LAYERS * EXCHANGES + 4], see `mark`
     long long* trace;                    // [CTAS, LAST + 1, SPENT], cycles, where TRACED
-    long long x_stride, table_stride, logits_stride, page, page_head;
+    long long x_stride, table_stride, logits_stride;
+    long long page, page_head, scale_page, scale_head;  // in numbers, and in scales
     float eps, qk_scale, score_scale;    // score_scale makes powers of two of products
     int count;                           // entries; what ROWS has more is padding
     int pace;                            // cycles between copies of CHUNK_BYTES
@@ -108,8 +110,9 @@ constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [
 constexpr int AT_SQUARES = AT_PARTIAL + PARTIALS * ROWS * UNIT * 4;            // [ROWS][WIDTH / SQUARED]
 constexpr int AT_STATS = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][READERS + 1][GROUP]
 constexpr int AT_QUERY = AT_STATS + rounded_up(ROWS * (READERS + 1) * GROUP * 8);  // [CREWS * READERS][GROUP][D]
-constexpr int AT_NEW = AT_QUERY + CREWS * READERS * GROUP * D * 2;          // [ROWS][2][D], new keys and values
-constexpr int AT_FULL = AT_NEW + ROWS * 2 * D * 2;                 // [SLOTS], barriers
+constexpr int AT_NEW = AT_QUERY + CREWS * READERS * GROUP * D * 2;          // [ROWS][2][D], new keys and values as they are kept
+constexpr int AT_NEW_SCALES = AT_NEW + ROWS * 2 * D * NUMBER;               // [ROWS][2], where KV_FP8
+constexpr int AT_FULL = AT_NEW_SCALES + (NUMBER == 1 ? rounded_up(ROWS * 4) : 0);  // [SLOTS], barriers
 constexpr int AT_EMPTY = AT_FULL + SLOTS * 8;                               // likewise
 constexpr int AT_NUMBER = AT_EMPTY + SLOTS * 8;                             // [SLOTS], of the chunk in a slot
 constexpr int AT_CLOCK = AT_NUMBER + rounded_up(SLOTS * 4);

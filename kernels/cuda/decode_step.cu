@@ -92,7 +92,7 @@ template <int K> DEVICE void stream_phase(Producer& p, const Weight* weights, in
     }
 }
 
-// Keys and values of every entry: two tiles of 16 keys a chunk, of each five copies.
+// Keys and values of every entry: two tiles of 16 keys a chunk, of each five copies, and two of scales.
 DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
     const int tile = lane_index() / 8, copy = lane_index() % 8, rank = rank_index();
 #pragma unroll 1
@@ -106,14 +106,19 @@ DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
             if (skipped(p)) continue;
             const int first = (rank + j * TEAM) * 2, tiles = min(2, (position - first * TILE + TILE - 1) / TILE);
             const int start = (first + min(tile, tiles - 1)) * TILE, page = table[start / BLOCK_SIZE];
-            const int slot = open_slot(p, tiles * 2 * TILE * D * 2);
+            const int slot = open_slot(p, tiles * (2 * TILE * D * NUMBER + SCALE_PIECES * 16));
             if (slot < 0) return;
-            const long long at = page * s.page + team_index() * s.page_head + start % BLOCK_SIZE * D;
+            constexpr int FOUR = 4 * D * NUMBER;  // keys or values, in bytes
+            const int offset = start % BLOCK_SIZE;
+            const long long at = (page * s.page + team_index() * s.page_head + offset * D) * NUMBER;
+            const long long scale_at = page * s.scale_page + team_index() * s.scale_head + offset;
             uint4* const stage = (uint4*)slot_of(slot) + tile * STAGE;
-            if (tile >= tiles || copy > 4) continue;
-            if (copy == 0) copy_bulk(stage, layer.keys + at, TILE * D * 2, full_of(slot));
-            else copy_bulk(stage + KEY_PIECES + (copy - 1) * VALUE_PIECES, layer.values + at + (copy - 1) * 4 * D,
-                           4 * D * 2, full_of(slot));
+            if (tile >= tiles || copy > (NUMBER == 1 ? 6 : 4)) continue;
+            if (copy == 0) copy_bulk(stage, layer.keys + at, 4 * FOUR, full_of(slot));
+            else if (copy <= 4) copy_bulk(stage + KEY_PIECES + (copy - 1) * VALUE_PIECES, layer.values + at + (copy - 1) * FOUR,
+                                          FOUR, full_of(slot));
+            else copy_bulk(stage + SCALES_AT + (copy - 5) * 2, (copy == 5 ? layer.key_scales : layer.value_scales) + scale_at,
+                           TILE * 2, full_of(slot));
         }
     }
 }

@@ -206,6 +206,12 @@ DEVICE u32 to_bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
+// Two e4m3 in the low half, to the nearest, what is too large as the largest.
+DEVICE u32 to_e4m3_pair(float low, float high) {
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 DEVICE u32 low_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
 DEVICE u32 high_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 // bits & mask | more, in one instruction, which the compiler makes two of where both are constants.

@@ -25,6 +25,7 @@ from engine.gpu.staging import StepStaging
 from engine.messages import EngineConfig
 from engine.model import GPT
 from engine.plan import Plan
+from kernels.kv8 import Scales
 from kernels.step_spec import StepPath
 from kernels.triton.step import LOST
 from tests.engine.checkpoints import make_model
@@ -90,7 +91,9 @@ class Kernels:
 
     def prepare(self, path: StepPath, rows: int) -> None: ...
 
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def bind(
+        self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+    ) -> None:
         if self.most_binds is None or self.binds < self.most_binds:
             self.pages = list(pages)
         self.binds += 1

@@ -15,6 +15,7 @@ from engine.gpu.paths import Paths
 from engine.gpu.runner import GpuRunner
 from engine.messages import SamplingParams
 from engine.model import GPT
+from kernels.kv8 import Scales
 from kernels.step_spec import StepPath
 from tests.engine.made_up_gpu import CPU, ROWS, TOKENS, Kernels, made_up, network_of, serve_with, tiny_model
 from tests.engine.serving import Ask, answers, started
@@ -134,9 +135,11 @@ def test_paths_are_bound_on_the_stream_of_the_steps(
         entered.pop()
 
     class Bound(Kernels):
-        def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        def bind(
+            self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+        ) -> None:
             seen.append(list(entered))
-            super().bind(pages)
+            super().bind(pages, scales)
 
     monkeypatch.setattr(torch.cuda, "stream", stream)
     kernels = Bound()

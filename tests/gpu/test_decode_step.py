@@ -12,9 +12,11 @@ from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
     LLAMA,
+    LLAMA_KV8,
     QWEN2,
     QWEN3,
     SMALL,
+    SMALL_KV8,
     WIDE,
     Case,
     arguments_of,
@@ -26,7 +28,8 @@ from tests.kernels.decode_cases import (
 )
 
 DEVICE = torch.device("cuda")
-SPECS, NAMES = [SMALL, WIDE, LLAMA, QWEN3, QWEN2], ["nanochat", "wide", "llama", "qwen3", "qwen2"]
+SPECS = [SMALL, WIDE, LLAMA, QWEN3, QWEN2, SMALL_KV8, LLAMA_KV8]
+NAMES = ["nanochat", "wide", "llama", "qwen3", "qwen2", "nanochat-kv8", "llama-kv8"]
 POSITIONS = [37, 0, -1, 95]
 # Contexts at and around the borders of blocks, chunks (32 keys) and rounds of the ring.
 EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 255, 256, 257, 1023, 1500, 3000]
@@ -40,7 +43,7 @@ def kernels_for(net: StepNetwork) -> StepKernels:
 
 def run(kernels: StepKernels, cut: Cut, given: Case, times: int = 1) -> Case:
     """A step, or several of the same inputs, in one form; what it writes is in `given`."""
-    kernels.bind(given.views)
+    kernels.bind(given.views, given.scale_views)
     step = arguments_of(kernels.network, kernels.memory, given)
     for _ in range(times):
         kernels.launch(cut, step)
@@ -51,7 +54,8 @@ def run(kernels: StepKernels, cut: Cut, given: Case, times: int = 1) -> Case:
 
 def bits(given: Case) -> list[torch.Tensor]:
     live = given.rows >= 0
-    return [given.logits[live].view(torch.int16), *(memory.view(torch.int16) for memory in given.pages)]
+    kept = (*given.pages, *given.scales)
+    return [given.logits[live].view(torch.int16), *(memory.view(torch.int16) for memory in kept)]
 
 
 def same(first: Case, second: Case) -> None:
@@ -97,7 +101,7 @@ def test_every_form_gives_the_same_bits(spec: StepSpec, kind: WeightKind, rows: 
 def test_every_phase(spec: StepSpec, kind: WeightKind, rows: int) -> None:
     net = network(served(spec, kind), device="cuda")
     kernels, given = kernels_for(net), case(net.spec, (POSITIONS * 4)[:rows], device="cuda")
-    kernels.bind(given.views)
+    kernels.bind(given.views, given.scale_views)
     cut, step = cut_of(net.spec, "chained", rows, kernels.team), arguments_of(net, kernels.memory, given)
 
     def launch(index: int, phase: int) -> None:
@@ -164,7 +168,7 @@ def test_a_step_that_has_failed_ends() -> None:
         kernels.failed.fill_(1)
         steps = int(kernels.memory.epoch)
         given = case(SMALL, POSITIONS, device="cuda")
-        kernels.bind(given.views)
+        kernels.bind(given.views, given.scale_views)
         with pytest.raises(AssertionError):
             run(kernels, cut, given)
         assert int(kernels.memory.epoch) == steps + 1  # every block has come to its end

@@ -131,6 +131,19 @@ async def test_families_with_biases_or_with_weights_in_their_norms(
     check(found[1], found[0], asks(0))
 
 
+@both
+async def test_keys_and_values_of_eight_bits(model: GPT | Llama, path: StepPath) -> None:
+    found = []
+    for way in ("graph", path):
+        engine = await serving(model, way, kv_dtype="fp8")
+        try:
+            assert set(runner_of(engine).network.paths.table.values()) == ({way} if way != "graph" else set())
+            found.append(await answers(engine, asks(0), together=False))
+        finally:
+            await engine.close()
+    check(found[1], found[0], asks(0))
+
+
 async def test_the_seeds_flag_asks_for_the_resident_kernel(model: GPT | Llama) -> None:
     flags = {"use_persistent_decode_kernel": True, "persistent_decode_impl": "kernels.persistent_decode"}
     engine = await serving(model, "auto", flags=flags)

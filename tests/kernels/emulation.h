@@ -248,6 +248,18 @@ static int atomic_add(int* address, int value) {
     *address += value, world.changes++;
     return before;
 }
+// Of a finite number.
+static u32 to_e4m3(float value) {
+    const u32 sign = std::signbit(value) ? 0x80 : 0;
+    const float size = std::fabs(value);
+    if (size >= 448.0f) return sign | 0x7e;
+    if (size < 0.015625f) return sign | (u32)std::nearbyint(size * 512.0f);  // below the normal ones; 8 is the first of them
+    int exponent;
+    std::frexp(size, &exponent);  // size = 0.5..1 * 2^exponent
+    const u32 eighths = (u32)std::nearbyint(std::ldexp(size, 4 - exponent));  // 8 to 16
+    return sign | ((u32)(exponent - 1 + 7) * 8 + eighths - 8);
+}
+static u32 to_e4m3_pair(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
 static u64 nanoseconds() { return world.round * world.options.round_nanoseconds; }
 static u32 cycles() { yield(); return (u32)nanoseconds(); }  // what waits for a time lets the others go on
 static void sleep_ns(int) { yield(); }

@@ -12,6 +12,7 @@ from engine.gpu.paths import Library
 from kernels import fused
 from kernels.backends.base import AttentionSpec
 from kernels.backends.reference import read_row
+from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError
 from kernels.quantize import Weight, Weight8, dequantize
 from kernels.step_spec import StepLayer, StepPath, StepSpec
@@ -41,6 +42,7 @@ class PlainStep:
     fault: "Callable[[Done], None] | None" = None
     prepared: set[tuple[StepPath, int]] = field(default_factory=set)
     pages: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    scales: list[Scales | None] = field(default_factory=list)
     binds: int = 0
     steps: list[tuple[StepPath, int]] = field(default_factory=list)
 
@@ -59,8 +61,10 @@ class PlainStep:
             raise CompileError(f"{path} does not compile")
         self.prepared.add((path, rows))
 
-    def bind(self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.pages = list(pages)
+    def bind(
+        self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
+    ) -> None:
+        self.pages, self.scales = list(pages), list(scales)
         self.binds += 1
 
     def step(
@@ -87,8 +91,8 @@ class PlainStep:
         blocks = table.gather(1, (positions.long() // size).unsqueeze(1))[:, 0]
         slots = torch.where(live, blocks * size + positions % size, -1)
         x = x.clone()
-        for layer, pages in zip(self.layers, self.pages, strict=True):
-            x = self._layer(x, layer, pages, table, positions, slots)
+        for layer, pages, scales in zip(self.layers, self.pages, self.scales, strict=True):
+            x = self._layer(x, layer, pages, scales, table, positions, slots)
         x = fused.norm_weighted(x, self.final_norm, self.spec.eps)
         logits.copy_(torch.where(live.unsqueeze(1), exact(x, full(self.head)).to(x.dtype), logits))
         entry_positions.copy_(torch.where(live, positions + 1, 0))
@@ -100,6 +104,7 @@ class PlainStep:
         x: torch.Tensor,
         layer: StepLayer,
         pages: tuple[torch.Tensor, torch.Tensor],
+        scales: Scales | None,
         table: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
@@ -110,6 +115,7 @@ class PlainStep:
         normed = fused.norm_weighted(x, None, spec.eps)
         query = fused.rotate_and_store(
             *(exact(normed, qkv).to(x.dtype), positions, slots, self.own, self.other, *pages, rotary),
+            scales=scales,
             bias=layer.qkv_bias,
             q_weight=layer.q_norm,
             k_weight=layer.k_norm,
@@ -117,7 +123,7 @@ class PlainStep:
         attended = torch.zeros(x.size(0), o.size(1), dtype=x.dtype, device=x.device)
         for row in range(x.size(0)):
             if int(slots[row]) >= 0:
-                keys, values = read_row(*pages, None, table[row], int(positions[row]) + 1)
+                keys, values = read_row(*pages, scales, table[row], int(positions[row]) + 1)
                 scale = spec.head_dim**-0.5
                 attended[row] = self._attention.attend(query[row : row + 1], keys, values, scale, None)[0]
         x = (x.double() + exact(attended, o)).to(x.dtype)

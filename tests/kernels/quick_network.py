@@ -11,6 +11,7 @@ from engine.gpu import network
 from kernels import device_linear, fused
 from kernels.backends.reference import TorchBackend
 from kernels.device_linear import DeviceLinear
+from kernels.kv8 import Scales
 from kernels.quantize import Weight8, dequantize
 from kernels.triton.rope import RotarySpec
 from kernels.triton.step import LOST
@@ -109,6 +110,7 @@ def rotate_and_store(
     v_pages: torch.Tensor,
     spec: RotarySpec,
     *,
+    scales: Scales | None = None,
     bias: torch.Tensor | None = None,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
@@ -118,6 +120,7 @@ def rotate_and_store(
     assert not any(part is not None for part in nothing.values())
     query = fused.rotate_and_store(
         *(qkv, positions, slots, own, other, k_pages, v_pages, spec),
+        scales=scales,
         bias=bias,
         q_weight=q_weight,
         k_weight=k_weight,

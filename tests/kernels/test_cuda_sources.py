@@ -66,9 +66,10 @@ def decode_cases() -> Iterator[Case]:
         *((D32, "persistent", rows) for rows in (4, 2, 1)),
         (replace(D32, kind="int8"), "chained", 2),
         *((D32, "chained", rows) for rows in (1, 4)),
-        (replace(LLAMA_D32, kind="fp8"), "persistent", 4),
+        (replace(LLAMA_D32, kind="fp8", fp8_kv=True, order="norm_rope", biased=True), "persistent", 4),
         (LLAMA_D32, "persistent", 2),
         *((D32, "chained", rows) for rows in (8, 16)),
+        (replace(D32, fp8_kv=True), "persistent", 1),
     ]
     for spec, path, rows in forms:
         team = decode_step.team_of(spec, 132)

@@ -80,7 +80,7 @@ def kernels() -> StepKernels:
 
 
 def step(made: StepKernels, path: decode_step.StepPath, given: Case) -> None:
-    made.bind(given.views)
+    made.bind(given.views, given.scale_views)
     made.step(
         path,
         x=given.x,

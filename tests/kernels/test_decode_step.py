@@ -17,9 +17,11 @@ from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
     LLAMA,
+    LLAMA_KV8,
     QWEN2,
     QWEN3,
     SMALL,
+    SMALL_KV8,
     WIDE,
     Case,
     arguments_of,
@@ -93,15 +95,23 @@ def check(net: StepNetwork, given: Case) -> None:
     """Logits, keys and values, and positions of a step that has run, against float64."""
     logits, new = expected(net, given)
     off = (given.logits[live_entries(given)].double() - logits).norm() / logits.norm()
-    assert off < 2e-2, off
+    assert off < (4e-2 if net.spec.fp8_kv else 2e-2), off
     for index, wanted in enumerate(new):
         off = (stored_of(net.spec, given, index) - wanted).norm(dim=(-1, -2)) / wanted.norm(dim=(-1, -2))
-        assert off.max() < 2e-2
+        assert off.max() < (6e-2 if net.spec.fp8_kv else 2e-2)
     positions = torch.where(given.entry_tokens >= 0, given.positions + 1, 0)
     assert torch.equal(given.entry_positions, positions.int())
 
 
-SPECS = {"nanochat": SMALL, "wide": WIDE, "llama": LLAMA, "qwen3": QWEN3, "qwen2": QWEN2}
+SPECS = {
+    "nanochat": SMALL,
+    "wide": WIDE,
+    "llama": LLAMA,
+    "qwen3": QWEN3,
+    "qwen2": QWEN2,
+    "nanochat-kv8": SMALL_KV8,
+    "llama-kv8": LLAMA_KV8,
+}
 KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
 
@@ -176,7 +186,15 @@ def test_phases_leave_when_they_ended(build: Build, cut: Cut) -> None:
     ("spec", "kind"),
     some(
         ((f"{name}-{kind}", spec, kind) for name, spec in SPECS.items() for kind in KINDS),
-        {"wide-bf16", "nanochat-int8", "llama-fp8", "qwen3-bf16", "qwen2-int8"},
+        {
+            "wide-bf16",
+            "nanochat-int8",
+            "llama-fp8",
+            "qwen3-bf16",
+            "qwen2-int8",
+            "nanochat-kv8-bf16",
+            "llama-kv8-fp8",
+        },
     ),
 )
 def test_every_phase(build: Build, spec: StepSpec, kind: WeightKind) -> None:
@@ -194,7 +212,7 @@ def same(first: Case, second: Case) -> None:
     """Everything that two steps have written is equal, bit for bit."""
     live = first.rows >= 0
     assert torch.equal(first.logits[live].view(torch.int16), second.logits[live].view(torch.int16))
-    for a, b in zip(first.pages, second.pages, strict=True):
+    for a, b in zip((*first.pages, *first.scales), (*second.pages, *second.scales), strict=True):
         assert torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
@@ -257,7 +275,7 @@ def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
     cases = [case(SMALL, positions, seed) for seed, positions in enumerate(([5, 40], [80, 3], [16, 17]))]
     memory = memory_of(net, cases[0], 2, 2)
     for step, (given, cut) in enumerate(zip(cases, (RESIDENT, CHAINED, RESIDENT), strict=True)):
-        memory.bind(given.views)
+        memory.bind(given.views, given.scale_views)
         check(net, emulate(build, replace(cut, rows=2), net, given, step, memory))
 
 
@@ -286,7 +304,7 @@ def test_a_step_whose_waits_are_given_up_ends_and_the_next_is_right(
     assert int(memory.failed) == 1
     memory.failed.zero_()
     given = case(SMALL, [40, 5])
-    memory.bind(given.views)
+    memory.bind(given.views, given.scale_views)
     same(wanted, emulate(build, cut, net, given, 0, memory))
 
 

@@ -30,6 +30,7 @@ from engine.llama_config import llama_config
 from engine.messages import EngineConfig, SamplingParams
 from engine.messages.config import DecodePathName
 from kernels.backends.base import AttentionSpec
+from kernels.kv8 import FORMAT
 from kernels.quantize import Kind8
 from kernels.step_spec import StepPath
 from tests.engine.checkpoints import make_model
@@ -65,17 +66,17 @@ def llama(family: str = "llama", **sizes: object) -> Decoder:
     return model.to(BF16).eval()
 
 
-def network_of(model: Decoder, kind: Kind8 | None = None) -> Network:
-    """On the CPU, with a cache of one block."""
+def network_of(model: Decoder, kind: Kind8 | None = None, kept: torch.dtype | None = None) -> Network:
+    """On the CPU, with a cache of one block. kept: what keys and values are kept in, if not the model's."""
     weights = network_weights(model, keeper=Keeper.eight_bits(kind) if kind else None)
-    rotary = weights.layers[0].rotary
+    rotary, dtype = weights.layers[0].rotary, weights.embedding.dtype
     spec = AttentionSpec(
-        *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, weights.embedding.dtype, ROWS, LENGTH, CPU)
+        *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, dtype, ROWS, LENGTH, CPU), kept == FORMAT
     )
     rows = DeviceRows(ROWS, 1 + LENGTH // BLOCK, weights.vocab_size, CPU)
     linears = build_linears(weights, "auto", TOKENS, False)
     network = Network(weights, linears, rows, ExactBackend(spec), TOKENS, ROWS)
-    network.cache = cache_of(model, 2, weights.embedding.dtype)
+    network.cache = cache_of(model, 2, kept or dtype)
     return network
 
 
@@ -116,11 +117,13 @@ def choose(
     **options: object,
 ) -> tuple[Choices, PlainStep | None]:
     given, made = library(reason, **options)
+    assert network.cache is not None
+    kept = network.cache.layers[0][0].dtype
     wanted = Wanted(asked, blocked, buckets, LENGTH, "auto")
     choices = choose_paths(
         network,
         wanted,
-        lambda blocks: cache_of(model, blocks),
+        lambda blocks: cache_of(model, blocks, kept),
         given,
         timer=timer or Clock(CLOCK),
         capability=(9, 0),
@@ -175,6 +178,24 @@ def test_what_is_right_serves(quick: None, name: str, tmp_path: Path) -> None:
     ]
     assert not network.rows.block_tables.any()
     assert choices.explain("auto")[0][3] == "graph 3.000 ms, chained 2.000 ms, persistent 1.000 ms"
+
+
+@pytest.mark.parametrize("name", ["G1", "llama fp8"])
+def test_keys_and_values_of_eight_bits(quick: None, name: str, tmp_path: Path) -> None:
+    """Found right where they are, and wrong where a scale or a number is."""
+    model, kind = KINDS[name]()
+    network = network_of(model, kind, FORMAT)
+    choose(model, network, tmp_path, "persistent")
+    assert set(network.paths.table.values()) == {"persistent"}
+
+    def other_scale(done: Done) -> None:
+        slot = int(done.slots[0])
+        scales = done.by.scales[-1]
+        assert scales is not None
+        scales[1][slot // BLOCK, slot % BLOCK] *= 1.25
+
+    with pytest.raises(FlagUnavailable, match="keys and values of layer 1 are off"):
+        choose(model, network_of(model, kind, FORMAT), tmp_path, "persistent", fault=other_scale)
 
 
 # -- what may not serve
@@ -295,8 +316,8 @@ def test_networks_that_cannot_be_told(quick: None, name: str, tmp_path: Path) ->
 def test_a_cache_or_a_weight_of_another_kind_is_refused() -> None:
     model = gpt()
     network = network_of(model)
-    network.cache = cache_of(model, 2, torch.float8_e4m3fn)
-    assert spec_of(network.weights, network.cache) == "keys and values are kept in float8_e4m3fn"
+    network.cache = cache_of(model, 2, torch.float32)
+    assert spec_of(network.weights, network.cache) == "keys and values are kept in float32"
     keeper = Keeper(frozenset(("o",)), Keeper.eight_bits("int8").make)
     weights = network_weights(model, keeper=keeper)
     assert spec_of(weights, cache_of(model, 2)) == "projections are of several kinds: bf16, int8"
