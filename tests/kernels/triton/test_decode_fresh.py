@@ -1,7 +1,11 @@
 """Decode attention that rotates and keeps for itself, against a kernel in front of it that does."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,14 +196,13 @@ def check(case: Case) -> None:
 PERSISTENT = replace(MANY, persistent=True, units_per_sm=2)
 AHEAD = DecodeConfig(block_keys=16, prefetch=True, min_chunk=32, units_per_sm=4)
 STAGED = DecodeConfig(block_keys=32, num_warps=4, num_stages=3)
-SHAPES = [(2, 2, 32), (8, 2, 64), (3, 1, 32), (1, 1, 128), (4, 1, 128), (2, 2, 64)]
+SHAPES = [(2, 2, 32), (8, 2, 64), (3, 1, 32), (1, 1, 128), (4, 1, 128)]
+# Each order in each shape: what is added and multiplied belongs to models of that order.
+WAYS = list(product(ORDERS, SHAPES))
 CASES = [
-    # Each order in each shape, in either type: what is added and multiplied belongs to models of that order.
-    *(
-        Case(order, *shape, dtype, bias=order == "rope", weights=order == "norm_rope", padding=dtype == F32)
-        for order, shape, dtype in product(ORDERS, SHAPES, (BF16, F32))
-    ),
-    *(Case(order, *shape, eight_bits=True) for order, shape in product(ORDERS, SHAPES)),
+    *(Case(order, *shape, bias=order == "rope", weights=order == "norm_rope") for order, shape in WAYS),
+    *(Case(order, *shape, dtype=F32, padding=True) for order, shape in WAYS if shape in SHAPES[2:4]),
+    *(Case(order, *shape, eight_bits=True) for order, shape in WAYS if shape in SHAPES[2:]),
 ]
 OTHERS = [
     *(Case(heads=heads, kv_heads=1, window=window) for heads, window in product((1, 4), (0, 15, 16, 40))),
@@ -214,7 +217,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("case", tiered(CASES, {4, 19, 32, 44}), ids=str)
+@pytest.mark.parametrize("case", tiered(CASES, {2, 14, 18, 24}), ids=str)
 def test_orders_and_shapes(case: Case) -> None:
     check(case)
 
@@ -254,3 +257,19 @@ def test_queries_of_another_projection_are_refused() -> None:
     query = step.qkv[:, :64].unflatten(1, (2, 32))
     with pytest.raises(ValueError, match="not those of what is fresh"):
         paged_decode(query, *step.pages, *asked, scale=1.0, window=None, fresh=fresh)
+
+
+@pytest.mark.slow
+def test_it_compiles_without_spills(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.triton.compile_fresh"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 14 and all(line.endswith(" 0 True") for line in lines), done.stdout
