@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.decode_fresh import take_fresh
+from kernels.triton.decode_fresh import take_fresh, turned
 from kernels.triton.decode_groups import attend_group
 from kernels.triton.decode_tiles import attend_single
 from kernels.triton.parts import begin
@@ -112,8 +112,9 @@ def _unit(
         v_scales += kv_head.to(tl.int64) * stride_s_head
     query = q + entry * stride_q + kv_head * GROUP * stride_q_head
     channel = tl.arange(0, D)
+    dtype: tl.constexpr = q.dtype.element_ty
     if ORDER is not None:
-        turned = take_fresh(
+        raw = take_fresh(
             q + entry * stride_q,
             fresh,
             entry,
@@ -139,11 +140,12 @@ def _unit(
         )
     if GROUP == 1:
         if ORDER is None:
-            single = tl.load(query + channel)
+            single = tl.load(query + channel).to(tl.float32) * scale
         else:
-            single = tl.reshape(turned, [D])
+            single = raw
         most, total, mixed = attend_single(
-            single.to(tl.float32) * scale,
+            single,
+            fresh,
             keys,
             values,
             k_scales,
@@ -158,12 +160,15 @@ def _unit(
             start,
             end,
             seen,
+            scale,
             D,
             BLOCK_SIZE,
             BLOCK_KEYS,
             HAS_WINDOW,
             PREFETCH,
             STAGES,
+            ORDER,
+            dtype,
         )
         if units == 1:
             tl.store(
@@ -181,7 +186,7 @@ def _unit(
             place = member[:, None] * stride_q_head + channel[None, :]
             group = tl.load(query + place, mask=inside, other=0.0)
         else:
-            group = turned
+            group = turned(raw, fresh, D, ORDER, dtype)
         most, total, mixed = attend_group(
             group,
             keys,
