@@ -8,6 +8,9 @@ own, so that together they exceed the L2 cache; the share is of the read bandwid
 Prefill: TFLOP/s of causal attention. Beside them what FlashAttention 3 took on an H200 in vllm 0.26, and any
 FlashAttention that is installed here. A case that fails is recorded with its error; what does not fit into
 --seconds is left out.
+
+--only rotation: instead of all that, what a layer of decode takes with the kernel that rotates in front of
+it, and with the rotation inside of it (--attention-backend triton-rotating).
 """
 
 import argparse
@@ -36,6 +39,7 @@ from benchmarks.attention_cases import (
     candidates,
     cells,
 )
+from benchmarks.attention_rotation import bench_rotation
 from benchmarks.report import machine, table
 from kernels.backends import flash
 from kernels.backends.base import AttentionBackend
@@ -259,7 +263,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument("--quick", action="store_true", help="the cases with a target only")
     parser.add_argument("--sweep", action="store_true", help="try many configurations for each case")
-    parser.add_argument("--only", choices=["decode", "prefill"], help="one half")
+    parser.add_argument("--only", choices=["decode", "prefill", "rotation"], help="one part")
     parser.add_argument("--kv-dtype", default="bf16", help="bf16, fp8 or both with a comma between them")
     parser.add_argument(
         "--shapes", type=shapes_of, default=[], metavar="ROWSxCONTEXT[,...]", help="decode: these only"
@@ -280,15 +284,16 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Heads, Shape, KvKind]
 
 def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Heads, Shape]]:
     groups: list[Heads] = [(16, 16), (32, 8)]
-    if args.only != "prefill":
+    kind = args.only or "decode"
+    if kind != "prefill":
         for heads in groups:
             if args.shapes:
-                yield from (("decode", heads, shape) for shape in args.shapes)
+                yield from ((kind, heads, shape) for shape in args.shapes)
                 continue
             first = [shape for shape in FIRST if shape in PEER_DECODE[heads]]
             rest = [] if args.quick else [shape for shape in PEER_DECODE[heads] if shape not in FIRST]
-            yield from (("decode", heads, shape) for shape in first + rest)
-    if args.only != "decode":
+            yield from ((kind, heads, shape) for shape in first + rest)
+    if args.only in (None, "prefill"):
         prefills = [(1, 2048), (1, 8192)] if args.quick else list(PEER_PREFILL)
         yield from (("prefill", groups[0], shape) for shape in prefills)
         if not args.quick:
@@ -302,7 +307,7 @@ def main() -> None:
         raise SystemExit("this measures a GPU, and there is none")
     bench, libraries = Bench(args.seconds), installed()
     print(f"{torch.cuda.get_device_name()}: reads {bench.bandwidth / 1e12:.2f} TB/s")
-    if args.only != "prefill":
+    if args.only in (None, "decode"):
         for rows in (1, 256):
             bench_plan(bench, rows)
     for kind, heads, shape, kv in cases(args):
@@ -311,6 +316,8 @@ def main() -> None:
         try:
             if kind == "decode":
                 bench_decode(bench, heads, shape, args.sweep, others, kv)
+            elif kind == "rotation":
+                bench_rotation(bench, heads, shape, kv)
             else:
                 bench_prefill(bench, heads, shape, args.sweep, others, kind, kv)
         except Exception as error:  # recorded, like every other failure

@@ -66,11 +66,12 @@ def by_phase(kernels: Iterable[Ran], steps: int) -> dict[str, float]:
 def _told_apart(run: Sequence[Ran], before: str, behind: str) -> list[str]:
     """The phases of products that stand between two other kernels."""
     expected: tuple[str, ...] = ()
-    if before == "attention" and behind == "rotate":
+    rotation = ("rotate", "attention")  # which may rotate for itself
+    if before == "attention" and behind in rotation:
         expected = ("o", "mlp in", "mlp out", "qkv")
     elif before == "attention":
         expected = ("o", "mlp in", "mlp out")  # of the last layer
-    elif behind == "rotate":
+    elif behind in rotation:
         expected = ("qkv",)  # of the first
     elif behind == "sample":
         expected = ("head",)

@@ -6,7 +6,7 @@ A scale for each token, not for a page: what is kept of a token then depends on 
 chunk that brought it, on its neighbours in the page, or on when the page was filled. Kernels multiply scores
 by the keys' scales and weights by the values', so that nothing but the conversion is done for each number.
 
-kernels.triton.rope does the same on a device.
+kernels.triton.rope_tiles does the same on a device.
 """
 
 from typing import TypeAlias

@@ -8,7 +8,6 @@ nobody reads. (Scales over all rows of a step, as Transformer Engine's fp8_curre
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
@@ -17,9 +16,10 @@ from engine.gpu.inputs import RING, StepInputs, StepShape
 from engine.gpu.linears import Linears
 from engine.gpu.paths import Paths
 from engine.gpu.rows import DeviceRows
+from engine.gpu.scratch import Scratch
 from engine.gpu.weights import LayerWeights, NetworkWeights
-from kernels.backends.base import AttentionBackend
-from kernels.kv8 import Scales
+from kernels.backends.base import AttentionBackend, RotatingBackend
+from kernels.triton.decode import Fresh
 from kernels.triton.embed import embed_norm
 from kernels.triton.nanochat import embed_smear, value_gate
 from kernels.triton.rope import rotate_and_store
@@ -30,63 +30,6 @@ from kernels.triton.step import finish_step, gather_rows, prepare_step, scale_ad
 def programmatic_launch(device: torch.device) -> bool:
     """Whether kernels may start while the one in front of them still runs (compute capability 9 and on)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
-@dataclass(slots=True)
-class Scratch:
-    """Activations of one step, sized for the largest bucket; every step uses their leading rows.
-
-    ids, previous, positions, slots: [tokens] int32. x: the residual stream [tokens, width]. qkv: [tokens,
-    (heads + 2 kv_heads) * head_dim]. attended: attention's output. inner: the MLP's inside. last, logits,
-    entry_positions: per sampling entry. first, middle, gates: nanochat's later generations only.
-    """
-
-    ids: torch.Tensor
-    previous: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    x: torch.Tensor
-    qkv: torch.Tensor
-    attended: torch.Tensor
-    inner: torch.Tensor
-    last: torch.Tensor
-    logits: torch.Tensor
-    entry_positions: torch.Tensor
-    first: torch.Tensor | None = None
-    middle: torch.Tensor | None = None
-    gates: torch.Tensor | None = None
-
-    @classmethod
-    def allocate(cls, weights: NetworkWeights, tokens: int, entries: int) -> "Scratch":
-        layer, extras = weights.layers[0], weights.extras
-        device, dtype = weights.embedding.device, weights.embedding.dtype
-
-        def ints(count: int) -> torch.Tensor:
-            return torch.zeros(count, dtype=torch.int32, device=device)
-
-        def floats(rows: int, width: int) -> torch.Tensor:
-            return torch.zeros(rows, width, dtype=dtype, device=device)
-
-        scratch = cls(
-            ids=ints(tokens),
-            previous=ints(tokens),
-            positions=ints(tokens),
-            slots=ints(tokens),
-            x=floats(tokens, weights.width),
-            qkv=floats(tokens, layer.qkv.size(0)),
-            attended=floats(tokens, layer.o.size(1)),
-            inner=floats(tokens, layer.mlp_out.size(1)),
-            last=floats(entries, weights.width),
-            logits=floats(entries, weights.head.size(0)),
-            entry_positions=ints(entries),
-        )
-        if extras.residual is not None:
-            scratch.first = floats(tokens, weights.width)
-        if extras.backout is not None:
-            scratch.middle = floats(tokens, weights.width)
-        if any(layer.value_gate is not None for layer in weights.layers):
-            scratch.gates = floats(tokens, layer.rotary.kv_heads)
-        return scratch
 
 
 class Network:
@@ -105,6 +48,7 @@ class Network:
         self.linears = linears
         self.rows = rows
         self.attention = attention
+        self.rotating = attention if isinstance(attention, RotatingBackend) else None
         self.cache: PagedKV | None = None
         device = weights.embedding.device
         self.max_tokens, self.max_entries = max_tokens, max_entries
@@ -234,27 +178,13 @@ class Network:
         layer, linears = self.weights.layers[index], self.linears.layers[index]
         x, qkv = scratch.x[:tokens], scratch.qkv[:tokens]
         attended, inner = scratch.attended[:tokens], scratch.inner[:tokens]
-        (keys, values), scales = cache.layers[index], cache.scales[index]
         gates = self._mix(index, layer, tokens)
         linears.qkv.norm_linear(x, qkv, eps)
-        rotate_and_store(
-            qkv,
-            scratch.positions[:tokens],
-            scratch.slots[:tokens],
-            *(self.rope if layer.rotated else self.no_rope),
-            keys,
-            values,
-            layer.rotary,
-            scales=scales,
-            bias=layer.qkv_bias,
-            q_weight=layer.q_norm,
-            k_weight=layer.k_norm,
-            value_embedding=layer.value_embedding,
-            value_ids=scratch.ids[:tokens] if layer.value_embedding is not None else None,
-            gate=gates,
-            pdl=self.pdl,
-        )
-        self._attend(layer, shape, inputs, keys, values, scales)
+        if self.rotating is not None and not shape.chunks and layer.value_embedding is None:
+            self._attend_fresh(self.rotating, index, shape, inputs, cache)
+        else:
+            self._rotate(index, tokens, cache, gates)
+            self._attend(index, shape, inputs, cache)
         linears.o.linear_residual(attended, x)
         # Channels beyond the network's own are padding: zeros that nobody writes.
         own = inner[:, : self.weights.inner]
@@ -282,15 +212,55 @@ class Network:
         )
         return gates
 
-    def _attend(
-        self,
-        layer: LayerWeights,
-        shape: StepShape,
-        inputs: StepInputs,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        scales: Scales | None,
+    def _rotate(self, index: int, tokens: int, cache: PagedKV, gates: torch.Tensor | None) -> None:
+        scratch, layer = self.scratch, self.weights.layers[index]
+        rotate_and_store(
+            scratch.qkv[:tokens],
+            scratch.positions[:tokens],
+            scratch.slots[:tokens],
+            *(self.rope if layer.rotated else self.no_rope),
+            *cache.layers[index],
+            layer.rotary,
+            scales=cache.scales[index],
+            bias=layer.qkv_bias,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            value_embedding=layer.value_embedding,
+            value_ids=scratch.ids[:tokens] if layer.value_embedding is not None else None,
+            gate=gates,
+            pdl=self.pdl,
+        )
+
+    def _attend_fresh(
+        self, rotating: RotatingBackend, index: int, shape: StepShape, inputs: StepInputs, cache: PagedKV
     ) -> None:
+        """`_rotate` and `_attend` in one launch, for a step of single positions."""
+        scratch, layer, rows = self.scratch, self.weights.layers[index], shape.decodes
+        fresh = Fresh(
+            scratch.qkv[:rows],
+            scratch.slots[:rows],
+            *(self.rope if layer.rotated else self.no_rope),
+            layer.rotary,
+            bias=layer.qkv_bias,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+        )
+        rotating.decode_fresh(
+            fresh,
+            *cache.layers[index],
+            self.rows.block_tables,
+            inputs.decode_rows,
+            scratch.positions[:rows],
+            scratch.attended[:rows],
+            scale=layer.rotary.head_dim**-0.5,
+            window=layer.window,
+            scales=cache.scales[index],
+            pdl=self.pdl,
+        )
+
+    def _attend(self, index: int, shape: StepShape, inputs: StepInputs, cache: PagedKV) -> None:
+        layer = self.weights.layers[index]
+        (keys, values), scales = cache.layers[index], cache.scales[index]
         scratch, spec = self.scratch, layer.rotary
         tokens, decodes = shape.tokens, shape.decodes
         query = scratch.qkv[:tokens, : spec.heads * spec.head_dim].view(tokens, spec.heads, spec.head_dim)

@@ -6,6 +6,7 @@ import torch
 
 from kernels.backends import flash
 from kernels.backends.base import AttentionBackend, AttentionSpec, Row
+from kernels.backends.clustered import FLAG as CLUSTERS_FLAG
 from kernels.backends.clustered import ClusteredBackend, ClusterRule, with_clusters
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
@@ -15,6 +16,7 @@ from kernels.caps import DeviceCaps, FlashName
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
 FLAG, FLASH_FLAG = "--attention-backend", "--use-flash3"
+ROTATING = "triton-rotating"
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
 FEW_TOKENS = 256
@@ -42,10 +44,11 @@ def select_backend(
 ) -> tuple[AttentionBackend, list[Row]]:
     """The backend for a model on a device, and what to say about it.
 
-    asked: auto, triton, fa2, fa3, fa4, sdpa or torch. A library must agree with the reference on a small
-    problem before it is used. flash: "off" leaves the libraries out under auto; "required" takes the best of
-    them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for decode steps of few rows;
-    where they are merely welcome and another backend was asked for, that one serves them all.
+    asked: auto, triton, triton-rotating, fa2, fa3, fa4, sdpa or torch. A library must agree with the
+    reference on a small problem before it is used. flash: "off" leaves the libraries out under auto;
+    "required" takes the best of them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for
+    decode steps of few rows; where they are merely welcome and another backend was asked for, that one serves
+    them all.
     Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
     auto a library that fails is passed over instead.
     """
@@ -56,6 +59,8 @@ def select_backend(
     rows: list[Row] = []
     if flash == "required" and asked not in ("auto", *LIBRARIES):
         raise Unavailable(f"{FLASH_FLAG} and {FLAG} {asked} exclude each other")
+    if clusters is not None and clusters.required and asked == ROTATING:
+        raise Unavailable(f"{CLUSTERS_FLAG} and {FLAG} {ROTATING} exclude each other")
     if clusters is not None and not clusters.required and asked != "auto":
         clusters = None  # they would stand in the place of what was asked for
     for op in OPS:
@@ -118,10 +123,10 @@ def _first_that_works(
 
 def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBackend | str:
     """A backend by its name, or why there is none. A library is imported and tried out."""
-    if name == "triton":
-        from kernels.backends.triton import TritonBackend
+    if name in ("triton", ROTATING):
+        from kernels.backends.triton import RotatingTritonBackend, TritonBackend
 
-        return TritonBackend(spec)
+        return TritonBackend(spec) if name == "triton" else RotatingTritonBackend(spec)
     if name == "torch":
         return TorchBackend(spec)
     if name == "sdpa":

@@ -1,11 +1,14 @@
 """What an attention backend is to the engine, whoever wrote its kernels."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
 from kernels.kv8 import Scales
 from kernels.spec import AttentionSpec
+
+if TYPE_CHECKING:  # Triton is not everywhere
+    from kernels.triton.decode import Fresh
 
 Row = tuple[str, str, str, str]  # of a start-up table: operation, asked for, used, why
 
@@ -81,4 +84,29 @@ class AttentionBackend(Protocol):
         ...
 
 
-__all__ = ["AttentionBackend", "AttentionSpec"]
+@runtime_checkable
+class RotatingBackend(AttentionBackend, Protocol):
+    """One that also does what otherwise comes in front of a step's single queries: bias, rotation, norm, and
+    the write of keys and values to their pages.
+    """
+
+    def decode_fresh(
+        self,
+        fresh: "Fresh",
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        scales: Scales | None = None,
+        pdl: bool = False,
+    ) -> None:
+        """As `decode` of what kernels.triton.rope.rotate_and_store makes of `fresh`. No row comes twice."""
+        ...
+
+
+__all__ = ["AttentionBackend", "AttentionSpec", "RotatingBackend"]

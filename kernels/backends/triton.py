@@ -5,7 +5,7 @@ import triton
 
 from kernels.backends.base import AttentionSpec
 from kernels.kv8 import FORMAT, Scales
-from kernels.triton.decode import DecodeWorkspace, paged_decode, plan_decode
+from kernels.triton.decode import DecodeWorkspace, Fresh, paged_decode, plan_decode
 from kernels.triton.prefill import PrefillWorkspace, paged_prefill
 
 
@@ -93,3 +93,39 @@ class TritonBackend:
                 workspace=self.prefill_workspace,
                 pdl=pdl,
             )
+
+
+class RotatingTritonBackend(TritonBackend):
+    """Its decode kernel rotates queries and keeps new keys and values, instead of a kernel in front of it."""
+
+    name = "triton-rotating"
+
+    def decode_fresh(
+        self,
+        fresh: Fresh,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        block_tables: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        scales: Scales | None = None,
+        pdl: bool = False,
+    ) -> None:
+        pages = (k_pages, v_pages, block_tables)
+        paged_decode(
+            fresh.query,
+            *pages,
+            rows,
+            positions,
+            out,
+            self.workspace,
+            scale=scale,
+            window=window,
+            scales=scales,
+            fresh=fresh,
+            pdl=pdl,
+        )

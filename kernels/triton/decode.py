@@ -6,6 +6,9 @@ keep the number of units near what the GPU runs at once and short enough to fill
 and one kv head. Where an entry has several units, each leaves its (maximum, sum, accumulator) in the
 workspace, and the one that arrives last merges them in the units' order, so that the result does not depend
 on who that was.
+
+Queries come rotated, their keys in the pages; or a step's projections come as they are (`Fresh`), and each
+program does for its unit what kernels.triton.rope does in a launch of its own.
 """
 
 import math
@@ -19,8 +22,10 @@ from kernels.kv8 import Scales
 from kernels.triton.decode_config import DecodeConfig, config_for
 from kernels.triton.decode_kernel import decode_kernel
 from kernels.triton.parts import begin
+from kernels.triton.rope import RotarySpec
 
-# int32 of one unit: entry, row, first key, end, first visible key, the entry's first unit, its units, unused.
+# int32 of one unit: entry, row, first key, end, first visible key, the entry's first unit, its units, its own
+# position.
 ITEM = 8
 LOG2_E = math.log2(math.e)
 PLANNED = 256  # entries that the plan kernel is compiled for; more make another kernel
@@ -124,6 +129,41 @@ class DecodeWorkspace:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What a step of single positions has before rotation, as kernels.triton.rope.rotate_and_store takes it.
+
+    qkv: [entries, (heads + 2 kv_heads) * head_dim], rows of any stride, only read. slots: [entries] int32,
+    where each entry's key and value go; with a negative one they go nowhere. own, other: [positions,
+    head_dim] float32. bias: [(heads + 2 kv_heads) * head_dim]. q_weight, k_weight: [head_dim].
+    """
+
+    qkv: torch.Tensor
+    slots: torch.Tensor
+    own: torch.Tensor
+    other: torch.Tensor
+    spec: RotarySpec
+    bias: torch.Tensor | None = None
+    q_weight: torch.Tensor | None = None
+    k_weight: torch.Tensor | None = None
+
+    @property
+    def query(self) -> torch.Tensor:
+        """[entries, heads, head_dim], a view."""
+        heads, dim = self.spec.heads, self.spec.head_dim
+        return self.qkv[:, : heads * dim].unflatten(1, (heads, dim))
+
+    def arguments(self, k_pages: torch.Tensor, v_pages: torch.Tensor) -> tuple[object, ...]:
+        """For the kernel, in the order of decode_fresh.take_fresh; pages in the type they are kept in."""
+        weights = (self.bias, self.q_weight, self.k_weight)
+        strides = (self.own.stride(0), self.other.stride(0))
+        spec = self.spec
+        return (
+            *(self.own, self.other, *weights, self.slots, k_pages, v_pages, *strides),
+            *(spec.eps, spec.qk_scale),
+        )
+
+
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
@@ -178,6 +218,7 @@ def _plan_kernel(
         tl.store(item + 4, seen, mask=inside)
         tl.store(item + 5, base, mask=inside)
         tl.store(item + 6, units, mask=inside)
+        tl.store(item + 7, position, mask=inside)
 
 
 def plan_decode(
@@ -231,6 +272,7 @@ def paged_decode(
     scale: float,
     window: int | None,
     scales: Scales | None = None,
+    fresh: Fresh | None = None,
     pdl: bool = False,
 ) -> None:
     """Attention of one query per entry over keys 0..positions[entry] of its row, or the window's part of
@@ -240,8 +282,10 @@ def paged_decode(
     [blocks, block_size, kv_heads, head_dim] likewise, of q's type, or with scales in eight bits
     (kernels.kv8). block_tables: [rows, blocks of a row] int32. rows, positions: as given to `plan_decode`,
     which must have run for this batch and window. out: [entries, heads * head_dim]; that of padding is left
-    alone. Slots beyond a row's context may hold anything. ValueError:
-    shapes that do not fit the workspace, or a block size that is no power of two.
+    alone. Slots beyond a row's context may hold anything. fresh: q is its `query`, not rotated yet, and the
+    entries' own keys and values are not in the pages yet; they are afterwards, and `qkv` is as it was.
+    ValueError: shapes that do not fit the workspace, a block size that is no power of two, or a q that is
+    not fresh's.
     """
     entries, heads, head_dim = q.shape
     block_size = k_pages.size(1)
@@ -249,6 +293,12 @@ def paged_decode(
         raise ValueError(f"{heads} heads of {head_dim} over {k_pages.size(2)} do not fit the workspace")
     if block_size & (block_size - 1):
         raise ValueError(f"block size {block_size} must be a power of two")
+    raw: tuple[object, ...] | None = None
+    if fresh is not None:
+        own = fresh.query
+        if (q.data_ptr(), q.shape, q.stride()) != (own.data_ptr(), own.shape, own.stride()):
+            raise ValueError("the queries are not those of what is fresh")
+        raw = fresh.arguments(k_pages, v_pages)
     config, work, group = workspace.settings(entries), workspace.work_list(window), workspace.group
     padded = triton.next_power_of_2(group)
     k_scales, v_scales = scales or (None, None)
@@ -259,6 +309,7 @@ def paged_decode(
         programs = min(programs, config.units_per_sm * workspace.multiprocessors)
     decode_kernel[(programs,)](
         q,
+        raw,
         k_pages,
         v_pages,
         k_scales,
@@ -289,6 +340,7 @@ def paged_decode(
         STAGES=config.num_stages,
         PERSISTENT=config.persistent,
         ITEM=ITEM,
+        ORDER=fresh.spec.order if fresh is not None else None,
         PDL=pdl,
         num_warps=config.num_warps,
         launch_pdl=pdl,

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from kernels.triton.decode_fresh import take_fresh, turned
 from kernels.triton.decode_groups import attend_group
 from kernels.triton.decode_tiles import attend_single
 from kernels.triton.parts import begin
@@ -46,11 +47,11 @@ def _merge(
 
 @triton.jit
 def _item(items, unit, ITEM: tl.constexpr):
-    """entry, row, first key, end, first visible key, entry's first unit, its units."""
+    """entry, row, first key, end, first visible key, entry's first unit, its units, its position."""
     item = items + unit * ITEM
     entry, row = tl.load(item).to(tl.int64), tl.load(item + 1).to(tl.int64)
     start, end, seen = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
-    return entry, row, start, end, seen, tl.load(item + 5), tl.load(item + 6)
+    return entry, row, start, end, seen, tl.load(item + 5), tl.load(item + 6), tl.load(item + 7)
 
 
 @triton.jit
@@ -62,8 +63,10 @@ def _unit(
     seen,
     base,
     units,
+    position,
     kv_head,
     q,
+    fresh,
     k_pages,
     v_pages,
     k_scales,
@@ -98,7 +101,9 @@ def _unit(
     HAS_WINDOW: tl.constexpr,
     PREFETCH: tl.constexpr,
     STAGES: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
+    ROWS: tl.constexpr = 1 if GROUP == 1 else PADDED if PADDED > 16 else 16
     table = block_tables + row * stride_table
     keys = k_pages + kv_head.to(tl.int64) * stride_k_head
     values = v_pages + kv_head.to(tl.int64) * stride_v_head
@@ -107,10 +112,40 @@ def _unit(
         v_scales += kv_head.to(tl.int64) * stride_s_head
     query = q + entry * stride_q + kv_head * GROUP * stride_q_head
     channel = tl.arange(0, D)
+    dtype: tl.constexpr = q.dtype.element_ty
+    if ORDER is not None:
+        raw = take_fresh(
+            q + entry * stride_q,
+            fresh,
+            entry,
+            position,
+            end,
+            kv_head,
+            k_scales,
+            v_scales,
+            stride_k_block,
+            stride_k_offset,
+            stride_k_head,
+            stride_v_block,
+            stride_v_offset,
+            stride_v_head,
+            stride_s_block,
+            stride_s_offset,
+            KV,
+            GROUP,
+            ROWS,
+            D,
+            BLOCK_SIZE,
+            ORDER,
+        )
     if GROUP == 1:
-        single = tl.load(query + channel).to(tl.float32) * scale
+        if ORDER is None:
+            single = tl.load(query + channel).to(tl.float32) * scale
+        else:
+            single = raw
         most, total, mixed = attend_single(
             single,
+            fresh,
             keys,
             values,
             k_scales,
@@ -125,12 +160,15 @@ def _unit(
             start,
             end,
             seen,
+            scale,
             D,
             BLOCK_SIZE,
             BLOCK_KEYS,
             HAS_WINDOW,
             PREFETCH,
             STAGES,
+            ORDER,
+            dtype,
         )
         if units == 1:
             tl.store(
@@ -142,11 +180,13 @@ def _unit(
             tl.store(stats + head * 2, most)
             tl.store(stats + head * 2 + 1, total)
     else:
-        ROWS: tl.constexpr = PADDED if PADDED > 16 else 16
         member = tl.arange(0, ROWS)
         inside = (member < GROUP)[:, None]
-        place = member[:, None] * stride_q_head + channel[None, :]
-        group = tl.load(query + place, mask=inside, other=0.0)
+        if ORDER is None:
+            place = member[:, None] * stride_q_head + channel[None, :]
+            group = tl.load(query + place, mask=inside, other=0.0)
+        else:
+            group = turned(raw, fresh, D, ORDER, dtype)
         most, total, mixed = attend_group(
             group,
             keys,
@@ -196,6 +236,7 @@ def _unit(
 @triton.jit(do_not_specialize=["stride_table"])
 def decode_kernel(
     q,
+    fresh,
     k_pages,
     v_pages,
     k_scales,
@@ -233,6 +274,7 @@ def decode_kernel(
     STAGES: tl.constexpr,
     PERSISTENT: tl.constexpr,
     ITEM: tl.constexpr,
+    ORDER: tl.constexpr,
     PDL: tl.constexpr,
 ):
     begin(PDL)
@@ -242,7 +284,7 @@ def decode_kernel(
         programs = tl.num_programs(0)
         for turn in tl.range(0, (existing - work + programs - 1) // programs, num_stages=1):
             task = work + turn * programs
-            entry, row, start, end, seen, base, units = _item(items, task // KV, ITEM)
+            entry, row, start, end, seen, base, units, position = _item(items, task // KV, ITEM)
             _unit(
                 entry,
                 row,
@@ -251,8 +293,10 @@ def decode_kernel(
                 seen,
                 base,
                 units,
+                position,
                 task % KV,
                 q,
+                fresh,
                 k_pages,
                 v_pages,
                 k_scales,
@@ -287,10 +331,11 @@ def decode_kernel(
                 HAS_WINDOW,
                 PREFETCH,
                 STAGES,
+                ORDER,
             )
     else:
         # Loaded before it is known whether there is such a unit, so that one wait covers both.
-        entry, row, start, end, seen, base, units = _item(items, work // KV, ITEM)
+        entry, row, start, end, seen, base, units, position = _item(items, work // KV, ITEM)
         if work < existing:
             _unit(
                 entry,
@@ -300,8 +345,10 @@ def decode_kernel(
                 seen,
                 base,
                 units,
+                position,
                 work % KV,
                 q,
+                fresh,
                 k_pages,
                 v_pages,
                 k_scales,
@@ -336,4 +383,5 @@ def decode_kernel(
                 HAS_WINDOW,
                 PREFETCH,
                 STAGES,
+                ORDER,
             )

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from kernels.triton.decode_fresh import turned
 from kernels.triton.parts import four_channels
 
 
@@ -61,6 +62,20 @@ def _quarters(x, D: tl.constexpr):
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first[None, None, :], second[None, None, :], third[None, None, :], fourth[None, None, :]
+
+
+@triton.jit
+def _prepared(
+    query, fresh, scale, D: tl.constexpr, SCALED: tl.constexpr, ORDER: tl.constexpr, dtype: tl.constexpr
+):
+    """A query as tiles are multiplied with it; where there is an ORDER, it has to be turned first."""
+    if ORDER is not None:
+        query = tl.reshape(turned(query, fresh, D, ORDER, dtype), [D]).to(tl.float32) * scale
+    if SCALED:
+        prepared = _quarters(query, D)
+    else:
+        prepared = query[None, None, :]
+    return prepared
 
 
 @triton.jit
@@ -173,6 +188,7 @@ def _partial_tile(
 @triton.jit
 def attend_single(
     query,
+    fresh,
     keys,
     values,
     k_scales,
@@ -187,18 +203,21 @@ def attend_single(
     start,
     end,
     seen,
+    scale,
     D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PREFETCH: tl.constexpr,
     STAGES: tl.constexpr,
+    ORDER: tl.constexpr,
+    dtype: tl.constexpr,
 ):
     """One query over keys start..end by multiplying and adding: a matrix unit would idle at 15 of 16 rows.
 
-    query: [D] float32, scaled. keys, values: of words where there are scales (`four_channels`). Returns the
-    maximum, the sum (scalars) and the accumulator [D]. Whole tiles go without masks, which would cost more
-    than the loads.
+    query: [D] float32, scaled; where there is an ORDER, what `turned` makes one of, with fresh. keys, values:
+    of words where there are scales (`four_channels`). Returns the maximum, the sum (scalars) and the
+    accumulator [D]. Whole tiles go without masks, which would cost more than the loads.
     """
     PER: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < BLOCK_SIZE else BLOCK_SIZE
     PAGES: tl.constexpr = BLOCK_KEYS // PER
@@ -208,12 +227,15 @@ def attend_single(
     APART: tl.constexpr = 32 * 16 * 8 // (W * keys.dtype.element_ty.primitive_bitwidth)
     P: tl.constexpr = max(1, min(PAGES, APART))
     K: tl.constexpr = max(1, min(PER, APART // P))
+    # Turned while the first tiles are on their way, where those are asked for before anything else.
+    LATE: tl.constexpr = ORDER is not None and PREFETCH and not HAS_WINDOW
+    raw = query
+    if not LATE:
+        query = _prepared(raw, fresh, scale, D, SCALED, ORDER, dtype)
     if SCALED:
-        query = _quarters(query, D)
         none = tl.zeros([P, K, W], tl.float32)
         mixed = (none, none, none, none)
     else:
-        query = query[None, None, :]
         mixed = tl.zeros([P, K, D], tl.float32)
     most, total = float("-inf"), 0.0
     whole = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
@@ -258,6 +280,8 @@ def attend_single(
         key_scale = _scales(k_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         value_scale = _scales(v_scales, pages, start, loads, stride_s_block, stride_s_offset, BLOCK_SIZE, PER)
         pages = _page_ids(table, start + BLOCK_KEYS, end, BLOCK_SIZE, PAGES, PER)
+        if LATE:
+            query = _prepared(raw, fresh, scale, D, SCALED, ORDER, dtype)
         for tile in tl.range(start, whole, BLOCK_KEYS, num_stages=1):
             ahead = tile + BLOCK_KEYS
             k_place = _places(pages, ahead, stride_k_block, stride_k_offset, W, BLOCK_SIZE, PER)

@@ -1,8 +1,8 @@
 """What lies between a layer's qkv product and its attention, in one launch: bias, value embedding, rotation,
 query-key norm, and the write of keys and values to their pages. Reference: kernels.rope, kernels.fused.
 
-A program takes one token and a few heads of one kind (query, key or value) as two tiles [heads, head_dim /
-2], the left and the right halves, so that rotation needs no exchange between threads.
+A program takes one token and a few heads of one kind (query, key or value); kernels.triton.rope_tiles has
+what becomes of them.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.kv8 import LARGEST, LARGEST_SCALE, SMALLEST_SCALE, Scales
-from kernels.triton.parts import begin, inverse_rms, rounded
+from kernels.kv8 import Scales
+from kernels.triton.parts import begin, rounded
+from kernels.triton.rope_tiles import finite, halves, keep, rotated
 
 Order = Literal["rope", "rope_norm", "norm_rope"]
 
-_MOST = tl.constexpr(LARGEST)
-_LEAST_SCALE, _MOST_SCALE = tl.constexpr(SMALLEST_SCALE), tl.constexpr(LARGEST_SCALE)
 TILE = 1024  # numbers a program holds: one load of 16 bytes per thread and half, in bfloat16
 
 
@@ -39,82 +38,10 @@ class RotarySpec:
 
 
 @triton.jit
-def _spread(pointer, like, D: tl.constexpr):
-    """D / 2 numbers for every row of a tile, float32.
-
-    Each thread loads what it needs: the cache serves it faster than threads can exchange it.
-    """
-    return tl.load(tl.broadcast_to(pointer + tl.arange(0, D // 2)[None, :], like.shape)).to(tl.float32)
-
-
-@triton.jit
-def _normalised(left, right, weight, eps, D: tl.constexpr, dtype: tl.constexpr):
-    """RMS norm per head over both halves, rounded to `dtype`. weight: [D] or None."""
-    inverse = inverse_rms(tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1), D, eps)[:, None]
-    left, right = left * inverse, right * inverse
-    if weight is not None:
-        left = left * _spread(weight, left, D)
-        right = right * _spread(weight + D // 2, left, D)
-    return rounded(left, dtype), rounded(right, dtype)
-
-
-@triton.jit
-def _rotated(
-    left,
-    right,
-    own,
-    other,
-    weight,
-    eps,
-    scale,
-    D: tl.constexpr,
-    ORDER: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """Both halves after norm, rotation and scale. own, other: the position's rows of the table."""
-    own_left, own_right = _spread(own, left, D), _spread(own + D // 2, left, D)
-    other_left, other_right = _spread(other, left, D), _spread(other + D // 2, left, D)
-    if ORDER == "norm_rope":
-        left, right = _normalised(left, right, weight, eps, D, dtype)
-    turned_left = rounded(left * own_left + right * other_left, dtype)
-    turned_right = rounded(right * own_right + left * other_right, dtype)
-    if ORDER == "rope_norm":
-        turned_left, turned_right = _normalised(turned_left, turned_right, weight, eps, D, dtype)
-    return turned_left * scale, turned_right * scale
-
-
-@triton.jit
-def _finite(x):
-    """x with zeros for what is not a finite number; a comparison with NaN is false."""
-    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
-
-
-@triton.jit
 def _with_embedding(x, embedding, column, inside, gate, dtype: tl.constexpr):
     """x + gate * embedding, each step rounded as torch rounds it. gate: [heads, 1]."""
     added = tl.load(embedding + column, mask=inside, other=0.0).to(tl.float32)
     return rounded(x + rounded(gate * added, dtype), dtype)
-
-
-@triton.jit
-def _keep(page, scales, place, left, right, stored, D: tl.constexpr, dtype: tl.constexpr):
-    """Both halves of some heads to their places, in eight bits where there are scales (kernels.kv8). page:
-    [heads, D / 2] places. place: of the heads' scales, counted from `scales`, [heads, 1] as `stored` is.
-    """
-    if scales is not None:
-        left, right = rounded(left, dtype), rounded(right, dtype)
-        kept_left, kept_right = _finite(left), _finite(right)
-        spoilt = tl.sum((kept_left != left).to(tl.int32) + (kept_right != right).to(tl.int32), axis=1)
-        largest = tl.max(tl.maximum(tl.abs(kept_left), tl.abs(kept_right)), axis=1)
-        scale = tl.div_rn(largest, tl.full(largest.shape, _MOST, tl.float32))
-        scale = rounded(tl.minimum(tl.maximum(scale, _LEAST_SCALE), _MOST_SCALE), tl.bfloat16)
-        inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]
-        left = tl.minimum(tl.maximum(kept_left * inverse, -_MOST), _MOST)
-        right = tl.minimum(tl.maximum(kept_right * inverse, -_MOST), _MOST)
-        scale = tl.where(spoilt > 0, float("nan"), scale)[:, None]
-        tl.store(scales + place, scale.to(scales.dtype.element_ty), mask=stored)
-    tl.store(page, left.to(page.dtype.element_ty), mask=stored)
-    tl.store(page + D // 2, right.to(page.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -176,13 +103,8 @@ def _rotate_and_store_kernel(
     slot = tl.load(slots + token)
     exists = head < tl.where(is_query, H, KV)
     stored = exists & (slot >= 0)
-    row = qkv + token * stride_qkv + kind * D
-    left = tl.load(row + column, mask=exists, other=0.0).to(tl.float32)
-    right = tl.load(row + column + D // 2, mask=exists, other=0.0).to(tl.float32)
-    if bias is not None:
-        added = bias + kind * D + column
-        left = rounded(left + tl.load(added, mask=exists, other=0.0).to(tl.float32), dtype)
-        right = rounded(right + tl.load(added + D // 2, mask=exists, other=0.0).to(tl.float32), dtype)
+    row = qkv + token * stride_qkv
+    left, right = halves(row, bias, kind * D + column, exists, D, dtype)
     block, offset = (slot // BLOCK_SIZE).to(tl.int64), slot % BLOCK_SIZE
     scale_place = block * stride_s_block + offset * stride_s_offset + head * stride_s_head
     if is_value:
@@ -196,19 +118,20 @@ def _rotate_and_store_kernel(
             right = _with_embedding(right, embedding + D // 2, column, exists, strength, dtype)
         page = v_pages + block * stride_v_block + offset * stride_v_offset
         page += head * stride_v_head + channel
-        _keep(page, v_scales, scale_place, _finite(left), _finite(right), stored, D, dtype)
+        keep(page, v_scales, scale_place, finite(left), finite(right), stored, D, dtype)
     else:
         position = tl.maximum(tl.load(positions + token), 0).to(tl.int64)
         own_row, other_row = own + position * stride_own, other + position * stride_other
         if is_query:
-            left, right = _rotated(left, right, own_row, other_row, q_weight, eps, scale, D, ORDER, dtype)
+            left, right = rotated(left, right, own_row, other_row, q_weight, eps, scale, D, ORDER, dtype)
+            # Queries are the row's first heads.
             tl.store(row + column, left.to(dtype), mask=stored)
             tl.store(row + column + D // 2, right.to(dtype), mask=stored)
         else:
-            left, right = _rotated(left, right, own_row, other_row, k_weight, eps, scale, D, ORDER, dtype)
+            left, right = rotated(left, right, own_row, other_row, k_weight, eps, scale, D, ORDER, dtype)
             page = k_pages + block * stride_k_block + offset * stride_k_offset
             page += head * stride_k_head + channel
-            _keep(page, k_scales, scale_place, left, right, stored, D, dtype)
+            keep(page, k_scales, scale_place, left, right, stored, D, dtype)
 
 
 def rotate_and_store(

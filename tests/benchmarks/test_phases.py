@@ -52,6 +52,13 @@ def test_every_kernel_counts_for_its_phase() -> None:
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
+def test_attention_that_rotates_stands_where_two_kernels_do() -> None:
+    step = tuple(part for part in STEP if part[2] != "rotate")
+    expected = by_phase(ran(STEP, 2), 2)
+    del expected["rotate"]
+    assert by_phase(ran(step, 2), 2) == pytest.approx(expected)
+
+
 def test_products_of_several_kernels_are_not_told_apart() -> None:
     more = tuple(
         part

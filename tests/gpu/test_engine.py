@@ -64,6 +64,12 @@ AXES: dict[str, dict[str, object]] = {
     "cublas": {"linear_backend": "cublas"},
     "torch's flash attention": {"attention_backend": "sdpa"},
     "torch's plain attention": {"attention_backend": "sdpa", "flags": {"use_flash_sdp": False}},
+    "rotation inside of attention": {"attention_backend": "triton-rotating"},
+    "rotation inside of attention, no graphs": {"attention_backend": "triton-rotating", "flags": EAGER},
+    "rotation inside of attention, preemption": {
+        "attention_backend": "triton-rotating",
+        "num_blocks": 16,
+    },
     "buffers anew": {"flags": EAGER | {"enable_persistent_decode": False}},
     "our attention as the user's own": {
         "flags": {

@@ -49,6 +49,8 @@ AXES8 = {
         "growth",
         "growth, no graphs",
         "clusters",
+        "rotation inside of attention",
+        "rotation inside of attention, no graphs",
     )
 }
 AXES8["the reference's attention"] = {"attention_backend": "torch"}

@@ -14,6 +14,7 @@ import torch
 
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
 from kernels.backends import AttentionSpec, Unavailable, build, flash, select_backend
+from kernels.backends.base import RotatingBackend
 from kernels.backends.clustered import ClusteredBackend, ClusterRule
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
@@ -340,6 +341,19 @@ def test_the_flag_is_named_where_its_value_cannot_be_had() -> None:
         select_backend("triton", **SHAPE)
     backend, rows = select_backend("auto", **SHAPE)
     assert backend.name == "torch" and not backend.capture_safe and len(rows) == 2
+
+
+def test_rotation_inside_of_decode_is_there_for_those_who_ask() -> None:
+    needs_triton()
+    plain, _ = select_backend("auto", caps=H200, **SHAPE)
+    asked, rows = select_backend("triton-rotating", caps=H200, **SHAPE)
+    assert isinstance(asked, RotatingBackend) and not isinstance(plain, RotatingBackend)
+    assert asked.name == "triton-rotating" and asked.capture_safe
+    assert [row[2].split()[0] for row in rows] == ["triton-rotating"] * 2
+    with pytest.raises(Unavailable, match="--use-cta-clustering and --attention-backend triton-rotating"):
+        select_backend("triton-rotating", caps=H200, clusters=ClusterRule(4, 16, True), **SHAPE)
+    with pytest.raises(Unavailable, match=r"--attention-backend triton-rotating.*needs a CUDA device"):
+        select_backend("triton-rotating", **SHAPE)
 
 
 def needs_triton() -> None:

@@ -49,10 +49,24 @@ def test_both_kinds_of_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bytes_of("fp8", heads) == pytest.approx(2 * 2 * 33 * heads[1] * (DIM + 2))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the program itself runs there")
+def test_rotation_in_front_and_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    attention.bench_rotation(bench, (4, 1), (2, 33), "fp8")
+    assert [(row.kind, row.who, row.kv, row.error) for row in bench.rows] == [
+        ("rotation", "in front", "fp8", None),
+        ("rotation", "inside", "fp8", None),
+    ]
+    off = bench.rows[1].off
+    assert off is not None and off < 5e-3
+
+
 def test_shapes_and_kinds_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     args = attention.arguments(["--kv-dtype", "bf16,fp8", "--only", "decode", "--shapes", "8x1024,64x1024"])
     found = [case[2:] for case in attention.cases(args) if case[1] == (16, 16)]
     assert found == [((rows, 1024), kv) for rows in (8, 64) for kv in ("bf16", "fp8")]
+    only = attention.arguments(["--only", "rotation", "--shapes", "8x1024"])
+    assert [case[0] for case in attention.cases(only)] == ["rotation"] * 2
     for wrong in ("--shapes 8", "--shapes 8x0", "--kv-dtype int8"):
         with pytest.raises(SystemExit):
             attention.arguments(wrong.split())

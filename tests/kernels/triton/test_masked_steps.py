@@ -11,6 +11,7 @@ import torch
 
 from engine.blocks import BlockPool
 from engine.core import EngineCore
+from engine.decoder import Decoder
 from engine.gpu.cache import PagedKV
 from engine.gpu.graphs import Buckets
 from engine.gpu.inputs import device_inputs
@@ -27,6 +28,8 @@ from engine.steps import SampledToken, StepHandle, StepResult
 from engine.text import load_tokenizer
 from kernels.backends.base import AttentionSpec
 from kernels.backends.reference import TorchBackend
+from kernels.backends.triton import TritonBackend
+from kernels.kv8 import FORMAT
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
 
@@ -43,20 +46,27 @@ class Steps:
 
     early_masks, graph_recaptures, path_failures = True, 0, 0
 
-    def __init__(self) -> None:
-        model = make_model("G1", 1, n_embd=64, n_head=2, n_kv_head=2, n_layer=1).to(torch.bfloat16)
+    def __init__(
+        self,
+        model: Decoder | None = None,
+        backend: type[TorchBackend | TritonBackend] = TorchBackend,
+        kept: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """kept: of keys and values."""
+        if model is None:
+            model = make_model("G1", 1, n_embd=64, n_head=2, n_kv_head=2, n_layer=1).to(torch.bfloat16)
         weights, config = network_weights(model), model.config
         rotary = weights.layers[0].rotary
         self.vocab_size = weights.vocab_size
         spec = AttentionSpec(
-            rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, torch.bfloat16, ROWS, 128, CPU
+            *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, torch.bfloat16, ROWS, 128, CPU),
+            fp8_kv=kept == FORMAT,
         )
         rows = DeviceRows(ROWS, 9, weights.vocab_size, CPU)
         linears = build_linears(weights, "auto", 64, False)
-        self.network = Network(weights, linears, rows, TorchBackend(spec), 64, ROWS)
-        self.network.cache = PagedKV(
-            config.n_layer, 40, BLOCK, config.n_kv_head, config.head_dim, torch.bfloat16, CPU
-        )
+        self.network = Network(weights, linears, rows, backend(spec), 64, ROWS)
+        self.cache = PagedKV(config.n_layer, 40, BLOCK, config.n_kv_head, config.head_dim, kept, CPU)
+        self.network.cache = self.cache
         self.staging = StepStaging(Buckets.up_to(ROWS, 64), CPU)
         self.full: list[bool] = []
 
@@ -83,9 +93,11 @@ class Steps:
         pass
 
 
-def run(requests: list[Request]) -> tuple[dict[int, list[int]], dict[int, str], Steps]:
+def run(
+    requests: list[Request], steps: Steps | None = None
+) -> tuple[dict[int, list[int]], dict[int, str], Steps]:
     """Tokens and ends by stream, and the runner."""
-    steps = Steps()
+    steps = steps or Steps()
     pool = BlockPool(40, BLOCK)
     config = SchedulerConfig(max_rows=ROWS, max_batched_tokens=64, max_model_len=128)
     core = EngineCore(Scheduler(config, pool, PrefixCache(pool)), steps, TOKENIZER, (END,))

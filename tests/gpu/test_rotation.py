@@ -1,0 +1,130 @@
+"""Decode attention that rotates for itself, on the device: captured, launched early, layer upon layer.
+
+Kernels are imported inside the tests, as in test_kernels.py.
+"""
+
+import random
+
+import pytest
+import torch
+
+BLOCK, DIM, LAYERS, STEPS, REPLAYS = 16, 128, 6, 3, 10
+
+
+class Layers:
+    """Steps of several layers of attention, each of which finds the result of the one in front of it among
+    its queries. Of every five entries one is padding.
+    """
+
+    def __init__(self, heads: int, kv_heads: int, rows: int, eight_bits: bool) -> None:
+        from kernels.kv8 import FORMAT
+        from kernels.rope import rope_table
+        from kernels.triton.decode import DecodeWorkspace
+        from kernels.triton.rope import RotarySpec
+
+        generator = torch.Generator("cuda").manual_seed(heads + rows)
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device="cuda").bfloat16()
+
+        self.width, kept = heads * DIM, FORMAT if eight_bits else torch.bfloat16
+        self.spec = RotarySpec(heads, kv_heads, DIM, "rope_norm", 1e-6, 1.2)
+        contexts = [random.Random(row).choice((1, 15, 16, 17, 40, 300, 700)) for row in range(rows)]
+        blocks = 1 + 800 // BLOCK
+        self.tables = (
+            torch.randperm(rows * blocks, generator=generator, device="cuda").int().view(rows, -1) + 1
+        )
+        self.rows = torch.arange(rows, dtype=torch.int32, device="cuda")
+        self.rows[1::5] = -1
+        self.positions = torch.tensor(contexts, dtype=torch.int32, device="cuda") - 1
+        self.slots = torch.zeros(rows, dtype=torch.int32, device="cuda")
+        self.fed = [floats(rows, (heads + 2 * kv_heads) * DIM) for _ in range(LAYERS + 1)]
+        self.start = self.fed[0].clone()
+        shape = (rows * blocks + 1, kv_heads, BLOCK)
+        self.pages = [[floats(*shape, DIM).to(kept).transpose(1, 2) for _ in range(2)] for _ in range(LAYERS)]
+        scales = [[floats(*shape).abs().transpose(1, 2) for _ in range(2)] for _ in range(LAYERS)]
+        self.scales = [(keys, values) if eight_bits else None for keys, values in scales]
+        self.table = [part.cuda() for part in rope_table(1024, DIM, 1e4, torch.float32)]
+        self.space = DecodeWorkspace.allocate(rows, heads, kv_heads, DIM, 800, "cuda", dtype=kept)
+
+    def run(self, inside: bool, pdl: bool) -> None:
+        from kernels.triton.decode import Fresh, paged_decode, plan_decode
+        from kernels.triton.rope import rotate_and_store
+
+        for _ in range(STEPS):
+            at = (self.positions // BLOCK).long()[:, None]
+            places = self.tables.gather(1, at)[:, 0] * BLOCK + self.positions % BLOCK
+            self.slots.copy_(torch.where(self.rows < 0, -1, places))
+            self.fed[0].copy_(self.start)
+            plan_decode(self.rows, self.positions, self.space, window=None, pdl=pdl)
+            for layer, pages in enumerate(self.pages):
+                scales = self.scales[layer]
+                fresh = Fresh(self.fed[layer], self.slots, *self.table, self.spec)
+                if not inside:
+                    rotate_and_store(
+                        *(fresh.qkv, self.positions, self.slots, *self.table, *pages, self.spec),
+                        scales=scales,
+                        pdl=pdl,
+                    )
+                paged_decode(
+                    *(fresh.query, *pages, self.tables, self.rows, self.positions),
+                    self.fed[layer + 1][:, : self.width],
+                    self.space,
+                    scale=DIM**-0.5,
+                    window=None,
+                    scales=scales,
+                    fresh=fresh if inside else None,
+                    pdl=pdl,
+                )
+            self.positions += 1
+
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        scales = [part for pair in self.scales if pair is not None for part in pair]
+        return [part for pages in self.pages for part in pages] + scales
+
+    @property
+    def found(self) -> torch.Tensor:
+        return self.fed[-1][self.rows >= 0, : self.width].float()
+
+
+SHAPES = [(16, 16, 1), (16, 16, 8), (16, 16, 64), (16, 16, 256), (32, 8, 8), (32, 8, 64)]
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "rows"), SHAPES)
+def test_one_kernel_does_what_two_do(heads: int, kv_heads: int, rows: int, eight_bits: bool) -> None:
+    ours, theirs = (Layers(heads, kv_heads, rows, eight_bits) for _ in range(2))
+    ours.run(inside=True, pdl=False)
+    theirs.run(inside=False, pdl=False)
+    # Norms are summed up in another order, and what a layer finds is the next one's query.
+    assert torch.isfinite(ours.found).all()
+    assert (ours.found - theirs.found).norm() <= 3e-2 * theirs.found.norm()
+    for index, (mine, right) in enumerate(zip(ours.kept, theirs.kept, strict=True)):
+        differ = mine.float() != right.float()
+        assert differ.float().mean() <= 1e-3, index
+        close = (mine.float() - right.float()).abs() <= 2**-3 * right.float().abs() + 1e-2
+        assert close.all(), index
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "rows"), SHAPES)
+def test_graphs_and_early_launch_change_no_bit(
+    heads: int, kv_heads: int, rows: int, eight_bits: bool
+) -> None:
+    eager, captured, warm = (Layers(heads, kv_heads, rows, eight_bits) for _ in range(3))
+    warm.run(inside=True, pdl=True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.run(inside=True, pdl=True)
+    for _ in range(REPLAYS):
+        eager.run(inside=True, pdl=False)
+        torch.cuda.synchronize()
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(eager.positions, captured.positions)
+    assert torch.equal(eager.found, captured.found)
+    for mine, right in zip(captured.kept, eager.kept, strict=True):
+        assert torch.equal(mine.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+    assert not captured.space.counters.any()
