@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.steps import SIZES
 from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork, arguments
 from kernels.kv8 import FORMAT, Scales, dequantize_kv, quantize_kv
 from kernels.quantize import Weight, Weight8, in_pairs, quantize
@@ -41,18 +42,7 @@ SMALL_KV8 = replace(SMALL, fp8_kv=True)
 LLAMA_KV8 = replace(LLAMA, fp8_kv=True)
 
 # The model of the benchmarks, and a Llama of its size.
-D32 = replace(
-    SMALL,
-    width=2048,
-    inner=8192,
-    padded_inner=8192,
-    heads=16,
-    kv_heads=16,
-    head_dim=128,
-    head_rows=65536,
-    layers=32,
-)
-LLAMA_D32 = replace(D32, kv_heads=8, inner=5504, padded_inner=6144, activation="swiglu", order="rope")
+D32, LLAMA_D32 = SIZES["d32"], SIZES["llama-d32"]
 
 
 def network(spec: StepSpec, seed: int = 0, device: str = "cpu") -> StepNetwork:
