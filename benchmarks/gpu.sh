@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is to be known on a GPU, in about a quarter of an hour: `bash benchmarks/gpu.sh FOLDER [PART...]`.
-# Parts, in order of worth: decode serve startup attention tests paths steps kv8 flags clusters weights linear kernels sanitize; without
+# Parts, in order of worth: decode serve startup attention tests paths steps rotation kv8 flags clusters weights linear kernels sanitize; without
 # names all of them. Results and logs go to FOLDER. Every part has its own time limit, so that one that hangs does not cost the rest.
 set -u
 cd "$(dirname "$0")/.."
@@ -55,6 +55,15 @@ part() {
         run steps-trace 60 python3 -m benchmarks.steps --rows 1,4 --trace --out "$out/steps-trace.json"
         run steps-fp8 60 python3 -m benchmarks.steps --weights fp8 --rows 1 --hurry 4,8 --chains 1,2 --trace --out "$out/steps-fp8.json"
         ;;
+    rotation)
+        run tests-rotation 120 python3 -m pytest -q --tb=short tests/gpu/test_rotation.py
+        run attention-rotation 50 python3 -m benchmarks.attention --only rotation --kv-dtype bf16,fp8 \
+            --shapes 8x128,8x512,32x256,64x256,64x1024,256x128 --out "$out/attention-rotation.json"
+        for attention in triton triton-rotating; do
+            run "decode-$attention" 50 python3 -m benchmarks.decode --model-size d32 --workload streams --streams 4,8,64 \
+                --engine "attention_backend=$attention" --out "$out/decode-$attention.json"
+        done
+        ;;
     sanitize)
         run sanitize 160 python3 -m tests.gpu.sanitize
         ;;
@@ -90,6 +99,6 @@ part() {
     esac
 }
 
-for name in "${@:-decode serve startup attention tests paths steps kv8 flags clusters weights linear kernels sanitize}"; do
+for name in "${@:-decode serve startup attention tests paths steps rotation kv8 flags clusters weights linear kernels sanitize}"; do
     for one in $name; do part "$one"; done
 done
