@@ -112,8 +112,12 @@ class StepKernels:
         self, pages: Sequence[tuple[torch.Tensor, torch.Tensor]], scales: Sequence[Scales | None] = ()
     ) -> None:
         """Each layer's keys and values are here from now on, and their scales where these are of eight bits;
-        must come before every capture.
+        must come before every capture. ValueError: scales where there should be none, or none.
         """
+        scaled = bool(scales) and all(own is not None for own in scales)
+        if scaled != self.network.spec.fp8_kv:
+            kind = "with scales" if self.network.spec.fp8_kv else "without scales"
+            raise ValueError(f"these kernels were made for keys and values {kind}")
         self.memory.bind(pages, scales)
         self._page = pages[0][0]
         first = scales[0] if scales else None

@@ -125,7 +125,7 @@ def build(
         _prepare_te(runner, network, linears, passages, sizes, model, kept)
         clock.lap("calibration")
     blocked = paths_blocked(config, flags, use_graphs)
-    paths = _choose_paths(network, staging.buckets, config, blocked, sizes, model, stream)
+    paths = _choose_paths(network, staging.buckets, config, blocked, sizes, model, kept, stream)
     clock.lap("decode paths")
     if not network.persistent:
         network.reserve()
@@ -231,14 +231,15 @@ def _choose_paths(
     blocked: str | None,
     sizes: Sizes,
     model: Decoder,
+    kept: torch.dtype,
     stream: torch.cuda.Stream,
 ) -> list[Feature]:
-    """With a cache of its own, after which there is the trial's again."""
-    device, dtype = network.weights.embedding.device, network.weights.embedding.dtype
+    """With a cache of its own, after which there is the trial's again. kept: what keys and values are in."""
+    device = network.weights.embedding.device
     wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
     with torch.cuda.stream(stream):
         choices = choose_paths(
-            network, wanted, lambda blocks: _cache(model, blocks, sizes, dtype, device), installed()
+            network, wanted, lambda blocks: _cache(model, blocks, sizes, kept, device), installed()
         )
     torch.cuda.synchronize(device)
     return choices.explain(config.decode_path)

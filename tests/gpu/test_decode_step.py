@@ -11,6 +11,7 @@ from kernels.decode_step import StepKernels, cut_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
+    LARGE_KV8,
     LLAMA,
     LLAMA_KV8,
     QWEN2,
@@ -28,8 +29,8 @@ from tests.kernels.decode_cases import (
 )
 
 DEVICE = torch.device("cuda")
-SPECS = [SMALL, WIDE, LLAMA, QWEN3, QWEN2, SMALL_KV8, LLAMA_KV8]
-NAMES = ["nanochat", "wide", "llama", "qwen3", "qwen2", "nanochat-kv8", "llama-kv8"]
+SPECS = [SMALL, WIDE, LLAMA, QWEN3, QWEN2, SMALL_KV8, LLAMA_KV8, LARGE_KV8]
+NAMES = ["nanochat", "wide", "llama", "qwen3", "qwen2", "nanochat-kv8", "llama-kv8", "large-kv8"]
 POSITIONS = [37, 0, -1, 95]
 # Contexts at and around the borders of blocks, chunks (32 keys) and rounds of the ring.
 EDGES = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 255, 256, 257, 1023, 1500, 3000]

@@ -87,10 +87,19 @@ def runner_of(engine: AsyncEngine) -> GpuRunner:
     return engine.backend.runner
 
 
-def check(result: list[list[Answer]], expected: list[list[Answer]], asked: list[Ask]) -> None:
+# Rounded to three bits, a number that is off by a step of bfloat16 is now and then off by a sixteenth.
+EIGHT_BITS = 0.25
+
+
+def check(
+    result: list[list[Answer]],
+    expected: list[list[Answer]],
+    asked: list[Ask],
+    tolerance: float = TOLERANCE[BF16],
+) -> None:
     for choices, right, ask in zip(result, expected, asked, strict=True):
         for answer, reference in zip(choices, right, strict=True):
-            assert agree(answer, reference, TOLERANCE[BF16], loose(ask)), answer.finish
+            assert agree(answer, reference, tolerance, loose(ask)), answer.finish
 
 
 @both
@@ -141,7 +150,7 @@ async def test_keys_and_values_of_eight_bits(model: GPT | Llama, path: StepPath)
             found.append(await answers(engine, asks(0), together=False))
         finally:
             await engine.close()
-    check(found[1], found[0], asks(0))
+    check(found[1], found[0], asks(0), EIGHT_BITS)
 
 
 async def test_the_seeds_flag_asks_for_the_resident_kernel(model: GPT | Llama) -> None:

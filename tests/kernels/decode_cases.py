@@ -40,6 +40,10 @@ QWEN2 = replace(LLAMA, biased=True)
 
 SMALL_KV8 = replace(SMALL, fp8_kv=True)
 LLAMA_KV8 = replace(LLAMA, fp8_kv=True)
+# Heads of the other size, six of them for a kv head, and pages that are no power of two.
+LARGE_KV8 = replace(
+    QWEN2, fp8_kv=True, head_dim=128, heads=6, kv_heads=1, block_size=48, width=256, order="norm_rope"
+)
 
 # The model of the benchmarks, and a Llama of its size.
 D32, LLAMA_D32 = SIZES["d32"], SIZES["llama-d32"]
@@ -306,7 +310,7 @@ def check_phases(
 
     x = given.x[live].double().cpu()
     # Rotated, normalised and scaled, rounded each time; to eight bits a rounding before may decide which way.
-    most = 4e-2 if spec.fp8_kv else 6e-3
+    most = 6e-2 if spec.fp8_kv else 6e-3
     for index in range(spec.layers):
         launch(index, 0)
         wanted, new = attended_of(net, given, index, x)

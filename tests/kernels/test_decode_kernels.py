@@ -11,7 +11,8 @@ from kernels import decode_step
 from kernels.cuda_driver import DriverError
 from kernels.decode_arguments import StepArguments
 from kernels.decode_step import StepKernels
-from tests.kernels.decode_cases import LLAMA, SMALL, Case, case, network
+from kernels.step_spec import StepSpec
+from tests.kernels.decode_cases import LLAMA, SMALL, SMALL_KV8, Case, case, network
 
 
 @dataclass
@@ -72,8 +73,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     return notes
 
 
-def kernels() -> StepKernels:
-    net = network(SMALL)
+def kernels(spec: StepSpec = SMALL) -> StepKernels:
+    net = network(spec)
     return StepKernels(
         net.spec, net.layers, net.head, net.final_norm, net.own, net.other, torch.device("cpu", 0)
     )
@@ -128,6 +129,17 @@ def test_what_cannot_be_resident_is_an_error(notes: Notes) -> None:
     notes.resident = False
     with pytest.raises(DriverError, match="resident"):
         kernels().prepare("persistent", 1)
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL_KV8], ids=["bf16", "fp8"])
+def test_pages_of_another_kind_are_an_error(notes: Notes, spec: StepSpec) -> None:
+    """On a device they would be looked for at address zero."""
+    made, other = kernels(spec), case(SMALL if spec.fp8_kv else SMALL_KV8, [5])
+    with pytest.raises(ValueError, match="made for keys and values with"):
+        made.bind(other.views, other.scale_views)
+    own = case(spec, [5])
+    step(made, "persistent", own)
+    assert notes.launched
 
 
 def test_what_cannot_be_served_has_a_reason() -> None:

@@ -16,6 +16,7 @@ from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
+    LARGE_KV8,
     LLAMA,
     LLAMA_KV8,
     QWEN2,
@@ -111,6 +112,7 @@ SPECS = {
     "qwen2": QWEN2,
     "nanochat-kv8": SMALL_KV8,
     "llama-kv8": LLAMA_KV8,
+    "large-kv8": LARGE_KV8,
 }
 KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort

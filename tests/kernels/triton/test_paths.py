@@ -15,6 +15,7 @@ from engine import async_engine
 from engine.backend import Backend
 from engine.decoder import Decoder
 from engine.fastpath import FlagUnavailable
+from engine.gpu import build
 from engine.gpu.cache import PagedKV
 from engine.gpu.graphs import Buckets
 from engine.gpu.linears import build_linears
@@ -485,6 +486,29 @@ def test_tokens_are_those_of_the_networks_own_kernels(
     got, kernels, engine = serve(monkeypatch, tmp_path, path, 3, max_chunk=max_chunk)
     assert kernels is not None and engine.stats().path_failures == 1 and engine.stats().preemptions > 0
     assert got == expected
+
+
+@pytest.mark.parametrize("kept", [BF16, FORMAT], ids=str)
+def test_paths_are_tried_over_a_cache_of_the_engines_own_kind(
+    cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: torch.dtype
+) -> None:
+    """What the kernels are compiled for and what they are tried with is the same."""
+    model = gpt()
+    network, (given, made), seen = network_of(model, kept=kept), library(), []
+
+    def choose(network: Network, wanted: Wanted, make_cache: Callable[[int], PagedKV], _: object) -> Choices:
+        def noted(blocks: int) -> PagedKV:
+            seen.append(make_cache(blocks))
+            return seen[-1]
+
+        file = tmp_path / "times.json"
+        return choose_paths(network, wanted, noted, given, timer=Clock(CLOCK), capability=(9, 0), file=file)
+
+    monkeypatch.setattr(build, "choose_paths", choose)
+    rest = (None, build.Sizes(ROWS, TOKENS, LENGTH, BLOCK), model, kept, torch.cuda.Stream())
+    config = EngineConfig(decode_path="persistent")
+    build._choose_paths(network, Buckets.up_to(ROWS, TOKENS), config, *rest)  # type: ignore[arg-type]
+    assert {cache.layers[0][0].dtype for cache in seen} == {kept} and made[0].spec.fp8_kv == (kept == FORMAT)
 
 
 async def test_a_path_needs_a_gpu() -> None:
