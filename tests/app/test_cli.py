@@ -13,6 +13,7 @@ from app.processes.console import summary
 from engine.messages import ModelInfo
 from tests.app.server_process import GOLDEN, ROOT, SERVE_ECHO, SERVER, environment, finish, serving
 from tests.engine.checkpoints import write_checkpoint
+from tests.tiers import tiered
 
 CHAT_WEB = [sys.executable, "-m", "app.chat_web"]
 
@@ -90,7 +91,7 @@ def test_dry_run_with_the_real_engine() -> None:
     assert "KV cache:" in done.stdout
 
 
-@pytest.mark.parametrize("transport", ["process", "inline"])
+@pytest.mark.parametrize("transport", tiered(["process", "inline"], {0}))
 def test_the_real_engine_answers(transport: str, tmp_path: Path) -> None:
     recommended = {"temperature": 0.7, "top_k": 40}
     write_checkpoint(tmp_path, "G1", layout="safetensors", meta={"sampling_defaults": recommended})

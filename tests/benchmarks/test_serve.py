@@ -30,6 +30,7 @@ def test_b3_the_figures_of_what_clients_saw() -> None:
     assert row.tpot_ms == pytest.approx(5.5)
 
 
+@pytest.mark.slow
 def test_b3_two_modes_serve_the_same_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

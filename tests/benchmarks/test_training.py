@@ -58,6 +58,7 @@ def test_t1_to_t7_the_seeds_sweep() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@pytest.mark.slow
 def test_t10_the_table_of_two_by_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The fourth, with its compiled sister, is left to the slow test."""
     assert [case.seed for case in CASES[:4]] == [822, 937, 972, 889]
@@ -139,6 +140,7 @@ def test_t8_rows_that_accumulate() -> None:
     assert measure(bench(), Case(2, 16), 1, 3).accumulate == 3
 
 
+@pytest.mark.slow
 def test_t6_what_does_not_fit_is_a_row() -> None:
     here = bench()
     row = measure(here, Case(10**14, 512), 1, 1)

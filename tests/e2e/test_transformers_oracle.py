@@ -14,6 +14,7 @@ from tests.e2e.api import Answer, Api, connected, random_prompt
 from tests.e2e.conftest import start
 from tests.engine.checkpoints import write_checkpoint
 from tests.optional import missing
+from tests.tiers import tiered
 
 PROMPTS = [random_prompt(1 + (k * 37) % 190, seed=k) for k in range(64)]
 NEW = 12
@@ -55,7 +56,7 @@ def theirs(folders: dict[str, Path]) -> dict[str, list[Greedy]]:
     return dict(zip(folders, json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", tiered(HEADS, {1}))
 async def test_greedy_tokens(name: str, folders: dict[str, Path], theirs: dict[str, list[Greedy]]) -> None:
     with start(folders[name], "--prefill-chunk", "32") as server:
         async with connected(server) as api:

@@ -110,6 +110,7 @@ async def test_it_serves(installed: Installed, tmp_path: Path) -> None:
             assert len(answer.tokens) == 4
 
 
+@pytest.mark.slow
 def test_its_commands_find_the_model_that_comes_with_it(installed: Installed, tmp_path: Path) -> None:
     if not list((ROOT / "models").rglob("config.json")):
         missing("no model ships with this checkout")

@@ -335,6 +335,7 @@ def run(code: str, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_compiled_torch_serves() -> None:
     """The table says why."""
     lacking = 'import sys\nsys.modules["numba"] = None\n'

@@ -9,6 +9,7 @@ from engine.loader import load_model
 from engine.messages import SamplingParams
 from tests.engine.golden import GOLDEN
 from tests.engine.serving import Ask, answers, started
+from tests.tiers import tiered
 
 CONFIGS: list[dict[str, object]] = [
     {},
@@ -31,7 +32,9 @@ def test_logits(name: str) -> None:
         torch.testing.assert_close(logits.mean(-1), torch.tensor(case["logits_mean"]), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    "config", tiered([(config,) for config in CONFIGS], range(0, len(CONFIGS), 2)), ids=str
+)
 @pytest.mark.parametrize("name", ["g1", "g5"])
 async def test_greedy_tokens(name: str, config: dict[str, object]) -> None:
     model, tokenizer, _ = load_model(GOLDEN / name, dtype="float32")

@@ -222,13 +222,13 @@ def reference(model: GPT | Llama, weights: WeightName) -> "list[list[tuple[objec
 
 
 QUICK_AXES = [axis for axis in AXES if axis not in SLOW_AXES]
-PARTS = 6
+PARTS = 8
 QUICK_TURNS = -(-len(QUICK_AXES) // PARTS)
 
 
 @pytest.fixture
 def axis(named: tuple[str, WeightName], turn: int) -> str:
-    """Each model goes along every axis, and begins with every sixth one; its neighbours begin with the
+    """Each model goes along every axis, and begins with every eighth one; its neighbours begin with the
     others."""
     first = list(MODELS.values()).index(named)
     parts = [QUICK_AXES[(first + part) % PARTS :: PARTS] for part in range(PARTS)]

@@ -30,6 +30,7 @@ from tests.faults.harness import (
     request_bytes,
     unharmed,
 )
+from tests.tiers import tiered
 
 SERVE_FAULTY = [sys.executable, str(Path(__file__).with_name("serve_faulty.py"))]
 MATES = 3
@@ -124,7 +125,7 @@ def test_40_a_fault_in_the_sampler(faulty: Service, undisturbed: list[str], stre
         assert met.text and len(met.data) <= AFTER + 2
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("stream", tiered([True, False], {0}), ids=["stream", "plain"])
 @pytest.mark.parametrize("where", ["OOM_PREFILL", "OOM_PREFILL_STEP", "OOM_DECODE", "OOM_DECODE_STEP"])
 def test_42_out_of_memory(faulty: Service, undisturbed: list[str], where: str, stream: bool) -> None:
     with unharmed(faulty, told=True):

@@ -25,6 +25,7 @@ from tests.faults.harness import (
     unharmed,
 )
 from tests.faults.test_engine_faults import SERVE_FAULTY, Stream
+from tests.tiers import tiered
 
 RUNNING, QUEUED = 8, 20
 TOKENS = 100
@@ -104,6 +105,7 @@ def test_43_two_signals_end_at_once(steady_model: Path) -> None:
         stream.join(DEADLINE)
 
 
+@pytest.mark.slow
 def test_43_killed_and_started_again_on_the_same_port(tiny_model: Path) -> None:
     with launch(tiny_model) as service:
         (engine,) = service.children()
@@ -203,7 +205,7 @@ FORGED = '{"level": "error", "message": "forged"}'
 NASTY = f"mallory\r\n{FORGED}\n\x1b[2J\x1b]0;owned\x07\x1b[31mred\x7f\u2028\u202e\x85\x00"
 
 
-@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize("format", tiered(["json", "text"], {1}))
 def test_44_nobody_forges_a_line_of_the_log(tiny_model: Path, format: str) -> None:
     with launch(tiny_model, "--access-log", "--log-level", "debug", log_format=format) as service:
         mark = service.log.stat().st_size

@@ -25,6 +25,7 @@ from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError
 from kernels.registry import CANDIDATES, explain, select
 from tests.optional import missing
+from tests.tiers import tiered
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def test_every_operation_is_explained_everywhere() -> None:
             assert sorted([*names, choice.name]) == sorted(c.name for c in CANDIDATES[choice.op])
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize("flags", tiered([[], ["--json"]], {1}))
 def test_the_report(flags: list[str]) -> None:
     command = [sys.executable, "-m", "kernels", *flags, "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

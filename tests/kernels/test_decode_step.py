@@ -156,7 +156,7 @@ POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several c
     ("spec", "kind"),
     some(
         ((f"{name}-{kind}", spec, kind) for name, spec in SPECS.items() for kind in KINDS),
-        {"wide-bf16", "nanochat-int8", "llama-fp8"},
+        {"wide-bf16", "llama-fp8"},
     ),
 )
 def test_a_chain_gives_the_bits_of_the_resident_kernel(

@@ -81,6 +81,7 @@ async def test_s3_u3_u4_the_seeds_command_lines(flags: list[str], mode: str) -> 
     assert answers == [case["greedy"][:20] for case in EXPECTED]
 
 
+@pytest.mark.slow
 def test_f14_a_hint_without_a_kernel_is_refused_once_the_model_is_known() -> None:
     """Its own flags could have asked for one."""
     done = finish([*SERVER, str(GOLDEN), "--port", "0", *LOCAL, "--use-cta-clustering"])

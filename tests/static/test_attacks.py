@@ -4,6 +4,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.static.main_thread import task_times
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.browser
 
@@ -71,7 +72,7 @@ def reading(modules: Page) -> Page:
     return modules
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", tiered(ATTACKS, range(0, len(ATTACKS), 3)))
 def test_no_task_of_the_page_is_long(reading: Page, name: str) -> None:
     text, length = ATTACKS[name]
     with task_times(reading) as tasks:

@@ -151,6 +151,7 @@ def test_a_broken_answer_can_be_continued(chat: ChatPage, scripted: ScriptedServ
     expect(chat.problem).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_deleted_message_comes_back(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", says("Hi."))
     scripted.script("And?", says("More."))
@@ -296,6 +297,7 @@ def test_a_reload_in_mid_answer_without_resumption_offers_to_continue(
     expect(chat.body).to_have_text("Once more.")
 
 
+@pytest.mark.slow
 def test_two_tabs_in_step(chat: ChatPage, second: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", stuck("Hi."))
     chat.send("Hello")
@@ -310,6 +312,7 @@ def test_two_tabs_in_step(chat: ChatPage, second: ChatPage, scripted: ScriptedSe
     assert len(scripted.exchanges) == 1
 
 
+@pytest.mark.slow
 def test_token_probabilities_are_recorded_and_shown(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", [ROLE, delta("Hi", logprobs=[score("Hi", -0.1)]), delta("", "stop"), DONE])
     chat.send("Hello")

@@ -169,6 +169,7 @@ def test_a_refused_continuation_is_tried_again_as_one(chat: ChatPage, scripted: 
     expect(chat.answers.last.locator(".variants")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_two_answers_are_tried_again_together(chat: ChatPage, scripted: ScriptedServer) -> None:
     def piece(index: int, text: str) -> bytes:
         choice = {"index": index, "delta": {"content": text}, "finish_reason": "stop"}

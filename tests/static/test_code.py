@@ -104,6 +104,7 @@ def test_long_lines_are_wrapped_on_demand(chat: ChatPage, scripted: ScriptedServ
 
 
 @pytest.mark.usefixtures("allowed")
+@pytest.mark.slow
 def test_a_line_too_long_to_be_laid_out_at_once_is_still_one_line(
     chat: ChatPage, scripted: ScriptedServer
 ) -> None:

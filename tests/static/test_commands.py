@@ -126,6 +126,7 @@ def test_a_space_makes_a_message_of_it(chat: ChatPage, scripted: ScriptedServer)
     assert scripted.exchanges[0].body["messages"] == [{"role": "user", "content": "/help"}]
 
 
+@pytest.mark.slow
 def test_escape_closes_the_list_and_does_not_stop_the_answer(
     chat: ChatPage, scripted: ScriptedServer
 ) -> None:

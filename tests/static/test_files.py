@@ -106,6 +106,7 @@ DRAG = """
 """
 
 
+@pytest.mark.slow
 def test_dropped_files_become_chips(chat: ChatPage) -> None:
     chips = chat.page.locator("#chips .chip")
     names = [f"n{k}.txt" for k in range(22)]

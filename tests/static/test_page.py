@@ -170,6 +170,7 @@ def test_stream_without_a_finish_is_a_lost_connection(
     expect(chat.body).to_have_text("A whole answer.")
 
 
+@pytest.mark.slow
 def test_unreachable_server_keeps_the_message(chat: ChatPage, scripted: ScriptedServer) -> None:
     scripted.script("Hello", talk("Hi."))
     chat.page.route("**/v1/chat/completions", lambda route: route.abort(), times=1)

@@ -69,6 +69,7 @@ def test_nothing_scrolls_sideways_at_320_pixels(chat: ChatPage, scripted: Script
         page.locator(f"#close-{name}").click()
 
 
+@pytest.mark.slow
 def test_targets_are_large_enough_to_touch(chat: ChatPage, scripted: ScriptedServer) -> None:
     page = chat.page
     talk(chat, scripted)

@@ -100,6 +100,7 @@ def run(command: list[str], text: str) -> str:
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.slow
 def test_curl_sends_the_same_request(modules: Page, echo: str, shell: str) -> None:
     text = recipe(modules, "asCurl", BODY, echo + "below/it's/?q=1#x", True)
     assert "\x1b" not in text

@@ -224,6 +224,7 @@ def test_the_watch_sees_what_runs(hostile: Hostile) -> None:
         hostile.page.evaluate("document.getElementById('log').innerHTML = '<b>x</b>'")
 
 
+@pytest.mark.slow
 def test_marks_are_only_made_by_calculations(hostile: Hostile) -> None:
     """Characters that the page uses between its parts mean nothing when a model says them."""
     shown = hostile.page.evaluate(

@@ -128,6 +128,7 @@ def test_the_wheel_lets_go_at_once(growing: ChatPage, scripted: ScriptedServer) 
     check_left_alone(growing, scripted)
 
 
+@pytest.mark.slow
 def test_the_wheel_takes_hold_at_the_end(growing: ChatPage, scripted: ScriptedServer) -> None:
     wheel(growing.page, -400)
     growing.page.wait_for_function(f"() => ({_LEFT})() > 300")

@@ -31,6 +31,7 @@ def run(modules: Page, script: str) -> object:
     return modules.evaluate("async () => {" + SETUP + script + "}")
 
 
+@pytest.mark.slow
 def test_a_conversations_own_value_stands_above_all_others(modules: Page) -> None:
     steps = run(
         modules,

@@ -9,6 +9,7 @@ from tests.static.chat_page import ChatPage
 from tests.static.page_clock import hold_timers, pass_timers, until_held
 from tests.static.pictures import PHONE, WIDE
 from tests.static.scripted_server import DONE, ROLE, ScriptedServer, delta
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.browser
 
@@ -65,7 +66,7 @@ def test_engine_panel_is_remembered(page: Page) -> None:
     expect(page.locator("#toggle-engine")).to_be_focused()
 
 
-@pytest.mark.parametrize(("name", "panel"), [("sidebar", "side"), ("engine", "engine-panel")])
+@pytest.mark.parametrize(("name", "panel"), tiered([("sidebar", "side"), ("engine", "engine-panel")], {0}))
 def test_overlay_keeps_the_focus_and_escape_closes_it(page: Page, name: str, panel: str) -> None:
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
     toggle = page.locator(f"#toggle-{name}")

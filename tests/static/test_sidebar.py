@@ -289,6 +289,7 @@ def test_export_all_comes_back_by_import(side: Page) -> None:
     expect(toast(side)).to_contain_text("0 conversations imported.")
 
 
+@pytest.mark.slow
 def test_file_names_fit_every_system(modules: Page) -> None:
     names = modules.evaluate(
         """async (names) => {

@@ -174,6 +174,7 @@ def test_nothing_is_said_outside_of_the_catalogue_in(opener: str, pseudo: ChatPa
     assert pseudo.page.evaluate(_UNWRAPPED) == []
 
 
+@pytest.mark.slow
 def test_language_from_right_to_left_turns_the_page_round(arabic: ChatPage, scripted: ScriptedServer) -> None:
     page = arabic.page
     arabic.open(scripted.url)
@@ -199,6 +200,7 @@ def test_language_from_right_to_left_turns_the_page_round(arabic: ChatPage, scri
     page.goto("about:blank")
 
 
+@pytest.mark.slow
 def test_text_has_the_direction_of_its_own_words(chat: ChatPage, scripted: ScriptedServer) -> None:
     question = "لماذا السماء زرقاء؟"
     scripted.script(question, [ROLE, delta("لأن الهواء يشتت الضوء."), delta("", "stop"), DONE])

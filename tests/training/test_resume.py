@@ -128,6 +128,7 @@ def test_the_same_seed_gives_the_same_files_and_another_gives_others(
         same_outcome(tmp_path / "other", whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_windows_over_stretches(window: int) -> None:
     check(LONG, 2, 1, config=SPLIT, slots=64, window=window)
 
 
+@pytest.mark.slow
 def test_more_chunks_than_the_grid_is_made_for() -> None:
     chunks = [(2 + number % 20, number) for number in range(2 * FEW_CHUNKS)]
     check(chunks, 2, 1, unused=5)

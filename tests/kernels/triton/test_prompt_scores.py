@@ -22,6 +22,7 @@ from engine.sequence import Sequence
 from kernels.backends.base import AttentionSpec
 from kernels.backends.reference import TorchBackend
 from tests.engine.checkpoints import make_model
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_scoring.py has the runner")
 CPU, BLOCK, ROWS, TOKENS = torch.device("cpu"), 16, 4, 64
@@ -74,9 +75,7 @@ def planned(pieces: list[tuple[Sequence, int, int]]) -> Plan:
     return Plan(chunks, admitted, (), (), sum(chunk.length for chunk in chunks), scored=scored)
 
 
-@pytest.mark.parametrize(
-    "generation", ["G5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("G1", "G3"))]
-)
+@pytest.mark.parametrize("generation", tiered(["G5", "G1", "G3"], {1}))
 def test_scores_are_those_of_the_model(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(
         generation, 1, n_embd=64, n_head=4, n_kv_head=4 if generation == "G1" else 2, n_layer=3
