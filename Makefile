@@ -21,16 +21,15 @@ ifdef CHANGED
 .PHONY: .venv/.installed
 endif
 
-# --no-compile: modules are compiled when they are first imported, which few of torch's are.
 .PHONY: install nvrtc run test test-all lint
 .venv/.installed: pyproject.toml Makefile
 	test -x .venv/bin/pip -a -z "$(CHANGED)" || $(PYTHON) -m venv $(VENV_FLAGS) .venv
-	.venv/bin/python -m pip install --no-compile --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet --upgrade pip
 	$(if $(CHANGED),.venv/bin/python -m pip uninstall --quiet --yes torch)
 	$(if $(TORCH),,.venv/bin/python -c "import torch" 2>/dev/null ||) \
-		.venv/bin/python -m pip install --no-compile --quiet "$(or $(TORCH),$(TESTED))"
-	.venv/bin/python -m pip install --no-compile --quiet -e ".[dev,oracle]"
-	.venv/bin/python -c "import triton" 2>/dev/null || .venv/bin/python -m pip install --no-compile --quiet "$(TRITON)" || true
+		.venv/bin/python -m pip install --quiet "$(or $(TORCH),$(TESTED))"
+	.venv/bin/python -m pip install --quiet -e ".[dev,oracle]"
+	.venv/bin/python -c "import triton" 2>/dev/null || .venv/bin/python -m pip install --quiet "$(TRITON)" || true
 	.venv/bin/python -m kernels.cpu
 	$(if $(ASKED),echo "$(ASKED)" >,touch) $@
 
@@ -38,7 +37,7 @@ install: .venv/.installed
 
 nvrtc: install
 	.venv/bin/python -c "from kernels.nvrtc import load_nvrtc; load_nvrtc()" 2>/dev/null || \
-		.venv/bin/python -m pip install --no-compile --quiet --no-deps "$(NVRTC)"
+		.venv/bin/python -m pip install --quiet --no-deps "$(NVRTC)"
 
 run: install
 	.venv/bin/python -m app $(ARGS)
