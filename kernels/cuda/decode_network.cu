@@ -24,13 +24,13 @@
 // between blocks. A buffer can be used again in the next layer: by then its readers have given what the writer needed.
 //
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
-// BIASED, with a bias behind q, k and v; HEAD_ROWS; LAYERS; ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's channels;
-// CHAINS of sums in which a warp adds its products; READERS, the warps that attend for a row, a tile of 16 keys each;
-// SLOTS of the ring; HURRY, slots that are free ahead of the one to fill where a producer does not keep its pace, or 0;
-// BLOCKS of a multiprocessor; SWIGLU, else relu squared; ORDER of what
-// queries and keys go through; BLOCK_SIZE of a page; RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets
-// through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED,
-// what blocks wait for is counted.
+// HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
+// and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
+// channels; CHAINS of sums in which a warp adds its products; READERS, the warps that attend for a row, a tile of 16 keys
+// each; SLOTS of the ring; HURRY, slots that are free ahead of the one to fill where a producer does not keep its pace, or
+// 0; BLOCKS of a multiprocessor. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets through
+// distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED, what
+// blocks wait for is counted.
 //
 // Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
