@@ -25,7 +25,12 @@ class HostCode:
         key = (source, *sorted(f"-D{name}={value}" for name, value in defines.items()))
         if key not in self._built:
             path = self._folder / f"{len(self._built)}.so"
-            subprocess.run([*self._command, *key[1:], "-o", str(path), str(HERE / source)], check=True)
+            command = [*self._command, *key[1:], "-o", str(path), str(HERE / source)]
+            try:
+                subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
+            except subprocess.CalledProcessError as error:
+                error.add_note(error.stderr)
+                raise
             self._built[key] = ctypes.CDLL(str(path))
         return self._built[key]
 

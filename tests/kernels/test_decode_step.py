@@ -255,8 +255,9 @@ def test_who_hurries_and_who_is_traced_gives_the_same_bits(build: Build, seed: i
 
 @pytest.mark.parametrize("wrong", [{"slots": 7}, {"slots": 2}, {"readers": 1}, {"readers": 16}], ids=str)
 def test_forms_that_would_never_end_do_not_compile(build: Build, wrong: dict[str, int]) -> None:
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError) as error:
         build(SMALL, replace(RESIDENT, **wrong))
+    assert "static assertion" in error.value.stderr
 
 
 def test_other_readers_and_chains(build: Build) -> None:
