@@ -51,9 +51,9 @@ part() {
             --out "$out/decode-paths.json"
         ;;
     steps)
-        run steps 120 python3 -m benchmarks.steps --rows 1,4,8 --hurry 4,8 --readers 2,4 --chains 1,2 --out "$out/steps.json"
+        run steps 60 python3 -m benchmarks.steps --rows 1,2,4,8 --pace 700,800,900 --out "$out/steps.json"
         run steps-trace 60 python3 -m benchmarks.steps --rows 1,4 --trace --out "$out/steps-trace.json"
-        run steps-fp8 60 python3 -m benchmarks.steps --weights fp8 --rows 1 --hurry 4,8 --chains 1,2 --trace --out "$out/steps-fp8.json"
+        run steps-fp8 60 python3 -m benchmarks.steps --weights fp8 --rows 1,4 --trace --out "$out/steps-fp8.json"
         ;;
     rotation)
         run tests-rotation 120 python3 -m pytest -q --tb=short tests/gpu/test_rotation.py

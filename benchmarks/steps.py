@@ -2,8 +2,8 @@
 
 Random weights of a model's size and steps that are replayed as a CUDA graph, with no engine around them. What
 has several values, with commas between them, is measured in every combination; what is not named is as the
-engine has it. "OTHER BITS": the logits are not those of the first form with as many rows, readers and chains.
---trace adds what the blocks of each form wait for, phase by phase.
+engine has it. "OTHER BITS": the logits are not those of the first form with as many rows.
+--trace adds what the blocks of each form wait for and where their time goes, phase by phase.
 """
 
 import argparse
@@ -77,9 +77,6 @@ class FormRow:
     rows: int
     slots: int
     pace: int
-    hurry: int
-    readers: int
-    chains: int
     ms: float = 0.0
     share: float = 0.0
     same: bool = True
@@ -87,8 +84,7 @@ class FormRow:
 
     @property
     def form(self) -> str:
-        ring = f"{self.slots} slots, pace {self.pace}, hurry {self.hurry}"
-        return f"{self.path} M={self.rows}, {ring}, {self.readers} readers, {self.chains} chains"
+        return f"{self.path} M={self.rows}, {self.slots} slots, pace {self.pace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +217,9 @@ def forms(spec: StepSpec, launcher: Launcher, args: argparse.Namespace) -> Itera
     """Every combination of what was asked for."""
     for path, rows in product(args.path, args.rows):
         own = usual(spec, launcher, path, rows)
-        for slots, hurry, readers, chains, pace in product(
-            args.slots or [own.slots],
-            args.hurry or [own.hurry],
-            args.readers or [own.readers],
-            args.chains or [own.chains],
-            args.pace or [pace_of(spec, launcher.team)],
-        ):
-            cut = replace(own, slots=slots, hurry=hurry, readers=readers, chains=chains)
-            yield Form(path, cut, pace)
+        paces = args.pace or [pace_of(spec, launcher.team)]
+        for slots, pace in product(args.slots or [own.slots], paces):
+            yield Form(path, replace(own, slots=slots), pace)
 
 
 def measure(
@@ -243,11 +233,11 @@ def measure(
     """One row a form; what cannot be run says why. bandwidth: bytes per second."""
     rows: list[FormRow] = []
     traces: list[TraceRow] = []
-    first: dict[tuple[int, int, int], torch.Tensor] = {}
+    first: dict[int, torch.Tensor] = {}
     steps = {count: Step.of(net, memory, count, args.position) for count in args.rows}
     for form in forms(net.spec, launcher, args):
         cut = form.cut
-        row = FormRow(form.path, cut.rows, cut.slots, form.pace, cut.hurry, cut.readers, cut.chains)
+        row = FormRow(form.path, cut.rows, cut.slots, form.pace)
         rows.append(row)
         step = steps[cut.rows]
         memory.bind(step.pages)
@@ -257,7 +247,7 @@ def measure(
             if int(memory.failed):
                 raise RuntimeError("a wait was given up")
             row.ms, row.share = 1e3 * seconds, step.bytes_read / bandwidth / seconds
-            wanted = first.setdefault((cut.rows, cut.readers, cut.chains), step.logits.clone())
+            wanted = first.setdefault(cut.rows, step.logits.clone())
             row.same = torch.equal(wanted.view(torch.int16), step.logits.view(torch.int16))
             if args.trace:
                 traces += traced(row.form, cut, memory, launcher, given, seconds)
@@ -312,12 +302,6 @@ def compile_all(spec: StepSpec, kernels: StepKernels, args: argparse.Namespace, 
     compile_many(source(), "decode_step", architecture(device), constants)()
 
 
-def or_none(text: str) -> list[int]:
-    """Numbers with commas between them, 0 among them."""
-    found = [part for part in text.split(",") if part]
-    return [0 if part == "0" else options.counts(part)[0] for part in found]
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -329,12 +313,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--position", type=int, default=192, help="tokens in front of each entry's own")
     parser.add_argument("--slots", type=options.counts, default="", help="of the ring")
     parser.add_argument("--pace", type=options.counts, default="", help="cycles between copies of 16 KiB")
-    parser.add_argument(
-        "--hurry", type=or_none, default="", help="free slots that suspend the pace, 0 for none"
-    )
-    parser.add_argument("--readers", type=options.counts, default="", help="warps that attend for a row")
-    parser.add_argument("--chains", type=options.counts, default="", help="of sums in a product")
-    parser.add_argument("--trace", action="store_true", help="count what blocks wait for")
+    parser.add_argument("--trace", action="store_true", help="count where the blocks' time goes")
     parser.add_argument("--replays", type=int, default=30)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
@@ -346,8 +325,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rows: forms have 1, 2, 4, 8 or 16")
     if any(slots % 2 for slots in args.slots):
         parser.error("--slots: two producers share them, so they are even")
-    if not set(args.readers) <= {2, 4, 8}:
-        parser.error("--readers: 2, 4 or 8 of eight warps")
     if not 0 <= args.position < 4096:
         parser.error(f"--position {args.position}: 0 to 4095")
     return args

@@ -14,6 +14,7 @@ CHUNK_BYTES = 16384
 HALF = 4  # rows of a tile that are copied together
 SKEW = 64
 TILE = 16  # keys
+READERS = 2  # warps that attend for a row
 EXCHANGES = 4  # of a layer
 ORDERS = ("rope", "rope_norm", "norm_rope")
 SHARED_LIMIT = 227 * 1024
@@ -24,10 +25,7 @@ class Cut:
     """One compiled form of the step. rows: most entries. team: blocks for each kv head. warps: consumers of a
     block. slots: of a block's ring. blocks: that shall fit on a multiprocessor. resident: the whole step in
     one kernel. clustered: a team is a thread block cluster. delay: most nanoseconds that a block waits in
-    front of a phase, for tests. hurry: slots, free ahead of the one to fill, with which a producer does not
-    keep its pace; 0 for none. readers: warps that attend for a row. chains: of sums in which a warp adds its
-    products; on these two bits depend: forms that shall agree have the same. traced: what blocks wait for is
-    counted.
+    front of a phase, for tests. traced: where the blocks' time goes is counted.
     """
 
     rows: int
@@ -38,9 +36,6 @@ class Cut:
     resident: bool = True
     clustered: bool = False
     delay: int = 0
-    hurry: int = 0
-    readers: int = 4
-    chains: int = 1
     traced: bool = False
 
     @property
@@ -70,9 +65,6 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "SUBS": subs_of(spec, cut.team) or 0,
         "SLOTS": cut.slots,
         "BLOCKS": cut.blocks,
-        "HURRY": cut.hurry,
-        "READERS": cut.readers,
-        "CHAINS": cut.chains,
     }
     flags = {
         "RESIDENT": cut.resident,
@@ -133,12 +125,15 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     slot = -(-max(CHUNK_BYTES, 2 * stage * 16) // 128) * 128 + SKEW
     longest = max(spec.width, spec.heads * dim, spec.padded_inner // cut.team)
     x = cut.rows * (longest + (32 if spec.kind == "bf16" else 8)) * 2
-    finds = cut.rows * (cut.readers + 1)
+    finds = cut.rows * (READERS + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
-    partial, squares = _partials(cut.rows) * cut.rows * UNIT * 4, _rounded(cut.rows * (spec.width // 128) * 4)
-    query = cut.warps // cut.readers * cut.readers * group * dim * 2
+    partial, squares = (
+        2 * _partials(cut.rows) * cut.rows * UNIT * 4,
+        _rounded(cut.rows * (spec.width // 128) * 4),
+    )
+    query = cut.warps // READERS * READERS * group * dim * 2
     new = cut.rows * 2 * dim * number + (_rounded(cut.rows * 4) if spec.fp8_kv else 0)
-    barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 32
+    barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 64
     mail = mail_words(spec, cut) * 8 if cut.clustered else 0
     return cut.slots * slot + x + sums + partial + squares + stats + query + new + barriers + mail
 

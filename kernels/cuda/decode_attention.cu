@@ -192,11 +192,15 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
 // any more.
 DEVICE bool has_new(int position) { return rank_index() == position / (2 * TILE) % TEAM; }
 
-// One reader's part of a row.
+// A warp's part of a row. The new token is a reader's, or, where there are enough, a warp's that reads nothing.
 DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int chunk, int count, u32 tag) {
+    constexpr bool APART = ROWS * (READERS + 1) <= WARPS;
+    const int warp = warp_index();
+    const bool reads = row % CREWS == warp / READERS;
+    const bool adds = has_new(position) && (APART ? warp == WARPS - 1 - row : reads && warp % READERS == READERS - 1);
+    if (!reads && !adds) return;
     const Turn turn = turn_of(s, position);
     const Halves query_weights = weights_of(layer->q_norm);
-    const bool adds = has_new(position) && warp_index() % READERS == READERS - 1;
     Halves key, value;
     int told = 0;  // queries that are there
     if (adds) {
@@ -221,8 +225,9 @@ DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int
         store_halves(own_queries() + head * D, rotated(got[0], turn, query_weights, s));
     }
     warp_barrier();
+    lap(RECEIVING);
     if (adds) attend_new(s, row, key, value);
-    attend_tiles(s, row, position, chunk, count);
+    if (reads) attend_tiles(s, row, position, chunk, count);
 }
 
 // New keys and values go to their pages: 16 bytes a lane.
@@ -245,38 +250,33 @@ DEVICE void store_new(const Step& s, const Layer* layer) {
 
 // What this block has found of every row goes to the ranks that finish it.
 DEVICE void send_found(const Step& s, u32 tag) {
+    constexpr int PAIRS = GROUP * D / 2;
     const int rank = rank_index();
 #pragma unroll 1
-    for (int item = thread_index(); item < ROWS * QUADS; item += THREADS) {
-        const int row = item / QUADS, quad = item % QUADS, head = quad / (D / 4);
-        const int channel = quad % (D / 4) * 4, owner = channel / SLICE;
+    for (int item = thread_index(); item < ROWS * PAIRS; item += THREADS) {
+        const int row = item / PAIRS, pair = item % PAIRS, head = pair / (D / 2);
+        const int channel = pair % (D / 2) * 2, owner = channel / SLICE;
         if (row_of(s, row) < 0) continue;
         const int readers = READERS + has_new(s.positions[row]);
-        const float4* const sums = sums_of(row, 0) + quad;
+        const float2* const sums = (const float2*)sums_of(row, 0) + pair;
         const float2* const stats = stats_of(row, 0) + head;
-        float most = LOWEST, total = 0.0f, v[4] = {};
+        float most = LOWEST, total = 0.0f;
+        float2 v = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i <= READERS; i++)
             if (i < readers) most = fmaxf(most, stats[i * GROUP].x);
 #pragma unroll
         for (int i = 0; i <= READERS; i++)
             if (i < readers) {
-                const float2 stat = stats[i * GROUP];
-                const float4 sum = sums[i * QUADS];
+                const float2 stat = stats[i * GROUP], sum = sums[i * QUADS * 2];
                 const float weight = power_of_two(stat.x - most);
                 total += weight * stat.y;
-                v[0] += weight * sum.x;
-                v[1] += weight * sum.y;
-                v[2] += weight * sum.z;
-                v[3] += weight * sum.w;
+                v.x += weight * sum.x;
+                v.y += weight * sum.y;
             }
         const int place = QKV_MAIL + ((row * TEAM + rank) * GROUP + head) * FOUND;
-#pragma unroll
-        for (int i = 0; i < 4; i++) post(s, place + channel % SLICE + i, owner, bits_of(v[i]), tag);
-        if (channel % SLICE == 0) {
-            post(s, place + SLICE, owner, bits_of(most), tag);
-            post(s, place + SLICE + 1, owner, bits_of(total), tag);
-        }
+        post2(s, place + channel % SLICE, owner, v.x, v.y, tag);
+        if (channel % SLICE == 0) post2(s, place + SLICE, owner, most, total, tag);
     }
 }
 

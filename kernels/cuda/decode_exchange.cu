@@ -60,6 +60,16 @@ DEVICE void post(const Step& s, int place, int peer, u32 value, u32 tag) {
 #endif
 }
 
+// Two neighbouring words, the first of which has an even place.
+DEVICE void post2(const Step& s, int place, int peer, float first, float second, u32 tag) {
+#ifdef CLUSTERED
+    put_to_peer(memory<Word>(AT_MAIL) + place, peer, bits_of(first), tag);
+    put_to_peer(memory<Word>(AT_MAIL) + place + 1, peer, bits_of(second), tag);
+#else
+    put2(s.mail + (team_index() * TEAM + peer) * (long long)MAIL + place, bits_of(first), bits_of(second), tag);
+#endif
+}
+
 DEVICE Word look(const Step& s, int place) {
 #ifdef CLUSTERED
     return get_shared(memory<Word>(AT_MAIL) + place);
@@ -119,46 +129,91 @@ DEVICE void store_inputs(int row, int word, u32 first, u32 second) {
     x[placed(word + 1)] = second;
 }
 
-// K channels of every row into shared memory, with sums of squares of SQUARED of them each where these are wanted.
-// words: [ROWS][stride]; channels from `limit` on are zero. Ends with all consumers having written.
+// Words of an exchange, or zeros for what is not there. All are asked for together, and again until they have come.
+template <int COUNT> DEVICE void await_words(const Word* const (&from)[COUNT], const bool (&there)[COUNT], u32 tag, u32 (&w)[COUNT][4]) {
+#pragma unroll
+    for (int j = 0; j < COUNT; j++) {
+        w[j][0] = w[j][2] = 0;
+        w[j][1] = w[j][3] = there[j] ? tag - 1 : tag;
+    }
+    const u32 begun = watch();
+    bool missing;
+    Wait wait;
+    do {
+        missing = false;
+#pragma unroll
+        for (int j = 0; j < COUNT; j++)
+            if (!has(w[j], tag)) get2(from[j], w[j]);
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) missing |= !has(w[j], tag);
+    } while (missing && goes_on(wait));
+    spent(ON_WORDS, begun);
+}
+
+// The sum of squares of SQUARED channels, of which each lane of a warp has two words.
+DEVICE void keep_squares(int which, u32 first, u32 second) {
+    const float sum = warp_sum(squares_of(first) + squares_of(second));
+    if (lane_index() == 0) memory<float>(AT_SQUARES)[which] = sum;
+}
+
+// K channels of every row into shared memory, with sums of squares where these are wanted. words: [ROWS][stride]; channels
+// from `limit` on are zero. Ends with all consumers having written.
 template <int K> DEVICE void gather(const Word* words, int stride, int limit, u32 tag, bool squared) {
     constexpr int QUAD_ROW = K / 4, ITEMS = ROWS * QUAD_ROW, EACH = (ITEMS + THREADS - 1) / THREADS;
-    constexpr int AT_ONCE = EACH < 4 ? EACH : 4;
+    constexpr int AT_ONCE = EACH < 8 ? EACH : 8;
 #pragma unroll 1
     for (int first = thread_index(); first < EACH * THREADS; first += AT_ONCE * THREADS) {
         u32 w[AT_ONCE][4];
         const Word* from[AT_ONCE];
+        bool there[AT_ONCE];
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             const int item = first + j * THREADS, at = item % QUAD_ROW;
-            const bool there = item < ITEMS && at * 4 < limit;
-            from[j] = words + (there ? item / QUAD_ROW * stride + at * 2 : 0);
-            w[j][0] = w[j][2] = 0;
-            w[j][1] = w[j][3] = there ? tag - 1 : tag;
+            there[j] = item < ITEMS && at * 4 < limit;
+            from[j] = words + (there[j] ? item / QUAD_ROW * stride + at * 2 : 0);
         }
-        const u32 begun = watch();
-        bool missing;
-        Wait wait;
-        do {
-            missing = false;
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++)
-                if (!has(w[j], tag)) get2(from[j], w[j]);
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) missing |= !has(w[j], tag);
-        } while (missing && goes_on(wait));
-        spent(ON_WORDS, begun);
+        await_words(from, there, tag, w);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             const int item = first + j * THREADS;
             if (item >= ITEMS) continue;
             store_inputs(item / QUAD_ROW, item % QUAD_ROW * 2, w[j][0], w[j][2]);
-            if (!squared) continue;
-            const float sum = warp_sum(squares_of(w[j][0]) + squares_of(w[j][2]));
-            if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
+            if (squared) keep_squares(item / (SQUARED / 4), w[j][0], w[j][2]);
         }
     }
     consumers_meet();
+}
+
+// The same where each warp brings the channels that it multiplies, and waits for no others: `pieces` times OWN of every
+// row, STEP behind each other.
+template <int OWN, int STEP, int PIECES> DEVICE void gather_own(const Word* words, int stride, int limit, u32 tag, bool squared) {
+    constexpr int RUNS = OWN / SQUARED, OF_ROW = PIECES * RUNS, ITEMS = ROWS * OF_ROW;
+    constexpr int EACH = (ITEMS + GROUPS - 1) / GROUPS, AT_ONCE = EACH < 8 ? EACH : 8;
+    const int sub = warp_index() % SUBS, group = warp_index() / SUBS, lane = lane_index();
+#pragma unroll 1
+    for (int first = group; first < ITEMS; first += AT_ONCE * GROUPS) {
+        u32 w[AT_ONCE][4];
+        const Word* from[AT_ONCE];
+        bool there[AT_ONCE];
+        int channel[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * GROUPS, run = item % OF_ROW;
+            channel[j] = run / RUNS * STEP + sub * OWN + run % RUNS * SQUARED;
+            there[j] = item < ITEMS && channel[j] + lane * 4 < limit;
+            from[j] = words + (there[j] ? item / OF_ROW * stride + channel[j] / 2 + lane * 2 : 0);
+        }
+        await_words(from, there, tag, w);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * GROUPS, row = item / OF_ROW;
+            if (item >= ITEMS) continue;
+            store_inputs(row, channel[j] / 2 + lane * 2, w[j][0], w[j][2]);
+            if (squared) keep_squares((row * STEP * PIECES + channel[j]) / SQUARED, w[j][0], w[j][2]);
+        }
+    }
+    if (GROUPS == 1) warp_barrier();
+    else group_barrier(2 + sub, GROUPS * 32);
 }
 
 // The same of the rows that the step begins with.
@@ -168,8 +223,7 @@ DEVICE void gather_first(const u16* x, long long stride, int count) {
         const int row = item / (WIDTH / 4), at = item % (WIDTH / 4) * 4;
         const uint2 v = row < count ? *(const uint2*)(x + row * stride + at) : uint2{0, 0};
         store_inputs(row, at / 2, v.x, v.y);
-        const float sum = warp_sum(squares_of(v.x) + squares_of(v.y));
-        if (lane_index() == 0) memory<float>(AT_SQUARES)[item / (SQUARED / 4)] = sum;
+        keep_squares(item / (SQUARED / 4), v.x, v.y);
     }
     consumers_meet();
 }

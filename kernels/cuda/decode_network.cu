@@ -26,11 +26,9 @@
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
 // and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
-// channels; CHAINS of sums in which a warp adds its products; READERS, the warps that attend for a row, a tile of 16 keys
-// each; SLOTS of the ring; HURRY, slots that are free ahead of the one to fill where a producer does not keep its pace, or
-// 0; BLOCKS of a multiprocessor. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets through
-// distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED, what
-// blocks wait for is counted.
+// channels; SLOTS of the ring; BLOCKS of a multiprocessor. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a
+// cluster and meets through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for
+// tests; TRACED, where its time goes is counted.
 //
 // Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
@@ -43,7 +41,7 @@ constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
 static_assert(SLOTS >= 4 && SLOTS % PRODUCERS == 0, "a slot is one producer's, or at the end nobody could tell whose copy fills it");
-static_assert(READERS % 2 == 0 && WARPS % READERS == 0, "two readers take a chunk, a tile each");
+constexpr int READERS = 2;                    // warps that attend for a row: of a chunk each takes a tile
 constexpr int COLUMNS = (ROWS + 3) / 4;       // groups of 4 rows of x
 constexpr int CREWS = WARPS / READERS;        // rows that are attended for at a time
 constexpr int UNIT = 16;                      // rows of a weight that belong together
@@ -106,8 +104,8 @@ struct Step {
 DEVICE constexpr int rounded_up(int bytes) { return (bytes + 15) / 16 * 16; }
 constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [ROWS][X_ROW], what a product multiplies: `placed`
 constexpr int AT_SUMS = AT_X + ROWS * X_ROW * 2;                            // [ROWS][READERS + 1][QUADS], of attention
-constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [PARTIALS][ROWS][UNIT]
-constexpr int AT_SQUARES = AT_PARTIAL + PARTIALS * ROWS * UNIT * 4;            // [ROWS][WIDTH / SQUARED]
+constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [2][PARTIALS][ROWS][UNIT]
+constexpr int AT_SQUARES = AT_PARTIAL + 2 * PARTIALS * ROWS * UNIT * 4;        // [ROWS][WIDTH / SQUARED]
 constexpr int AT_STATS = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][READERS + 1][GROUP]
 constexpr int AT_QUERY = AT_STATS + rounded_up(ROWS * (READERS + 1) * GROUP * 8);  // [CREWS * READERS][GROUP][D]
 constexpr int AT_NEW = AT_QUERY + CREWS * READERS * GROUP * D * 2;          // [ROWS][2][D], new keys and values as they are kept
@@ -116,8 +114,8 @@ constexpr int AT_FULL = AT_NEW_SCALES + (NUMBER == 1 ? rounded_up(ROWS * 4) : 0)
 constexpr int AT_EMPTY = AT_FULL + SLOTS * 8;                               // likewise
 constexpr int AT_NUMBER = AT_EMPTY + SLOTS * 8;                             // [SLOTS], of the chunk in a slot
 constexpr int AT_CLOCK = AT_NUMBER + rounded_up(SLOTS * 4);
-constexpr int AT_TRACE = AT_CLOCK + 16;                                     // [SPENT], see `spent`
-constexpr int AT_MAIL = AT_TRACE + 32;                                      // [MAIL], where CLUSTERED
+constexpr int AT_TRACE = AT_CLOCK + 16;                                     // [SPENT + 1], see `spent`
+constexpr int AT_MAIL = AT_TRACE + 64;                                      // [MAIL], where CLUSTERED
 
 template <class T> DEVICE T* memory(int place) {
     SHARED_BYTES(shared);
@@ -140,13 +138,28 @@ DEVICE int rank_index() { return block_index() % TEAM; }
 DEVICE void consumers_meet() { group_barrier(1, THREADS); }
 
 enum Phase { ATTENTION, OUTPUT, INNER_PRODUCT, DOWN, LAST };
-// Where a block's time goes: what its first warp waits for, and what that takes in all; what its first producer does.
-enum Spent { ON_WORDS, ON_TEAM, ON_WEIGHTS, IN_ALL, ON_SLOTS, ON_PACE, SPENT };
+// Where a block's time goes: what its first warp waits for, what that takes in all, and by stages; what its first producer
+// waits for.
+enum Spent {
+    ON_WORDS, ON_TEAM, ON_WEIGHTS, IN_ALL,
+    GATHERING, MULTIPLYING, GIVING, RECEIVING, ATTENDING, MEETING, SENDING, FINISHING,  // stages of a phase, see `lap`
+    ON_SLOTS, ON_PACE, SPENT
+};
 #ifdef TRACED
 DEVICE u32 watch() { return cycles(); }
 // Adds what has passed since; by the first thread of a warp that counts.
 DEVICE void spent(int what, u32 begun) {
     if (thread_index() == (what < ON_SLOTS ? 0 : THREADS)) memory<u32>(AT_TRACE)[what] += cycles() - begun;
+}
+// The time since the last lap was this stage's.
+DEVICE void lap(int stage) {
+    if (thread_index() != 0) return;
+    const u32 now = cycles();
+    memory<u32>(AT_TRACE)[stage] += now - memory<u32>(AT_TRACE)[SPENT];
+    memory<u32>(AT_TRACE)[SPENT] = now;
+}
+DEVICE void begin_laps() {
+    if (thread_index() == 0) memory<u32>(AT_TRACE)[SPENT] = cycles();
 }
 // Gives what was counted in a phase to who reads it.
 DEVICE void give_trace(const Step& s, int phase, int from, int to) {
@@ -159,5 +172,7 @@ DEVICE void give_trace(const Step& s, int phase, int from, int to) {
 #else
 DEVICE u32 watch() { return 0; }
 DEVICE void spent(int, u32) {}
+DEVICE void lap(int) {}
+DEVICE void begin_laps() {}
 DEVICE void give_trace(const Step&, int, int, int) {}
 #endif

@@ -23,13 +23,17 @@ DEVICE void attention_phase(const Step& s, const Layer* layer, int index, int& c
     for (int row = 0; row < ROWS; row++) {
         if (row_of(s, row) < 0) continue;
         const int position = s.positions[row], count = key_chunks(position, rank_index());
-        if (row % CREWS == warp_index() / READERS) attend(s, layer, row, position, chunk, count, tag + 1);
+        attend(s, layer, row, position, chunk, count, tag + 1);
         chunk += count;
     }
+    lap(ATTENDING);
     consumers_meet();
+    lap(MEETING);
     send_found(s, tag + 1);
-    store_new(s, layer);
+    lap(SENDING);
     finish_attention(s, tag + 1);
+    store_new(s, layer);  // nobody waits for it before the next step
+    lap(FINISHING);
 }
 
 // middle = x + attended Wo^T
@@ -90,8 +94,7 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
         [&](int, int, int) { return Early{}; },
         [&](int unit, int row, int pair, int, const Early&, float2 v, float2) {
             const int place = PLACES + ((rank_index() * OWNED + unit / TEAM) * ROWS + row) * UNIT + pair * 2;
-            post(s, place, unit % TEAM, bits_of(v.x), tag + 1);
-            post(s, place + 1, unit % TEAM, bits_of(v.y), tag + 1);
+            post2(s, place, unit % TEAM, v.x, v.y, tag + 1);
         });
     // A lane for each rank and two channels; all lanes of a warp go together.
 #pragma unroll 1
@@ -108,6 +111,7 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
         const u32 both = to_bf16_pair(v.x + low_half(before), v.y + high_half(before));
         if (rank == 0 && first + lane_index() < items) put(s.stream + (row * WIDTH + channel) / 2, both, tag + 1);
     }
+    lap(FINISHING);
 }
 
 DEVICE void head_phase(const Step& s, int& chunk, u32 tag) {

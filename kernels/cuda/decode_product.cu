@@ -14,6 +14,7 @@ template <int K> struct Cut {
     static constexpr int chunks = pieces * (paired ? 2 : 4);  // of a unit
     static constexpr int parts = pieces * SUBS;               // sums of a unit
     static constexpr int round = PARTIALS / parts;            // units whose sums have room
+    static constexpr int own = channels / SUBS;               // channels of a piece that a warp multiplies
 };
 // Pieces of rows that have so many blocks of channels for each warp.
 template <int BLOCKS_> struct Piece {
@@ -59,40 +60,34 @@ template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int ch
 }
 
 // Sums of products of a lane's two rows of the weight. Of four numbers the first and the last count: the row with row c of
-// each four of x, its first and third pairs of channels, and its second and fourth. A product waits for the one before in
-// its chain.
-struct Sums { float upper[CHAINS][COLUMNS][4], lower[CHAINS][COLUMNS][4]; };
+// each four of x, its first and third pairs of channels, and its second and fourth.
+struct Sums { float upper[COLUMNS][4], lower[COLUMNS][4]; };
 
-DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const u16* x) {
+DEVICE void add_block(Sums& sums, uint4 upper, uint4 lower, const u16* x) {
 #pragma unroll
     for (int half = 0; half < HALVES; half++) {
-        const int chain = (block * HALVES + half) % CHAINS;
         const uint4 a = half_of(upper, half), b = half_of(lower, half);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const uint2 v = *(const uint2*)(x + t * 4 * X_ROW + half * 8);
-            multiply_add(sums.upper[chain][t], a.x, a.y, a.z, a.w, v.x, v.y);
-            multiply_add(sums.lower[chain][t], b.x, b.y, b.z, b.w, v.x, v.y);
+            multiply_add(sums.upper[t], a.x, a.y, a.z, a.w, v.x, v.y);
+            multiply_add(sums.lower[t], b.x, b.y, b.z, b.w, v.x, v.y);
         }
     }
 }
 
-DEVICE float chained(const float (&chains)[CHAINS][COLUMNS][4], int t) {
-    float sum = chains[0][t][0] + chains[0][t][3];
-#pragma unroll
-    for (int chain = 1; chain < CHAINS; chain++) sum += chains[chain][t][0] + chains[chain][t][3];
-    return sum;
-}
+// Where products with this tag leave their sums: a warp may be one product ahead of others, which still add theirs up.
+DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + (tag & 1) * PARTIALS * ROWS * UNIT; }
 
-DEVICE void store_sums(const Sums& sums, int part) {
+DEVICE void store_sums(const Sums& sums, int part, u32 tag) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
-    float* const to = memory<float>(AT_PARTIAL) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
+    float* const to = partials(tag) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
 #pragma unroll
     for (int t = 0; t < COLUMNS; t++) {
         const int entry = t * 4 + c;
         if (entry >= ROWS) continue;
-        to[entry * UNIT] = chained(sums.upper, t);
-        to[entry * UNIT + 8] = chained(sums.lower, t);
+        to[entry * UNIT] = sums.upper[t][0] + sums.upper[t][3];
+        to[entry * UNIT + 8] = sums.lower[t][0] + sums.lower[t][3];
     }
 }
 
@@ -104,7 +99,7 @@ template <int BLOCKS_> DEVICE const u16* own_inputs() {
 }
 
 // Each warp's shares of the units that are its group's, from the `done`th piece on, times the rows of x, into AT_PARTIAL.
-template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, int pieces, int done) {
+template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
     constexpr int EACH = chunks_of_piece(PAIRED);
     const u16* const x = own_inputs<BLOCKS_>();
 #pragma unroll 1
@@ -119,15 +114,15 @@ template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, i
             Sums sums = {};
 #pragma unroll
             for (int j = 0; j < BLOCKS_; j++)
-                add_block(sums, j, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
+                add_block(sums, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
                           x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
             release(first, EACH, landed);
-            store_sums(sums, part);
+            store_sums(sums, part, tag);
         }
     consumers_meet();
 }
-template <int BLOCKS_, bool PAIRED> SHARED_CODE void multiply_more(int chunk, int units, int pieces) {
-    multiply<BLOCKS_, PAIRED>(chunk, units, pieces, 0);
+template <int BLOCKS_, bool PAIRED> SHARED_CODE void multiply_more(int chunk, int units, int pieces, u32 tag) {
+    multiply<BLOCKS_, PAIRED>(chunk, units, pieces, 0, tag);
 }
 
 // Where a product's inputs come from: words of an exchange, or the rows that the step begins with.
@@ -149,26 +144,31 @@ DEVICE void normalise(const u16* weight, float eps);
 // that its slots are filled again.
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
-    // Two kernels of a chain share a multiprocessor's registers, and one row gains nothing by it.
-    constexpr bool HOLDS = BLOCKS == 1 && ROWS > 1 && GROUPS == 1 && C::blocks <= 8 && ROWS <= 8;
+    // Two kernels of a chain share a multiprocessor's registers, and more rows need them for themselves.
+    constexpr bool HOLDS = BLOCKS == 1 && ROWS <= 4 && GROUPS == 1 && C::blocks <= 8;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);
-    else gather<K>(in.words, in.stride, in.limit, in.tag, in.squared);
+    else if constexpr (C::own % SQUARED) gather<K>(in.words, in.stride, in.limit, in.tag, in.squared);
+    else {
+        gather_own<C::own, C::channels, C::pieces>(in.words, in.stride, in.limit, in.tag, in.squared);
+        if (in.last) consumers_meet();
+    }
     if (in.last) normalise(in.norm, in.eps);
+    lap(GATHERING);
     if (HOLDS && units > 0) {
         const u16* const x = own_inputs<C::blocks>();
         Sums sums = {};
 #pragma unroll
-        for (int j = 0; j < C::blocks; j++) add_block(sums, j, held.upper[j], held.lower[j], x + j * CHANNELS);
-        store_sums(sums, 0);
+        for (int j = 0; j < C::blocks; j++) add_block(sums, held.upper[j], held.lower[j], x + j * CHANNELS);
+        store_sums(sums, 0, in.tag);
     }
-    multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS);
+    multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS, in.tag);
 }
 
 // Two neighbouring outputs of a unit: the warps' sums, in their order.
-template <int PARTS> DEVICE float2 total_of(int unit, int row, int column) {
-    const float* const from = memory<float>(AT_PARTIAL) + (unit * PARTS * ROWS + row) * UNIT + column;
+template <int PARTS> DEVICE float2 total_of(int unit, int row, int column, u32 tag) {
+    const float* const from = partials(tag) + (unit * PARTS * ROWS + row) * UNIT + column;
     float2 sum = {0.0f, 0.0f};
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
@@ -203,16 +203,18 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
         if (first == 0) gather_and_multiply<K>(in, chunk, count);
         else {
             consumers_meet();  // the sums before have been taken
-            multiply_more<C::blocks, C::paired>(chunk, count, C::pieces);
+            multiply_more<C::blocks, C::paired>(chunk, count, C::pieces, in.tag);
         }
         chunk += count * C::chunks;
+        lap(MULTIPLYING);
 #pragma unroll 1
         for (int item = thread; item < items; item += THREADS) {
             const int pair = pair_of(item), row = row_of_item(item), unit = item / ITEMS;
             if (item != thread) extra = early(first + unit, row, pair);
-            const float2 other = GATED ? total_of<C::parts>(unit, row, pair * 2 + 8) : float2{0.0f, 0.0f};
-            done(first + unit, row, pair, item % COPIES, extra, total_of<C::parts>(unit, row, pair * 2), other);
+            const float2 other = GATED ? total_of<C::parts>(unit, row, pair * 2 + 8, in.tag) : float2{0.0f, 0.0f};
+            done(first + unit, row, pair, item % COPIES, extra, total_of<C::parts>(unit, row, pair * 2, in.tag), other);
         }
+        lap(GIVING);
     }
 }
 

@@ -26,12 +26,6 @@ DEVICE bool skipped(Producer& p) {
     return others;
 }
 
-// Whether the consumers have nearly caught up: they will wait for this block's weights, and others for them.
-DEVICE bool hurries(const Producer& p) {
-    const int ahead = p.chunk + HURRY;
-    return HURRY && (ahead < SLOTS || test_barrier(empty_of(ahead % SLOTS), (ahead / SLOTS - 1) & 1));
-}
-
 // The next slot, once it is free and its time has come, for so many bytes; -1 when it is over.
 DEVICE int open_slot(Producer& p, int bytes) {
     const int slot = p.chunk % SLOTS, turn = p.chunk / SLOTS;
@@ -42,7 +36,7 @@ DEVICE int open_slot(Producer& p, int bytes) {
         spent(ON_SLOTS, begun);
         if (!p.over) {
             const u32 free = watch();
-            while (!hurries(p) && (int)(cycles() - p.next) < 0) {}
+            while ((int)(cycles() - p.next) < 0) {}
             spent(ON_PACE, free);
             p.next = cycles() + (u32)(p.pace * (bytes / 64) / (CHUNK_BYTES / 64));
             *number_of(slot) = p.chunk;
@@ -171,6 +165,7 @@ DEVICE void dawdle(u32 tag) {
 DEVICE void run_phase(const Step& s, int index, int phase, int& chunk, u32 tag) {
     const Layer* const layer = s.layers + index;
     const u32 begun = watch();
+    begin_laps();
     dawdle(tag + phase);
     if (phase == ATTENTION) attention_phase(s, layer, index, chunk, tag);
     if (phase == OUTPUT) output_phase(s, layer, index, chunk, tag + 1);

@@ -38,6 +38,10 @@ LLAMA = replace(
 QWEN3 = replace(LLAMA, order="norm_rope", heads=4, kv_heads=2)
 QWEN2 = replace(LLAMA, biased=True)
 
+# Each warp brings the channels that it multiplies; of the second rows have two pieces.
+BROAD = replace(SMALL, width=1024, layers=1)
+BROADER = replace(LLAMA, width=4096, layers=1)
+
 SMALL_KV8 = replace(SMALL, fp8_kv=True)
 LLAMA_KV8 = replace(LLAMA, fp8_kv=True)
 # Heads of the other size, six of them for a kv head, and pages that are no power of two.

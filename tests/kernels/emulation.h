@@ -231,6 +231,11 @@ static Word get_word(const Word* from) {
     return *from;
 }
 static void put(Word* address, u32 low, u32 high) { put_word(address, {low, high}); }
+static void put2(Word* address, u32 first, u32 second, u32 high) {
+    if ((uintptr_t)address % 16) fail("two words to between 16 bytes");
+    put(address, first, high);
+    put(address + 1, second, high);
+}
 static void put_to_peer(Word* own, int peer, u32 low, u32 high) { put_word(of_peer(own, peer), {low, high}); }
 static Word get(const Word* address) { yield(); return get_word(address); }
 static void get2(const Word* address, u32 (&w)[4]) {

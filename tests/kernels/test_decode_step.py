@@ -16,6 +16,8 @@ from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
+    BROAD,
+    BROADER,
     LARGE_KV8,
     LLAMA,
     LLAMA_KV8,
@@ -239,11 +241,21 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
     same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
 
 
+@pytest.mark.parametrize("spec", [BROAD, pytest.param(BROADER, marks=slow)], ids=["one", "two"])
+def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSpec) -> None:
+    net = network(spec)
+    among = emulate(build, replace(RESIDENT, rows=2), net, case(spec, [70, 15]), seed=3)
+    check(net, among)
+    same(among, emulate(build, replace(CHAINED, rows=2), net, case(spec, [70, 15]), seed=4))
+    for entry in (0, 1):
+        alone = emulate(build, RESIDENT, net, case(spec, [70, 15]).only([entry]), seed=5)
+        assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
+
+
 @pytest.mark.parametrize("seed", [2, pytest.param(5, marks=slow)])
-def test_who_hurries_and_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
+def test_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
     net, cut = network(WIDE), replace(RESIDENT, rows=4)
     wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
-    same(wanted, emulate(build, replace(cut, hurry=2), net, case(WIDE, [70, 15]), seed))
     given = case(WIDE, [70, 15])
     memory = memory_of(net, given, cut.team, cut.rows)
     same(wanted, emulate(build, replace(cut, traced=True), net, given, seed, memory))
@@ -253,23 +265,11 @@ def test_who_hurries_and_who_is_traced_gives_the_same_bits(build: Build, seed: i
     assert (spent["team"][:, [1, 2, 4]] == 0).all()  # only attention and the MLP's end ask the team
 
 
-@pytest.mark.parametrize("wrong", [{"slots": 7}, {"slots": 2}, {"readers": 1}, {"readers": 16}], ids=str)
+@pytest.mark.parametrize("wrong", [{"slots": 7}, {"slots": 2}], ids=str)
 def test_forms_that_would_never_end_do_not_compile(build: Build, wrong: dict[str, int]) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         build(SMALL, replace(RESIDENT, **wrong))
     assert "static assertion" in error.value.stderr
-
-
-def test_other_readers_and_chains(build: Build) -> None:
-    """Both forms of a step with these give the same bits, whatever the company."""
-    for readers, chains in ((2, 2), (8, 1)):
-        resident, chained = (replace(c, rows=4, readers=readers, chains=chains) for c in (RESIDENT, CHAINED))
-        net = network(LLAMA)
-        first = emulate(build, resident, net, case(LLAMA, POSITIONS))
-        check(net, first)
-        same(first, emulate(build, chained, net, case(LLAMA, POSITIONS), seed=4))
-        alone = emulate(build, replace(resident, rows=1), net, case(LLAMA, POSITIONS).only([3]))
-        assert torch.equal(alone.logits[0].view(torch.int16), first.logits[3].view(torch.int16))
 
 
 def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:

@@ -17,7 +17,7 @@ from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import SMALL, poison
 
 SPEC = replace(SMALL, layers=1)
-ARGS = ["--rows", "1,2", "--position", "40", "--hurry", "0,4", "--slots", "4", "--pace", "9", "--trace"]
+ARGS = ["--rows", "1,2", "--position", "40", "--slots", "4,6", "--pace", "9", "--trace"]
 
 
 class Emulated:
@@ -56,8 +56,8 @@ def run(monkeypatch: pytest.MonkeyPatch, host_code: HostCode, refused: Callable[
 def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, host_code: HostCode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, traces = run(monkeypatch, host_code, lambda cut: cut.rows == 2 and cut.hurry == 4)
-    assert [(row.rows, row.hurry) for row in rows] == [(1, 0), (1, 4), (2, 0), (2, 4)]
+    rows, traces = run(monkeypatch, host_code, lambda cut: cut.rows == 2 and cut.slots == 6)
+    assert [(row.rows, row.slots) for row in rows] == [(1, 4), (1, 6), (2, 4), (2, 6)]
     assert [row.error for row in rows] == ["", "", "", "RuntimeError: too large"]
     assert all(row.same and row.ms == 1 and 0 < row.share < 1 for row in rows[:3])
     assert len(traces) == 3 * len(PHASES) * len(SPENT)
@@ -72,13 +72,13 @@ def test_more_rows_than_the_engine_runs_so(host_code: HostCode) -> None:
     emulated = Emulated(host_code, lambda cut: False)
     assert steps.usual(SPEC, emulated, "persistent", 4) == cut_of(SPEC, "persistent", 4, 2)
     cut = steps.usual(SPEC, emulated, "persistent", 8)
-    assert cut.rows == 8 and cut.resident and cut.slots == 12
+    assert cut.rows == 8 and cut.resident and cut.slots == 10
     assert steps.usual(steps.D32, emulated, "persistent", 8).slots < 12  # no more have room
 
 
 @pytest.mark.parametrize(
     "wrong",
-    ["--rows 3", "--path graph", "--position 5000", "--pace 0", "--slots 7", "--readers 3", "--hurry x"],
+    ["--rows 3", "--path graph", "--position 5000", "--pace 0", "--slots 7"],
 )
 def test_what_cannot_be_measured_is_named(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
