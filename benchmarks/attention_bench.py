@@ -88,7 +88,7 @@ class Bench:
         if kv == "bf16":
             return self.memory
         if self.eight is None or self.eight.numel() < self.memory.numel():
-            # One in 130,000 is larger than the format's largest, of which some versions of torch make no number.
+            # One in 130,000 is larger than the format's largest: some versions of torch make no number of it.
             self.eight = self.memory.mul(100).clamp_(-LARGEST, LARGEST).to(FORMAT)
         return self.eight
 
