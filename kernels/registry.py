@@ -122,11 +122,13 @@ _SDPA = Candidate("sdpa", _never, "torch's scaled_dot_product_attention, row by 
 _TORCH = Candidate("torch", _never, "reference, row by row")
 CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
     "attention.decode": (
+        Candidate(
+            "triton-rotating", _triton, "split over keys by a plan made on the device, rotates for itself"
+        ),
         Candidate("triton", _triton, "split over keys by a plan made on the device"),
         Candidate("fa3", _flash("fa3"), "FlashAttention 3", manual=True),
         Candidate("fa2", _flash("fa2"), "FlashAttention 2", manual=True),
         Candidate("fa4", _flash("fa4"), "FlashAttention 4, unsplit on Hopper", manual=True),
-        Candidate("triton-rotating", _triton, "triton's, with the rotation in one launch", manual=True),
         _SDPA,
         _TORCH,
     ),

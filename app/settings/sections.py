@@ -161,8 +161,8 @@ class Gpu:
     attention_backend: AttentionName = option(
         "auto",
         choice("auto", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"),
-        "attention kernels: auto, triton, triton-rotating (steps that only decode rotate inside of it), fa2, "
-        "fa3, fa4, sdpa or torch; see python -m app kernels",
+        "attention kernels: auto, triton, triton-rotating (steps that only decode rotate inside of it; with "
+        "auto, too), fa2, fa3, fa4, sdpa or torch; see python -m app kernels",
         metavar="NAME",
     )
     linear_backend: LinearName = option(

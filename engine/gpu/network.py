@@ -18,7 +18,7 @@ from engine.gpu.paths import Paths
 from engine.gpu.rows import DeviceRows
 from engine.gpu.scratch import Scratch
 from engine.gpu.weights import LayerWeights, NetworkWeights
-from kernels.backends.base import AttentionBackend, RotatingBackend
+from kernels.backends.base import AttentionBackend, RotatingBackend, rotating
 from kernels.triton.decode import Fresh
 from kernels.triton.embed import embed_norm
 from kernels.triton.nanochat import embed_smear, value_gate
@@ -48,7 +48,6 @@ class Network:
         self.linears = linears
         self.rows = rows
         self.attention = attention
-        self.rotating = attention if isinstance(attention, RotatingBackend) else None
         self.cache: PagedKV | None = None
         device = weights.embedding.device
         self.max_tokens, self.max_entries = max_tokens, max_entries
@@ -127,8 +126,9 @@ class Network:
         positions = self.scratch.positions[: shape.decodes]
         for window in self.windows:
             self.attention.plan(inputs.decode_rows, positions, window=window, pdl=self.pdl)
+        inside = None if shape.chunks else rotating(self.attention, shape.decodes)
         for index in layers:
-            self._layer(index, shape, inputs, cache)
+            self._layer(index, shape, inputs, cache, inside)
 
     def _anew(self, shape: StepShape) -> None:
         if not self.persistent:
@@ -173,15 +173,23 @@ class Network:
         eps = weights.eps if weights.normalise_embedding else None
         embed_norm(ids, weights.embedding, x, eps=eps, copy=first, pdl=self.pdl)
 
-    def _layer(self, index: int, shape: StepShape, inputs: StepInputs, cache: PagedKV) -> None:
+    def _layer(
+        self,
+        index: int,
+        shape: StepShape,
+        inputs: StepInputs,
+        cache: PagedKV,
+        inside: RotatingBackend | None,
+    ) -> None:
+        """inside: who rotates inside of attention in this step, if anybody does."""
         scratch, tokens, eps = self.scratch, shape.tokens, self.weights.eps
         layer, linears = self.weights.layers[index], self.linears.layers[index]
         x, qkv = scratch.x[:tokens], scratch.qkv[:tokens]
         attended, inner = scratch.attended[:tokens], scratch.inner[:tokens]
         gates = self._mix(index, layer, tokens)
         linears.qkv.norm_linear(x, qkv, eps)
-        if self.rotating is not None and not shape.chunks and layer.value_embedding is None:
-            self._attend_fresh(self.rotating, index, shape, inputs, cache)
+        if inside is not None and layer.value_embedding is None:
+            self._attend_fresh(inside, index, shape, inputs, cache)
         else:
             self._rotate(index, tokens, cache, gates)
             self._attend(index, shape, inputs, cache)

@@ -6,7 +6,6 @@ import torch
 
 from kernels.backends import flash
 from kernels.backends.base import AttentionBackend, AttentionSpec, Row
-from kernels.backends.clustered import FLAG as CLUSTERS_FLAG
 from kernels.backends.clustered import ClusteredBackend, ClusterRule, with_clusters
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
@@ -59,8 +58,6 @@ def select_backend(
     rows: list[Row] = []
     if flash == "required" and asked not in ("auto", *LIBRARIES):
         raise Unavailable(f"{FLASH_FLAG} and {FLAG} {asked} exclude each other")
-    if clusters is not None and clusters.required and asked == ROTATING:
-        raise Unavailable(f"{CLUSTERS_FLAG} and {FLAG} {ROTATING} exclude each other")
     if clusters is not None and not clusters.required and asked != "auto":
         clusters = None  # they would stand in the place of what was asked for
     for op in OPS:
@@ -72,13 +69,14 @@ def select_backend(
         except Unavailable as error:
             flag = FLASH_FLAG if flash == "required" and asked == "auto" else f"{FLAG} {asked}"
             raise Unavailable(f"{flag}: {error}") from None
-        backend, why = _first_that_works(choice, spec, built, asked, flash_sdp)
+        name, backend, why = _first_that_works(choice, spec, built, asked, flash_sdp)
         parts.append(backend)
-        rows.append((op, asked, f"{backend.name} {backend.version}", why))
+        rows.append((op, asked, f"{name} {backend.version}", why))
     single, chunked = parts
     if single is chunked:
         return (with_clusters(single, rows, spec, caps, clusters) if clusters else single), rows
-    shared = asked == "auto" and flash == "auto" and single.name == "triton" and chunked.name == "fa3"
+    ours = single.name in ("triton", ROTATING)
+    shared = asked == "auto" and flash == "auto" and ours and chunked.name == "fa3"
     if shared:
         what, wanted, used, why = rows[1]
         rows[1] = (what, wanted, used, f"{why}; triton shares out the keys of up to {FEW_TOKENS} tokens")
@@ -92,33 +90,42 @@ def _first_that_works(
     built: dict[str, AttentionBackend],
     asked: str,
     flash_sdp: bool,
-) -> tuple[AttentionBackend, str]:
-    """What was chosen; else under auto the next one that is no library, or where a library is required the
-    next library; and the reason.
+) -> tuple[str, AttentionBackend, str]:
+    """What was chosen, by name; else under auto the next one that is no library, or where a library is
+    required the next library; and the reason.
     """
-    outcome = built.get(choice.name) or build(choice.name, spec, flash_sdp)
+    outcome = _built(choice.name, spec, built, flash_sdp)
     if not isinstance(outcome, str):
-        built[choice.name] = outcome
         against = [f"{name}: {reason}" for name, reason in choice.rejected if "behind" not in reason]
-        return outcome, "; ".join([choice.why, *against[:2]])
+        return choice.name, outcome, "; ".join([choice.why, *against[:2]])
     if asked != "auto":
         raise Unavailable(f"{FLAG} {asked}: {outcome}")
     behind = [name for name, reason in choice.rejected if reason == f"behind {choice.name}"]
     if choice.why == REQUIRED:
         failed = [f"{choice.name}: {outcome}"]
         for name in behind:
-            next_one = built.get(name) or build(name, spec)
+            next_one = _built(name, spec, built)
             if not isinstance(next_one, str):
-                built[name] = next_one
-                return next_one, "; ".join([REQUIRED, *failed])
+                return name, next_one, "; ".join([REQUIRED, *failed])
             failed.append(f"{name}: {next_one}")
         raise Unavailable(f"{FLASH_FLAG}: {'; '.join(failed)}")
     name = behind[0]
-    fallback = built.get(name) or build(name, spec)
+    fallback = _built(name, spec, built)
     if isinstance(fallback, str):
         raise Unavailable(f"{choice.op}: {name}: {fallback}")
-    built[name] = fallback
-    return fallback, f"{choice.name}: {outcome}"
+    return name, fallback, f"{choice.name}: {outcome}"
+
+
+def _built(
+    name: str, spec: AttentionSpec, built: dict[str, AttentionBackend], flash_sdp: bool = True
+) -> AttentionBackend | str:
+    """The one of an earlier operation where it serves this one, too, so that they share buffers."""
+    if name == "triton" and ROTATING in built:
+        name = ROTATING  # with chunks it does the same
+    outcome = built.get(name) or build(name, spec, flash_sdp)
+    if not isinstance(outcome, str):
+        built[name] = outcome
+    return outcome
 
 
 def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBackend | str:

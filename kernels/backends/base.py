@@ -84,7 +84,6 @@ class AttentionBackend(Protocol):
         ...
 
 
-@runtime_checkable
 class RotatingBackend(AttentionBackend, Protocol):
     """One that also does what otherwise comes in front of a step's single queries: bias, rotation, norm, and
     the write of keys and values to their pages.
@@ -109,4 +108,19 @@ class RotatingBackend(AttentionBackend, Protocol):
         ...
 
 
-__all__ = ["AttentionBackend", "AttentionSpec", "RotatingBackend"]
+@runtime_checkable
+class MayRotate(Protocol):
+    """A backend that is a `RotatingBackend`, or may have one among its parts."""
+
+    def rotating(self, entries: int) -> RotatingBackend | None:
+        """Whose `decode_fresh` serves steps of so many single queries, once this backend has planned them; or
+        None: they are rotated first."""
+        ...
+
+
+def rotating(attention: AttentionBackend, entries: int) -> RotatingBackend | None:
+    """See `MayRotate.rotating`; None for backends that have nothing of the kind."""
+    return attention.rotating(entries) if isinstance(attention, MayRotate) else None
+
+
+__all__ = ["AttentionBackend", "AttentionSpec", "MayRotate", "RotatingBackend", "rotating"]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from kernels.backends.base import AttentionBackend, AttentionSpec, Row
+from kernels.backends.base import AttentionBackend, AttentionSpec, RotatingBackend, Row, rotating
 from kernels.backends.reference import TorchBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps
@@ -65,6 +65,9 @@ class ClusteredBackend:
 
     def clustered(self, entries: int) -> bool:
         return self.clusters.serves(entries)
+
+    def rotating(self, entries: int) -> RotatingBackend | None:
+        return None if self.clustered(entries) else rotating(self.plain, entries)
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False

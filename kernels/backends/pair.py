@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backends.base import AttentionBackend
+from kernels.backends.base import AttentionBackend, RotatingBackend, rotating
 from kernels.kv8 import Scales
 
 
@@ -15,6 +15,9 @@ class PairBackend:
         self.name = f"{single.name} + {chunked.name}"
         self.version = f"{single.version} + {chunked.version}"
         self.capture_safe = single.capture_safe and chunked.capture_safe
+
+    def rotating(self, entries: int) -> RotatingBackend | None:
+        return rotating(self.single, entries)
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False

@@ -19,7 +19,7 @@ from engine.llama import Llama
 from engine.llama_config import llama_config
 from engine.model import GPT
 from kernels.backends.base import AttentionSpec
-from kernels.backends.triton import TritonBackend
+from kernels.backends.triton import RotatingTritonBackend
 from kernels.kv8 import FORMAT
 from kernels.triton.precompile import Missing, missing
 from tests.kernels.triton.precompile_without_a_device import Device
@@ -56,7 +56,7 @@ def network_of(model: Decoder, eight_bits: bool) -> Network:
     )
     linears = build_linears(weights, "auto", TOKENS, True)
     rows = DeviceRows(ROWS, CONTEXT // BLOCK + 1, weights.vocab_size, CPU)
-    network = Network(weights, linears, rows, TritonBackend(spec), TOKENS, ROWS)
+    network = Network(weights, linears, rows, RotatingTritonBackend(spec), TOKENS, ROWS)
     kept = FORMAT if eight_bits else dtype
     network.cache = PagedKV(shape.n_layer, 2, BLOCK, shape.n_kv_head, shape.head_dim, kept, CPU)
     network.pdl = True

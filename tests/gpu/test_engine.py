@@ -65,7 +65,7 @@ AXES: dict[str, dict[str, object]] = {
     "torch's flash attention": {"attention_backend": "sdpa"},
     "torch's plain attention": {"attention_backend": "sdpa", "flags": {"use_flash_sdp": False}},
     "rotation inside of attention": {"attention_backend": "triton-rotating"},
-    "rotation inside of attention, no graphs": {"attention_backend": "triton-rotating", "flags": EAGER},
+    "rotation in front of attention": {"attention_backend": "triton"},
     "rotation inside of attention, preemption": {
         "attention_backend": "triton-rotating",
         "num_blocks": 16,

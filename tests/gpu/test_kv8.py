@@ -50,7 +50,7 @@ AXES8 = {
         "growth, no graphs",
         "clusters",
         "rotation inside of attention",
-        "rotation inside of attention, no graphs",
+        "rotation in front of attention",
     )
 }
 AXES8["the reference's attention"] = {"attention_backend": "torch"}

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from kernels import backends
 from kernels.attention import KVCache, Span, paged_attention, table_blocks
-from kernels.backends import AttentionSpec, Unavailable, build, flash, select_backend
-from kernels.backends.base import RotatingBackend
+from kernels.backends import AttentionBackend, AttentionSpec, Unavailable, build, flash, select_backend
+from kernels.backends.base import rotating
 from kernels.backends.clustered import ClusteredBackend, ClusterRule
 from kernels.backends.pair import PairBackend
 from kernels.backends.reference import TorchBackend
@@ -23,7 +24,7 @@ from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, found_packages
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError
-from kernels.registry import CANDIDATES, explain, select
+from kernels.registry import CANDIDATES, Op, explain, select
 from tests.optional import missing
 from tests.tiers import tiered
 
@@ -63,16 +64,17 @@ def with_packages(caps: DeviceCaps, **found: str) -> DeviceCaps:
 
 
 def test_a_gpu_without_libraries_runs_our_own() -> None:
-    for op in ("attention.decode", "attention.prefill"):
-        choice = select(op, H200, SPEC)  # type: ignore[arg-type]
-        assert choice.name == "triton"
+    wanted: dict[Op, str] = {"attention.decode": "triton-rotating", "attention.prefill": "triton"}
+    for op, name in wanted.items():
+        choice = select(op, H200, SPEC)
+        assert choice.name == name
         assert any(name == "fa3" and "not installed" in reason for name, reason in choice.rejected)
 
 
 def test_flash_attention_3_prefills_on_hopper_only() -> None:
     found = with_packages(H200, flash_attn_interface="3.0.0")
     assert select("attention.prefill", found, SPEC).name == "fa3"
-    assert select("attention.decode", found, SPEC).name == "triton"
+    assert select("attention.decode", found, SPEC).name == "triton-rotating"
     assert select("attention.decode", found, SPEC, "fa3").name == "fa3"
     blackwell = replace(found, compute=(10, 0))
     choice = select("attention.prefill", blackwell, SPEC)
@@ -316,7 +318,9 @@ def test_a_library_serves_chunks_beside_our_decode(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_fa3())
     caps = with_packages(H200, flash_attn_interface="3.0.0")
     backend, rows = select_backend("auto", caps=caps, **SHAPE)
-    assert isinstance(backend, PairBackend) and backend.name == "triton + fa3" and backend.capture_safe
+    assert isinstance(backend, PairBackend) and backend.capture_safe
+    assert backend.name == "triton-rotating + fa3" and rotating(backend, 1) is backend.single
+    assert "triton shares out the keys of up to 256 tokens" in rows[1][3]
     assert [row[:2] for row in rows] == [("attention.decode", "auto"), ("attention.prefill", "auto")]
     assert rows[1][2].startswith("fa3 ")
     only, _ = select_backend("fa3", caps=caps, **SHAPE)
@@ -331,7 +335,7 @@ def test_a_library_that_computes_wrongly_is_passed_over(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
     caps = with_packages(H200, flash_attn_interface="3.0.0")
     backend, rows = select_backend("auto", caps=caps, **SHAPE)
-    assert backend.name == "triton"
+    assert backend.name == "triton-rotating" and rows[1][2].startswith("triton ")
     assert "the self-test failed: decode with window None is off by 0.1" in rows[1][3]
     with pytest.raises(Unavailable, match="--attention-backend fa3: the self-test failed"):
         select_backend("fa3", caps=caps, **SHAPE)
@@ -344,17 +348,35 @@ def test_the_flag_is_named_where_its_value_cannot_be_had() -> None:
     assert backend.name == "torch" and not backend.capture_safe and len(rows) == 2
 
 
-def test_rotation_inside_of_decode_is_there_for_those_who_ask() -> None:
+def test_steps_that_decode_rotate_inside_of_attention() -> None:
+    """By default, and where that is asked for; one backend with its buffers is there for chunks, too."""
     needs_triton()
-    plain, _ = select_backend("auto", caps=H200, **SHAPE)
+    backend, rows = select_backend("auto", caps=H200, **SHAPE)
+    assert backend.name == "triton-rotating" and backend.capture_safe and rotating(backend, 8) is backend
+    assert [row[2].split()[0] for row in rows] == ["triton-rotating", "triton"]
     asked, rows = select_backend("triton-rotating", caps=H200, **SHAPE)
-    assert isinstance(asked, RotatingBackend) and not isinstance(plain, RotatingBackend)
-    assert asked.name == "triton-rotating" and asked.capture_safe
+    assert asked.name == "triton-rotating" and rotating(asked, 8) is asked
     assert [row[2].split()[0] for row in rows] == ["triton-rotating"] * 2
-    with pytest.raises(Unavailable, match="--use-cta-clustering and --attention-backend triton-rotating"):
-        select_backend("triton-rotating", caps=H200, clusters=ClusterRule(4, 16, True), **SHAPE)
+    plain, rows = select_backend("triton", caps=H200, **SHAPE)
+    assert plain.name == "triton" and rotating(plain, 8) is None
+    assert [row[2].split()[0] for row in rows] == ["triton"] * 2
     with pytest.raises(Unavailable, match=r"--attention-backend triton-rotating.*needs a CUDA device"):
         select_backend("triton-rotating", **SHAPE)
+
+
+def test_where_nothing_rotates_inside_plain_triton_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_triton()
+    right = backends.build
+
+    def built(name: str, *given: Any) -> AttentionBackend | str:
+        return "does not fit" if name == "triton-rotating" else right(name, *given)
+
+    monkeypatch.setattr(backends, "build", built)
+    backend, rows = select_backend("auto", caps=H200, **SHAPE)
+    assert backend.name == "triton" and rotating(backend, 8) is None
+    assert rows[0][2].startswith("triton ") and rows[0][3] == "triton-rotating: does not fit"
+    with pytest.raises(Unavailable, match="--attention-backend triton-rotating: does not fit"):
+        select_backend("triton-rotating", caps=H200, **SHAPE)
 
 
 def needs_triton() -> None:
@@ -412,7 +434,7 @@ def test_a_required_library_that_fails_makes_room_for_the_next(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "flash_attn.cute", fake_fa4())
     caps = with_packages(with_packages(H200, flash_attn_interface="3.0.0"), **{"flash_attn.cute": "4.0.0"})
     backend, rows = select_backend("auto", caps=caps, flash="required", **SHAPE)
-    assert backend.name == "triton + fa4"
+    assert backend.name == "triton-rotating + fa4"
     assert "use_flash3 was asked for; fa3: " in rows[1][3] and "has no flash_attn_with" in rows[1][3]
     monkeypatch.setitem(sys.modules, "flash_attn.cute", ModuleType("flash_attn.cute"))
     with pytest.raises(Unavailable, match=r"--use-flash3: fa3: .*; fa4: .*has no flash_attn_varlen_func"):
@@ -460,6 +482,17 @@ class Calls(TorchBackend):
         self.seen.append(("prefill", q.size(0)))
 
 
+def test_what_clusters_and_libraries_leave_is_rotated_inside() -> None:
+    needs_triton()
+    whole, plain = build("triton-rotating", SPEC), build("triton", SPEC)
+    assert not isinstance(whole, str) and not isinstance(plain, str)
+    for first in (whole, PairBackend(whole, TorchBackend(SPEC))):
+        found = [rotating(ClusteredBackend(Calls(), first), entries) for entries in (0, 1, 2, 3)]
+        assert found == [whole, None, None, whole]
+    for other in (plain, TorchBackend(SPEC), PairBackend(TorchBackend(SPEC), whole)):
+        assert rotating(other, 3) is None and rotating(ClusteredBackend(Calls(), other), 3) is None
+
+
 def test_clusters_serve_steps_of_few_rows() -> None:
     clusters, plain = Calls(), Calls()
     backend = ClusteredBackend(clusters, plain)
@@ -500,10 +533,10 @@ def test_clusters_that_cannot_be_had_are_an_error_only_where_they_are_required(
 
         monkeypatch.setattr("kernels.backends.clustered.ClusterDecode", Broken)
         backend, rows = select_backend("auto", **shape, caps=H200, clusters=merely)
-        assert backend.name == "triton" and f"clusters: {error}" in rows[0][3]
+        assert backend.name == "triton-rotating" and f"clusters: {error}" in rows[0][3]
         with pytest.raises(Unavailable, match=str(error)):
             select_backend("auto", **shape, caps=H200, clusters=wanted)
     backend, rows = select_backend("auto", **shape, caps=old, clusters=merely)
-    assert backend.name == "triton" and "clusters: needs compute capability 9.0" in rows[0][3]
+    assert backend.name == "triton-rotating" and "clusters: needs compute capability 9.0" in rows[0][3]
     backend, rows = select_backend("torch", **shape, caps=H200, clusters=merely)
     assert backend.name == "torch" and "clusters" not in rows[0][3], "another was asked for"

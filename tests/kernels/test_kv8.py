@@ -133,6 +133,8 @@ def test_clusters_read_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = SHAPE | {"head_dim": 128, "caps": H200, "fp8_kv": True}
     backend, rows = select_backend("auto", **shape, clusters=ClusterRule(2, 64, required=True))
     assert isinstance(backend, ClusteredBackend) and "clusters of 2 for 1 row" in rows[0][3]
+    asked, _ = select_backend("triton-rotating", **shape, clusters=ClusterRule(2, 64, required=True))
+    assert asked.name == backend.name == "clusters, triton-rotating"
     assert Clusters.made and all(made.fp8_kv for made in Clusters.made)
 
 

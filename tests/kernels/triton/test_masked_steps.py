@@ -4,6 +4,7 @@ The engine's core over a network of device kernels, without streams and graphs; 
 """
 
 import re
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
@@ -26,9 +27,8 @@ from engine.prefix import PrefixCache
 from engine.scheduler import Scheduler, SchedulerConfig
 from engine.steps import SampledToken, StepHandle, StepResult
 from engine.text import load_tokenizer
-from kernels.backends.base import AttentionSpec
+from kernels.backends.base import AttentionBackend, AttentionSpec
 from kernels.backends.reference import TorchBackend
-from kernels.backends.triton import TritonBackend
 from kernels.kv8 import FORMAT
 from tests.engine.checkpoints import make_model
 from tests.engine.golden import G1
@@ -49,7 +49,7 @@ class Steps:
     def __init__(
         self,
         model: Decoder | None = None,
-        backend: type[TorchBackend | TritonBackend] = TorchBackend,
+        backend: Callable[[AttentionSpec], AttentionBackend] = TorchBackend,
         kept: torch.dtype = torch.bfloat16,
     ) -> None:
         """kept: of keys and values."""

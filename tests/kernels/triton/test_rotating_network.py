@@ -14,6 +14,9 @@ from engine.llama_config import llama_config
 from engine.messages import Request, SamplingParams
 from engine.plan import Plan
 from engine.steps import StepHandle
+from kernels.backends.base import AttentionBackend, AttentionSpec
+from kernels.backends.clustered import ClusteredBackend
+from kernels.backends.reference import TorchBackend
 from kernels.backends.triton import RotatingTritonBackend, TritonBackend
 from kernels.kv8 import FORMAT
 from kernels.triton.rope import rotate_and_store
@@ -24,6 +27,7 @@ from tests.tiers import tiered
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_engine.py has the real one")
 BF16 = torch.bfloat16
+Backend = Callable[[AttentionSpec], AttentionBackend]
 LLAMA = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -61,7 +65,7 @@ MODELS: dict[str, Callable[[], Decoder]] = {
 class Counted(Steps):
     """calls: of the rotation's kernel, in each step of single positions."""
 
-    def __init__(self, model: Decoder, backend: type[TritonBackend], kept: torch.dtype) -> None:
+    def __init__(self, model: Decoder, backend: Backend, kept: torch.dtype) -> None:
         super().__init__(model, backend, kept)
         self.calls: list[int] = []
         self.step = 0
@@ -111,3 +115,29 @@ def test_tokens_are_those_of_two_kernels(
     for ours, theirs in zip(rotating.cache.layers, plain.cache.layers, strict=True):
         for mine, stored in zip(ours, theirs, strict=True):
             assert torch.equal(mine.contiguous().view(torch.uint8), stored.contiguous().view(torch.uint8))
+
+
+class Alone(TorchBackend):
+    """In the place of clusters, for steps of one entry."""
+
+    def serves(self, entries: int) -> bool:
+        return entries == 1
+
+
+def test_what_clusters_serve_is_rotated_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
+    model = MODELS["qwen2"]()
+    layers = model.config.n_layer
+
+    def backend(spec: AttentionSpec) -> AttentionBackend:
+        return ClusteredBackend(Alone(spec), RotatingTritonBackend(spec))
+
+    steps = Counted(model, backend, BF16)
+    monkeypatch.setattr(network, "rotate_and_store", steps.rotate)
+    lengths = (3, 7)  # of two rows, of which one is soon alone
+    params = [SamplingParams(max_tokens=most, temperature=0, ignore_eos=True) for most in lengths]
+    requests = [Request(id=row, prompt=[5 + row], params=of) for row, of in enumerate(params)]
+    tokens, _, _ = run(requests, steps)
+    assert [len(given) for given in tokens.values()] == list(lengths)
+    inside = [calls == 0 for calls in steps.calls]
+    assert inside == sorted(inside, reverse=True) and set(steps.calls) == {0, layers}
