@@ -16,8 +16,7 @@ from kernels.quantize import Weight, Weight8
 from kernels.step_spec import StepLayer, StepSpec
 
 PHASES = ("attention", "o", "mlp in", "mlp out", "head")
-# What a block's first warp waits for and the whole of its time, the stages of that, and what its first producer
-# waits for.
+# What a block's first warp waits for, all of its time, that by stages, and what its first producer waits for.
 STAGES = ("gathering", "multiplying", "giving", "receiving", "attending", "meeting", "sending", "finishing")
 SPENT = ("words", "team", "weights", "all", *STAGES, "slots", "pace")
 LOG2_E = math.log2(math.e)

@@ -15,6 +15,7 @@ HALF = 4  # rows of a tile that are copied together
 SKEW = 64
 TILE = 16  # keys
 READERS = 2  # warps that attend for a row
+MOST_PARTS = 32  # of a row of x, each with a factor of its own
 EXCHANGES = 4  # of a layer
 ORDERS = ("rope", "rope_norm", "norm_rope")
 SHARED_LIMIT = 227 * 1024
@@ -86,7 +87,7 @@ def _pieces(spec: StepSpec, k: int, subs: int) -> int | None:
     """Parts that rows of k channels are copied in, or None where they cannot be cut so."""
     size = _weight_bytes(spec)
     most, least = CHUNK_BYTES // HALF // size, subs * 4 * (16 // size)
-    found = (n for n in range(1, _partials(16) // subs + 1) if k % n == 0 and k // n % least == 0)
+    found = (n for n in range(1, MOST_PARTS // subs + 1) if k % n == 0 and k // n % least == 0)
     return next((n for n in found if k // n <= most), None)
 
 
@@ -131,11 +132,12 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
         2 * _partials(cut.rows) * cut.rows * UNIT * 4,
         _rounded(cut.rows * (spec.width // 128) * 4),
     )
+    inverse = cut.rows * MOST_PARTS * 4 if spec.kind == "fp8" else 0
     query = cut.warps // READERS * READERS * group * dim * 2
     new = cut.rows * 2 * dim * number + (_rounded(cut.rows * 4) if spec.fp8_kv else 0)
     barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 64
     mail = mail_words(spec, cut) * 8 if cut.clustered else 0
-    return cut.slots * slot + x + sums + partial + squares + stats + query + new + barriers + mail
+    return cut.slots * slot + x + sums + partial + squares + inverse + stats + query + new + barriers + mail
 
 
 def unsupported(spec: StepSpec, team: int) -> str | None:

@@ -18,7 +18,7 @@ from kernels.decode_arguments import PHASES, StepArguments, StepMemory, StepNetw
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError, compile_many, read_source
-from kernels.quantize import Weight
+from kernels.quantize import Weight, WeightKind
 from kernels.step_spec import StepLayer, StepPath, StepSpec
 
 MOST_ROWS = 16
@@ -26,7 +26,8 @@ TEAMS = (8, 4, 2, 1)  # blocks for each kv head, of which the largest that the d
 ROWS: dict[StepPath, tuple[int, ...]] = {"chained": (1, 2, 4, 8, 16), "persistent": (1, 2, 4)}
 HEAD = PHASES.index("head")
 WARPS = 8  # that compute; sixteen have too few registers
-PACE = 800  # cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md
+# Cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md.
+PACE: dict[WeightKind, int] = {"bf16": 800, "int8": 1000, "fp8": 1000}
 PACED_BLOCKS = 128
 CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
@@ -246,7 +247,7 @@ class StepKernels:
 
 def pace_of(spec: StepSpec, team: int) -> int:
     """Cycles between a block's copies of 16 KiB: the fewer blocks, the more each has to bring."""
-    return PACE * team * spec.kv_heads // PACED_BLOCKS
+    return PACE[spec.kind] * team * spec.kv_heads // PACED_BLOCKS
 
 
 def team_of(spec: StepSpec, multiprocessors: int | None = None) -> int | str:

@@ -184,6 +184,33 @@ template <int K> DEVICE void gather(const Word* words, int stride, int limit, u3
     consumers_meet();
 }
 
+DEVICE constexpr int power_above(int count) {
+    int power = 1;
+    while (power < count) power *= 2;
+    return power;
+}
+
+// COUNT sums over a warp, as warp_sum gives them, with as many exchanges as one takes and COUNT more. Which of them a lane
+// has is in its highest bits.
+template <int COUNT> DEVICE float warp_sums(const float (&values)[COUNT]) {
+    constexpr int ALL = power_above(COUNT);
+    float v[ALL];
+#pragma unroll
+    for (int i = 0; i < ALL; i++) v[i] = i < COUNT ? values[i] : 0.0f;
+    const int lane = lane_index();
+#pragma unroll
+    for (int mask = 16, count = ALL / 2; mask > 0; mask /= 2, count /= 2) {
+        if (count == 0) v[0] += warp_xor(v[0], mask);
+#pragma unroll
+        for (int i = 0; i < ALL / 2; i++) {
+            if (i >= count) continue;
+            const bool high = lane & mask;
+            v[i] = (high ? v[i + count] : v[i]) + warp_xor(high ? v[i] : v[i + count], mask);
+        }
+    }
+    return v[0];
+}
+
 // The same where each warp brings the channels that it multiplies, and waits for no others: `pieces` times OWN of every
 // row, STEP behind each other.
 template <int OWN, int STEP, int PIECES> DEVICE void gather_own(const Word* words, int stride, int limit, u32 tag, bool squared) {
@@ -209,8 +236,16 @@ template <int OWN, int STEP, int PIECES> DEVICE void gather_own(const Word* word
             const int item = first + j * GROUPS, row = item / OF_ROW;
             if (item >= ITEMS) continue;
             store_inputs(row, channel[j] / 2 + lane * 2, w[j][0], w[j][2]);
-            if (squared) keep_squares((row * STEP * PIECES + channel[j]) / SQUARED, w[j][0], w[j][2]);
         }
+        if (!squared) continue;
+        float squares[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) squares[j] = squares_of(w[j][0]) + squares_of(w[j][2]);
+        constexpr int LANES = 32 / power_above(AT_ONCE);  // that have the same sum
+        const float sum = warp_sums(squares);
+        const int item = first + lane / LANES * GROUPS, run = item % OF_ROW;
+        if (lane % LANES == 0 && lane / LANES < AT_ONCE && item < ITEMS)
+            memory<float>(AT_SQUARES)[(item / OF_ROW * STEP * PIECES + run / RUNS * STEP + sub * OWN) / SQUARED + run % RUNS] = sum;
     }
     if (GROUPS == 1) warp_barrier();
     else group_barrier(2 + sub, GROUPS * 32);

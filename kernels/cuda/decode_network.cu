@@ -42,7 +42,12 @@ constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
 static_assert(SLOTS >= 4 && SLOTS % PRODUCERS == 0, "a slot is one producer's, or at the end nobody could tell whose copy fills it");
 constexpr int READERS = 2;                    // warps that attend for a row: of a chunk each takes a tile
-constexpr int COLUMNS = (ROWS + 3) / 4;       // groups of 4 rows of x
+#ifdef WEIGHT_FP8
+constexpr int TERMS = 2;                      // vectors that stand for a row of x, see `split`
+#else
+constexpr int TERMS = 1;
+#endif
+constexpr int COLUMNS = (ROWS * TERMS + 3) / 4;  // groups of 4 vectors
 constexpr int CREWS = WARPS / READERS;        // rows that are attended for at a time
 constexpr int UNIT = 16;                      // rows of a weight that belong together
 constexpr int CHUNK_BYTES = 16384;
@@ -52,6 +57,7 @@ constexpr int SKEW = 64;                      // bytes, so that the halves of ei
 constexpr int KEY_SLOT = 2 * STAGE * 16;
 constexpr int SLOT_BYTES = ((KEY_SLOT > CHUNK_BYTES ? KEY_SLOT : CHUNK_BYTES) + 127) / 128 * 128 + SKEW;
 constexpr int PARTIALS = ROWS > 4 ? 32 : 64;  // warps' sums of a unit that wait to be added
+constexpr int MOST_PARTS = 32;                // of a row of x: pieces, times the warps that share their channels
 constexpr int SQUARED = 128;                  // channels whose sum of squares is one number
 constexpr int SHARE = PADDED / TEAM;          // inputs of the MLP's second product for each rank
 constexpr int LONGEST = WIDTH > HEADS * D ? (WIDTH > SHARE ? WIDTH : SHARE) : (HEADS * D > SHARE ? HEADS * D : SHARE);
@@ -106,7 +112,8 @@ constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [
 constexpr int AT_SUMS = AT_X + ROWS * X_ROW * 2;                            // [ROWS][READERS + 1][QUADS], of attention
 constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [2][PARTIALS][ROWS][UNIT]
 constexpr int AT_SQUARES = AT_PARTIAL + 2 * PARTIALS * ROWS * UNIT * 4;        // [ROWS][WIDTH / SQUARED]
-constexpr int AT_STATS = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][READERS + 1][GROUP]
+constexpr int AT_INVERSE = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][MOST_PARTS], see `split`
+constexpr int AT_STATS = AT_INVERSE + (TERMS == 1 ? 0 : ROWS * MOST_PARTS * 4);  // [ROWS][READERS + 1][GROUP]
 constexpr int AT_QUERY = AT_STATS + rounded_up(ROWS * (READERS + 1) * GROUP * 8);  // [CREWS * READERS][GROUP][D]
 constexpr int AT_NEW = AT_QUERY + CREWS * READERS * GROUP * D * 2;          // [ROWS][2][D], new keys and values as they are kept
 constexpr int AT_NEW_SCALES = AT_NEW + ROWS * 2 * D * NUMBER;               // [ROWS][2], where KV_FP8
@@ -127,8 +134,9 @@ DEVICE Barrier* empty_of(int slot) { return memory<Barrier>(AT_EMPTY) + slot; }
 DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER) + slot; }
 
 // Where a word of x, two channels, is in shared memory: of each four the first and the third, then the others, so that a
-// lane loads those of its column at one time.
-DEVICE constexpr int placed(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
+// lane loads those of its column at one time. (What is split is placed only then.)
+DEVICE constexpr int crossed(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
+DEVICE constexpr int placed(int word) { return TERMS == 1 ? crossed(word) : word; }
 
 DEVICE int lane_index() { return thread_index() & 31; }
 DEVICE int warp_index() { return thread_index() >> 5; }

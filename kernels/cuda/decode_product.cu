@@ -59,27 +59,156 @@ template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int ch
     release(first, EACH, landed);
 }
 
-// Sums of products of a lane's two rows of the weight. Of four numbers the first and the last count: the row with row c of
-// each four of x, its first and third pairs of channels, and its second and fourth.
+// Sums of products of a lane's two rows of the weight. Of four numbers the first and the last count: the row with vector c
+// of each four, its first and third runs of channels, and its second and fourth.
 struct Sums { float upper[COLUMNS][4], lower[COLUMNS][4]; };
 
-DEVICE void add_block(Sums& sums, uint4 upper, uint4 lower, const u16* x) {
+// Where products with this tag leave their sums: a warp may be one product ahead of others, which still add theirs up.
+DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + (tag & 1) * PARTIALS * ROWS * UNIT; }
+
+constexpr int ROW_BYTES = X_ROW * 2;
+
+#ifdef WEIGHT_FP8
+// Tensor cores multiply weights of e4m3 as they are, with e4m3. A row of x is therefore split in two: s x = high + low / 16
+// with a power of two s for the channels that a warp multiplies of a piece, so that the largest is below 256. e4m3 has
+// four bits, the two terms eight, as bf16; what is small beside the largest is off by no more than 2^-22 of that.
+constexpr float LOW_SCALE = 16.0f;
+
+// Four channels in the order in which weights have them (in_pairs of kernels/quantize.py).
+DEVICE u32 four_bytes(const float (&x)[8], int first) {
+    return to_e4m3_pair(x[first], x[first + 2]) | to_e4m3_pair(x[first + 1], x[first + 3]) << 16;
+}
+
+// A piece's high terms, then its low ones, whose halves of 128 bytes are the other way round where there are such: so
+// lanes that load both at one time find them on different banks.
+template <int OWN> DEVICE constexpr int crosswise() { return OWN % 128 ? 0 : 64; }
+
+// A lane's eight channels of each of some parts of x; nothing where it has none.
+template <int EACH> struct Eights { uint4 of[EACH]; };
+
+// The largest magnitude of all lanes' channels, as the bits of a bf16 number.
+template <int EACH> DEVICE int largest(const Eights<EACH>& x) {
+    u32 most = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        for (const u32 pair : {x.of[i].x, x.of[i].y, x.of[i].z, x.of[i].w})
+            most = max(most, max(pair & 0x7fffu, pair >> 16 & 0x7fffu));
+    return (int)warp_max(most);
+}
+
+template <int OWN, int EACH> DEVICE void store_terms(unsigned char* to, const Eights<EACH>& x, float scale) {
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int item = lane_index() + i * 32;
+        const uint4 own = x.of[i];
+        float v[8] = {low_half(own.x), high_half(own.x), low_half(own.y), high_half(own.y),
+                      low_half(own.z), high_half(own.z), low_half(own.w), high_half(own.w)};
+#pragma unroll
+        for (int k = 0; k < 8; k++) v[k] *= scale;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const u32 high = four_bytes(v, 4 * k), first = first_two(high), last = last_two(high);
+            v[4 * k] = (v[4 * k] - low_half(first)) * LOW_SCALE;
+            v[4 * k + 1] = (v[4 * k + 1] - high_half(first)) * LOW_SCALE;
+            v[4 * k + 2] = (v[4 * k + 2] - low_half(last)) * LOW_SCALE;
+            v[4 * k + 3] = (v[4 * k + 3] - high_half(last)) * LOW_SCALE;
+            const int place = crossed(item * 2 + k) * 4;
+            if (item >= OWN / 8) continue;
+            *(u32*)(to + place) = high;
+            *(u32*)(to + OWN + (place ^ crosswise<OWN>())) = four_bytes(v, 4 * k);
+        }
+    }
+}
+
+// In place, by the warps that multiply these channels: PIECES times OWN of each row, STEP behind each other. A few parts
+// at a time, none of which waits for another.
+template <int OWN, int STEP, int PIECES> DEVICE void split() {
+    constexpr int EACH = (OWN / 8 + 31) / 32, PARTS = (ROWS * PIECES + GROUPS - 1) / GROUPS, AT_ONCE = PARTS < 4 ? PARTS : 4;
+    const int sub = warp_index() % SUBS, lane = lane_index();
+#pragma unroll 1
+    for (int first = warp_index() / SUBS; first < ROWS * PIECES; first += AT_ONCE * GROUPS) {
+        Eights<EACH> x[AT_ONCE];
+        int most[AT_ONCE];
+        unsigned char* to[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int part = min(first + j * GROUPS, ROWS * PIECES - 1);
+            to[j] = memory<unsigned char>(AT_X) + part / PIECES * ROW_BYTES + (part % PIECES * STEP + sub * OWN) * 2;
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                x[j].of[i] = lane + i * 32 < OWN / 8 ? ((const uint4*)to[j])[lane + i * 32] : uint4{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) most[j] = largest(x[j]);  // by then all have read
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int part = first + j * GROUPS, exponent = max(most[j] >> 7, 8);
+            if (part >= ROWS * PIECES) continue;
+            store_terms<OWN>(to[j], x[j], float_of((u32)(261 - exponent) << 23));
+            if (lane > 0) continue;
+            const u32 inverse = most[j] < 0x7f80 ? (u32)(exponent - 7) << 23 : 0x7fc00000u;  // what is not finite spoils all
+            memory<u32>(AT_INVERSE)[part / PIECES * MOST_PARTS + part % PIECES * SUBS + sub] = inverse;
+        }
+    }
+    if (GROUPS == 1) warp_barrier();
+    else group_barrier(2 + sub, GROUPS * 32);
+}
+
+// Where this lane's channels of x are: of the vector of its column, each second run of four.
+template <int OWN> DEVICE const unsigned char* own_inputs() {
+    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS, vector = g / 2;
+    const int row = vector / 2 < ROWS ? vector / 2 : 0;
+    return memory<unsigned char>(AT_X) + row * ROW_BYTES + sub * OWN * 2 + vector % 2 * OWN + c * RUN + g % 2 * 8;
+}
+
+template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const unsigned char* x) {
+    const int turned = (lane_index() >> 3 & 1) * crosswise<OWN>();
+#pragma unroll
+    for (int t = 0; t < COLUMNS; t++) {
+        const uint2 v = *(const uint2*)(x + t * 2 * ROW_BYTES + (block * 64 + (block % 2 ? -turned : turned)));
+        multiply_add_e4m3(sums.upper[t], upper.x, upper.y, upper.z, upper.w, v.x, v.y);
+        multiply_add_e4m3(sums.lower[t], lower.x, lower.y, lower.z, lower.w, v.x, v.y);
+    }
+}
+
+DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag) {
+    const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF, sub = warp_index() % SUBS;
+    float* const to = partials(tag) + (part * SUBS + sub) * ROWS * UNIT + row;
+#pragma unroll
+    for (int t = 0; t < COLUMNS; t++) {
+        const int entry = t * 2 + c / 2;
+        const float upper = sums.upper[t][0] + sums.upper[t][3], lower = sums.lower[t][0] + sums.lower[t][3];
+        const float upper_low = warp_xor(upper, 1), lower_low = warp_xor(lower, 1);
+        if (entry >= ROWS || c % 2) continue;
+        const float inverse = memory<float>(AT_INVERSE)[entry * MOST_PARTS + piece * SUBS + sub];
+        to[entry * UNIT] = (upper + upper_low / LOW_SCALE) * inverse;
+        to[entry * UNIT + 8] = (lower + lower_low / LOW_SCALE) * inverse;
+    }
+}
+#else
+template <int OWN, int STEP, int PIECES> DEVICE void split() {}
+
+// Where this lane's channels of x are: of row g / 2 of each four, the words of its column. What columns of rows that there
+// are not give is left.
+template <int OWN> DEVICE const unsigned char* own_inputs() {
+    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS, row = g / 2 < ROWS ? g / 2 : 0;
+    return memory<unsigned char>(AT_X) + row * ROW_BYTES + (sub * OWN + c * RUN + g % 2 * 4) * 2;
+}
+
+template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uint4 lower, const unsigned char* x) {
 #pragma unroll
     for (int half = 0; half < HALVES; half++) {
         const uint4 a = half_of(upper, half), b = half_of(lower, half);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
-            const uint2 v = *(const uint2*)(x + t * 4 * X_ROW + half * 8);
+            const uint2 v = *(const uint2*)(x + t * 4 * ROW_BYTES + (block * CHANNELS + half * 8) * 2);
             multiply_add(sums.upper[t], a.x, a.y, a.z, a.w, v.x, v.y);
             multiply_add(sums.lower[t], b.x, b.y, b.z, b.w, v.x, v.y);
         }
     }
 }
 
-// Where products with this tag leave their sums: a warp may be one product ahead of others, which still add theirs up.
-DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + (tag & 1) * PARTIALS * ROWS * UNIT; }
-
-DEVICE void store_sums(const Sums& sums, int part, u32 tag) {
+DEVICE void store_sums(const Sums& sums, int part, int, u32 tag) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
     float* const to = partials(tag) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
 #pragma unroll
@@ -90,18 +219,13 @@ DEVICE void store_sums(const Sums& sums, int part, u32 tag) {
         to[entry * UNIT + 8] = sums.lower[t][0] + sums.lower[t][3];
     }
 }
-
-// Where this lane's channels of x are: of row g / 2 of each four, the words of its column. What columns of rows that there
-// are not give is left.
-template <int BLOCKS_> DEVICE const u16* own_inputs() {
-    const int g = lane_index() >> 2, c = lane_index() & 3, sub = warp_index() % SUBS, row = g / 2 < ROWS ? g / 2 : 0;
-    return memory<u16>(AT_X) + row * X_ROW + sub * BLOCKS_ * CHANNELS + c * RUN + g % 2 * 4;
-}
+#endif
 
 // Each warp's shares of the units that are its group's, from the `done`th piece on, times the rows of x, into AT_PARTIAL.
 template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
     constexpr int EACH = chunks_of_piece(PAIRED);
-    const u16* const x = own_inputs<BLOCKS_>();
+    constexpr int OWN = BLOCKS_ * CHANNELS;
+    const unsigned char* const x = own_inputs<OWN>();
 #pragma unroll 1
     for (int unit = warp_index() / SUBS; unit < units; unit += GROUPS)
 #pragma unroll 1
@@ -114,10 +238,10 @@ template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, i
             Sums sums = {};
 #pragma unroll
             for (int j = 0; j < BLOCKS_; j++)
-                add_block(sums, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
-                          x + piece * Piece<BLOCKS_>::channels + j * CHANNELS);
+                add_block<OWN>(sums, j, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
+                               x + piece * Piece<BLOCKS_>::channels * 2);
             release(first, EACH, landed);
-            store_sums(sums, part, tag);
+            store_sums(sums, part, piece, tag);
         }
     consumers_meet();
 }
@@ -144,8 +268,9 @@ DEVICE void normalise(const u16* weight, float eps);
 // that its slots are filled again.
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
-    // Two kernels of a chain share a multiprocessor's registers, and more rows need them for themselves.
-    constexpr bool HOLDS = BLOCKS == 1 && ROWS <= 4 && GROUPS == 1 && C::blocks <= 8;
+    // Two kernels of a chain share a multiprocessor's registers, more rows need them for themselves, and of eight bits
+    // half as much streams, so that a slot more is worth less than the instructions.
+    constexpr bool HOLDS = BLOCKS == 1 && ROWS <= 4 && GROUPS == 1 && C::blocks <= 8 && !SCALED;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);
@@ -155,13 +280,14 @@ template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk
         if (in.last) consumers_meet();
     }
     if (in.last) normalise(in.norm, in.eps);
+    split<C::own, C::channels, C::pieces>();
     lap(GATHERING);
     if (HOLDS && units > 0) {
-        const u16* const x = own_inputs<C::blocks>();
+        const unsigned char* const x = own_inputs<C::own>();
         Sums sums = {};
 #pragma unroll
-        for (int j = 0; j < C::blocks; j++) add_block(sums, held.upper[j], held.lower[j], x + j * CHANNELS);
-        store_sums(sums, 0, in.tag);
+        for (int j = 0; j < C::blocks; j++) add_block<C::own>(sums, j, held.upper[j], held.lower[j], x);
+        store_sums(sums, 0, 0, in.tag);
     }
     multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS, in.tag);
 }
@@ -185,6 +311,14 @@ struct Early {
     float2 factor, other;  // of weights of eight bits
 };
 
+template <int COUNT> DEVICE Early picked(const Early (&kept)[COUNT], int which) {
+    Early one = kept[0];
+#pragma unroll
+    for (int i = 1; i < COUNT; i++)
+        if (which == i) one = kept[i];
+    return one;
+}
+
 // Sums of `units` units of 16 outputs with K channels of inputs. early(unit, row, pair) comes before, done(unit, row,
 // pair, copy, early, v, other) after the inputs are there: outputs 2 pair and 2 pair + 1 of the unit, finished by one
 // thread for each copy; where GATED the four pairs of the first eight, with `other` those of the second. chunk: the
@@ -195,11 +329,16 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
     constexpr int PAIRS = GATED ? 4 : 8, ITEMS = PAIRS * ROWS * COPIES;  // of a unit
     auto pair_of = [](int item) { return item / COPIES % PAIRS; };
     auto row_of_item = [](int item) { return item / COPIES / PAIRS % ROWS; };
+    constexpr int EACH = (C::round * ITEMS + THREADS - 1) / THREADS, KEPT = EACH < 3 ? EACH : 3;
 #pragma unroll 1
     for (int first = 0; first < units || first == 0; first += C::round) {
         const int count = max(min(C::round, units - first), 0), items = count * ITEMS, thread = thread_index();
-        Early extra = {};
-        if (thread < items) extra = early(first + thread / ITEMS, row_of_item(thread), pair_of(thread));
+        Early kept[KEPT] = {};
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) {
+            const int item = thread + i * THREADS;
+            if (item < items) kept[i] = early(first + item / ITEMS, row_of_item(item), pair_of(item));
+        }
         if (first == 0) gather_and_multiply<K>(in, chunk, count);
         else {
             consumers_meet();  // the sums before have been taken
@@ -208,9 +347,9 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
         chunk += count * C::chunks;
         lap(MULTIPLYING);
 #pragma unroll 1
-        for (int item = thread; item < items; item += THREADS) {
+        for (int item = thread, i = 0; item < items; item += THREADS, i++) {
             const int pair = pair_of(item), row = row_of_item(item), unit = item / ITEMS;
-            if (item != thread) extra = early(first + unit, row, pair);
+            const Early extra = i < KEPT ? picked(kept, i) : early(first + unit, row, pair);
             const float2 other = GATED ? total_of<C::parts>(unit, row, pair * 2 + 8, in.tag) : float2{0.0f, 0.0f};
             done(first + unit, row, pair, item % COPIES, extra, total_of<C::parts>(unit, row, pair * 2, in.tag), other);
         }

@@ -20,6 +20,7 @@ DEVICE void group_barrier(int id, int threads) {
 }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float warp_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u32 warp_max(u32 value) { return __reduce_max_sync(0xffffffffu, value); }
 DEVICE int warp_from(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Programmatic dependent launch. The first lets the next kernel of the stream start, the second waits until the
@@ -107,6 +108,12 @@ DEVICE void wait_for_barrier(Barrier* barrier, int parity) {
 // 2c+9; d0, d1: row g, columns 2c and 2c+1; d2, d3: row g+8.
 DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// d[16x8] += a[16x32] b[32x8] of e4m3, with four numbers where the other has two: a0 is row g, k 4c to 4c+3, a2 k 4c+16 on.
+DEVICE void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 

@@ -14,6 +14,8 @@ from kernels.nvrtc import compile_many
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
+    BROAD,
+    BROADER,
     LARGE_KV8,
     LLAMA,
     LLAMA_KV8,
@@ -112,6 +114,13 @@ NETWORKS = [
     for kind in KINDS
     for rows in (1, 4, 16)
     if rows < 16 or spec is not LARGE_KV8
+]
+# Whose warps gather the channels that they multiply, in one piece or two.
+NETWORKS += [
+    pytest.param(replace(served(spec, kind), width=spec.width), rows, id=f"{name}-{kind}-{rows}")
+    for name, spec in (("broad", BROAD), ("broader", BROADER))
+    for kind in KINDS
+    for rows in (1, 2, 4)
 ]
 # Those of all other tests.
 OTHERS = [(SMALL, 1), (SMALL, 4), (WIDE, 1), (WIDE, 4), (WIDE, 16)]

@@ -42,6 +42,11 @@ static int warp_from(int value, int lane) {
     meet(w.meeting, 32);
     return other;
 }
+static u32 warp_max(u32 value) {
+    u32 most = 0;
+    for (int lane = 0; lane < 32; lane++) most = max(most, (u32)warp_from((int)value, lane));
+    return most;
+}
 static u32 transpose(u32 pair) {
     Warp& w = *me->warp;
     const int lane = me->thread & 31, g = lane / 4, c = lane % 4;
@@ -184,6 +189,29 @@ static void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
             const float right = half(w.b[column * 4 + k % 8 / 2][k / 8], k % 2);
             d[i] += left * right;
         }
+    }
+    meet(w.meeting, 32);
+}
+
+static float from_e4m3(u32 byte) {
+    const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+    if ((byte & 127) == 127) return NAN;
+    const float size = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+    return byte & 128 ? -size : size;
+}
+static void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    Warp& w = *me->warp;
+    const int lane = me->thread & 31, g = lane / 4, c = lane % 4;
+    const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+    memcpy(w.a[lane], a, 16);
+    memcpy(w.b[lane], b, 8);
+    meet(w.meeting, 32);
+    const auto number = [](u32 four, int which) { return from_e4m3(four >> which * 8 & 255); };
+    for (int i = 0; i < 4; i++) {
+        const int row = g + (i / 2) * 8, column = 2 * c + i % 2;
+        for (int k = 0; k < 32; k++)
+            d[i] += number(w.a[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2], k % 4) *
+                    number(w.b[column * 4 + k % 16 / 4][k / 16], k % 4);
     }
     meet(w.meeting, 32);
 }

@@ -241,8 +241,10 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
     same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
 
 
-@pytest.mark.parametrize("spec", [BROAD, pytest.param(BROADER, marks=slow)], ids=["one", "two"])
-def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSpec) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("spec", [BROAD, pytest.param(BROADER, marks=slow)], ids=["broad", "broader"])
+def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSpec, kind: WeightKind) -> None:
+    spec = replace(widened(replace(spec, width=512), kind), width=spec.width)
     net = network(spec)
     among = emulate(build, replace(RESIDENT, rows=2), net, case(spec, [70, 15]), seed=3)
     check(net, among)
@@ -250,6 +252,15 @@ def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSp
     for entry in (0, 1):
         alone = emulate(build, RESIDENT, net, case(spec, [70, 15]).only([entry]), seed=5)
         assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
+
+
+@pytest.mark.parametrize("spoilt", [float("inf"), float("nan")])
+def test_what_is_not_finite_is_not_hidden_by_eight_bits(build: Build, spoilt: float) -> None:
+    net = network(widened(SMALL, "fp8"))
+    given = case(net.spec, [37, 15])
+    given.x[0, 5] = spoilt
+    emulate(build, replace(RESIDENT, rows=2), net, given)
+    assert given.logits[0].isnan().all() and given.logits[1].isfinite().all()
 
 
 @pytest.mark.parametrize("seed", [2, pytest.param(5, marks=slow)])
