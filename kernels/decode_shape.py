@@ -129,7 +129,7 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     finds = cut.rows * (READERS + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
     partial, squares = (
-        2 * _partials(cut.rows) * cut.rows * UNIT * 4,
+        (1 + cut.resident) * _partials(cut.rows) * cut.rows * UNIT * 4,
         _rounded(cut.rows * (spec.width // 128) * 4),
     )
     inverse = cut.rows * MOST_PARTS * 4 if spec.kind == "fp8" else 0

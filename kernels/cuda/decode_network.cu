@@ -57,6 +57,11 @@ constexpr int SKEW = 64;                      // bytes, so that the halves of ei
 constexpr int KEY_SLOT = 2 * STAGE * 16;
 constexpr int SLOT_BYTES = ((KEY_SLOT > CHUNK_BYTES ? KEY_SLOT : CHUNK_BYTES) + 127) / 128 * 128 + SKEW;
 constexpr int PARTIALS = ROWS > 4 ? 32 : 64;  // warps' sums of a unit that wait to be added
+#ifdef RESIDENT
+constexpr int PRODUCTS = 2;                   // whose sums have room: a warp may be one ahead of others
+#else
+constexpr int PRODUCTS = 1;                   // of a kernel
+#endif
 constexpr int MOST_PARTS = 32;                // of a row of x: pieces, times the warps that share their channels
 constexpr int SQUARED = 128;                  // channels whose sum of squares is one number
 constexpr int SHARE = PADDED / TEAM;          // inputs of the MLP's second product for each rank
@@ -110,8 +115,8 @@ struct Step {
 DEVICE constexpr int rounded_up(int bytes) { return (bytes + 15) / 16 * 16; }
 constexpr int AT_X = SLOTS * SLOT_BYTES;                                    // [ROWS][X_ROW], what a product multiplies: `placed`
 constexpr int AT_SUMS = AT_X + ROWS * X_ROW * 2;                            // [ROWS][READERS + 1][QUADS], of attention
-constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [2][PARTIALS][ROWS][UNIT]
-constexpr int AT_SQUARES = AT_PARTIAL + 2 * PARTIALS * ROWS * UNIT * 4;        // [ROWS][WIDTH / SQUARED]
+constexpr int AT_PARTIAL = AT_SUMS + ROWS * (READERS + 1) * QUADS * 16;     // [PRODUCTS][PARTIALS][ROWS][UNIT]
+constexpr int AT_SQUARES = AT_PARTIAL + PRODUCTS * PARTIALS * ROWS * UNIT * 4;        // [ROWS][WIDTH / SQUARED]
 constexpr int AT_INVERSE = AT_SQUARES + rounded_up(ROWS * (WIDTH / SQUARED) * 4);  // [ROWS][MOST_PARTS], see `split`
 constexpr int AT_STATS = AT_INVERSE + (TERMS == 1 ? 0 : ROWS * MOST_PARTS * 4);  // [ROWS][READERS + 1][GROUP]
 constexpr int AT_QUERY = AT_STATS + rounded_up(ROWS * (READERS + 1) * GROUP * 8);  // [CREWS * READERS][GROUP][D]

@@ -63,8 +63,8 @@ template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int ch
 // of each four, its first and third runs of channels, and its second and fourth.
 struct Sums { float upper[COLUMNS][4], lower[COLUMNS][4]; };
 
-// Where products with this tag leave their sums: a warp may be one product ahead of others, which still add theirs up.
-DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + (tag & 1) * PARTIALS * ROWS * UNIT; }
+// Where products with this tag leave their sums; the tag of the next product is not the same modulo two.
+DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + tag % PRODUCTS * PARTIALS * ROWS * UNIT; }
 
 constexpr int ROW_BYTES = X_ROW * 2;
 
