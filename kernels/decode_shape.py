@@ -24,7 +24,7 @@ SHARED_LIMIT = 227 * 1024
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One compiled form of the step. rows: most entries. team: blocks for each kv head. warps: consumers of a
-    block. slots: of a block's ring. blocks: that shall fit on a multiprocessor. resident: the whole step in
+    block. slots: of a block's ring. resident: the whole step in
     one kernel. clustered: a team is a thread block cluster. delay: most nanoseconds that a block waits in
     front of a phase, for tests. traced: where the blocks' time goes is counted.
     """
@@ -33,7 +33,6 @@ class Cut:
     team: int
     warps: int
     slots: int
-    blocks: int = 1
     resident: bool = True
     clustered: bool = False
     delay: int = 0
@@ -65,7 +64,6 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "WARPS": cut.warps,
         "SUBS": subs_of(spec, cut.team) or 0,
         "SLOTS": cut.slots,
-        "BLOCKS": cut.blocks,
     }
     flags = {
         "RESIDENT": cut.resident,

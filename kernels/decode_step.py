@@ -52,16 +52,9 @@ def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
     form = next((most for most in ROWS.get(path, ()) if most >= rows), None)
     if form is None:
         raise ValueError(f"{path} serves up to {max(ROWS.get(path, ()), default=0)} rows, not {rows}")
-    if path == "persistent":
-        cuts = [Cut(form, team, WARPS, slots) for slots in (12, 10, 8, 6, 4)]
-        return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
-    # Two kernels of a chain share a multiprocessor, which keeps 1 KiB for each block to itself.
-    limit = SHARED_LIMIT // 2 - 1024
-    pairs = [Cut(form, team, WARPS, slots, 2, resident=False) for slots in (6, 4)]
-    alone = [Cut(form, team, WARPS, slots, 1, resident=False) for slots in (8, 6, 4)]
-    fitting = [cut for cut in pairs if shared_bytes(spec, cut) <= limit]
-    fitting += [cut for cut in alone if shared_bytes(spec, cut) <= SHARED_LIMIT]
-    return (fitting or alone)[0]
+    # A block of a chain, too, has a multiprocessor to itself: two that share one have smaller rings.
+    cuts = [Cut(form, team, WARPS, slots, resident=path == "persistent") for slots in (12, 10, 8, 6, 4)]
+    return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
 
 
 def most_rows(spec: StepSpec, team: int) -> dict[StepPath, int]:
@@ -178,9 +171,8 @@ class StepKernels:
         """Whether all teams may fit as clusters at one time. More than CLUSTERED_SHARE of the blocks never
         do, for clusters do not cross the chip's parts: of an H200, 15 of 8 blocks.
         """
-        limit = SHARED_LIMIT if cut.blocks == 1 else SHARED_LIMIT // 2 - 1024
-        most = CLUSTERED_SHARE * cut.blocks * self.multiprocessors
-        return self.team > 1 and self._grid <= most and shared_bytes(self.network.spec, cut) <= limit
+        fits = shared_bytes(self.network.spec, cut) <= SHARED_LIMIT
+        return self.team > 1 and self._grid <= CLUSTERED_SHARE * self.multiprocessors and fits
 
     def _clusters_fit(self, cut: Cut) -> bool:
         """Whether they do, which the driver knows once the kernel is there."""

@@ -26,7 +26,7 @@
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
 // and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
-// channels; SLOTS of the ring; BLOCKS of a multiprocessor. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a
+// channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a
 // cluster and meets through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for
 // tests; TRACED, where its time goes is counted.
 //

@@ -268,9 +268,9 @@ DEVICE void normalise(const u16* weight, float eps);
 // that its slots are filled again.
 template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
     using C = Cut<K>;
-    // Two kernels of a chain share a multiprocessor's registers, more rows need them for themselves, and of eight bits
-    // half as much streams, so that a slot more is worth less than the instructions.
-    constexpr bool HOLDS = BLOCKS == 1 && ROWS <= 4 && GROUPS == 1 && C::blocks <= 8 && !SCALED;
+    // More rows need the registers for themselves, and of eight bits half as much streams: a slot more is then worth less
+    // than the instructions.
+    constexpr bool HOLDS = ROWS <= 4 && GROUPS == 1 && C::blocks <= 8 && !SCALED;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
     if (in.x) gather_first(in.x, in.x_stride, in.count);

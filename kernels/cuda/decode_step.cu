@@ -230,7 +230,7 @@ DEVICE void consume(const Step& s, int index, int phase, u32 base) {
 }
 #endif
 
-KERNEL void __launch_bounds__(ALL_THREADS, BLOCKS) decode_step(const Step s, int index, int phase) {
+KERNEL void __launch_bounds__(ALL_THREADS, 1) decode_step(const Step s, int index, int phase) {
     const int thread = thread_index();
     if (thread < SLOTS) {
         init_barrier(full_of(thread), 1);

@@ -78,7 +78,7 @@ def decode_cases() -> Iterator[Case]:
         assert decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
         constants = decode_shape.defines(spec, cut)
         aside = STEP_BYTES
-        yield Case("decode_step", decode_step.source(), constants, cut.threads, cut.blocks, aside)
+        yield Case("decode_step", decode_step.source(), constants, cut.threads, 1, aside)
 
 
 FAMILIES = (("skinny", skinny_cases()), ("cluster", cluster_cases()), ("decode", decode_cases()))

@@ -38,7 +38,7 @@ from tests.kernels.decode_cases import (
 )
 
 RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
-CHAINED = Cut(rows=1, team=2, warps=8, slots=4, blocks=2, resident=False)
+CHAINED = Cut(rows=1, team=2, warps=8, slots=4, resident=False)
 Build = Callable[[StepSpec, Cut], ctypes.CDLL]
 
 
