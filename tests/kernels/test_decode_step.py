@@ -315,6 +315,17 @@ def test_teams_of_other_sizes(build: Build, team: int) -> None:
     check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))
 
 
+@pytest.mark.parametrize("cut", [RESIDENT, pytest.param(CHAINED, marks=slow)], ids=["resident", "chained"])
+def test_blocks_without_outputs_of_attention(build: Build, cut: Cut) -> None:
+    """Half of each team: they go from attention to the MLP, whose sums then lie where attention's did."""
+    net = network(replace(SMALL, heads=4, kv_heads=4, inner=512, padded_inner=512))
+    cut = replace(cut, team=4, rows=2)
+    wanted = emulate(build, cut, net, case(net.spec, [70, 15]))
+    check(net, wanted)
+    for seed in (1, 2, 3):
+        same(wanted, emulate(build, cut, net, case(net.spec, [70, 15]), seed))
+
+
 # Kernels of a chain run one after the other here, and never wait.
 @pytest.mark.parametrize(
     ("cut", "before"),
