@@ -24,9 +24,9 @@ SHARED_LIMIT = 227 * 1024
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One compiled form of the step. rows: most entries. team: blocks for each kv head. warps: consumers of a
-    block. slots: of a block's ring. resident: the whole step in
-    one kernel. clustered: a team is a thread block cluster. delay: most nanoseconds that a block waits in
-    front of a phase, for tests. traced: where the blocks' time goes is counted.
+    block. slots: of a block's ring. resident: the whole step in one kernel. clustered: a team is a thread
+    block cluster. delay: most nanoseconds that a block waits in front of a phase, for tests. traced: where
+    the blocks' time goes is counted.
     """
 
     rows: int
@@ -126,10 +126,8 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     x = cut.rows * (longest + (32 if spec.kind == "bf16" else 8)) * 2
     finds = cut.rows * (READERS + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
-    partial, squares = (
-        (1 + cut.resident) * _partials(cut.rows) * cut.rows * UNIT * 4,
-        _rounded(cut.rows * (spec.width // 128) * 4),
-    )
+    partial = (1 + cut.resident) * _partials(cut.rows) * cut.rows * UNIT * 4
+    squares = _rounded(cut.rows * (spec.width // 128) * 4)
     inverse = cut.rows * MOST_PARTS * 4 if spec.kind == "fp8" else 0
     query = cut.warps // READERS * READERS * group * dim * 2
     new = cut.rows * 2 * dim * number + (_rounded(cut.rows * 4) if spec.fp8_kv else 0)

@@ -119,7 +119,9 @@ def _first_that_works(
 def _built(
     name: str, spec: AttentionSpec, built: dict[str, AttentionBackend], flash_sdp: bool = True
 ) -> AttentionBackend | str:
-    """The one of an earlier operation where it serves this one, too, so that they share buffers."""
+    """A backend, or why there is none: that of an earlier operation where it serves this one, too, so that
+    they share buffers.
+    """
     if name == "triton" and ROTATING in built:
         name = ROTATING  # with chunks it does the same
     outcome = built.get(name) or build(name, spec, flash_sdp)

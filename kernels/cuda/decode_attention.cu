@@ -165,25 +165,25 @@ DEVICE void attend_new(const Step& s, int row, const Halves& key, const Halves& 
 
 // A row's tiles that are this reader's, of the keys in front of the new token. count: chunks of this rank.
 DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int count) {
-    const int lane = lane_index(), g = lane >> 2, c = lane & 3, reader = warp_index() % READERS, which = reader % 2;
+    const int lane = lane_index(), g = lane >> 2, c = lane & 3, reader = warp_index() % READERS;
     const u16* const queries = own_queries();
     uint4 query[D / 32];
     query_for_tile(query, queries + g * D, g < GROUP, c);
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #pragma unroll 1
-    for (int j = reader / 2; j < count; j += READERS / 2) {
-        const int tile = (rank_index() + j * TEAM) * 2 + which;
+    for (int j = 0; j < count; j++) {
+        const int tile = (rank_index() + j * TEAM) * READERS + reader;
         const Place place = place_of(chunk + j);
         const bool landed = wait_for_chunks<1>(place);
-        uint4* const stage = (uint4*)slot_of(place.slot) + which * STAGE;
+        uint4* const stage = (uint4*)slot_of(place.slot) + reader * STAGE;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
             if (NUMBER > 1 && high < TILE - 1) clear_unseen(stage, 0, high, lane);
             attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
         }
         warp_barrier();
-        if (lane < SUBS / 2 && landed) arrive(empty_of(place.slot));  // two warps for all that the barrier counts
+        if (lane < SUBS / READERS && landed) arrive(empty_of(place.slot));  // as often as the barrier counts
     }
     keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), o, most, total, lane);
 }

@@ -13,8 +13,8 @@
 // a product takes all their channels, and come by one copy: each copy costs a producer some 100 cycles, so two share
 // the work.
 //
-// Products: 8 rows of a weight are the first operand of tensor-core products, 4 rows of x the second. A lane's 16 bytes of
-// a weight's row are four pairs of channels, and go into a product as they are, though the second and the fourth stand
+// Products: 8 rows of a weight are the first operand of tensor-core products, 4 rows of x the second (2 where rows of x are
+// split, decode_split.cu). A lane's 16 bytes of a weight's row are four pairs of channels, and go into a product as they are, though the second and the fourth stand
 // for another row there: these meet columns of their own, with the other pairs of the same x. Nothing moves between
 // registers. SUBS warps share the channels; their sums are kept apart and added in order, so a result depends on neither
 // the number of rows, nor the other rows, nor how many warps there are.
@@ -26,9 +26,9 @@
 // Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
 // and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
-// channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a
-// cluster and meets through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for
-// tests; TRACED, where its time goes is counted.
+// channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets through
+// distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED, where its
+// time goes is counted.
 //
 // Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
@@ -41,9 +41,9 @@ constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
 constexpr int PRODUCERS = 2;                  // warps
 static_assert(SLOTS >= 4 && SLOTS % PRODUCERS == 0, "a slot is one producer's, or at the end nobody could tell whose copy fills it");
-constexpr int READERS = 2;                    // warps that attend for a row: of a chunk each takes a tile
+constexpr int READERS = 2;                    // warps that attend for a row: of each chunk, two tiles, each takes one
 #ifdef WEIGHT_FP8
-constexpr int TERMS = 2;                      // vectors that stand for a row of x, see `split`
+constexpr int TERMS = 2;                      // vectors that stand for a row of x, see decode_split.cu
 #else
 constexpr int TERMS = 1;
 #endif

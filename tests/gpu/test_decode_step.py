@@ -24,6 +24,7 @@ from tests.kernels.decode_cases import (
     SMALL,
     SMALL_KV8,
     WIDE,
+    WIDER,
     Case,
     arguments_of,
     case,
@@ -122,16 +123,27 @@ NETWORKS += [
     for kind in KINDS
     for rows in (1, 2, 4)
 ]
-# Those of all other tests.
-OTHERS = [(SMALL, 1), (SMALL, 4), (WIDE, 1), (WIDE, 4), (WIDE, 16)]
+# The same of eight warps, which models that people serve have; the MLP's channels are gathered so, too.
+NETWORKS += [
+    pytest.param(
+        replace(WIDER, kind=kind, width=width, inner=4080, padded_inner=4096),
+        rows,
+        id=f"wider-{width}-{kind}-{rows}",
+    )
+    for kind in KINDS
+    for width, rows in ((1024, 1), (1024, 2), (1024, 4), (1024, 16), (4096, 4))
+]
+# Those of all other tests, and those that are run with blocks that come late.
+LATE = [WIDE, BROAD, WIDER]
+OTHERS = [(SMALL, 1), (SMALL, 4), (WIDE, 1), (WIDE, 16), *((spec, 4) for spec in LATE)]
 
 
 def needed(chosen: Sequence[pytest.Item], multiprocessors: int) -> list[dict[str, int]]:
     """Compile-time constants of all forms that these tests run."""
     given = [getattr(item, "callspec", None) for item in chosen]
     params = [spec.params if spec is not None else {} for spec in given]
-    wanted = {(one["spec"], one["rows"]) for one in params if "spec" in one}
-    if any("spec" not in one for one in params):
+    wanted = {(one["spec"], one["rows"]) for one in params if "rows" in one}
+    if any("spec" not in one or "delay" in one for one in params):
         wanted |= set(OTHERS)
     found: list[dict[str, int]] = []
     for spec, rows in wanted:
@@ -139,7 +151,7 @@ def needed(chosen: Sequence[pytest.Item], multiprocessors: int) -> list[dict[str
         assert isinstance(team, int), team
         cuts = forms_of(spec, rows, team)
         found += [defines(spec, cut) for cut in cuts]
-        if (spec, rows) == (WIDE, 4):
+        if spec in LATE and rows == 4:
             found += [defines(spec, replace(cut, delay=DELAY)) for cut in cuts]
     return found
 
@@ -196,14 +208,18 @@ def test_contexts_across_borders(position: int) -> None:
         check(net, run(kernels, cut, case(SMALL, [position], device="cuda")))
 
 
-@pytest.mark.parametrize("delay", [0, DELAY])
-def test_a_thousand_steps_give_the_same_bits(delay: int) -> None:
+@pytest.mark.parametrize(
+    ("spec", "delay"),
+    [(WIDE, 0), *((spec, DELAY) for spec in LATE)],
+    ids=["wide", "wide-late", "broad-late", "wider-late"],
+)
+def test_a_thousand_steps_give_the_same_bits(spec: StepSpec, delay: int) -> None:
     """Also where blocks come late; what the steps before left in the exchange is not taken for their own."""
-    net = network(WIDE, device="cuda")
+    net = network(spec, device="cuda")
     kernels = kernels_for(net)
-    wanted = run(kernels, cut_of(WIDE, "persistent", 4, kernels.team), case(WIDE, POSITIONS, device="cuda"))
+    wanted = run(kernels, cut_of(spec, "persistent", 4, kernels.team), case(spec, POSITIONS, device="cuda"))
     for cut in forms(kernels, 4):
-        given = case(WIDE, POSITIONS, device="cuda")
+        given = case(spec, POSITIONS, device="cuda")
         for _ in range(100 if delay else 1000):
             given.logits.fill_(float("nan"))
             run(kernels, replace(cut, delay=delay), given)

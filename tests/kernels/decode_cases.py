@@ -29,7 +29,7 @@ SMALL = StepSpec(
     block_size=16,
 )
 # Eight warps share its channels, where those of the others are four.
-WIDE = replace(SMALL, width=256, heads=4, inner=512, padded_inner=512)
+WIDE = replace(SMALL, width=256, heads=4, inner=1024, padded_inner=1024)
 LLAMA = replace(
     SMALL, heads=4, kv_heads=2, width=128, inner=208, padded_inner=256, activation="swiglu", order="rope"
 )
@@ -38,8 +38,9 @@ LLAMA = replace(
 QWEN3 = replace(LLAMA, order="norm_rope", heads=4, kv_heads=2)
 QWEN2 = replace(LLAMA, biased=True)
 
-# Each warp brings the channels that it multiplies; of the second rows have two pieces.
+# Each warp brings the channels that it multiplies, one of four or of eight; of the last rows have two pieces.
 BROAD = replace(SMALL, width=1024, layers=1)
+WIDER = replace(SMALL, width=1024, heads=8, inner=2032, padded_inner=2048, layers=1)
 BROADER = replace(LLAMA, width=4096, layers=1)
 
 SMALL_KV8 = replace(SMALL, fp8_kv=True)

@@ -5,6 +5,7 @@
 #include "../../kernels/cuda/attention_tile.cu"
 #include "../../kernels/cuda/decode_network.cu"
 #include "../../kernels/cuda/decode_exchange.cu"
+#include "../../kernels/cuda/decode_split.cu"
 #include "../../kernels/cuda/decode_product.cu"
 #include "../../kernels/cuda/decode_attention.cu"
 #include "../../kernels/cuda/decode_phases.cu"
@@ -15,6 +16,14 @@ static const int TOGETHER = TEAM;
 #else
 static const int TOGETHER = 1;
 #endif
+
+#ifdef CLUSTERED
+static const int MAIL_BYTES = MAIL * (int)sizeof(Word);
+#else
+static const int MAIL_BYTES = 0;
+#endif
+// What a block takes, for kernels/decode_shape.py to have the same number.
+extern "C" int memory_bytes() { return AT_MAIL + MAIL_BYTES; }
 
 // One launch; for one kernel of several, index and phase say which. 0, or 1 with a reason.
 extern "C" int emulate(int shared_bytes, const Step* step, int index, int phase, u32 seed, long long nanoseconds) {

@@ -219,6 +219,10 @@ static void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32
 static void group_barrier(int id, int threads) {
     if (id < 1 || id > 15 || threads % 32 || threads > world.threads) fail("a named barrier that there is not");
     meet(me->home->named[id], threads);
+    // With a seed a warp may lag behind the others now, which do as much in the meantime as they can without it.
+    if (!world.options.seed || me->thread % 32 || draw(16)) return;
+    me->warp->resumes = world.round + draw(LONGEST_LAG);
+    yield();
 }
 
 static void cluster_arrive() {
@@ -281,8 +285,8 @@ static int atomic_add(int* address, int value) {
     *address += value, world.changes++;
     return before;
 }
-// Of a finite number.
 static u32 to_e4m3(float value) {
+    if (value != value) return 0x7f;
     const u32 sign = std::signbit(value) ? 0x80 : 0;
     const float size = std::fabs(value);
     if (size >= 448.0f) return sign | 0x7e;

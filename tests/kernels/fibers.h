@@ -149,7 +149,7 @@ static void run_fiber() {
     for (;;) yield();
 }
 
-static const u32 LONGEST_DELAY = 40;  // rounds
+static const u32 LONGEST_DELAY = 40, LONGEST_LAG = 1000;  // rounds
 static void shuffle(std::vector<Fiber*>& fibers) {
     for (size_t i = fibers.size() - 1; i > 0; i--) std::swap(fibers[i], fibers[draw(i + 1)]);
     if (draw(4)) return;

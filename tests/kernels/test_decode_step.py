@@ -9,7 +9,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_arguments import SPENT, StepArguments, StepMemory, StepNetwork
+from kernels.decode_arguments import SPENT, STAGES, StepArguments, StepMemory, StepNetwork
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches, most_rows, team_of
 from kernels.quantize import WeightKind
@@ -26,6 +26,7 @@ from tests.kernels.decode_cases import (
     SMALL,
     SMALL_KV8,
     WIDE,
+    WIDER,
     Case,
     arguments_of,
     case,
@@ -79,6 +80,7 @@ def emulate_launch(
     nanoseconds: int = 1,
 ) -> None:
     library, shared = build(net.spec, cut), shared_bytes(net.spec, cut)
+    assert shared == library.memory_bytes()
     time = ctypes.c_longlong(nanoseconds)
     status = library.emulate(shared, ctypes.byref(step), index, phase, seed, time)
     assert status == 0, library.failure()
@@ -242,9 +244,13 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
-@pytest.mark.parametrize("spec", [BROAD, pytest.param(BROADER, marks=slow)], ids=["broad", "broader"])
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(BROAD, marks=slow), WIDER, pytest.param(BROADER, marks=slow)],
+    ids=["broad", "wider", "broader"],
+)
 def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSpec, kind: WeightKind) -> None:
-    spec = replace(widened(replace(spec, width=512), kind), width=spec.width)
+    spec = replace(spec, kind=kind) if spec == WIDER else replace(widened(spec, kind), width=spec.width)
     net = network(spec)
     among = emulate(build, replace(RESIDENT, rows=2), net, case(spec, [70, 15]), seed=3)
     check(net, among)
@@ -252,6 +258,15 @@ def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSp
     for entry in (0, 1):
         alone = emulate(build, RESIDENT, net, case(spec, [70, 15]).only([entry]), seed=5)
         assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
+
+
+@pytest.mark.parametrize("spec", [WIDER, pytest.param(BROAD, marks=slow)], ids=["wider", "broad"])
+def test_warps_that_lag_behind_find_what_they_left(build: Build, spec: StepSpec) -> None:
+    """Others of their block may be a product ahead (emulation.h holds warps up behind barriers)."""
+    net, cut = network(spec), replace(RESIDENT, rows=2)
+    wanted = emulate(build, cut, net, case(spec, [70, 15]))
+    for seed in range(6, 16):
+        same(wanted, emulate(build, cut, net, case(spec, [70, 15]), seed))
 
 
 @pytest.mark.parametrize("spoilt", [float("inf"), float("nan")])
@@ -273,6 +288,7 @@ def test_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
     spent = dict(zip(SPENT, memory.trace.unbind(2), strict=True))
     assert all(spent[name].min() >= 0 and (name == "pace" or spent[name].sum() > 0) for name in SPENT)
     assert (spent["words"] + spent["team"] + spent["weights"] <= spent["all"]).all()
+    assert (sum(spent[stage] for stage in STAGES) <= spent["all"]).all()
     assert (spent["team"][:, [1, 2, 4]] == 0).all()  # only attention and the MLP's end ask the team
 
 
@@ -297,6 +313,17 @@ def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
 def test_teams_of_other_sizes(build: Build, team: int) -> None:
     net = network(replace(SMALL, inner=512, padded_inner=512))
     check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))
+
+
+@pytest.mark.parametrize("cut", [RESIDENT, pytest.param(CHAINED, marks=slow)], ids=["resident", "chained"])
+def test_blocks_without_outputs_of_attention(build: Build, cut: Cut) -> None:
+    """Half of each team: they go from attention to the MLP, whose sums then lie where attention's did."""
+    net = network(replace(SMALL, heads=4, kv_heads=4, inner=512, padded_inner=512))
+    cut = replace(cut, team=4, rows=2)
+    wanted = emulate(build, cut, net, case(net.spec, [70, 15]))
+    check(net, wanted)
+    for seed in (1, 2, 3):
+        same(wanted, emulate(build, cut, net, case(net.spec, [70, 15]), seed))
 
 
 # Kernels of a chain run one after the other here, and never wait.
