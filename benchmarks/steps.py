@@ -53,9 +53,7 @@ D32 = StepSpec(
 )
 SIZES = {
     "d32": D32,
-    "llama-d32": replace(
-        D32, kv_heads=8, inner=5504, padded_inner=6144, activation="swiglu", order="rope", eps=1e-5
-    ),
+    "llama-d32": replace(D32, inner=5504, padded_inner=6144, activation="swiglu", order="rope", eps=1e-5),
 }
 TRACED_STEPS = 10
 

@@ -16,12 +16,11 @@ from engine.backend import Feature
 from engine.fastpath import FlagUnavailable
 from engine.gpu.cache import PagedKV
 from engine.gpu.network import Network
-from engine.gpu.path_trial import CONTEXT, TESTED, TOO_LONG, Trial, blocks_for, parts_of, positions_for
+from engine.gpu.path_trial import CONTEXT, TESTED, TOO_LONG, Trial, blocks_for, fill, positions_for
 from engine.gpu.paths import LIBRARY, Library, StepKernels, make_kernels, spec_of
 from engine.messages.config import DecodePathName
 from kernels.caps import DeviceCaps
 from kernels.cuda_driver import DriverError
-from kernels.kv8 import quantize_kv
 from kernels.nvrtc import CompileError, cache_folder, load_nvrtc, write_atomically
 from kernels.step_spec import StepPath, StepSpec
 from kernels.timing import GraphTimer, Timer
@@ -186,14 +185,7 @@ class _Choice:
 
     def _take(self, cache: PagedKV) -> None:
         network = self.network
-        for layer, scales in zip(cache.layers, cache.scales, strict=True):
-            for part, scale in parts_of(layer, scales):
-                if scale is None:
-                    part.normal_()
-                    continue
-                values, made = quantize_kv(torch.randn(part.shape, device=part.device))
-                part.view(torch.int8).copy_(values.view(torch.int8))
-                scale.copy_(made)
+        fill(cache)
         network.cache = cache
         network.paths.open(self.kernels)
         network.paths.bind(cache)
@@ -208,7 +200,7 @@ class _Choice:
                 reasons[path] = str(error)
         for seed, positions in enumerate(positions_for(rows, self.spec.block_size, self.tested)):
             trial = Trial.of(self.network, rows, positions, seed)
-            want = trial.look("graph")
+            want = trial.reference()
             for path in paths:
                 if path in reasons:
                     continue

@@ -50,8 +50,8 @@ LARGE_KV8 = replace(
     QWEN2, fp8_kv=True, head_dim=128, heads=6, kv_heads=1, block_size=48, width=256, order="norm_rope"
 )
 
-# The model of the benchmarks, and a Llama of its size.
-D32, LLAMA_D32 = SIZES["d32"], SIZES["llama-d32"]
+# The model of the benchmarks, and a Llama of its size that has two query heads for a kv head.
+D32, LLAMA_D32 = SIZES["d32"], replace(SIZES["llama-d32"], kv_heads=8)
 
 
 def network(spec: StepSpec, seed: int = 0, device: str = "cpu") -> StepNetwork:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from benchmarks import steps
+from benchmarks import models, steps
+from engine.gpu.weights import padded
 from kernels.decode_arguments import PHASES, SPENT, StepArguments, StepMemory
 from kernels.decode_shape import Cut, defines, shared_bytes
 from kernels.decode_step import cut_of, launches
@@ -84,3 +85,28 @@ def test_what_cannot_be_measured_is_named(wrong: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         steps.parse(wrong.split())
     assert wrong.split()[0] in capsys.readouterr().err
+
+
+def test_steps_are_of_the_models_that_the_other_benchmarks_run() -> None:
+    """What holds for a step alone shall hold for the engine's."""
+    d32 = models.SIZES["d32"]
+    llama = {name: value for name, value in models.CONFIGS["llama-d32"].items() if isinstance(value, int)}
+    for name, (width, heads, kv_heads, layers, vocabulary) in {
+        "d32": [d32[key] for key in ("n_embd", "n_head", "n_kv_head", "n_layer", "vocab_size")],
+        "llama-d32": [
+            llama[key]
+            for key in (
+                "hidden_size",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "num_hidden_layers",
+                "vocab_size",
+            )
+        ],
+    }.items():
+        spec = steps.SIZES[name]
+        assert (spec.width, spec.heads, spec.kv_heads) == (width, heads, kv_heads)
+        assert (spec.layers, spec.head_rows, spec.head_dim) == (layers, vocabulary, width // heads)
+    spec = steps.SIZES["llama-d32"]
+    assert spec.inner == llama["intermediate_size"] and spec.head_dim == llama["head_dim"]
+    assert spec.padded_inner == padded(torch.zeros(1, spec.inner)).size(1)

@@ -3,7 +3,9 @@ gives the tokens of the network's own kernels.
 """
 
 import asyncio
+import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,11 @@ from engine.fastpath import FlagUnavailable
 from engine.gpu import build
 from engine.gpu.cache import PagedKV
 from engine.gpu.graphs import Buckets
+from engine.gpu.inputs import StepInputs, StepShape
 from engine.gpu.linears import build_linears
 from engine.gpu.network import Network
 from engine.gpu.path_choice import Choices, Wanted, choose_paths, fastest, read_times, write_times
+from engine.gpu.path_trial import fill
 from engine.gpu.paths import spec_of
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
@@ -248,6 +252,82 @@ def test_what_is_wrong_does_not_serve(
     with pytest.raises(FlagUnavailable, match=f"decode_path is persistent, but .*4 rows: .*{message}"):
         choose(model, network, tmp_path, "persistent", **options)  # type: ignore[arg-type]
     assert network.paths.kernels is None and not network.paths.table
+
+
+def test_what_gives_other_bits_each_time_does_not_serve(quick: None, tmp_path: Path) -> None:
+    """Also where each is as near to what is right as rounding may bring it."""
+    turn = itertools.count()
+
+    def restless(done: Done) -> None:
+        if next(turn) % 2:
+            last_row(done)[7] *= 1.01
+
+    model, options = gpt(), {"fault": spoiled(restless), "buckets": (2, 4)}
+    network = network_of(model)
+    choices, _ = choose(model, network, tmp_path, **options)  # type: ignore[arg-type]
+    assert network.paths.table == {2: "persistent", 4: "chained"}
+    told = r"^persistent: the second time its bits are others: logits \(row 3 by \S+, half of it in 1 of 512"
+    assert re.search(told, choices.by_rows[4].reason)
+
+
+@pytest.mark.parametrize("when", [0, 1, 2, 3])
+def test_a_step_of_the_networks_own_that_went_wrong_once_speaks_against_no_path(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: int
+) -> None:
+    """And is told. when: which of the four steps, two a test, that say what is right."""
+    step, calls = Network.step, itertools.count()
+
+    def once(self: Network, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        step(self, shape, inputs, full)
+        if shape.tokens == 4 and next(calls) == when:
+            slot = int(self.scratch.slots[0])
+            assert self.cache is not None
+            self.cache.layers[1][0][slot // BLOCK, slot % BLOCK] += 1.0
+
+    monkeypatch.setattr(Network, "step", once)
+    model = gpt()
+    network = network_of(model)
+    with caplog.at_level(logging.WARNING, "fastpath.engine"):
+        choose(model, network, tmp_path, buckets=(2, 4))
+    assert network.paths.table == {2: "persistent", 4: "persistent"}
+    told = "own kernels gave other bits the second time at . of 4 rows: keys and values of layer 1 \\(row 0"
+    assert len(re.findall(told, caplog.text)) == 1
+
+
+def test_a_network_that_is_always_otherwise_is_not_followed(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell then who is right; the network's own kernels stay."""
+    step = Network.step
+
+    def otherwise(self: Network, shape: StepShape, inputs: StepInputs, full: bool) -> None:
+        step(self, shape, inputs, full)
+        self.scratch.logits.neg_()
+
+    monkeypatch.setattr(Network, "step", otherwise)
+    model = gpt()
+    network = network_of(model)
+    choices, _ = choose(model, network, tmp_path, buckets=(2, 4))
+    assert not network.paths.table and "logits are off by 2 of their size" in choices.by_rows[4].reason
+
+
+@pytest.mark.parametrize("kept", [BF16, FORMAT], ids=str)
+def test_tests_find_the_same_keys_and_values_at_every_start(kept: torch.dtype) -> None:
+    first, second = (cache_of(gpt(), 5, kept) for _ in range(2))
+    for cache in (first, second):
+        fill(cache)
+        torch.randn(3)  # whatever else the program draws
+    parts = [
+        [
+            part.view(torch.int8) if part.dtype == FORMAT else part
+            for layer in (*cache.layers, *cache.scales)
+            for part in layer or ()
+        ]
+        for cache in (first, second)
+    ]
+    assert len(parts[0]) == (4 if kept == BF16 else 8)
+    assert all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(parts[0][:4], 2))
 
 
 def test_what_does_not_compile_does_not_serve(quick: None, tmp_path: Path) -> None:
