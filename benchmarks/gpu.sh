@@ -46,7 +46,7 @@ part() {
             tests/gpu/test_te.py
         ;;
     paths)
-        run tests-paths 400 python3 -m pytest -q --tb=short tests/gpu/test_decode_step.py tests/gpu/test_paths.py
+        run tests-paths 400 python3 -m pytest -q --tb=short tests/gpu/test_decode_step.py tests/gpu/test_path_noise.py tests/gpu/test_paths.py
         run decode-paths 200 python3 -m benchmarks.decode --model-size d32 --path graph,chained,persistent \
             --out "$out/decode-paths.json"
         ;;
