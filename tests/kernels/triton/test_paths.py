@@ -1,151 +1,43 @@
-"""Decode paths around their kernels, which plain torch stands for: what may serve, what does, and that it
-gives the tokens of the network's own kernels.
-"""
+"""Decode paths around their kernels, which plain torch stands for: what may serve, and what does."""
 
-import asyncio
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine import async_engine
-from engine.backend import Backend
 from engine.decoder import Decoder
 from engine.fastpath import FlagUnavailable
-from engine.gpu import build
 from engine.gpu.cache import PagedKV
-from engine.gpu.graphs import Buckets
 from engine.gpu.inputs import StepInputs, StepShape
-from engine.gpu.linears import build_linears
 from engine.gpu.network import Network
-from engine.gpu.path_choice import Choices, Wanted, choose_paths, fastest, read_times, write_times
+from engine.gpu.path_choice import Wanted, choose_paths, fastest, read_times, write_times
 from engine.gpu.path_trial import fill
 from engine.gpu.paths import spec_of
-from engine.gpu.rows import DeviceRows
-from engine.gpu.runner import GpuRunner
-from engine.gpu.staging import StepStaging
 from engine.gpu.weights import Keeper, network_weights
-from engine.llama import Llama
-from engine.llama_config import llama_config
-from engine.messages import EngineConfig, SamplingParams
-from engine.messages.config import DecodePathName
-from kernels.backends.base import AttentionSpec
 from kernels.kv8 import FORMAT
-from kernels.quantize import Kind8
 from kernels.step_spec import StepPath
-from tests.engine.checkpoints import make_model
-from tests.engine.made_up_gpu import made_up
-from tests.engine.serving import Ask, answers, started
-from tests.kernels.plain_step import Done, PlainStep, library
-from tests.kernels.quick_network import ExactBackend, quicken
-from tests.seed.test_k_stubs import FiveMethods
+from tests.kernels.plain_step import Done, library
+from tests.kernels.quick_network import quicken
+from tests.kernels.triton.path_cases import (
+    BF16,
+    BLOCK,
+    BUCKETS,
+    CLOCK,
+    KINDS,
+    LENGTH,
+    Clock,
+    cache_of,
+    choose,
+    gpt,
+    llama,
+    network_of,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_paths.py has the real one")
-CPU, BF16, BLOCK, ROWS, TOKENS, LENGTH = torch.device("cpu"), torch.bfloat16, 16, 5, 48, 64
-BUCKETS = (1, 2, 4, 5)
-LLAMA = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": LENGTH,
-    "rms_norm_eps": 1e-5,
-}
-
-
-def gpt(generation: str = "G1", **sizes: object) -> Decoder:
-    small = {"sequence_len": LENGTH, "n_layer": 2, "n_embd": 64, "n_head": 2, "n_kv_head": 2} | sizes
-    return make_model(generation, 1, **small).to(BF16)  # type: ignore[arg-type]
-
-
-def llama(family: str = "llama", **sizes: object) -> Decoder:
-    model = Llama(llama_config(family, LLAMA | sizes)).requires_grad_(False)  # type: ignore[arg-type]
-    model.randomize(2)
-    return model.to(BF16).eval()
-
-
-def network_of(model: Decoder, kind: Kind8 | None = None, kept: torch.dtype | None = None) -> Network:
-    """On the CPU, with a cache of one block. kept: what keys and values are kept in, if not the model's."""
-    weights = network_weights(model, keeper=Keeper.eight_bits(kind) if kind else None)
-    rotary, dtype = weights.layers[0].rotary, weights.embedding.dtype
-    spec = AttentionSpec(
-        *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, dtype, ROWS, LENGTH, CPU), kept == FORMAT
-    )
-    rows = DeviceRows(ROWS, 1 + LENGTH // BLOCK, weights.vocab_size, CPU)
-    linears = build_linears(weights, "auto", TOKENS, False)
-    network = Network(weights, linears, rows, ExactBackend(spec), TOKENS, ROWS)
-    network.cache = cache_of(model, 2, kept or dtype)
-    return network
-
-
-def cache_of(model: Decoder, blocks: int, dtype: torch.dtype = BF16) -> PagedKV:
-    config = model.config
-    return PagedKV(config.n_layer, blocks, BLOCK, config.n_kv_head, config.head_dim, dtype, CPU)
-
-
-@dataclass
-class Clock:
-    """Seconds that steps of each path take; counts the measurements. gives_up: who fails while measured."""
-
-    seconds: dict[StepPath, float]
-    measured: int = 0
-    gives_up: tuple[StepPath, torch.Tensor] | None = None
-
-    def __call__(self, body: Callable[[], None]) -> float:
-        body()
-        self.measured += 1
-        (path,) = body.args  # type: ignore[attr-defined]
-        if self.gives_up is not None and path == self.gives_up[0]:
-            self.gives_up[1].fill_(1)
-        return self.seconds[path]
-
-
-CLOCK: dict[StepPath, float] = {"graph": 3e-3, "chained": 2e-3, "persistent": 1e-3}
-
-
-def choose(
-    model: Decoder,
-    network: Network,
-    file: Path,
-    asked: DecodePathName = "auto",
-    timer: Clock | None = None,
-    reason: str | None = None,
-    blocked: str | None = None,
-    buckets: tuple[int, ...] = BUCKETS,
-    **options: object,
-) -> tuple[Choices, PlainStep | None]:
-    given, made = library(reason, **options)
-    assert network.cache is not None
-    kept = network.cache.layers[0][0].dtype
-    wanted = Wanted(asked, blocked, buckets, LENGTH, "auto")
-    choices = choose_paths(
-        network,
-        wanted,
-        lambda blocks: cache_of(model, blocks, kept),
-        given,
-        timer=timer or Clock(CLOCK),
-        capability=(9, 0),
-        file=file / "times.json",
-    )
-    return choices, made[-1] if made else None
-
-
-KINDS: dict[str, Callable[[], tuple[Decoder, Kind8 | None]]] = {
-    "G1": lambda: (gpt(), None),
-    "G1 int8": lambda: (gpt(), "int8"),
-    "G1 grouped": lambda: (gpt(n_head=4, n_kv_head=2), None),
-    "llama": lambda: (llama(), None),
-    "llama fp8": lambda: (llama(), "fp8"),
-    "qwen2": lambda: (llama("qwen2"), None),
-    "qwen3": lambda: (llama("qwen3", head_dim=32), None),
-}
 
 
 @pytest.fixture
@@ -474,124 +366,3 @@ def test_the_file_says_what_was_written(tmp_path: Path) -> None:
 
 
 # -- serving
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    quicken(monkeypatch)
-    with made_up(monkeypatch):
-        yield
-
-
-def asks() -> list[Ask]:
-    """More than there are rows. One scores its prompt, whose last chunks may be single positions."""
-    made = [
-        Ask(
-            [(first + 7 * place) % 500 for place in range(length)],
-            SamplingParams(max_tokens=new, ignore_eos=True, temperature=heat, seed=first, top_k=20),
-        )
-        for length, new, first, heat in (
-            (17, 19, 1, 0.0),
-            (2, 22, 2, 0.8),
-            (33, 9, 3, 0.0),
-            (16, 12, 4, 0.7),
-            (15, 10, 5, 0.0),
-            (1, 18, 6, 0.0),
-        )
-    ]
-    scored = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, prompt_logprobs=2, logprobs=2)
-    return [*made, Ask(list(range(30, 41)), scored)]
-
-
-def serve(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    asked: DecodePathName,
-    fails_at: int | None,
-    **config: object,
-) -> tuple[list[tuple[object, ...]], PlainStep | None, async_engine.AsyncEngine]:
-    model = llama()
-    made: list[PlainStep | None] = []
-
-    def give_up(done: Done) -> None:
-        if serving and len(done.by.steps) == fails_at:
-            done.by.failed.fill_(1)
-            done.logits.neg_()
-
-    def build(model: Decoder, *rest: object) -> Backend:
-        nonlocal serving
-        network = network_of(model)
-        _, kernels = choose(model, network, tmp_path, asked, fault=give_up)
-        serving = True
-        made.append(kernels)
-        if kernels is not None:
-            kernels.steps.clear()
-        network.cache = cache_of(model, 65)
-        staging = StepStaging(Buckets.up_to(ROWS, TOKENS), CPU)
-        runner = GpuRunner(network, staging, (), torch.cuda.Stream(), False)
-        runner.capture()
-        return Backend(runner, CPU, BF16, 65, 65, BLOCK, ROWS, TOKENS, LENGTH, 1, [])
-
-    async def run() -> tuple[list[tuple[object, ...]], async_engine.AsyncEngine]:
-        engine = await started(model, FiveMethods(), num_blocks=64, **config)  # type: ignore[arg-type]
-        result = await answers(engine, asks(), together=True)
-        engine.core.scheduler.check()
-        await engine.close()
-        return [(answer.tokens, answer.prompt) for (answer,) in result], engine
-
-    serving = False
-    monkeypatch.setattr(async_engine, "_build", build)
-    got, engine = asyncio.run(run())
-    return got, made[0], engine
-
-
-@pytest.mark.parametrize(
-    ("path", "max_chunk"),
-    [
-        pytest.param("chained", None, marks=pytest.mark.slow),
-        ("persistent", 1),
-        pytest.param("persistent", None, marks=pytest.mark.slow),
-        pytest.param("chained", 1, marks=pytest.mark.slow),
-    ],
-)
-def test_tokens_are_those_of_the_networks_own_kernels(
-    cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: DecodePathName, max_chunk: int | None
-) -> None:
-    """With prompts in single positions, too, where steps of a decode's shape do not sample every token."""
-    expected, _, _ = serve(monkeypatch, tmp_path, "graph", None, max_chunk=max_chunk)
-    got, kernels, engine = serve(monkeypatch, tmp_path, path, None, max_chunk=max_chunk)
-    assert kernels is not None and engine.stats().path_failures == 0
-    assert len(kernels.steps) > 5 and got == expected
-    # Then with a step that fails among them; what comes behind it goes by the network's own kernels.
-    got, kernels, engine = serve(monkeypatch, tmp_path, path, 3, max_chunk=max_chunk)
-    assert kernels is not None and engine.stats().path_failures == 1 and engine.stats().preemptions > 0
-    assert got == expected
-
-
-@pytest.mark.parametrize("kept", [BF16, FORMAT], ids=str)
-def test_paths_are_tried_over_a_cache_of_the_engines_own_kind(
-    cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: torch.dtype
-) -> None:
-    """What the kernels are compiled for and what they are tried with is the same."""
-    model = gpt()
-    network, (given, made), seen = network_of(model, kept=kept), library(), []
-
-    def choose(network: Network, wanted: Wanted, make_cache: Callable[[int], PagedKV], _: object) -> Choices:
-        def noted(blocks: int) -> PagedKV:
-            seen.append(make_cache(blocks))
-            return seen[-1]
-
-        file = tmp_path / "times.json"
-        return choose_paths(network, wanted, noted, given, timer=Clock(CLOCK), capability=(9, 0), file=file)
-
-    monkeypatch.setattr(build, "choose_paths", choose)
-    rest = (None, build.Sizes(ROWS, TOKENS, LENGTH, BLOCK), model, kept, torch.cuda.Stream())
-    config = EngineConfig(decode_path="persistent")
-    build._choose_paths(network, Buckets.up_to(ROWS, TOKENS), config, *rest)  # type: ignore[arg-type]
-    assert {cache.layers[0][0].dtype for cache in seen} == {kept} and made[0].spec.fp8_kv == (kept == FORMAT)
-
-
-async def test_a_path_needs_a_gpu() -> None:
-    model = make_model("G1", 1, n_layer=1)
-    with pytest.raises(FlagUnavailable, match="decode_path is persistent, but needs a CUDA device"):
-        async_engine.AsyncEngine(model, FiveMethods(), EngineConfig(decode_path="persistent"))
