@@ -243,7 +243,7 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
     same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("kind", [pytest.param("bf16", marks=slow), "fp8"])
 @pytest.mark.parametrize(
     "spec",
     [pytest.param(BROAD, marks=slow), WIDER, pytest.param(BROADER, marks=slow)],
