@@ -16,13 +16,10 @@ from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
     BROAD,
     BROADER,
+    KINDS,
     LARGE_KV8,
-    LLAMA,
-    LLAMA_KV8,
-    QWEN2,
-    QWEN3,
     SMALL,
-    SMALL_KV8,
+    SPECS,
     WIDE,
     WIDER,
     Case,
@@ -35,17 +32,6 @@ from tests.kernels.decode_cases import (
 )
 
 DEVICE = torch.device("cuda")
-SPECS = {
-    "nanochat": SMALL,
-    "wide": WIDE,
-    "llama": LLAMA,
-    "qwen3": QWEN3,
-    "qwen2": QWEN2,
-    "nanochat-kv8": SMALL_KV8,
-    "llama-kv8": LLAMA_KV8,
-    "large-kv8": LARGE_KV8,
-}
-KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 POSITIONS = [37, 0, -1, 95]
 DELAY = 20_000  # nanoseconds that blocks are late at most
 # Contexts at and around the borders of blocks, chunks (32 keys) and rounds of the ring.

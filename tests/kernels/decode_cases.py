@@ -8,7 +8,7 @@ import torch
 from benchmarks.steps import SIZES
 from kernels.decode_arguments import StepArguments, StepMemory, StepNetwork, arguments
 from kernels.kv8 import FORMAT, Scales, dequantize_kv, quantize_kv
-from kernels.quantize import Weight, Weight8, in_pairs, quantize
+from kernels.quantize import Weight, Weight8, WeightKind, in_pairs, quantize
 from kernels.rope import rope_table, rotation_table
 from kernels.step_spec import StepLayer, StepSpec
 
@@ -49,6 +49,18 @@ LLAMA_KV8 = replace(LLAMA, fp8_kv=True)
 LARGE_KV8 = replace(
     QWEN2, fp8_kv=True, head_dim=128, heads=6, kv_heads=1, block_size=48, width=256, order="norm_rope"
 )
+
+SPECS = {
+    "nanochat": SMALL,
+    "wide": WIDE,
+    "llama": LLAMA,
+    "qwen3": QWEN3,
+    "qwen2": QWEN2,
+    "nanochat-kv8": SMALL_KV8,
+    "llama-kv8": LLAMA_KV8,
+    "large-kv8": LARGE_KV8,
+}
+KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 
 # The model of the benchmarks, and a Llama of its size that has two query heads for a kv head.
 D32, LLAMA_D32 = SIZES["d32"], replace(SIZES["llama-d32"], kv_heads=8)

@@ -18,13 +18,10 @@ from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
     BROAD,
     BROADER,
-    LARGE_KV8,
+    KINDS,
     LLAMA,
-    LLAMA_KV8,
-    QWEN2,
-    QWEN3,
     SMALL,
-    SMALL_KV8,
+    SPECS,
     WIDE,
     WIDER,
     Case,
@@ -108,17 +105,6 @@ def check(net: StepNetwork, given: Case) -> None:
     assert torch.equal(given.entry_positions, positions.int())
 
 
-SPECS = {
-    "nanochat": SMALL,
-    "wide": WIDE,
-    "llama": LLAMA,
-    "qwen3": QWEN3,
-    "qwen2": QWEN2,
-    "nanochat-kv8": SMALL_KV8,
-    "llama-kv8": LLAMA_KV8,
-    "large-kv8": LARGE_KV8,
-}
-KINDS: tuple[WeightKind, ...] = ("bf16", "int8", "fp8")
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
 
 
