@@ -197,7 +197,8 @@ def test_configs_fit(rows: int) -> None:
             assert 1 <= len(found) <= 4
             assert all(config.misfit(rows, n, k) is None for config in found)
             assert all(config.shared_bytes <= 227 << 10 for config in configs(rows, n, k, norm, 24))
-            assert any(config.norm_inside for config in found) == norm
+            # The probe measures the first two.
+            assert [config.norm_inside for config in found[:2]] == [False, norm]
     assert configs(257, 128, 128) == []
 
 
@@ -247,7 +248,7 @@ def test_compiled_code(tmp_path: Path) -> None:
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True True False 4 4 1", *["True True False 4 4 2"] * 2]
+    assert sorted(done.stdout.splitlines()) == ["True True False 4 4 1", *["True True False 4 4 2"] * 2]
 
 
 @pytest.mark.parametrize("config", [PLAIN, INSIDE], ids=["norm in front", "norm inside"])
