@@ -57,6 +57,7 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "LAYERS": spec.layers,
         "BLOCK_SIZE": spec.block_size,
         "SWIGLU": int(spec.activation == "swiglu"),
+        "GROUP": spec.heads // spec.kv_heads,
         "ORDER": ORDERS.index(spec.order),
         "BIASED": int(spec.biased),
         "ROWS": cut.rows,

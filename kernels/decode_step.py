@@ -35,9 +35,8 @@ CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 def source() -> str:
     """CUDA C++ of the kernels."""
     parts = ("network", "exchange", "split", "product", "attention", "phases", "step")
-    return read_source(
-        "primitives.cu", "eight_bits.cu", "attention_tile.cu", *(f"decode_{part}.cu" for part in parts)
-    )
+    shared = ("primitives.cu", "eight_bits.cu", "attention_tile.cu", "new_token.cu")
+    return read_source(*shared, *(f"decode_{part}.cu" for part in parts))
 
 
 def launches(spec: StepSpec, cut: Cut) -> list[tuple[int, int]]:

@@ -119,7 +119,6 @@ DEVICE float warp_sum(float value) {
     return value;
 }
 
-DEVICE float rounded(float value) { return low_half(to_bf16(value)); }
 DEVICE float squares_of(u32 pair) { return low_half(pair) * low_half(pair) + high_half(pair) * high_half(pair); }
 
 // An even word of a row and the next.

@@ -23,7 +23,7 @@
 // that counts steps and phases. Readers poll until they see the tag that they expect; there is no other barrier
 // between blocks. A buffer can be used again in the next layer: by then its readers have given what the writer needed.
 //
-// Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
+// Compile-time: WIDTH; HEADS, KV_HEADS, GROUP of the first for one of the others, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
 // and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
 // channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets through
@@ -34,8 +34,6 @@
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
 // long again.
 
-enum Order { ROPE, ROPE_NORM, NORM_ROPE };     // of norms and rotation, see kernels/triton/rope.py
-constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int CTAS = KV_HEADS * TEAM;
 constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
@@ -54,7 +52,7 @@ constexpr int CHUNK_BYTES = 16384;
 constexpr int HALF = 4;                       // rows that are copied together, half of eight
 constexpr int MOST_CHANNELS = CHUNK_BYTES / HALF / (int)sizeof(Weight);
 constexpr int SKEW = 64;                      // bytes, so that the halves of eight rows are on different banks
-constexpr int KEY_SLOT = 2 * STAGE * 16;
+constexpr int KEY_SLOT = 2 * Bulk::STAGE * 16;
 constexpr int SLOT_BYTES = ((KEY_SLOT > CHUNK_BYTES ? KEY_SLOT : CHUNK_BYTES) + 127) / 128 * 128 + SKEW;
 constexpr int PARTIALS = ROWS > 4 ? 32 : 64;  // warps' sums of a unit that wait to be added
 #ifdef RESIDENT
@@ -143,8 +141,6 @@ DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER
 DEVICE constexpr int crossed(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
 DEVICE constexpr int placed(int word) { return TERMS == 1 ? crossed(word) : word; }
 
-DEVICE int lane_index() { return thread_index() & 31; }
-DEVICE int warp_index() { return thread_index() >> 5; }
 DEVICE int team_index() { return block_index() / TEAM; }
 DEVICE int rank_index() { return block_index() % TEAM; }
 

@@ -106,12 +106,12 @@ DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
             const int offset = start % BLOCK_SIZE;
             const long long at = (page * s.page + team_index() * s.page_head + offset * D) * NUMBER;
             const long long scale_at = page * s.scale_page + team_index() * s.scale_head + offset;
-            uint4* const stage = (uint4*)slot_of(slot) + tile * STAGE;
+            uint4* const stage = (uint4*)slot_of(slot) + tile * Bulk::STAGE;
             if (tile >= tiles || copy > (NUMBER == 1 ? 6 : 4)) continue;
             if (copy == 0) copy_bulk(stage, layer.keys + at, 4 * FOUR, full_of(slot));
-            else if (copy <= 4) copy_bulk(stage + KEY_PIECES + (copy - 1) * VALUE_PIECES, layer.values + at + (copy - 1) * FOUR,
+            else if (copy <= 4) copy_bulk(stage + value_at<Bulk>(4 * (copy - 1), 0), layer.values + at + (copy - 1) * FOUR,
                                           FOUR, full_of(slot));
-            else copy_bulk(stage + SCALES_AT + (copy - 5) * 2, (copy == 5 ? layer.key_scales : layer.value_scales) + scale_at,
+            else copy_bulk(stage + Bulk::SCALES_AT + (copy - 5) * 2, (copy == 5 ? layer.key_scales : layer.value_scales) + scale_at,
                            TILE * 2, full_of(slot));
         }
     }

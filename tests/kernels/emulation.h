@@ -22,6 +22,8 @@ using std::max;
 using std::min;
 
 static int thread_index() { return me->thread; }
+static int lane_index() { return me->thread & 31; }
+static int warp_index() { return me->thread >> 5; }
 static int block_index() { return me->block; }
 static int grid_size() { return (int)world.grid; }
 static void block_barrier() { meet(me->home->all, world.threads); }
@@ -84,17 +86,23 @@ static std::string land(const Copy& copy) {
     memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
     return "";
 }
-static void copy_in_background(void* shared, const u16* global) {
+static void copy_in_background(void* shared, const void* global) {
     if ((uintptr_t)global % 16 || (uintptr_t)shared % 16) fail("a copy of 16 bytes from or to between them");
     me->copies.push_back(copy_of(shared, global, 16));
+    me->copies.back().group = me->group;
 }
-static void wait_for_copies() {
+static void land_before(long group) {
+    std::vector<Copy> left;
     for (const Copy& copy : me->copies) {
+        if (copy.group >= group) { left.push_back(copy); continue; }
         const std::string wrong = land(copy);
         if (!wrong.empty()) fail(wrong);
     }
-    me->copies.clear();
+    me->copies = left;
 }
+static void commit_copies() { me->group++; }
+template <int LEFT> static void wait_for_groups() { land_before(me->group - LEFT); }
+static void wait_for_copies() { land_before(LONG_MAX); }
 
 // A phase is over when all arrivals are in and all announced bytes have landed.
 typedef unsigned long long Barrier;
@@ -280,6 +288,7 @@ static Word get_shared(const Word* address) { return get(address); }
 static void get2_shared(const Word* address, u32 (&w)[4]) { get2(address, w); }
 static u32 load_volatile(const u32* address) { yield(); return *address; }
 static void store_volatile(u32* address, u32 value) { *address = value; world.changes++; }
+static void device_fence() { yield(); }
 static int atomic_add(int* address, int value) {
     const int before = *address;
     *address += value, world.changes++;
@@ -327,6 +336,7 @@ static u16 to_bf16(float value) {
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
+static float rounded(float value) { return low_half(to_bf16(value)); }
 static u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
 static u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }
 static u32 and_or(u32 bits, u32 mask, u32 more) { return (bits & mask) | more; }
