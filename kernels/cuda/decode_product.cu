@@ -86,6 +86,9 @@ struct Sums { float upper[COLUMNS][4], lower[COLUMNS][4]; };
 // of attention it is not, but then attention itself, in which all warps meet, lies between the two.
 DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + tag % PRODUCTS * PARTIALS * ROWS * UNIT; }
 
+// Where shares are summed, lanes read the same place of eight runs at one time: they are turned to different banks.
+template <bool TURNED> DEVICE int turn_of_run(int run) { return TURNED ? (run & 7) * 4 : 0; }
+
 #ifdef WEIGHT_FP8
 // Where this lane's channels of x are: of the vector of its column, each second run of four.
 template <int OWN> DEVICE const unsigned char* own_inputs() {
@@ -104,9 +107,10 @@ template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uin
     }
 }
 
-DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag) {
+DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag, int turn) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF, sub = warp_index() % SUBS;
-    float* const to = partials(tag) + (part * SUBS + sub) * ROWS * UNIT + row;
+    float* const to = partials(tag);
+    const int at = (part * SUBS + sub) * ROWS * UNIT + row;
 #pragma unroll
     for (int t = 0; t < COLUMNS; t++) {
         const int entry = t * 2 + c / 2;
@@ -114,8 +118,8 @@ DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag) {
         const float upper_low = warp_xor(upper, 1), lower_low = warp_xor(lower, 1);
         if (entry >= ROWS || c % 2) continue;
         const float inverse = memory<float>(AT_INVERSE)[entry * MOST_PARTS + piece * SUBS + sub];
-        to[entry * UNIT] = (upper + upper_low / LOW_SCALE) * inverse;
-        to[entry * UNIT + 8] = (lower + lower_low / LOW_SCALE) * inverse;
+        to[(at + entry * UNIT) ^ turn] = (upper + upper_low / LOW_SCALE) * inverse;
+        to[(at + entry * UNIT + 8) ^ turn] = (lower + lower_low / LOW_SCALE) * inverse;
     }
 }
 #else
@@ -139,21 +143,23 @@ template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uin
     }
 }
 
-DEVICE void store_sums(const Sums& sums, int part, int, u32 tag) {
+DEVICE void store_sums(const Sums& sums, int part, int, u32 tag, int turn) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
-    float* const to = partials(tag) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
+    float* const to = partials(tag);
+    const int at = (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
 #pragma unroll
     for (int t = 0; t < COLUMNS; t++) {
         const int entry = t * 4 + c;
         if (entry >= ROWS) continue;
-        to[entry * UNIT] = sums.upper[t][0] + sums.upper[t][3];
-        to[entry * UNIT + 8] = sums.lower[t][0] + sums.lower[t][3];
+        to[(at + entry * UNIT) ^ turn] = sums.upper[t][0] + sums.upper[t][3];
+        to[(at + entry * UNIT + 8) ^ turn] = sums.lower[t][0] + sums.lower[t][3];
     }
 }
 #endif
 
 // Each warp's shares of the pieces that are its group's, from the `done`th on, times the rows of x, into AT_PARTIAL.
-template <int BLOCKS_, bool PAIRED, int SPAN> DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
+template <int BLOCKS_, bool PAIRED, int SPAN, bool TURNED>
+DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
     constexpr int EACH = chunks_of_piece(PAIRED), RUN_BLOCKS = BLOCKS_ / SPAN, OWN = RUN_BLOCKS * CHANNELS;
     const unsigned char* const x = own_inputs<OWN>();
 #pragma unroll 1
@@ -171,12 +177,16 @@ template <int BLOCKS_, bool PAIRED, int SPAN> DEVICE void multiply(int chunk, in
         }
         release(first, EACH, landed);
 #pragma unroll
-        for (int run = 0; run < SPAN; run++) store_sums(sums[run], part * SPAN + run, piece * SPAN + run, tag);
+        for (int i = 0; i < SPAN; i++) {
+            const int run = part * SPAN + i;
+            store_sums(sums[i], run, piece * SPAN + i, tag, turn_of_run<TURNED>(run));
+        }
     }
     consumers_meet();
 }
-template <int BLOCKS_, bool PAIRED, int SPAN> SHARED_CODE void multiply_more(int chunk, int units, int pieces, u32 tag) {
-    multiply<BLOCKS_, PAIRED, SPAN>(chunk, units, pieces, 0, tag);
+template <int BLOCKS_, bool PAIRED, int SPAN, bool TURNED>
+SHARED_CODE void multiply_more(int chunk, int units, int pieces, u32 tag) {
+    multiply<BLOCKS_, PAIRED, SPAN, TURNED>(chunk, units, pieces, 0, tag);
 }
 
 // Where a product's inputs come from: words of an exchange, or the rows that the step begins with.
@@ -219,18 +229,19 @@ template <class C> SHARED_CODE void gather_and_multiply(const Inputs in, int chu
         Sums sums = {};
 #pragma unroll
         for (int j = 0; j < C::blocks; j++) add_block<C::own>(sums, j, held.upper[j], held.lower[j], x);
-        store_sums(sums, 0, 0, in.tag);
+        store_sums(sums, 0, 0, in.tag, 0);
     }
-    multiply<C::blocks, C::paired, C::span>(chunk, units, C::pieces, HOLDS, in.tag);
+    multiply<C::blocks, C::paired, C::span, (C::shares > 1)>(chunk, units, C::pieces, HOLDS, in.tag);
 }
 
 // Two neighbouring outputs of a unit, or of one of its shares: the warps' sums, in their order.
-template <int PARTS> DEVICE float2 total_of(int share, int row, int column, u32 tag) {
-    const float* const from = partials(tag) + (share * PARTS * ROWS + row) * UNIT + column;
+template <int PARTS, bool TURNED> DEVICE float2 total_of(int share, int row, int column, u32 tag) {
+    const float* const from = partials(tag);
+    const int at = (share * PARTS * ROWS + row) * UNIT + column, first = share * (PARTS / SUBS);
     float2 sum = {0.0f, 0.0f};
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        const float2 v = *(const float2*)(from + part * ROWS * UNIT);
+        const float2 v = *(const float2*)(from + ((at + part * ROWS * UNIT) ^ turn_of_run<TURNED>(first + part / SUBS)));
         sum.x += v.x;
         sum.y += v.y;
     }
@@ -260,6 +271,7 @@ template <class C, bool GATED, int COPIES, class Prepare, class Done>
 DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done done) {
     static_assert(C::shares == 1 || C::shares == COPIES, "a copy for each share");
     constexpr int PARTS = C::parts / C::shares;
+    auto total = [&](int share, int row, int column) { return total_of<PARTS, (C::shares > 1)>(share, row, column, in.tag); };
     constexpr int PAIRS = GATED ? 4 : 8, ITEMS = PAIRS * ROWS * COPIES;  // of a unit
     auto pair_of = [](int item) { return item / COPIES % PAIRS; };
     auto row_of_item = [](int item) { return item / COPIES / PAIRS % ROWS; };
@@ -276,7 +288,7 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
         if (first == 0) gather_and_multiply<C>(in, chunk, count);
         else {
             consumers_meet();  // the sums before have been taken
-            multiply_more<C::blocks, C::paired, C::span>(chunk, count, C::pieces, in.tag);
+            multiply_more<C::blocks, C::paired, C::span, (C::shares > 1)>(chunk, count, C::pieces, in.tag);
         }
         chunk += count * C::chunks;
         lap(MULTIPLYING);
@@ -287,8 +299,8 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
             const int pair = pair_of(item), row = row_of_item(item), unit = item / ITEMS;
             const int share = C::shares > 1 ? unit * C::shares + copy : unit;
             const Early extra = i < KEPT ? picked(kept, i) : early(first + unit, row, pair);
-            const float2 other = GATED ? total_of<PARTS>(share, row, pair * 2 + 8, in.tag) : float2{0.0f, 0.0f};
-            done(first + unit, row, pair, copy, extra, total_of<PARTS>(share, row, pair * 2, in.tag), other);
+            const float2 other = GATED ? total(share, row, pair * 2 + 8) : float2{0.0f, 0.0f};
+            done(first + unit, row, pair, copy, extra, total(share, row, pair * 2), other);
         }
         lap(GIVING);
     }
