@@ -75,7 +75,8 @@ def paged_cases() -> Iterator[Case]:
 
 
 def decode_cases() -> Iterator[Case]:
-    """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other."""
+    """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other; of
+    persistent ones both ways through the MLP."""
     forms: list[tuple[StepSpec, StepPath, int]] = [
         *((D32, "persistent", rows) for rows in (4, 2, 1)),
         (replace(D32, kind="int8"), "chained", 2),
@@ -88,11 +89,14 @@ def decode_cases() -> Iterator[Case]:
     for spec, path, rows in forms:
         team = decode_step.team_of(spec, 132)
         assert isinstance(team, int)
-        cut = decode_step.cut_of(spec, path, rows, team)
-        assert decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
-        constants = decode_shape.defines(spec, cut)
-        aside = STEP_BYTES
-        yield Case("decode_step", decode_step.source(), constants, cut.threads, 1, aside)
+        own = decode_step.cut_of(spec, path, rows, team)
+        cuts: list[decode_shape.Cut | None] = [own]
+        if path == "persistent":
+            cuts.append(decode_shape.fitted(spec, replace(own, mlp_out_whole=not own.mlp_out_whole)))
+        for cut in cuts:
+            assert cut is not None and decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
+            constants = decode_shape.defines(spec, cut)
+            yield Case("decode_step", decode_step.source(), constants, cut.threads, 1, STEP_BYTES)
 
 
 FAMILIES = (
