@@ -38,9 +38,10 @@ WARPS = 8  # that compute; sixteen have too few registers
 # Cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md.
 PACE: dict[WeightKind, int] = {"bf16": 800, "int8": 1000, "fp8": 1000}
 PACED_BLOCKS = 128
-# Entries up to which a block takes all inputs of the MLP's second product, and slots that its ring must then
-# have, unless it would have fewer with a share of them.
-WHOLE_ROWS, WHOLE_SLOTS = 1, 10
+# Entries up to which a block takes all inputs of the MLP's second product, how long a row of that weight may
+# be, in bytes, and slots that its ring must then have, unless it would have fewer with a share of them.
+# Long rows hide the exchange that it saves (docs/decode.md).
+WHOLE_ROWS, WHOLE_BYTES, WHOLE_SLOTS = 1, 12288, 10
 CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
 
@@ -66,7 +67,8 @@ def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
     # A block of a chain, too, has a multiprocessor to itself: two that share one have smaller rings.
     least = Cut(form, team, WARPS, min(SLOTS), resident=path == "persistent")
     shares = fitted(spec, least) or least
-    if form <= WHOLE_ROWS and may_be_whole(spec, team, form):
+    row_bytes = spec.padded_inner * (2 if spec.kind == "bf16" else 1)
+    if form <= WHOLE_ROWS and row_bytes <= WHOLE_BYTES and may_be_whole(spec, team, form):
         whole = fitted(spec, replace(least, mlp_out_whole=True))
         if whole is not None and whole.slots >= min(WHOLE_SLOTS, shares.slots):
             return whole

@@ -9,7 +9,7 @@ import torch
 from kernels.cuda_driver import architecture
 from kernels.decode_arguments import StepNetwork
 from kernels.decode_shape import Cut, defines, fitted, may_be_whole
-from kernels.decode_step import ROWS, StepKernels, cut_of, source, team_of
+from kernels.decode_step import CLUSTERED_SHARE, ROWS, StepKernels, cut_of, source, team_of
 from kernels.nvrtc import compile_many
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
@@ -81,7 +81,10 @@ def forms_of(spec: StepSpec, rows: int, team: int) -> list[Cut]:
 
 
 def forms(kernels: StepKernels, rows: int) -> list[Cut]:
-    return forms_of(kernels.network.spec, rows, kernels.team)
+    """Those that the device has room for: clusters that do not all run would be waited for in vain."""
+    spec, team = kernels.network.spec, kernels.team
+    clusters = spec.kv_heads * team <= CLUSTERED_SHARE * kernels.multiprocessors
+    return [cut for cut in forms_of(spec, rows, team) if clusters or not cut.clustered]
 
 
 def served(spec: StepSpec, kind: WeightKind) -> StepSpec:

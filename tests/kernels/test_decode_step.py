@@ -342,7 +342,8 @@ def test_paths_take_as_many_rows_as_fit_into_a_blocks_memory(
 
 
 def test_blocks_take_all_inputs_where_these_leave_room_for_a_ring() -> None:
-    spec = replace(LLAMA, heads=16, kv_heads=16, head_dim=128, width=2048, inner=8192, padded_inner=8192)
+    spec = replace(LLAMA, heads=16, kv_heads=16, head_dim=128, width=2048, inner=6144, padded_inner=6144)
+    assert not cut_of(replace(spec, inner=8192, padded_inner=8192), "persistent", 1, 8).mlp_out_whole
     assert cut_of(spec, "persistent", 1, 8).mlp_out_whole and cut_of(spec, "chained", 1, 8).mlp_out_whole
     assert not cut_of(spec, "persistent", WHOLE_ROWS + 1, 8).mlp_out_whole
     assert [rows for rows in (1, 2, 4, 8, 16) if may_be_whole(spec, 8, rows)] == [1, 2, 4]  # warps' sums
