@@ -22,6 +22,7 @@ OURS = (CUDA, ROTATING, "triton")
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
 FEW_TOKENS = 256
+NO_CLUSTERS = "cuda shares a row's keys out, too, and rotates for itself"
 FlashUse = Literal["off", "auto", "required"]
 OPS: tuple[Op, Op] = ("attention.decode", "attention.prefill")
 LIBRARIES: tuple[FlashName, ...] = get_args(FlashName)
@@ -49,8 +50,8 @@ def select_backend(
     asked: auto, cuda, triton, triton-rotating, fa2, fa3, fa4, sdpa or torch. A library must agree with the
     reference on a small problem before it is used. flash: "off" leaves the libraries out under auto;
     "required" takes the best of them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for
-    decode steps of few rows; where they are merely welcome and another backend was asked for, that one serves
-    them all.
+    decode steps of few rows; where they are merely welcome, and another backend was asked for or cuda is
+    there, that one serves them all.
     Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
     auto a library that fails is passed over instead.
     """
@@ -76,6 +77,10 @@ def select_backend(
         parts.append(backend)
         rows.append((op, asked, f"{name} {backend.version}", why))
     single, chunked = parts
+    if clusters is not None and not clusters.required and single.name == CUDA:
+        clusters = None
+        what, wanted, used, why = rows[0]
+        rows[0] = (what, wanted, used, f"{why}; clusters: {NO_CLUSTERS}")
     if single is chunked:
         return (with_clusters(single, rows, spec, caps, clusters) if clusters else single), rows
     ours = single.name in OURS
