@@ -168,5 +168,5 @@ def bench_rotation(
             row.share = row.gb_s * 1e9 / bench.bandwidth
             row.off = relative(outs[1], outs[0]) if inside else None
         bench.rows.append(row)
-    if torch.cuda.get_device_capability(device) >= (9, 0):
+    if pdl:  # from the same compute capability on
         bench_cuda(bench, pool, fresh, shape, kv, sweep)

@@ -379,6 +379,45 @@ def test_where_nothing_rotates_inside_plain_triton_serves(monkeypatch: pytest.Mo
         select_backend("triton-rotating", caps=H200, **SHAPE)
 
 
+def test_cuda_decodes_where_it_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters then serve only if they are required; where it cannot be had Triton decodes, with the reason."""
+    needs_triton()
+    from kernels.backends.triton import RotatingTritonBackend
+
+    class Built(RotatingTritonBackend):
+        name = "cuda"
+
+    right, whole = backends.build, replace(H200, nvrtc=True)
+    asked: list[str] = []
+
+    def built(name: str, spec: AttentionSpec, *given: Any) -> AttentionBackend | str:
+        return Built(spec) if name == "cuda" else right(name, spec, *given)
+
+    def clustered(plain: AttentionBackend, *_: Any) -> AttentionBackend:
+        asked.append(plain.name)
+        return plain
+
+    shape = SHAPE | {"head_dim": 64}
+    backend, rows = select_backend("auto", caps=whole, **SHAPE)
+    assert backend.name == "triton-rotating" and "cuda: head_dim 32 is neither" in rows[0][3]
+    backend, rows = select_backend("auto", caps=whole, **shape)
+    assert backend.name == "triton-rotating" and rows[0][3] == "cuda: needs a CUDA device, not cpu"
+    with pytest.raises(Unavailable, match="--attention-backend cuda: needs a CUDA device"):
+        select_backend("cuda", caps=whole, **shape)
+    monkeypatch.setattr(backends, "build", built)
+    monkeypatch.setattr(backends, "with_clusters", clustered)
+    merely = ClusterRule(2, 64, required=False)
+    backend, rows = select_backend("auto", caps=whole, clusters=merely, **shape)
+    assert backend.name == "cuda" and not asked and "clusters: cuda shares" in rows[0][3]
+    assert [row[2].split()[0] for row in rows] == ["cuda", "triton"]
+    select_backend("auto", caps=whole, clusters=replace(merely, required=True), **shape)
+    select_backend("auto", caps=replace(H200, nvrtc=False), clusters=merely, **shape)
+    assert asked == ["cuda", "triton-rotating"]
+    for wrong, reason in ({"head_dim": 96}, "96"), ({"dtype": torch.float16}, "bfloat16"):
+        with pytest.raises(Unavailable, match=reason):
+            select_backend("cuda", caps=whole, **(shape | wrong))
+
+
 def needs_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         missing("triton is not installed")
