@@ -317,7 +317,7 @@ def main() -> None:
             if kind == "decode":
                 bench_decode(bench, heads, shape, args.sweep, others, kv)
             elif kind == "rotation":
-                bench_rotation(bench, heads, shape, kv)
+                bench_rotation(bench, heads, shape, kv, args.sweep)
             else:
                 bench_prefill(bench, heads, shape, args.sweep, others, kind, kv)
         except Exception as error:  # recorded, like every other failure

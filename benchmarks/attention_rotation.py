@@ -1,21 +1,124 @@
 """Rotation and the write of keys and values in front of decode attention, and inside of it, for
 `benchmarks.attention`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import torch
 
-from benchmarks.attention_bench import Bench, Layer, relative
+from benchmarks.attention_bench import Bench, Layer, Pool, relative
 from benchmarks.attention_cases import Heads, KvKind, Row, Shape
 from engine.gpu.network import programmatic_launch
+from kernels.paged_decode import PagedDecode, Variant
+from kernels.paged_decode import Shape as ModelShape
 from kernels.rope import rope_table
 from kernels.triton.decode import DecodeWorkspace, Fresh, paged_decode, plan_decode
 from kernels.triton.rope import RotarySpec, rotate_and_store
 
+MULTIPROCESSOR_BYTES = 228 << 10
+FORMS = [(8, 1), (8, 2), (4, 2), (4, 3), (2, 3), (2, 4), (1, 3), (1, 4)]  # warps of a block, stages
+FORMS_FP8 = [(8, 2), (8, 3), (4, 3), (4, 6), (2, 4), (2, 6), (1, 4), (1, 6)]
 
-def bench_rotation(bench: Bench, heads: Heads, shape: Shape, kv: KvKind = "bf16") -> None:
-    """Microseconds of a layer's two kernels, and of the one that does the work of both, as nanochat rotates;
-    launched early where the device can. Beside the one stands how far it is off from the two.
+
+def variants(rows: int, kernel: PagedDecode, sweep: bool) -> Iterator[Variant]:
+    """How the CUDA kernel runs first, then the sweep's."""
+    first = kernel.variant(rows)
+    if first is not None:
+        yield first
+    if not sweep:
+        return
+    for (warps, stages), busy, tiles in product(
+        FORMS_FP8 if kernel.shape.fp8_kv else FORMS, (4, 8, 16), (1, 4)
+    ):
+        variant = Variant(warps, stages, max(1, busy // warps), tiles)
+        if (
+            variant.shared_bytes(kernel.shape) + 1024 <= MULTIPROCESSOR_BYTES // max(1, 8 // warps)
+            and busy >= warps
+        ):
+            yield variant
+
+
+def bench_cuda(bench: Bench, pool: Pool, fresh: Fresh, shape: Shape, kv: KvKind, sweep: bool) -> None:
+    """The same by the CUDA kernel, which reads keys before the launch in front of it has ended. Beside it how
+    far it is off from Triton's.
+    """
+    spec, rows, device, first = pool.spec, shape[0], bench.device, pool.layers[0]
+    heads, positions, scale = (spec.heads, spec.kv_heads), pool.contexts - 1, spec.head_dim**-0.5
+    model = (*heads, spec.head_dim, spec.max_context, device)
+    out = torch.full((rows, heads[0] * spec.head_dim), float("nan"), device=device).bfloat16()
+    right = torch.empty_like(out)
+    own = {"dtype": first.keys.dtype}
+    space = DecodeWorkspace.allocate(rows, *model, **own)
+    given = (pool.tables, pool.rows, positions)
+    plan_decode(pool.rows, positions, space, window=None)
+    how = {"scale": scale, "window": None, "scales": first.scales, "fresh": fresh}
+    paged_decode(fresh.query, first.keys, first.values, *given, right, space, **how)
+
+    kernel = PagedDecode(ModelShape(*heads, spec.head_dim, spec.block_size, spec.fp8_kv), device)
+    best: tuple[float, Variant] | None = None
+
+    def timed(variant: Variant, early: bool) -> float:
+        kernel.forced = variant
+        space = DecodeWorkspace.allocate(rows, *model, **own, config=variant.plan)
+        plan_decode(pool.rows, positions, space, window=None)
+
+        def attend(layer: Layer, ahead: bool) -> None:
+            kernel.decode(
+                *(fresh.query, layer.keys, layer.values, *given, out, space),
+                scale=scale,
+                window=None,
+                scales=layer.scales,
+                fresh=fresh,
+                ahead=ahead,
+                pdl=early,
+            )
+
+        def layers() -> None:
+            for number, layer in enumerate(pool.layers):
+                attend(layer, early and number > 0)
+
+        attend(first, False)
+        seconds = bench.time(layers) / len(pool.layers)
+        out.fill_(float("nan"))
+        attend(first, False)
+        return seconds
+
+    def row_for(who: str, variant: Variant, early: bool) -> Row:
+        about = (
+            f"{variant.warps} warps, {variant.stages} stages, {variant.units} units, {variant.tiles} tiles"
+        )
+        row = Row("rotation", who, heads, shape, kv=kv, config=about)
+        bench.attempt(row, lambda: timed(variant, early))
+        if row.us is not None:
+            row.gb_s = pool.bytes / row.us / 1e3
+            row.share = row.gb_s * 1e9 / bench.bandwidth
+            row.off = relative(out, right)
+        bench.rows.append(row)
+        return row
+
+    for number, variant in enumerate(variants(rows, kernel, sweep)):
+        if number and bench.late:
+            bench.left_out += 1
+            continue
+        row = row_for("sweep" if number else "cuda", variant, True)
+        if (
+            row.us is not None
+            and row.off is not None
+            and row.off < 1e-2
+            and (best is None or row.us < best[0])
+        ):
+            best = (row.us, variant)
+    if best is not None:
+        row_for("cuda, best", best[1], True)
+        row_for("cuda, best, not early", best[1], False)
+
+
+def bench_rotation(
+    bench: Bench, heads: Heads, shape: Shape, kv: KvKind = "bf16", sweep: bool = False
+) -> None:
+    """Microseconds of a layer's two kernels, and of those that do the work of both, as nanochat rotates;
+    launched early where the device can. Beside these stands how far they are off from the two.
     """
     pool, rows = bench.pool(heads, shape, kv), shape[0]
     spec, first, device = pool.spec, pool.layers[0], bench.device
@@ -65,3 +168,5 @@ def bench_rotation(bench: Bench, heads: Heads, shape: Shape, kv: KvKind = "bf16"
             row.share = row.gb_s * 1e9 / bench.bandwidth
             row.off = relative(outs[1], outs[0]) if inside else None
         bench.rows.append(row)
+    if torch.cuda.get_device_capability(device) >= (9, 0):
+        bench_cuda(bench, pool, fresh, shape, kv, sweep)

@@ -1,11 +1,15 @@
 """Products of 32 to 256 rows: the library and its kernels around the product against kernels.triton.gemm.
 
-Started by `python -m benchmarks.linear --medium`.
+The latter with the norm's kernel in front and with the norm inside. Started by `python -m benchmarks.linear
+--medium`. Each is timed behind itself, as the probe at start does it; the fastest of each kind also behind a
+product of the library that writes its input, as in a step, where nothing starts before that one has ended;
+the time is what it adds to that product's.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -19,8 +23,45 @@ from kernels.triton.gemm_config import GemmConfig, configs
 ROWS = (64, 32, 128, 256)  # the most wanted first
 MOST = 12  # configurations of a case
 ROTATION = 320 << 20  # bytes of weights behind one timing
+FRONT = 2048  # inputs of the product in front
 CHECKED = 20000  # outputs up to which results are checked
 TOLERANCE = 4e-3
+KINDS = ("cublas", "norm + triton", "norm inside")
+
+
+class _Queues:
+    """What one case queues: a product by one of its configurations, None for the library."""
+
+    def __init__(self, what: Product, x: torch.Tensor, scratch: LinearScratch) -> None:
+        self.what, self.x = what, x
+        pdl = x.is_cuda
+        self.library, self.triton = through_cublas(scratch, pdl), through_triton(scratch, pdl)
+        # Adds nothing to x, which must not grow from time to time.
+        options = {"dtype": x.dtype, "device": x.device}
+        self.none = torch.zeros(x.size(0), FRONT, **options)  # type: ignore[call-overload]
+        self.square = torch.randn(x.size(1), FRONT, **options)  # type: ignore[call-overload]
+
+    def kind(self, config: GemmConfig | None) -> str:
+        if config is None:
+            return KINDS[0]
+        return KINDS[2] if self.what.norm and config.norm_inside else KINDS[1] if self.what.norm else "triton"
+
+    def ready(self, config: GemmConfig | None) -> None:
+        if config is not None:
+            self.triton.prepare(self.what, config)
+
+    def one(self, config: GemmConfig | None, weight: torch.Tensor, out: torch.Tensor) -> None:
+        if config is None:
+            self.library(self.what, self.x, weight, out, EPS)
+        else:
+            self.triton.run(self.what, self.x, weight, out, EPS, config)
+
+    def front(self, weight: torch.Tensor, out: torch.Tensor) -> None:
+        torch.addmm(self.x, self.none, self.square.T, out=self.x)
+
+    def behind(self, config: GemmConfig | None, weight: torch.Tensor, out: torch.Tensor) -> None:
+        self.front(weight, out)
+        self.one(config, weight, out)
 
 
 @dataclass(slots=True)
@@ -38,9 +79,9 @@ class Medium:
     def measure(self, shapes: Sequence[Shape]) -> float:
         """Runs everything, all overlapped as in a step; returns the seconds that compiling took."""
         widest = max(shape.k for shape in shapes)
-        most = max(shape.n for shape in shapes if shape.activation == "swiglu")
+        most = max((shape.n for shape in shapes if shape.activation == "swiglu"), default=0)
         scratch = LinearScratch.allocate(max(ROWS), widest, most, torch.bfloat16, self.device)
-        triton = through_triton(scratch, pdl=True)
+        triton = through_triton(scratch, pdl=self.device.type == "cuda")
         began = time.perf_counter()
         cases = [(shape, m) for shape in shapes for m in ROWS]
         triton.prepare_all([(product(s), c) for s, m in cases for c in candidates(s, m)])
@@ -52,32 +93,45 @@ class Medium:
         return compiled
 
     def _case(self, shape: Shape, m: int, weights: Sequence[torch.Tensor], scratch: LinearScratch) -> None:
-        what, options = product(shape), {"dtype": torch.bfloat16, "device": self.device}
+        options = {"dtype": torch.bfloat16, "device": self.device}
         x = torch.randn(m, shape.k, **options)  # type: ignore[call-overload]
         before = torch.randn(m, shape.columns, **options)  # type: ignore[call-overload]
         want = reference(shape, x, weights[0], before) if shape.n < CHECKED else None
-        library, triton = through_cublas(scratch, pdl=True), through_triton(scratch, pdl=True)
+        queues = _Queues(product(shape), x, scratch)
+        about: dict[str, object] = {"shape": shape.name, "m": m}
+        best: dict[str, tuple[float, GemmConfig | None]] = {}
+        for config in (None, *candidates(shape, m)):
+            kind = queues.kind(config)
+            row = about | {"kind": kind, "config": str(config or ""), "ahead": config.ahead if config else 0}
+            run, ready = partial(queues.one, config), partial(queues.ready, config)
+            seconds = self._timed(run, weights, before, None if config is None else want, ready, **row)
+            if seconds is not None and (kind not in best or seconds < best[kind][0]):
+                best[kind] = seconds, config
+        behind = self._behind(
+            queues, {kind: config for kind, (_, config) in best.items()}, weights, before, about
+        )
+        for kind, (seconds, config) in best.items():
+            how = "" if config is None else f"{config} ahead {config.ahead}"
+            times = [f"{seconds * 1e6:.2f}", f"{behind[kind] * 1e6:.2f}" if kind in behind else ""]
+            self.lines.append([shape.name, m, kind, *times, how, f"{shape.bytes / self.read_gb_s / 1e3:.2f}"])
 
-        def theirs(weight: torch.Tensor, out: torch.Tensor) -> None:
-            library(what, x, weight, out, EPS)
-
-        cublas = self._timed(theirs, weights, before, None, shape=shape.name, m=m, kind="cublas")
-        best: tuple[float, GemmConfig] | None = None
-        for config in candidates(shape, m):
-
-            def ours(weight: torch.Tensor, out: torch.Tensor, config: GemmConfig = config) -> None:
-                triton.run(what, x, weight, out, EPS, config)
-
-            def ready(config: GemmConfig = config) -> None:
-                triton.prepare(what, config)
-
-            about = {"shape": shape.name, "m": m, "kind": "triton", "config": str(config)}
-            seconds = self._timed(ours, weights, before, want, ready, **about, ahead=config.ahead)
-            if seconds is not None and (best is None or seconds < best[0]):
-                best = seconds, config
-        floor = f"{shape.bytes / self.read_gb_s / 1e3:.2f}"
-        mine = ("", "") if best is None else (f"{best[0] * 1e6:.2f}", f"{best[1]} ahead {best[1].ahead}")
-        self.lines.append([shape.name, m, "" if cublas is None else f"{cublas * 1e6:.2f}", *mine, floor])
+    def _behind(
+        self,
+        queues: "_Queues",
+        configs: dict[str, GemmConfig | None],
+        weights: Sequence[torch.Tensor],
+        before: torch.Tensor,
+        about: dict[str, object],
+    ) -> dict[str, float]:
+        """Seconds that each adds to a product of the library in front."""
+        front = self._timed(queues.front, weights, before, None, **about, kind="front")
+        found: dict[str, float] = {}
+        for kind, config in configs.items():
+            row = about | {"kind": f"{kind} behind front", "config": str(config or "")}
+            both = self._timed(partial(queues.behind, config), weights, before, None, **row)
+            if front is not None and both is not None:
+                found[kind] = both - front
+        return found
 
     def _timed(
         self,
@@ -117,7 +171,7 @@ class Medium:
     def report(self) -> None:
         print(
             table(
-                ["product", "rows", "cuBLAS + kernels us", "triton us", "configuration", "floor us"],
+                ["product", "rows", "kind", "us", "behind cuBLAS us", "configuration", "floor us"],
                 self.lines,
             )
         )

@@ -27,7 +27,7 @@ from kernels.decode_arguments import (
     StepNetwork,
     arguments,
 )
-from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.decode_shape import SHARED_LIMIT, SLOTS, Cut, defines, fitted, may_be_whole, shared_bytes
 from kernels.decode_step import ROWS, WARPS, StepKernels, pace_of, source, team_of
 from kernels.nvrtc import compile_many
 from kernels.quantize import Weight, WeightKind, quantize
@@ -56,6 +56,7 @@ SIZES = {
     "llama-d32": replace(D32, inner=5504, padded_inner=6144, activation="swiglu", order="rope", eps=1e-5),
 }
 TRACED_STEPS = 10
+MLP_OUT = ("shares", "whole")  # of the inputs of the MLP's second product what a block has
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class FormRow:
     rows: int
     slots: int
     pace: int
+    mlp_out: str
     ms: float = 0.0
     share: float = 0.0
     same: bool = True
@@ -82,7 +84,7 @@ class FormRow:
 
     @property
     def form(self) -> str:
-        return f"{self.path} M={self.rows}, {self.slots} slots, pace {self.pace}"
+        return f"{self.path} M={self.rows}, {self.slots} slots, pace {self.pace}, mlp out {self.mlp_out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +208,8 @@ def usual(spec: StepSpec, launcher: Launcher, path: StepPath, rows: int) -> Cut:
     """As the engine has it, or, of more rows than it would run so, with as many slots as fit."""
     if rows <= max(ROWS[path]):
         return launcher.form(path, rows)
-    sizes = (12, 10, 8, 6, 4)
-    cuts = [Cut(rows, launcher.team, WARPS, slots, resident=path == "persistent") for slots in sizes]
-    return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
+    least = Cut(rows, launcher.team, WARPS, min(SLOTS), resident=path == "persistent")
+    return fitted(spec, least) or least
 
 
 def forms(spec: StepSpec, launcher: Launcher, args: argparse.Namespace) -> Iterator[Form]:
@@ -216,8 +217,11 @@ def forms(spec: StepSpec, launcher: Launcher, args: argparse.Namespace) -> Itera
     for path, rows in product(args.path, args.rows):
         own = usual(spec, launcher, path, rows)
         paces = args.pace or [pace_of(spec, launcher.team)]
-        for slots, pace in product(args.slots or [own.slots], paces):
-            yield Form(path, replace(own, slots=slots), pace)
+        for way in args.mlp_out or [MLP_OUT[own.mlp_out_whole]]:
+            cut = replace(own, mlp_out_whole=way == MLP_OUT[True])
+            cut = cut if cut == own else fitted(spec, cut) or cut
+            for slots, pace in product(args.slots or [cut.slots], paces):
+                yield Form(path, replace(cut, slots=slots), pace)
 
 
 def measure(
@@ -235,11 +239,15 @@ def measure(
     steps = {count: Step.of(net, memory, count, args.position) for count in args.rows}
     for form in forms(net.spec, launcher, args):
         cut = form.cut
-        row = FormRow(form.path, cut.rows, cut.slots, form.pace)
+        row = FormRow(form.path, cut.rows, cut.slots, form.pace, MLP_OUT[cut.mlp_out_whole])
         rows.append(row)
         step = steps[cut.rows]
         memory.bind(step.pages)
         try:
+            if cut.mlp_out_whole and not may_be_whole(net.spec, cut.team, cut.rows):
+                raise ValueError(
+                    "--mlp-out whole: a block has no room for that many sums, or some have no outputs"
+                )
             given = step.given(form.pace)
             seconds = timer(lambda given=given, cut=cut: launcher.launch(cut, given))  # type: ignore[misc]
             if int(memory.failed):
@@ -311,6 +319,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--position", type=int, default=192, help="tokens in front of each entry's own")
     parser.add_argument("--slots", type=options.counts, default="", help="of the ring")
     parser.add_argument("--pace", type=options.counts, default="", help="cycles between copies of 16 KiB")
+    parser.add_argument("--mlp-out", default="", help="whole, shares, or both: see Cut.mlp_out_whole")
     parser.add_argument("--trace", action="store_true", help="count where the blocks' time goes")
     parser.add_argument("--replays", type=int, default=30)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
@@ -319,6 +328,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.path = args.path.split(",")
     if set(args.path) - {"persistent", "chained"}:
         parser.error(f"--path {','.join(args.path)}: persistent and chained have kernels of their own")
+    args.mlp_out = args.mlp_out.split(",") if args.mlp_out else []
+    if set(args.mlp_out) - set(MLP_OUT):
+        parser.error(f"--mlp-out {','.join(args.mlp_out)}: whole or shares")
     if not set(args.rows) <= {1, 2, 4, 8, 16}:
         parser.error("--rows: forms have 1, 2, 4, 8 or 16")
     if any(slots % 2 for slots in args.slots):

@@ -69,10 +69,10 @@ class Shape:
         return self.heads // self.kv_heads
 
 
-def _tile_bytes(shape: Shape) -> int:
-    """Keys and values of a tile, their scales, and the room between groups of four values."""
+def tile_bytes(shape: Shape) -> int:
+    """Keys and values of a tile, and their scales."""
     number, scales = (1, 2 * TILE * 2) if shape.fp8_kv else (2, 0)
-    return 2 * TILE * shape.head_dim * number + scales + TILE // 4 * 32
+    return 2 * TILE * shape.head_dim * number + scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ class Variant:
 
     def stages(self, shape: Shape) -> int:
         """Tiles in flight per warp: FLIGHT_BYTES on a multiprocessor, MAX_STAGES at most."""
-        return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * _tile_bytes(shape))))
+        return max(1, min(MAX_STAGES, FLIGHT_BYTES // (self.warps * self.blocks * tile_bytes(shape))))
 
     def shared_bytes(self, shape: Shape) -> int:
         """Dynamic shared memory of a block: the warps' tiles, later their results, what the cluster's blocks
-        send, and a barrier for each tile."""
+        send."""
         quads, stages = shape.group * shape.head_dim // 4, self.stages(shape)
         sent = quads * 24 if self.cluster > 1 else 0
-        return self.warps * (max(stages * _tile_bytes(shape), quads * 16) + (shape.group + stages) * 8) + sent
+        return self.warps * (max(stages * tile_bytes(shape), quads * 16) + shape.group * 8) + sent
 
 
 def unsupported(
@@ -129,7 +129,7 @@ def defines(shape: Shape, variant: Variant) -> dict[str, int]:
 
 def source() -> str:
     """CUDA C++ of the kernel."""
-    return read_source("primitives.cu", "attention_tile.cu", "cluster_decode.cu")
+    return read_source("primitives.cu", "attention_tile.cu", "attention_stream.cu", "cluster_decode.cu")
 
 
 class _Arguments(ctypes.Structure):
@@ -275,7 +275,7 @@ class ClusterDecode:
         launched before the previous kernel ends. ValueError: tensors that do not fit the model, the kernel
         or each other.
         """
-        reason = _mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out, scales)
+        reason = mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out, scales)
         if reason is not None:
             raise ValueError(reason)
         if q.device != torch.device("cuda", self.device):
@@ -320,7 +320,7 @@ def fill_arguments(
     a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
 
 
-def _mismatch(
+def mismatch(
     shape: Shape,
     q: torch.Tensor,
     k_pages: torch.Tensor,

@@ -4,7 +4,7 @@ The figures here are those of decode_network.cu, which computes them from the sa
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.step_spec import StepSpec
 
@@ -15,18 +15,22 @@ HALF = 4  # rows of a tile that are copied together
 SKEW = 64
 TILE = 16  # keys
 READERS = 2  # warps that attend for a row
-MOST_PARTS = 32  # of a row of x, each with a factor of its own
+MOST_PARTS = (
+    32  # of a row of x that is multiplied in one piece after the other, each with a factor of its own
+)
 EXCHANGES = 4  # of a layer
 ORDERS = ("rope", "rope_norm", "norm_rope")
 SHARED_LIMIT = 227 * 1024
+SLOTS = (12, 10, 8, 6, 4)  # of a ring, of which as many as fit are taken
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One compiled form of the step. rows: most entries. team: blocks for each kv head. warps: consumers of a
     block. slots: of a block's ring. resident: the whole step in one kernel. clustered: a team is a thread
-    block cluster. delay: most nanoseconds that a block waits in front of a phase, for tests. traced: where
-    the blocks' time goes is counted.
+    block cluster. mlp_out_whole: each block has all inputs of its own outputs of the MLP's second product,
+    and not a share of them for its team. delay: most nanoseconds that a block waits in front of a phase, for
+    tests. traced: where the blocks' time goes is counted.
     """
 
     rows: int
@@ -35,6 +39,7 @@ class Cut:
     slots: int
     resident: bool = True
     clustered: bool = False
+    mlp_out_whole: bool = False
     delay: int = 0
     traced: bool = False
 
@@ -57,6 +62,7 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
         "LAYERS": spec.layers,
         "BLOCK_SIZE": spec.block_size,
         "SWIGLU": int(spec.activation == "swiglu"),
+        "GROUP": spec.heads // spec.kv_heads,
         "ORDER": ORDERS.index(spec.order),
         "BIASED": int(spec.biased),
         "ROWS": cut.rows,
@@ -68,6 +74,7 @@ def defines(spec: StepSpec, cut: Cut) -> dict[str, int]:
     flags = {
         "RESIDENT": cut.resident,
         "CLUSTERED": cut.clustered,
+        "MLP_OUT_WHOLE": cut.mlp_out_whole,
         "TRACED": cut.traced,
         "KV_FP8": spec.fp8_kv,
         "WEIGHT_INT8": spec.kind == "int8",
@@ -98,10 +105,21 @@ def subs_of(spec: StepSpec, team: int) -> int | None:
     return next((subs for subs in (8, 4) if all(_pieces(spec, k, subs) for k in inputs)), None)
 
 
+def may_be_whole(spec: StepSpec, team: int, rows: int) -> bool:
+    """Whether blocks of a form for so many rows can take all inputs of the MLP's second product: the sums of
+    all warps for all shares of a unit must have room, and blocks as much to do as each other.
+    """
+    share, subs = spec.padded_inner // team, subs_of(spec, team)
+    pieces = _pieces(spec, share, subs) if subs else None
+    if subs is None or pieces is None:
+        return False
+    return team * pieces * subs <= _partials(rows) and spec.width // UNIT % (spec.kv_heads * team) == 0
+
+
 def mail_words(spec: StepSpec, cut: Cut) -> int:
     """What a team sends to one of its blocks, in words of 8 bytes."""
     group, piece = spec.heads // spec.kv_heads, spec.head_dim // cut.team
-    owned = math.ceil(spec.width // UNIT // spec.kv_heads / cut.team)
+    owned = 0 if cut.mlp_out_whole else math.ceil(spec.width // UNIT // spec.kv_heads / cut.team)
     of_a_row = (group + 2) * spec.head_dim // 2 + cut.team * group * (piece + 2) + cut.team * owned * UNIT
     return cut.rows * of_a_row
 
@@ -122,18 +140,25 @@ def shared_bytes(spec: StepSpec, cut: Cut) -> int:
     row = dim * number // 16
     stage = TILE * row + TILE // 4 * (4 * row + 2) + (4 if spec.fp8_kv else 0)
     slot = -(-max(CHUNK_BYTES, 2 * stage * 16) // 128) * 128 + SKEW
-    longest = max(spec.width, spec.heads * dim, spec.padded_inner // cut.team)
+    longest = max(spec.width, spec.heads * dim, spec.padded_inner // (1 if cut.mlp_out_whole else cut.team))
     x = cut.rows * (longest + (32 if spec.kind == "bf16" else 8)) * 2
     finds = cut.rows * (READERS + 1)
     sums, stats = finds * group * dim * 4, _rounded(finds * group * 8)
     partial = (1 + cut.resident) * _partials(cut.rows) * cut.rows * UNIT * 4
     squares = _rounded(cut.rows * (spec.width // 128) * 4)
-    inverse = cut.rows * MOST_PARTS * 4 if spec.kind == "fp8" else 0
+    parts = _partials(cut.rows) if cut.mlp_out_whole else MOST_PARTS
+    inverse = cut.rows * parts * 4 if spec.kind == "fp8" else 0
     query = cut.warps // READERS * READERS * group * dim * 2
     new = cut.rows * 2 * dim * number + (_rounded(cut.rows * 4) if spec.fp8_kv else 0)
     barriers = cut.slots * 16 + _rounded(cut.slots * 4) + 16 + 64
     mail = mail_words(spec, cut) * 8 if cut.clustered else 0
     return cut.slots * slot + x + sums + partial + squares + inverse + stats + query + new + barriers + mail
+
+
+def fitted(spec: StepSpec, cut: Cut) -> Cut | None:
+    """The same with as many slots as a block's memory has room for; None where the fewest are too many."""
+    cuts = (replace(cut, slots=slots) for slots in SLOTS)
+    return next((one for one in cuts if shared_bytes(spec, one) <= SHARED_LIMIT), None)
 
 
 def unsupported(spec: StepSpec, team: int) -> str | None:

@@ -15,7 +15,16 @@ import torch
 from kernels import decode_shape
 from kernels.cuda_driver import DriverError, Kernel, architecture, load_kernel
 from kernels.decode_arguments import PHASES, StepArguments, StepMemory, StepNetwork, arguments
-from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
+from kernels.decode_shape import (
+    EXCHANGES,
+    SHARED_LIMIT,
+    SLOTS,
+    Cut,
+    defines,
+    fitted,
+    may_be_whole,
+    shared_bytes,
+)
 from kernels.kv8 import Scales
 from kernels.nvrtc import CompileError, compile_many, read_source
 from kernels.quantize import Weight, WeightKind
@@ -29,15 +38,18 @@ WARPS = 8  # that compute; sixteen have too few registers
 # Cycles between copies of 16 KiB, of 128 blocks on an H200: docs/decode.md.
 PACE: dict[WeightKind, int] = {"bf16": 800, "int8": 1000, "fp8": 1000}
 PACED_BLOCKS = 128
+# Entries up to which a block takes all inputs of the MLP's second product, how long a row of that weight may
+# be, in bytes, and slots that its ring must then have, unless it would have fewer with a share of them.
+# Long rows hide the exchange that it saves (docs/decode.md).
+WHOLE_ROWS, WHOLE_BYTES, WHOLE_SLOTS = 1, 12288, 10
 CLUSTERED_SHARE = 0.92  # of the blocks that fit, with which clusters are tried
 
 
 def source() -> str:
     """CUDA C++ of the kernels."""
     parts = ("network", "exchange", "split", "product", "attention", "phases", "step")
-    return read_source(
-        "primitives.cu", "eight_bits.cu", "attention_tile.cu", *(f"decode_{part}.cu" for part in parts)
-    )
+    shared = ("primitives.cu", "eight_bits.cu", "attention_tile.cu", "new_token.cu")
+    return read_source(*shared, *(f"decode_{part}.cu" for part in parts))
 
 
 def launches(spec: StepSpec, cut: Cut) -> list[tuple[int, int]]:
@@ -53,8 +65,14 @@ def cut_of(spec: StepSpec, path: StepPath, rows: int, team: int) -> Cut:
     if form is None:
         raise ValueError(f"{path} serves up to {max(ROWS.get(path, ()), default=0)} rows, not {rows}")
     # A block of a chain, too, has a multiprocessor to itself: two that share one have smaller rings.
-    cuts = [Cut(form, team, WARPS, slots, resident=path == "persistent") for slots in (12, 10, 8, 6, 4)]
-    return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), cuts[-1])
+    least = Cut(form, team, WARPS, min(SLOTS), resident=path == "persistent")
+    shares = fitted(spec, least) or least
+    row_bytes = spec.padded_inner * (2 if spec.kind == "bf16" else 1)
+    if form <= WHOLE_ROWS and row_bytes <= WHOLE_BYTES and may_be_whole(spec, team, form):
+        whole = fitted(spec, replace(least, mlp_out_whole=True))
+        if whole is not None and whole.slots >= min(WHOLE_SLOTS, shares.slots):
+            return whole
+    return shares
 
 
 def most_rows(spec: StepSpec, team: int) -> dict[StepPath, int]:

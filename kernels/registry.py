@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from kernels.caps import FLASH_MODULES, DeviceCaps, FlashName
+from kernels.cluster import unsupported
 from kernels.spec import AttentionSpec
 
 Op = Literal[
@@ -66,6 +67,15 @@ def _skinny(caps: DeviceCaps, spec: AttentionSpec | None) -> str | None:
     return None if caps.nvrtc else "libnvrtc is not there"
 
 
+def _paged(caps: DeviceCaps, spec: AttentionSpec | None) -> str | None:
+    if (reason := _triton(caps, spec) or _skinny(caps, spec)) is not None:
+        return reason  # Triton's plan cuts up the keys
+    if spec is None or caps.compute is None:
+        return None
+    group = spec.heads // max(1, spec.kv_heads)
+    return unsupported(spec.head_dim, group, spec.dtype, caps.compute, spec.block_size)
+
+
 def _flash_unsupported(name: FlashName, spec: AttentionSpec, caps: DeviceCaps) -> str | None:
     """Why this library cannot serve, by what is known without importing it; None if it can."""
     if caps.compute is None:
@@ -123,6 +133,11 @@ _TORCH = Candidate("torch", _never, "reference, row by row")
 CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
     "attention.decode": (
         Candidate(
+            "cuda",
+            _paged,
+            "split over keys by a plan made on the device, rotates for itself, reads keys early",
+        ),
+        Candidate(
             "triton-rotating", _triton, "split over keys by a plan made on the device, rotates for itself"
         ),
         Candidate("triton", _triton, "split over keys by a plan made on the device"),
@@ -138,6 +153,7 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
         Candidate("fa4", _flash("fa4"), "FlashAttention 4; compiles for seconds at first use", manual=True),
         Candidate("fa2", _flash("fa2"), "FlashAttention 2", manual=True),
         Candidate("triton-rotating", _triton, "triton's, for decode steps that rotate", manual=True),
+        Candidate("cuda", _paged, "triton's, for decode steps", manual=True),
         _SDPA,
         _TORCH,
     ),

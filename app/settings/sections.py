@@ -160,9 +160,9 @@ class Gpu:
     )
     attention_backend: AttentionName = option(
         "auto",
-        choice("auto", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"),
-        "attention kernels: auto, triton, triton-rotating (steps that only decode rotate inside of it; with "
-        "auto, too), fa2, fa3, fa4, sdpa or torch; see python -m app kernels",
+        choice("auto", "cuda", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"),
+        "attention kernels: auto, cuda (decodes by tensor cores and rotates inside where steps only decode), "
+        "triton, triton-rotating (so by Triton), fa2, fa3, fa4, sdpa or torch; see python -m app kernels",
         metavar="NAME",
     )
     linear_backend: LinearName = option(

@@ -16,7 +16,17 @@ from engine.backend import Feature
 from engine.fastpath import FlagUnavailable
 from engine.gpu.cache import PagedKV
 from engine.gpu.network import Network
-from engine.gpu.path_trial import CONTEXT, TESTED, TOO_LONG, Trial, blocks_for, fill, positions_for
+from engine.gpu.path_trial import (
+    CONTEXT,
+    TESTED,
+    TOO_LONG,
+    TRIALS,
+    Fault,
+    Trial,
+    blocks_for,
+    fill,
+    positions_for,
+)
 from engine.gpu.paths import LIBRARY, Library, StepKernels, make_kernels, spec_of
 from engine.messages.config import DecodePathName
 from kernels.caps import DeviceCaps
@@ -198,21 +208,42 @@ class _Choice:
                 self.kernels.prepare(path, rows)
             except (CompileError, DriverError) as error:
                 reasons[path] = str(error)
-        for seed, positions in enumerate(positions_for(rows, self.spec.block_size, self.tested)):
-            trial = Trial.of(self.network, rows, positions, seed)
-            want = trial.reference()
-            for path in paths:
-                if path in reasons:
-                    continue
-                try:
-                    reason = trial.disagreement(path, want)
-                except DriverError as error:
-                    reason = str(error)
-                if reason is not None:
-                    reasons[path] = reason
+        for number, positions in enumerate(positions_for(rows, self.spec.block_size, self.tested)):
+            spoken: dict[StepPath, list[str]] = {path: [] for path in paths}
+            for seed in range(TRIALS):
+                left = [path for path in paths if path not in reasons and (not seed or spoken[path])]
+                if left:
+                    trial = Trial.of(self.network, rows, positions, TRIALS * number + seed)
+                    self._try(trial, left, spoken, reasons)
+                for path in left:
+                    if 2 * len(spoken[path]) > TRIALS:
+                        reasons[path] = "; ".join(spoken[path])
         for path, reason in reasons.items():
             _log.warning("decode path %s does not serve %d rows: %s", path, rows, reason)
         return reasons
+
+    def _try(
+        self,
+        trial: Trial,
+        paths: Sequence[StepPath],
+        spoken: Mapping[StepPath, list[str]],
+        reasons: dict[StepPath, str],
+    ) -> None:
+        """What a trial finds against paths goes to `spoken`, where other tokens might come nearer, or to
+        `reasons`, where nothing would help.
+        """
+        want = trial.reference()
+        for path in paths:
+            try:
+                found = trial.disagreement(path, want)
+            except DriverError as error:
+                found = Fault(str(error), final=True)
+            if found is None:
+                continue
+            if found.final:
+                reasons[path] = found.reason
+            else:
+                spoken[path].append(found.reason)
 
     def _measured(
         self,

@@ -25,6 +25,11 @@ FIRST_DIFFERENCE, DIFFERENCE_PER_LAYER = 0.02, 0.003
 # a sixteenth away, in a few of a hundred cases.
 EIGHT_BITS_DIFFERENCE = 0.03
 LARGEST_ERROR = 2.0  # of one number relative to the largest right one, in such differences
+# Over some tokens a model makes more and more of roundings: in one of ten trials of a Llama of d32's size
+# with random weights either side was three times as far from the exact numbers as in the others, and they
+# came further apart than this (tests/gpu/test_path_noise.py). What is wrong is so whatever the tokens. So up
+# to so many times as far is tried again with other tokens, and the majority decides.
+LUCK, TRIALS = 4.0, 3
 TOO_LONG = "a wait inside the kernels took too long"
 POISON = 7.0  # what stands where a step has to write
 SEED = 0  # of the keys and values that stand in the pages
@@ -52,6 +57,14 @@ class Wrote:
         if not _same_bits(self.logits, other.logits):
             return f"logits{_apart(self.logits, other.logits)}"
         return None if self.rest == other.rest else "positions that are nobody's"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What speaks against a path. final: other tokens would not change it."""
+
+    reason: str
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,37 +188,37 @@ class Trial:
     def where(self) -> str:
         return f"at {self.live} of {self.shape.tokens} rows"
 
-    def disagreement(self, path: StepPath, want: Wrote) -> str | None:
+    def disagreement(self, path: StepPath, want: Wrote) -> Fault | None:
         """What a path does otherwise than the network's own kernels did, or at one time otherwise than at
         another, for its sums have one order; or None.
         """
         got = self.look(path)
         if self.lost():
-            return TOO_LONG
-        reason = self._differs(got, want)
+            return Fault(TOO_LONG)
+        fault = self._differs(got, want)
         again = self.look(path)
         if self.lost():
-            return TOO_LONG
+            return Fault(TOO_LONG)
         changed = again.other_than(got)
         if changed is None:
-            return reason
+            return fault
         unsteady = f"the second time its bits are others: {changed} {self.where}"
-        return unsteady if reason is None else f"{reason}, and {unsteady}"
+        return Fault(unsteady if fault is None else f"{fault.reason}, and {unsteady}")
 
-    def _differs(self, got: Wrote, want: Wrote) -> str | None:
+    def _differs(self, got: Wrote, want: Wrote) -> Fault | None:
         more = EIGHT_BITS_DIFFERENCE if self.cache.scales[0] is not None else 0.0
         where = self.where
         for layer, (ours, theirs) in enumerate(zip(got.pages, want.pages, strict=True)):
-            if reason := different(ours, theirs, layer, more):
-                return f"keys and values of layer {layer} {reason} {where}"
+            if fault := different(ours, theirs, layer, more):
+                return Fault(f"keys and values of layer {layer} {fault.reason} {where}", fault.final)
         if got.rest != want.rest:
-            return f"a position that is nobody's was written {where}"
-        if reason := different(got.logits, want.logits, len(want.pages), more):
-            return f"logits {reason} {where}"
+            return Fault(f"a position that is nobody's was written {where}")
+        if fault := different(got.logits, want.logits, len(want.pages), more):
+            return Fault(f"logits {fault.reason} {where}", fault.final)
         live = self.inputs.entry_tokens >= 0
         after = torch.where(live, self.inputs.token_positions + 1, 0)
         if not torch.equal(self.network.scratch.entry_positions[: self.shape.tokens], after):
-            return f"the next positions are wrong {where}"
+            return Fault(f"the next positions are wrong {where}")
         return None
 
 
@@ -248,20 +261,22 @@ def _apart(got: torch.Tensor, want: torch.Tensor) -> str:
     return f" (row {row} by {float(far[row]):.2g}, half of it in {half} of {len(squares)} numbers)"
 
 
-def different(got: torch.Tensor, want: torch.Tensor, layers: int, more: float = 0.0) -> str | None:
+def different(got: torch.Tensor, want: torch.Tensor, layers: int, more: float = 0.0) -> Fault | None:
     """How a result behind so many layers is off by more than rounding explains, row by row; None where it is
     not. more: that others may be further apart.
     """
     most = FIRST_DIFFERENCE + DIFFERENCE_PER_LAYER * layers + more
     if not bool(torch.isfinite(got).all()):
-        return "are not finite"
+        return Fault("are not finite")
     difference, right = (got - want).flatten(1), want.flatten(1)
     far = (difference.norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)).max()
     if float(far) > most:
-        return f"are off by {float(far):.2g} of their size{_apart(got, want)}"
+        reason = f"are off by {float(far):.2g} of their size{_apart(got, want)}"
+        return Fault(reason, bool(far > LUCK * most))
     worst = difference.abs().amax(dim=1) / right.abs().amax(dim=1).clamp_min(1e-30)
     if float(worst.max()) > LARGEST_ERROR * most:
-        return f"have a number that is off by {float(worst.max()):.2g} of the largest"
+        reason = f"have a number that is off by {float(worst.max()):.2g} of the largest"
+        return Fault(reason, bool(worst.max() > LUCK * LARGEST_ERROR * most))
     return None
 
 

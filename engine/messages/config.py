@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 BatchingMode = Literal["continuous", "static", "single"]
-AttentionName = Literal["auto", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"]
+AttentionName = Literal["auto", "cuda", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"]
 LinearName = Literal["auto", "cublas", "skinny", "triton"]
 DecodePathName = Literal["auto", "graph", "chained", "persistent"]
 WeightName = Literal["auto", "bf16", "fp8", "int8"]

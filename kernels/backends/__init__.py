@@ -12,13 +12,17 @@ from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
 from kernels.caps import DeviceCaps, FlashName
+from kernels.cuda_driver import DriverError
+from kernels.nvrtc import CompileError
 from kernels.registry import REQUIRED, Choice, Op, Unavailable, first_library, select
 
 FLAG, FLASH_FLAG = "--attention-backend", "--use-flash3"
-ROTATING = "triton-rotating"
+CUDA, ROTATING = "cuda", "triton-rotating"
+OURS = (CUDA, ROTATING, "triton")
 # Up to so many tokens of a step our tiles with shared keys beat FlashAttention 3, which gives a tile to one
 # block: 25 to 29 us against 33 for 128 to 256 queries over 2,048 keys; 42 against 34 for 512.
 FEW_TOKENS = 256
+NO_CLUSTERS = "cuda shares a row's keys out, too, and rotates for itself"
 FlashUse = Literal["off", "auto", "required"]
 OPS: tuple[Op, Op] = ("attention.decode", "attention.prefill")
 LIBRARIES: tuple[FlashName, ...] = get_args(FlashName)
@@ -43,11 +47,11 @@ def select_backend(
 ) -> tuple[AttentionBackend, list[Row]]:
     """The backend for a model on a device, and what to say about it.
 
-    asked: auto, triton, triton-rotating, fa2, fa3, fa4, sdpa or torch. A library must agree with the
+    asked: auto, cuda, triton, triton-rotating, fa2, fa3, fa4, sdpa or torch. A library must agree with the
     reference on a small problem before it is used. flash: "off" leaves the libraries out under auto;
     "required" takes the best of them for prefill and nothing else. flash_sdp: see SdpaBackend. clusters: for
-    decode steps of few rows; where they are merely welcome and another backend was asked for, that one serves
-    them all.
+    decode steps of few rows; where they are merely welcome, and another backend was asked for or cuda is
+    there, that one serves them all.
     Unavailable (a ValueError): what was asked for cannot be had, with the flag's name and the reason; under
     auto a library that fails is passed over instead.
     """
@@ -73,9 +77,13 @@ def select_backend(
         parts.append(backend)
         rows.append((op, asked, f"{name} {backend.version}", why))
     single, chunked = parts
+    if clusters is not None and not clusters.required and single.name == CUDA:
+        clusters = None
+        what, wanted, used, why = rows[0]
+        rows[0] = (what, wanted, used, f"{why}; clusters: {NO_CLUSTERS}")
     if single is chunked:
         return (with_clusters(single, rows, spec, caps, clusters) if clusters else single), rows
-    ours = single.name in ("triton", ROTATING)
+    ours = single.name in OURS
     shared = asked == "auto" and flash == "auto" and ours and chunked.name == "fa3"
     if shared:
         what, wanted, used, why = rows[1]
@@ -122,8 +130,8 @@ def _built(
     """A backend, or why there is none: that of an earlier operation where it serves this one, too, so that
     they share buffers.
     """
-    if name == "triton" and ROTATING in built:
-        name = ROTATING  # with chunks it does the same
+    if name == "triton":
+        name = next((own for own in OURS if own in built), name)  # with chunks they do the same
     outcome = built.get(name) or build(name, spec, flash_sdp)
     if not isinstance(outcome, str):
         built[name] = outcome
@@ -132,6 +140,8 @@ def _built(
 
 def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBackend | str:
     """A backend by its name, or why there is none. A library is imported and tried out."""
+    if name == CUDA:
+        return _cuda(spec)
     if name in ("triton", ROTATING):
         from kernels.backends.triton import RotatingTritonBackend, TritonBackend
 
@@ -151,6 +161,17 @@ def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBa
     if reason is not None:
         return f"the self-test failed: {reason}"
     return flash.FlashBackend(library, spec, *loaded)
+
+
+def _cuda(spec: AttentionSpec) -> AttentionBackend | str:
+    from kernels.backends.cuda import CudaBackend
+
+    try:
+        backend = CudaBackend(spec)
+    except (CompileError, DriverError, ValueError) as error:
+        return str(error)
+    reason = fault(backend, spec)
+    return backend if reason is None else f"the self-test failed: {reason}"
 
 
 __all__ = [

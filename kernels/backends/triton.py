@@ -5,7 +5,7 @@ import triton
 
 from kernels.backends.base import AttentionSpec
 from kernels.kv8 import FORMAT, Scales
-from kernels.triton.decode import DecodeWorkspace, Fresh, paged_decode, plan_decode
+from kernels.triton.decode import DecodeWorkspace, Fresh, Rule, paged_decode, plan_decode
 from kernels.triton.prefill import PrefillWorkspace, paged_prefill
 
 
@@ -14,7 +14,8 @@ class TritonBackend:
     version: str = triton.__version__
     capture_safe = True
 
-    def __init__(self, spec: AttentionSpec) -> None:
+    def __init__(self, spec: AttentionSpec, rule: Rule | None = None) -> None:
+        """rule: how decode steps are cut, instead of the table's."""
         self.workspace = DecodeWorkspace.allocate(
             spec.max_rows,
             spec.heads,
@@ -23,6 +24,7 @@ class TritonBackend:
             spec.max_context,
             spec.device,
             dtype=FORMAT if spec.fp8_kv else spec.dtype,
+            config=rule,
         )
         self.prefill_workspace = PrefillWorkspace.allocate(spec.head_dim, spec.device)
 

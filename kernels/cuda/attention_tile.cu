@@ -5,7 +5,7 @@
 // operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
 // whose halves, paired, are V^T's operands, and ends up with those 8 channels of heads 2c and 2c+1.
 //
-// Compile-time: D, channels of a head (64, 128); KV_FP8 for keys and values in e4m3, with a scale for each key of a
+// Compile-time: D, channels of a head (64, 128); GROUP, heads of queries for a head of keys (1 to 8); KV_FP8 for keys and values in e4m3, with a scale for each key of a
 // kv head (kernels/kv8.py). Words of four channels then become bf16 in the registers, and scores and weights are
 // multiplied by the scales.
 
@@ -16,11 +16,31 @@ constexpr int SCALE_PIECES = 2 * TILE * 2 / 16;
 #else
 constexpr int NUMBER = 2, SCALE_PIECES = 0;
 #endif
-// In pieces of 16 bytes. Two pieces between groups of four values keep lanes of one phase on different banks.
+// In pieces of 16 bytes.
 constexpr int ROW = D * NUMBER / 16;
-constexpr int KEY_PIECES = TILE * ROW, VALUE_PIECES = 4 * ROW + 2;
-constexpr int SCALES_AT = KEY_PIECES + TILE / 4 * VALUE_PIECES;  // the keys', then the values'
-constexpr int STAGE = SCALES_AT + SCALE_PIECES;
+constexpr int KEY_PIECES = TILE * ROW;
+
+// Where a tile's pieces lie in shared memory: its keys, values, and their scales (the keys', then the values'). Lanes that
+// read at one time shall find different banks.
+//
+// As bulk copies bring them, keys in one piece and values in four, with two pieces between groups of four values.
+struct Bulk {
+    static constexpr bool WOVEN = false;
+    static constexpr int VALUE_PIECES = 4 * ROW + 2, SCALES_AT = KEY_PIECES + TILE / 4 * VALUE_PIECES;
+    static constexpr int STAGE = SCALES_AT + SCALE_PIECES;
+};
+// As copies by lanes can put them: without room between them, a row's pieces in an order of its own.
+struct Woven {
+    static constexpr bool WOVEN = true;
+    static constexpr int VALUE_PIECES = 4 * ROW, SCALES_AT = 2 * KEY_PIECES, STAGE = SCALES_AT + SCALE_PIECES;
+};
+template <class At> DEVICE int key_at(int key, int piece) {
+    return key * ROW + (At::WOVEN ? piece ^ key % 2 * 4 % ROW : piece);
+}
+template <class At> DEVICE int value_at(int key, int piece) {
+    const int at = At::WOVEN ? piece ^ key / 2 % 4 * 2 % ROW : piece;
+    return KEY_PIECES + key / 4 * At::VALUE_PIECES + key % 4 * ROW + at;
+}
 // Stands for "no key yet": unlike -inf it can be subtracted from itself.
 constexpr float LOWEST = -3.0e38f;
 
@@ -33,30 +53,31 @@ struct Pages {
     long long scale_block = 0;
 };
 
-// One lane brings a tile: keys in one piece, values in four.
-DEVICE void copy_tile(uint4* stage, Barrier* barrier, const Pages& keys, const Pages& values, int page, int start) {
+// All lanes bring a tile, for Woven: a lane has the same pieces of a row in every second row, or fourth.
+DEVICE void copy_tile(uint4* stage, const Pages& keys, const Pages& values, int page, int start) {
     constexpr int KEY = D * NUMBER / 2;  // two bytes each
-    const u16* const from = values.base + page * values.block + start * KEY;
-    expect_bytes(barrier, 2 * TILE * KEY * 2 + SCALE_PIECES * 16);
-    copy_bulk(stage, keys.base + page * keys.block + start * KEY, TILE * KEY * 2, barrier);
+    const u16* const key = keys.base + page * keys.block + start * KEY + lane_index() * 8;
+    const u16* const value = values.base + page * values.block + start * KEY + lane_index() * 8;
 #pragma unroll
-    for (int i = 0; i < TILE / 4; i++)
-        copy_bulk(stage + KEY_PIECES + i * VALUE_PIECES, from + i * 4 * KEY, 4 * KEY * 2, barrier);
+    for (int i = 0; i < KEY_PIECES / 32; i++) {
+        const int at = i * 32 + lane_index();
+        copy_in_background(stage + key_at<Woven>(at / ROW, at % ROW), key + i * 256);
+        copy_in_background(stage + value_at<Woven>(at / ROW, at % ROW), value + i * 256);
+    }
 #ifdef KV_FP8
-    copy_bulk(stage + SCALES_AT, keys.scales + page * keys.scale_block + start, TILE * 2, barrier);
-    copy_bulk(stage + SCALES_AT + 2, values.scales + page * values.scale_block + start, TILE * 2, barrier);
+    const int lane = lane_index();
+    const u16* const scales = lane < 2 ? keys.scales : values.scales;
+    const long long block = lane < 2 ? keys.scale_block : values.scale_block;
+    if (lane < SCALE_PIECES)
+        copy_in_background(stage + Woven::SCALES_AT + lane, scales + page * block + start + lane % 2 * 8);
 #endif
-}
-
-template <class Piece> DEVICE Piece* value_row(Piece* stage, int key) {
-    return stage + KEY_PIECES + key / 4 * VALUE_PIECES + key % 4 * ROW;
 }
 
 // Values that cannot be seen may be anything, and have weight zero, which would not silence what is not finite. (Every
 // byte of eight bits is read as a number.)
-DEVICE void clear_unseen(uint4* stage, int low, int high, int lane) {
+template <class At> DEVICE void clear_unseen(uint4* stage, int low, int high, int lane) {
     for (int key = 0; key < TILE; key++)
-        if ((key < low || key > high) && lane < ROW) value_row(stage, key)[lane] = uint4{0, 0, 0, 0};
+        if ((key < low || key > high) && lane < ROW) stage[value_at<At>(key, lane)] = uint4{0, 0, 0, 0};
     order_before_copies();  // the next tile comes to the same place
     warp_barrier();
 }
@@ -76,8 +97,8 @@ DEVICE u32 to_pair(u32 signs, u32 magnitudes) {
 DEVICE u32 even_bytes(u32 word) { return to_pair(word << 8, word << 4); }
 DEVICE u32 odd_bytes(u32 word) { return to_pair(word, word >> 4); }
 
-DEVICE float scale_of(const uint4* stage, int values, int key) {
-    return low_half(((const u16*)(stage + SCALES_AT))[values * TILE + key]);
+template <class At> DEVICE float scale_of(const uint4* stage, int values, int key) {
+    return low_half(((const u16*)(stage + At::SCALES_AT))[values * TILE + key]);
 }
 
 // As add_values for two channels, of which each half of x has one key's (2c, then 2c+1), and z those of the other two.
@@ -86,54 +107,121 @@ DEVICE void add_bytes(float (&o)[4], u32 x, u32 z, u32 b0, u32 b1) {
 }
 #endif
 
-// A head's query as attend_tile takes it: a lane's channels of a key, 16 bytes of which are 8 channels or 16.
-DEVICE void query_for_tile(uint4 (&query)[D / 32], const u16* head, bool exists, int c) {
+// Queries as attend_tile takes them: a lane's channels of a key, 16 bytes of which are 8 channels or 16, of column g. A
+// column is a head; TWO_TERMS: two columns are, for then keys in e4m3 are multiplied as they are, and a query is
+// s q = high + low / 16 in e4m3 with a power of two s (decode_split.cu). `inverse` undoes that for the head c.
+#ifdef KV_FP8
+constexpr bool TWO_TERMS = GROUP <= 4;
+#else
+constexpr bool TWO_TERMS = false;
+#endif
+constexpr int HEADS_OF_LANE = TWO_TERMS ? 1 : 2;  // the head c, or 2c and 2c + 1
+struct Query {
+    uint4 of[TWO_TERMS ? D / 64 : D / 32];
+    float inverse = 1.0f;
+};
+
+#ifdef KV_FP8
+DEVICE u32 larger_magnitude(u32 most, u32 pair) { return max(most, max(pair & 0x7fffu, pair >> 16 & 0x7fffu)); }
+
+// Four channels' high terms; of what is left, the low ones.
+DEVICE u32 term_of(u32 first, u32 second, float scale, bool low) {
+    const float v[4] = {low_half(first) * scale, high_half(first) * scale, low_half(second) * scale, high_half(second) * scale};
+    const u32 high = to_e4m3_pair(v[0], v[1]) | to_e4m3_pair(v[2], v[3]) << 16;
+    if (!low) return high;
+    const u32 even = even_bytes(high), odd = odd_bytes(high);
+    return to_e4m3_pair((v[0] - low_half(even)) * 16.0f, (v[1] - low_half(odd)) * 16.0f) |
+           to_e4m3_pair((v[2] - high_half(even)) * 16.0f, (v[3] - high_half(odd)) * 16.0f) << 16;
+}
+#endif
+
+// first: the heads' [D], `step` numbers apart.
+DEVICE Query query_of(const u16* first, long long step) {
+    const int g = lane_index() >> 2, c = lane_index() & 3, head = TWO_TERMS ? g / 2 : g;
+    const u16* const from = first + head * step;
+    uint4 own[D / 32];
+    Query query;
 #pragma unroll
     for (int b = 0; b < D / 32; b++) {
-        query[b] = uint4{0, 0, 0, 0};
-#ifdef KV_FP8
-        if (exists) query[b] = *(const uint4*)(head + b / 2 * 64 + c * 16 + b % 2 * 8);
-        const uint4 natural = query[b];  // paired as even_bytes and odd_bytes pair keys
-        query[b] = uint4{low_halves(natural.x, natural.y), high_halves(natural.x, natural.y),
-                         low_halves(natural.z, natural.w), high_halves(natural.z, natural.w)};
-#else
-        if (exists) query[b] = *(const uint4*)(head + b * 32 + c * 8);
-#endif
+        own[b] = uint4{0, 0, 0, 0};
+        if (head < GROUP) own[b] = *(const uint4*)(from + (NUMBER == 1 ? b / 2 * 64 + c * 16 + b % 2 * 8 : b * 32 + c * 8));
     }
+#ifdef KV_FP8
+    if (TWO_TERMS) {
+        u32 most = 0;
+#pragma unroll
+        for (int b = 0; b < D / 32; b++)
+            for (const u32 pair : {own[b].x, own[b].y, own[b].z, own[b].w}) most = larger_magnitude(most, pair);
+        most = max(most, (u32)bits_of(warp_xor(float_of(most), 1)));
+        most = max(most, (u32)bits_of(warp_xor(float_of(most), 2)));
+        const u32 exponent = max(most >> 7, 8u);
+        const float scale = float_of((261u - exponent) << 23);
+        const u32 inverse = most < 0x7f80u ? (exponent - 7) << 23 : 0x7fc00000u;  // what is not finite spoils all
+        query.inverse = float_of((u32)warp_from((int)inverse, 8 * c));
+#pragma unroll
+        for (int b = 0; b < D / 64; b++) {
+            const uint4 x = own[2 * b], y = own[2 * b + 1];
+            query.of[b] = uint4{term_of(x.x, x.y, scale, g & 1), term_of(x.z, x.w, scale, g & 1),
+                                term_of(y.x, y.y, scale, g & 1), term_of(y.z, y.w, scale, g & 1)};
+        }
+        return query;
+    }
+#endif
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+        const uint4 x = own[b];
+        if (TWO_TERMS) continue;
+        query.of[b] = x;
+        if (NUMBER == 1)  // paired as even_bytes and odd_bytes pair keys
+            query.of[b] = uint4{low_halves(x.x, x.y), high_halves(x.x, x.y), low_halves(x.z, x.w), high_halves(x.z, x.w)};
+    }
+    return query;
 }
 
 // A tile's keys low..high: the running maximum (in powers of two) and sum of weights of heads 2c and 2c+1, and the
-// values' weighted sum. The sum of weights is this lane's own, of keys g and g + 8. query: of head g, by query_for_tile.
-DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int low, int high, float scale, int lane,
+// values' weighted sum; TWO_TERMS: of the head c. The sum of weights is this lane's own, of keys g and g + 8.
+template <class At>
+DEVICE void attend_tile(const uint4* stage, const Query& query, int low, int high, float scale, int lane,
                         float (&o)[D / 64][4][4], float (&most)[2], float (&total)[2]) {
     const int g = lane >> 2, c = lane & 3;
     float even[4] = {}, odd[4] = {};
 #ifdef KV_FP8
 #pragma unroll
     for (int b = 0; b < D / 64; b++) {
-        const uint4 k0 = stage[g * ROW + b * 4 + c], k1 = stage[(g + 8) * ROW + b * 4 + c];
-        const uint4 q0 = query[2 * b], q1 = query[2 * b + 1];
+        const uint4 k0 = stage[key_at<At>(g, b * 4 + c)], k1 = stage[key_at<At>(g + 8, b * 4 + c)];
+        if (TWO_TERMS) {
+            const uint4 q = query.of[b];
+            multiply_add_e4m3(even, k0.x, k1.x, k0.y, k1.y, q.x, q.y);
+            multiply_add_e4m3(odd, k0.z, k1.z, k0.w, k1.w, q.z, q.w);
+            continue;
+        }
+        const uint4 q0 = query.of[TWO_TERMS ? 0 : 2 * b], q1 = query.of[TWO_TERMS ? 0 : 2 * b + 1];
         multiply_add(even, even_bytes(k0.x), even_bytes(k1.x), odd_bytes(k0.x), odd_bytes(k1.x), q0.x, q0.y);
         multiply_add(odd, even_bytes(k0.y), even_bytes(k1.y), odd_bytes(k0.y), odd_bytes(k1.y), q0.z, q0.w);
         multiply_add(even, even_bytes(k0.z), even_bytes(k1.z), odd_bytes(k0.z), odd_bytes(k1.z), q1.x, q1.y);
         multiply_add(odd, even_bytes(k0.w), even_bytes(k1.w), odd_bytes(k0.w), odd_bytes(k1.w), q1.z, q1.w);
     }
-    const float upper_scale = scale * scale_of(stage, 0, g), lower_scale = scale * scale_of(stage, 0, g + 8);
+    if (TWO_TERMS) {  // of one head
+        scale *= query.inverse;
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) even[i] += even[i + 1] * 0.0625f, odd[i] += odd[i + 1] * 0.0625f;
+    }
+    const float upper_scale = scale * scale_of<At>(stage, 0, g), lower_scale = scale * scale_of<At>(stage, 0, g + 8);
 #else
     const float upper_scale = scale, lower_scale = scale;
 #pragma unroll
     for (int b = 0; b < D / 32; b++) {
-        const uint4 k0 = stage[g * ROW + b * 4 + c], k1 = stage[(g + 8) * ROW + b * 4 + c];
-        multiply_add(even, k0.x, k1.x, k0.y, k1.y, query[b].x, query[b].y);
-        multiply_add(odd, k0.z, k1.z, k0.w, k1.w, query[b].z, query[b].w);
+        const uint4 k0 = stage[key_at<At>(g, b * 4 + c)], k1 = stage[key_at<At>(g + 8, b * 4 + c)];
+        multiply_add(even, k0.x, k1.x, k0.y, k1.y, query.of[b].x, query.of[b].y);
+        multiply_add(odd, k0.z, k1.z, k0.w, k1.w, query.of[b].z, query.of[b].w);
     }
 #endif
 
     // Scores in powers of two of keys g and g + 8, and the weights of both.
     const bool upper = g >= low && g <= high, lower = g + 8 >= low && g + 8 <= high;
-    float fade[2], weight[2][2];
+    float fade[2] = {1.0f, 1.0f}, weight[2][2] = {};
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < HEADS_OF_LANE; j++) {
         const float a = upper ? (even[j] + odd[j]) * upper_scale : LOWEST;
         const float b = lower ? (even[j + 2] + odd[j + 2]) * lower_scale : LOWEST;
         float peak = fmaxf(a, b);
@@ -148,10 +236,10 @@ DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int lo
     }
 #ifdef KV_FP8
     // Scales of unseen keys may be anything.
-    const float upper_value = upper ? scale_of(stage, 1, g) : 0.0f;
-    const float lower_value = lower ? scale_of(stage, 1, g + 8) : 0.0f;
+    const float upper_value = upper ? scale_of<At>(stage, 1, g) : 0.0f;
+    const float lower_value = lower ? scale_of<At>(stage, 1, g + 8) : 0.0f;
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < HEADS_OF_LANE; j++) {
         total[j] = total[j] * fade[j] + (weight[0][j] + weight[1][j]);
         weight[0][j] *= upper_value;
         weight[1][j] *= lower_value;
@@ -169,18 +257,19 @@ DEVICE void attend_tile(const uint4* stage, const uint4 (&query)[D / 32], int lo
 #pragma unroll
         for (int r = 0; r < 4; r++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) o[h][r][j] *= fade[j % 2];
+            for (int j = 0; j < 4; j++)
+                if (j % 2 < HEADS_OF_LANE) o[h][r][j] *= fade[j % 2];
         const int at = g + h * 8;
 #ifdef KV_FP8
-        const auto eight = [&](int key) { return ((const uint2*)value_row(stage, key))[at]; };
+        const auto eight = [&](int key) { return ((const uint2*)(stage + value_at<At>(key, at / 2)))[at % 2]; };
         const uint2 v0 = eight(2 * c), v1 = eight(2 * c + 1), v2 = eight(2 * c + 8), v3 = eight(2 * c + 9);
         add_bytes(o[h][0], low_halves(v0.x, v1.x), low_halves(v2.x, v3.x), b0, b1);
         add_bytes(o[h][1], high_halves(v0.x, v1.x), high_halves(v2.x, v3.x), b0, b1);
         add_bytes(o[h][2], low_halves(v0.y, v1.y), low_halves(v2.y, v3.y), b0, b1);
         add_bytes(o[h][3], high_halves(v0.y, v1.y), high_halves(v2.y, v3.y), b0, b1);
 #else
-        const uint4 v0 = value_row(stage, 2 * c)[at], v1 = value_row(stage, 2 * c + 1)[at];
-        const uint4 v2 = value_row(stage, 2 * c + 8)[at], v3 = value_row(stage, 2 * c + 9)[at];
+        const uint4 v0 = stage[value_at<At>(2 * c, at)], v1 = stage[value_at<At>(2 * c + 1, at)];
+        const uint4 v2 = stage[value_at<At>(2 * c + 8, at)], v3 = stage[value_at<At>(2 * c + 9, at)];
         add_values(o[h][0], v0.x, v1.x, v2.x, v3.x, b0, b1);
         add_values(o[h][1], v0.y, v1.y, v2.y, v3.y, b0, b1);
         add_values(o[h][2], v0.z, v1.z, v2.z, v3.z, b0, b1);
@@ -196,11 +285,11 @@ DEVICE void keep_found(float4* sums, float2* stats, const float (&o)[D / 64][4][
                        float (&total)[2], int lane) {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < HEADS_OF_LANE; j++) {
         total[j] += warp_xor(total[j], 4);
         total[j] += warp_xor(total[j], 8);
         total[j] += warp_xor(total[j], 16);
-        const int head = 2 * c + j;
+        const int head = HEADS_OF_LANE * c + j;
         if (head < COUNT) {
             float4* const to = sums + head * (D / 4) + g * 2;
 #pragma unroll

@@ -8,76 +8,6 @@ DEVICE int key_chunks(int position, int rank) {
     return pairs > rank ? (pairs - rank + TEAM - 1) / TEAM : 0;
 }
 
-struct Halves { float left[2], right[2]; };  // channels 2l, 2l+1 of a head, and those D / 2 behind them
-
-DEVICE Halves halves_of(u32 left, u32 right) {
-    return Halves{{low_half(left), high_half(left)}, {low_half(right), high_half(right)}};
-}
-DEVICE float or_zero(float value) { return fabsf(value) < float_of(0x7f800000u) ? value : 0.0f; }
-
-DEVICE float head_sum(float value) {
-#pragma unroll
-    for (int mask = D / 8; mask > 0; mask /= 2) value += warp_xor(value, mask);
-    return value;
-}
-
-// A position's rows of the rotary table, as far as this lane needs them. Lanes from D / 4 on repeat others.
-struct Turn { float own_left[2], own_right[2], other_left[2], other_right[2]; };
-
-DEVICE Turn turn_of(const Step& s, int position) {
-    const long long at = (long long)position * D + lane_index() % (D / 4) * 2;
-    const float2 a = *(const float2*)(s.own + at), b = *(const float2*)(s.own + at + D / 2);
-    const float2 c = *(const float2*)(s.other + at), d = *(const float2*)(s.other + at + D / 2);
-    return Turn{{a.x, a.y}, {b.x, b.y}, {c.x, c.y}, {d.x, d.y}};
-}
-
-// The weights of a query-key norm, as far as this lane needs them.
-DEVICE Halves weights_of(const u16* weights) {
-    if (ORDER != NORM_ROPE) return Halves{{1.0f, 1.0f}, {1.0f, 1.0f}};
-    const int at = lane_index() % (D / 4) * 2;
-    return halves_of(*(const u32*)(weights + at), *(const u32*)(weights + D / 2 + at));
-}
-
-// Norm of a head, times the weights, rounded once.
-DEVICE Halves normed(const Halves& x, const Halves& weights, float eps) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; i++) sum += x.left[i] * x.left[i] + x.right[i] * x.right[i];
-    const float factor = inverse_root(head_sum(sum) / D + eps);
-    Halves y;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        y.left[i] = rounded(x.left[i] * factor * weights.left[i]);
-        y.right[i] = rounded(x.right[i] * factor * weights.right[i]);
-    }
-    return y;
-}
-
-// What kernels/triton/rope.py does to a query or key, rounded where torch would.
-DEVICE Halves rotated(Halves x, const Turn& t, const Halves& weights, const Step& s) {
-    Halves y;
-    if (ORDER == NORM_ROPE) x = normed(x, weights, s.eps);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        y.left[i] = rounded(x.left[i] * t.own_left[i] + x.right[i] * t.other_left[i]);
-        y.right[i] = rounded(x.right[i] * t.own_right[i] + x.left[i] * t.other_right[i]);
-    }
-    if (ORDER == ROPE_NORM) y = normed(y, weights, s.eps);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        y.left[i] = rounded(y.left[i] * s.qk_scale);
-        y.right[i] = rounded(y.right[i] * s.qk_scale);
-    }
-    return y;
-}
-
-DEVICE void store_halves(u16* head, const Halves& v) {
-    const int lane = lane_index();
-    if (lane >= D / 4) return;
-    *(u32*)(head + lane * 2) = to_bf16_pair(v.left[0], v.left[1]);
-    *(u32*)(head + D / 2 + lane * 2) = to_bf16_pair(v.right[0], v.right[1]);
-}
-
 // Heads of the new token, as the team has sent them: part GROUP is the key, GROUP + 1 the value. All are asked for
 // before any is waited for.
 template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&parts)[COUNT], Halves (&heads)[COUNT], u32 tag) {
@@ -101,36 +31,9 @@ template <int COUNT> DEVICE void receive(const Step& s, int row, const int (&par
 }
 
 #ifdef KV_FP8
-DEVICE float head_max(float value) {
-#pragma unroll
-    for (int mask = D / 8; mask > 0; mask /= 2) value = fmaxf(value, warp_xor(value, mask));
-    return value;
-}
-
-// A head of the new token in bytes, with its scale (kernels/kv8.py). Returns what these stand for.
+// A head of the new token, as it goes to its page. Returns what that stands for.
 DEVICE Halves keep_new(int row, int part, const Halves& x) {
-    const Halves finite = {{or_zero(x.left[0]), or_zero(x.left[1])}, {or_zero(x.right[0]), or_zero(x.right[1])}};
-    float largest = 0.0f, spoilt = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        largest = fmaxf(largest, fmaxf(fabsf(finite.left[i]), fabsf(finite.right[i])));
-        spoilt += finite.left[i] != x.left[i] || finite.right[i] != x.right[i] ? 1.0f : 0.0f;
-    }
-    float scale = rounded(fminf(fmaxf(head_max(largest) / 448.0f, float_of(0x00800000u)), float_of(0x7b000000u)));
-    const float inverse = 1.0f / scale;
-    const u32 left = to_e4m3_pair(finite.left[0] * inverse, finite.left[1] * inverse);
-    const u32 right = to_e4m3_pair(finite.right[0] * inverse, finite.right[1] * inverse);
-    if (head_max(spoilt) > 0.0f) scale = float_of(0x7fc00000u);
-    const int lane = lane_index();
-    unsigned char* const to = memory<unsigned char>(AT_NEW) + (row * 2 + part) * D;
-    if (lane < D / 4) {
-        *(u16*)(to + lane * 2) = (u16)left;
-        *(u16*)(to + D / 2 + lane * 2) = (u16)right;
-    }
-    if (lane == 0) memory<u16>(AT_NEW_SCALES)[row * 2 + part] = to_bf16(scale);
-    const auto first = [&](u32 pair) { return low_half(even_bytes(pair)) * scale; };
-    const auto second = [&](u32 pair) { return low_half(odd_bytes(pair)) * scale; };
-    return Halves{{first(left), second(left)}, {first(right), second(right)}};
+    return quantized(memory<unsigned char>(AT_NEW) + (row * 2 + part) * D, memory<u16>(AT_NEW_SCALES) + row * 2 + part, x);
 }
 #else
 DEVICE Halves keep_new(int row, int part, const Halves& x) {
@@ -143,32 +46,12 @@ DEVICE float4* sums_of(int row, int reader) { return memory<float4>(AT_SUMS) + (
 DEVICE float2* stats_of(int row, int reader) { return memory<float2>(AT_STATS) + (row * (READERS + 1) + reader) * GROUP; }
 DEVICE u16* own_queries() { return memory<u16>(AT_QUERY) + warp_index() * GROUP * D; }
 
-// The new token itself, which no tile has: one more reader's find.
-DEVICE void attend_new(const Step& s, int row, const Halves& key, const Halves& value) {
-    const int lane = lane_index(), at = lane % (D / 4) * 2;
-#pragma unroll 1
-    for (int head = 0; head < GROUP; head++) {
-        const u16* const query = own_queries() + head * D;
-        const Halves q = halves_of(*(const u32*)(query + at), *(const u32*)(query + D / 2 + at));
-        float score = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 2; i++) score += q.left[i] * key.left[i] + q.right[i] * key.right[i];
-        score = head_sum(score);
-        float* const sums = (float*)(sums_of(row, READERS) + head * (D / 4));
-        if (lane < D / 4) {
-            *(float2*)(sums + at) = float2{value.left[0], value.left[1]};
-            *(float2*)(sums + D / 2 + at) = float2{value.right[0], value.right[1]};
-        }
-        if (lane == 0) stats_of(row, READERS)[head] = float2{score * s.score_scale, 1.0f};
-    }
-}
+DEVICE Halves norm_weights(const u16* weights) { return weights_of(ORDER == NORM_ROPE ? weights : nullptr); }
 
 // A row's tiles that are this reader's, of the keys in front of the new token. count: chunks of this rank.
 DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int count) {
-    const int lane = lane_index(), g = lane >> 2, c = lane & 3, reader = warp_index() % READERS;
-    const u16* const queries = own_queries();
-    uint4 query[D / 32];
-    query_for_tile(query, queries + g * D, g < GROUP, c);
+    const int lane = lane_index(), reader = warp_index() % READERS;
+    const Query query = query_of(own_queries(), D);
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #pragma unroll 1
@@ -176,11 +59,11 @@ DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int co
         const int tile = (rank_index() + j * TEAM) * READERS + reader;
         const Place place = place_of(chunk + j);
         const bool landed = wait_for_chunks<1>(place);
-        uint4* const stage = (uint4*)slot_of(place.slot) + reader * STAGE;
+        uint4* const stage = (uint4*)slot_of(place.slot) + reader * Bulk::STAGE;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
-            if (NUMBER > 1 && high < TILE - 1) clear_unseen(stage, 0, high, lane);
-            attend_tile(stage, query, 0, high, s.score_scale, lane, o, most, total);
+            if (NUMBER > 1 && high < TILE - 1) clear_unseen<Bulk>(stage, 0, high, lane);
+            attend_tile<Bulk>(stage, query, 0, high, s.score_scale, lane, o, most, total);
         }
         warp_barrier();
         if (lane < SUBS / READERS && landed) arrive(empty_of(place.slot));  // as often as the barrier counts
@@ -199,15 +82,16 @@ DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int
     const bool reads = row % CREWS == warp / READERS;
     const bool adds = has_new(position) && (APART ? warp == WARPS - 1 - row : reads && warp % READERS == READERS - 1);
     if (!reads && !adds) return;
-    const Turn turn = turn_of(s, position);
-    const Halves query_weights = weights_of(layer->q_norm);
+    const Rotary rotary = {s.own, s.other, D, D, s.eps, s.qk_scale};
+    const Turn turn = turn_of(rotary, position);
+    const Halves query_weights = norm_weights(layer->q_norm);
     Halves key, value;
     int told = 0;  // queries that are there
     if (adds) {
-        const Halves key_weights = weights_of(layer->k_norm);
+        const Halves key_weights = norm_weights(layer->k_norm);
         Halves got[3];
         receive(s, row, {0, GROUP, GROUP + 1}, got, tag);
-        store_halves(own_queries(), rotated(got[0], turn, query_weights, s));
+        store_halves(own_queries(), rotated(got[0], turn, query_weights, rotary, ORDER));
         told = 1;
         value = got[2];
 #pragma unroll
@@ -215,18 +99,19 @@ DEVICE void attend(const Step& s, const Layer* layer, int row, int position, int
             value.left[i] = or_zero(value.left[i]);
             value.right[i] = or_zero(value.right[i]);
         }
-        key = keep_new(row, 0, rotated(got[1], turn, key_weights, s));
+        key = keep_new(row, 0, rotated(got[1], turn, key_weights, rotary, ORDER));
         value = keep_new(row, 1, value);
     }
 #pragma unroll 1
     for (int head = told; head < GROUP; head++) {
         Halves got[1];
         receive(s, row, {head}, got, tag);
-        store_halves(own_queries() + head * D, rotated(got[0], turn, query_weights, s));
+        store_halves(own_queries() + head * D, rotated(got[0], turn, query_weights, rotary, ORDER));
     }
     warp_barrier();
     lap(RECEIVING);
-    if (adds) attend_new(s, row, key, value);
+    if (adds)
+        attend_new<GROUP>(own_queries(), key, value, s.score_scale, sums_of(row, READERS), stats_of(row, READERS));
     if (reads) attend_tiles(s, row, position, chunk, count);
 }
 

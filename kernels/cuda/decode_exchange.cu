@@ -119,7 +119,6 @@ DEVICE float warp_sum(float value) {
     return value;
 }
 
-DEVICE float rounded(float value) { return low_half(to_bf16(value)); }
 DEVICE float squares_of(u32 pair) { return low_half(pair) * low_half(pair) + high_half(pair) * high_half(pair); }
 
 // An even word of a row and the next.
@@ -251,7 +250,35 @@ template <int OWN, int STEP, int PIECES> DEVICE void gather_own(const Word* word
     else group_barrier(2 + sub, GROUPS * 32);
 }
 
-// The same of the rows that the step begins with.
+// The same without sums of squares, for runs of any length.
+template <int OWN, int STEP, int RUNS> DEVICE void gather_runs(const Word* words, int stride, int limit, u32 tag) {
+    constexpr int OF_RUN = OWN / 4, OF_ROW = RUNS * OF_RUN, ITEMS = ROWS * OF_ROW, LANES = GROUPS * 32;
+    constexpr int EACH = (ITEMS + LANES - 1) / LANES, AT_ONCE = EACH < 8 ? EACH : 8;
+    const int sub = warp_index() % SUBS, group = GROUPS == 1 ? 0 : warp_index() / SUBS;
+#pragma unroll 1
+    for (int first = group * 32 + lane_index(); first < EACH * LANES; first += AT_ONCE * LANES) {
+        u32 w[AT_ONCE][4];
+        const Word* from[AT_ONCE];
+        bool there[AT_ONCE];
+        auto channel_of = [&](int item) { return item % OF_ROW / OF_RUN * STEP + sub * OWN + item % OF_RUN * 4; };
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * LANES, channel = channel_of(item);
+            there[j] = item < ITEMS && channel < limit;
+            from[j] = words + (there[j] ? item / OF_ROW * stride + channel / 2 : 0);
+        }
+        await_words(from, there, tag, w);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int item = first + j * LANES;
+            if (item < ITEMS) store_inputs(item / OF_ROW, channel_of(item) / 2, w[j][0], w[j][2]);
+        }
+    }
+    if (GROUPS == 1) warp_barrier();
+    else group_barrier(2 + sub, GROUPS * 32);
+}
+
+// All channels of the rows that the step begins with.
 DEVICE void gather_first(const u16* x, long long stride, int count) {
 #pragma unroll 1
     for (int item = thread_index(); item < ROWS * WIDTH / 4; item += THREADS) {

@@ -3,8 +3,9 @@
 // not depend on who calls it, so both give the same bits. This file: what the network is, and a block's memory.
 //
 // Teams: CTAS = KV_HEADS * TEAM blocks, a team for each kv head. A team computes the queries, key and value of its
-// head, and attention over its keys. Other products are shared by all blocks; of the MLP's second product each rank
-// of a team takes its share of the inputs, for the outputs that the team owns.
+// head, and attention over its keys. Other products are shared by all blocks. Of the MLP's second product each rank
+// of a team takes its share of the inputs, for the outputs that the team owns, and the ranks exchange what they have
+// summed; or, MLP_OUT_WHOLE, a block takes all inputs for its own outputs, and adds in the same order.
 //
 // Weights: producer warps bring them through a ring of slots in shared memory, by bulk copies, in the order in which
 // the phases use them and without waiting for any phase: only slots hold it up, and its pace. A burst would stand in
@@ -23,19 +24,17 @@
 // that counts steps and phases. Readers poll until they see the tag that they expect; there is no other barrier
 // between blocks. A buffer can be used again in the next layer: by then its readers have given what the writer needed.
 //
-// Compile-time: WIDTH; HEADS, KV_HEADS, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
+// Compile-time: WIDTH; HEADS, KV_HEADS, GROUP of the first for one of the others, D; TEAM; INNER, and PADDED, the inputs that the second product of the MLP has;
 // HEAD_ROWS; LAYERS; SWIGLU, else relu squared; ORDER of what queries and keys go through; BIASED, with a bias behind q, k
 // and v; BLOCK_SIZE of a page. ROWS (1, 2, 4, 8, 16); WARPS, the consumers, and SUBS of them that share a product's
-// channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; CLUSTERED, a team is a cluster and meets through
-// distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED, where its
+// channels; SLOTS of the ring. RESIDENT, the whole step in one kernel; MLP_OUT_WHOLE, see above; CLUSTERED, a team is a
+// cluster and meets through distributed shared memory; DELAY, most nanoseconds that a block waits in front of a phase, for tests; TRACED, where its
 // time goes is counted.
 //
 // Code: instructions are fetched through the same memory that the weights stream from. What phases have in common is
 // therefore there once, as functions that are called; inlined everywhere the step was 160 KB of code and took half as
 // long again.
 
-enum Order { ROPE, ROPE_NORM, NORM_ROPE };     // of norms and rotation, see kernels/triton/rope.py
-constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int CTAS = KV_HEADS * TEAM;
 constexpr int THREADS = WARPS * 32;
 constexpr int GROUPS = WARPS / SUBS;
@@ -54,7 +53,7 @@ constexpr int CHUNK_BYTES = 16384;
 constexpr int HALF = 4;                       // rows that are copied together, half of eight
 constexpr int MOST_CHANNELS = CHUNK_BYTES / HALF / (int)sizeof(Weight);
 constexpr int SKEW = 64;                      // bytes, so that the halves of eight rows are on different banks
-constexpr int KEY_SLOT = 2 * STAGE * 16;
+constexpr int KEY_SLOT = 2 * Bulk::STAGE * 16;
 constexpr int SLOT_BYTES = ((KEY_SLOT > CHUNK_BYTES ? KEY_SLOT : CHUNK_BYTES) + 127) / 128 * 128 + SKEW;
 constexpr int PARTIALS = ROWS > 4 ? 32 : 64;  // warps' sums of a unit that wait to be added
 #ifdef RESIDENT
@@ -62,10 +61,16 @@ constexpr int PRODUCTS = 2;                   // whose sums have room: a warp ma
 #else
 constexpr int PRODUCTS = 1;                   // of a kernel
 #endif
-constexpr int MOST_PARTS = 32;                // of a row of x: pieces, times the warps that share their channels
+#ifdef MLP_OUT_WHOLE
+constexpr bool DOWN_WHOLE = true;
+#else
+constexpr bool DOWN_WHOLE = false;
+#endif
+constexpr int MOST_PARTS = DOWN_WHOLE ? PARTIALS : 32;  // of a row of x: runs, times the warps that share their channels
 constexpr int SQUARED = 128;                  // channels whose sum of squares is one number
 constexpr int SHARE = PADDED / TEAM;          // inputs of the MLP's second product for each rank
-constexpr int LONGEST = WIDTH > HEADS * D ? (WIDTH > SHARE ? WIDTH : SHARE) : (HEADS * D > SHARE ? HEADS * D : SHARE);
+DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr int LONGEST = larger(larger(WIDTH, HEADS * D), DOWN_WHOLE ? PADDED : SHARE);
 constexpr int X_ROW = LONGEST + (RUN == 8 ? 32 : 8);
 constexpr int TEAM_UNITS = WIDTH / UNIT / KV_HEADS;
 constexpr int OWNED = (TEAM_UNITS + TEAM - 1) / TEAM;
@@ -76,7 +81,7 @@ constexpr int QUADS = GROUP * D / 4;
 // each head's slice, with maximum and sum; and their shares of the outputs that the block owns.
 constexpr int QKV_MAIL = ROWS * (GROUP + 2) * D / 2;
 constexpr int FOUND = SLICE + 2, FOUND_MAIL = ROWS * TEAM * GROUP * FOUND;
-constexpr int SHARE_MAIL = TEAM * OWNED * ROWS * UNIT;
+constexpr int SHARE_MAIL = DOWN_WHOLE ? 0 : TEAM * OWNED * ROWS * UNIT;
 constexpr int MAIL = QKV_MAIL + FOUND_MAIL + SHARE_MAIL;
 constexpr int EXCHANGES = 4;                  // tags of a layer: x, attended, middle, inner
 constexpr u64 PATIENCE = 2000000000;          // nanoseconds that a step may wait
@@ -143,8 +148,6 @@ DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER
 DEVICE constexpr int crossed(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
 DEVICE constexpr int placed(int word) { return TERMS == 1 ? crossed(word) : word; }
 
-DEVICE int lane_index() { return thread_index() & 31; }
-DEVICE int warp_index() { return thread_index() >> 5; }
 DEVICE int team_index() { return block_index() / TEAM; }
 DEVICE int rank_index() { return block_index() % TEAM; }
 

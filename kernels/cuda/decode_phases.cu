@@ -2,7 +2,7 @@
 // to others has the next one.
 
 DEVICE void attention_phase(const Step& s, const Layer* layer, int index, int& chunk, u32 tag) {
-    product<WIDTH, false, TEAM>(
+    product<Cut<WIDTH>, false, TEAM>(
         chunk, QKV_UNITS,
         Inputs{s.stream, WIDTH / 2, WIDTH, tag, true, index == 0 ? s.x : nullptr, s.x_stride, s.count},
         [&](int unit, int, int pair) {
@@ -40,7 +40,7 @@ DEVICE void attention_phase(const Step& s, const Layer* layer, int index, int& c
 DEVICE void output_phase(const Step& s, const Layer* layer, int index, int& chunk, u32 tag) {
     // Who has no outputs is waited for by nobody, and may come when `attended` is the next layer's.
     if (owned_units() == 0) return;
-    product<HEADS * D, false, 1>(
+    product<Cut<HEADS * D>, false, 1>(
         chunk, owned_units(), Inputs{s.attended, HEADS * D / 2, HEADS * D, tag},
         [&](int unit, int row, int pair) {
             const int channel = owned_row(unit) + pair * 2;
@@ -57,7 +57,7 @@ DEVICE void output_phase(const Step& s, const Layer* layer, int index, int& chun
 // inner = activation(norm(middle) Win^T)
 DEVICE void inner_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
     const int start = first_unit(block_index(), IN_UNITS), units = first_unit(block_index() + 1, IN_UNITS) - start;
-    product<WIDTH, SWIGLU, 1>(
+    product<Cut<WIDTH>, SWIGLU, 1>(
         chunk, units, Inputs{s.middle, WIDTH / 2, WIDTH, tag, true},
         [&](int unit, int, int pair) {
             const int row = (start + unit) * UNIT + pair * 2;
@@ -85,11 +85,29 @@ DEVICE void inner_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) 
         });
 }
 
+#ifdef MLP_OUT_WHOLE
+// x = middle + inner Wout^T, of which a block has all inputs. The ranks' shares are summed as if they had come from them.
+DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
+    if (owned_units() == 0) return;  // as in output_phase
+    product<Cut<PADDED, TEAM>, false, TEAM>(
+        chunk, owned_units(), Inputs{s.inner, INNER / 2, INNER, tag},
+        [&](int unit, int row, int pair) {
+            const int channel = owned_row(unit) + pair * 2;
+            return Early{get(s.middle + (row * WIDTH + channel) / 2), factors_of(layer->out_factors, channel), {}};
+        },
+        [&](int unit, int row, int pair, int rank, const Early& early, float2 v, float2) {
+            const int channel = owned_row(unit) + pair * 2, place = (row * WIDTH + channel) / 2;
+            const u32 before = arrived(early.before, s.middle + place, tag - 1);
+            v = scaled(float2{team_sum(v.x), team_sum(v.y)}, early.factor);
+            if (rank == 0) put(s.stream + place, to_bf16_pair(v.x + low_half(before), v.y + high_half(before)), tag + 1);
+        });
+}
+#else
 // x = middle + inner Wout^T, of which each rank of a team has a share of the inputs
 DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
     constexpr int PLACES = QKV_MAIL + FOUND_MAIL;
     const int start = rank_index() * SHARE, items = owned_units() * ROWS * 8 * TEAM;
-    product<SHARE, false, 1>(
+    product<Cut<SHARE>, false, 1>(
         chunk, TEAM_UNITS, Inputs{s.inner + start / 2, INNER / 2, INNER - start, tag},
         [&](int, int, int) { return Early{}; },
         [&](int unit, int row, int pair, int, const Early&, float2 v, float2) {
@@ -113,10 +131,11 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
     }
     lap(FINISHING);
 }
+#endif
 
 DEVICE void head_phase(const Step& s, int& chunk, u32 tag) {
     const int start = first_unit(block_index(), HEAD_UNITS), units = first_unit(block_index() + 1, HEAD_UNITS) - start;
-    product<WIDTH, false, 1>(
+    product<Cut<WIDTH>, false, 1>(
         chunk, units, Inputs{s.stream, WIDTH / 2, WIDTH, tag, true, nullptr, 0, 0, s.final_norm, true, s.eps},
         [&](int unit, int, int pair) {
             return Early{{}, factors_of(s.head_factors, (start + unit) * UNIT + pair * 2), {}};

@@ -6,15 +6,28 @@ DEVICE constexpr int pieces_of(int k) {
     return pieces;
 }
 
+// Runs of channels that are copied together: as many as a slot has room for, of eight bits in pairs of halves, for these
+// take more instructions.
+DEVICE constexpr int span_of(int run, int runs) {
+    int span = larger(MOST_CHANNELS / (SCALED ? 2 : 1) / run, 1);
+    while (runs % span) span--;
+    return span;
+}
+
 // How rows of K channels are cut into chunks: `pieces` of each row; of a piece eight rows in one slot, where there is
-// room, or in two.
-template <int K> struct Cut {
-    static constexpr int pieces = pieces_of(K), channels = K / pieces, blocks = channels / SUBS / CHANNELS;
+// room, or in two. All warps share a run of channels. That is a piece; where a row is cut into SHARES, whose sums are kept
+// apart, each of them has the runs that it would have as a row of its own, and a piece is a few.
+template <int K, int SHARES = 1> struct Cut {
+    static constexpr int inputs = K, shares = SHARES;
+    static constexpr int run = K / SHARES / pieces_of(K / SHARES), runs = K / run;
+    static constexpr int span = SHARES == 1 ? 1 : span_of(run, runs);
+    static constexpr int pieces = runs / span, channels = K / pieces, blocks = channels / SUBS / CHANNELS;
     static constexpr bool paired = 2 * HALF * channels * (int)sizeof(Weight) <= CHUNK_BYTES;
     static constexpr int chunks = pieces * (paired ? 2 : 4);  // of a unit
-    static constexpr int parts = pieces * SUBS;               // sums of a unit
+    static constexpr int parts = runs * SUBS;                 // sums of a unit
     static constexpr int round = PARTIALS / parts;            // units whose sums have room
-    static constexpr int own = channels / SUBS;               // channels of a piece that a warp multiplies
+    static constexpr int own = run / SUBS;                    // channels of a run that a warp multiplies
+    static_assert(round > 0, "the sums of a unit have no room");
 };
 // Pieces of rows that have so many blocks of channels for each warp.
 template <int BLOCKS_> struct Piece {
@@ -31,14 +44,20 @@ DEVICE constexpr int chunks_of_piece(bool paired) { return paired ? 2 : 4; }
 // different halves.
 struct Rows { const unsigned char* at[2]; };
 
-template <int BLOCKS_, bool PAIRED> DEVICE Rows rows_of(const Place& first) {
+template <int BLOCKS_, bool PAIRED, int SPAN> DEVICE Rows rows_of(const Place& first) {
     using P = Piece<BLOCKS_>;
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, sub = warp_index() % SUBS;
-    const int own = (g >> 1) * P::bytes + (sub * BLOCKS_ * 4 + c) * 16 + (PAIRED && g & 1 ? P::second : 0);
+    const int own = (g >> 1) * P::bytes + (sub * (BLOCKS_ / SPAN) * 4 + c) * 16 + (PAIRED && g & 1 ? P::second : 0);
     Rows rows;
 #pragma unroll
     for (int i = 0; i < 2; i++) rows.at[i] = slot_of(behind(first, PAIRED ? i : 2 * i + (g & 1)).slot) + own;
     return rows;
+}
+
+// Where a warp's blocks are in its rows: so many of each run.
+template <int BLOCKS_, int SPAN> DEVICE constexpr int place_of_block(int block) {
+    constexpr int EACH = BLOCKS_ / SPAN;
+    return block / EACH * (Piece<BLOCKS_>::bytes / SPAN) + block % EACH * 64;
 }
 
 DEVICE void release(const Place& first, int count, bool landed) {
@@ -50,7 +69,7 @@ template <int BLOCKS_, bool PAIRED> DEVICE void hold(Held<BLOCKS_>& held, int ch
     constexpr int EACH = chunks_of_piece(PAIRED);
     const Place first = place_of(chunk);
     const bool landed = wait_for_chunks<EACH>(first);
-    const Rows rows = rows_of<BLOCKS_, PAIRED>(first);
+    const Rows rows = rows_of<BLOCKS_, PAIRED, 1>(first);
 #pragma unroll
     for (int j = 0; j < BLOCKS_; j++) {
         held.upper[j] = *(const uint4*)(rows.at[0] + j * 64);
@@ -66,6 +85,9 @@ struct Sums { float upper[COLUMNS][4], lower[COLUMNS][4]; };
 // Where products with this tag leave their sums. The next product's tag is another modulo two; where a block has no outputs
 // of attention it is not, but then attention itself, in which all warps meet, lies between the two.
 DEVICE float* partials(u32 tag) { return memory<float>(AT_PARTIAL) + tag % PRODUCTS * PARTIALS * ROWS * UNIT; }
+
+// Where shares are summed, lanes read the same place of eight runs at one time: they are turned to different banks.
+template <bool TURNED> DEVICE int turn_of_run(int run) { return TURNED ? (run & 7) * 4 : 0; }
 
 #ifdef WEIGHT_FP8
 // Where this lane's channels of x are: of the vector of its column, each second run of four.
@@ -85,9 +107,10 @@ template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uin
     }
 }
 
-DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag) {
+DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag, int turn) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF, sub = warp_index() % SUBS;
-    float* const to = partials(tag) + (part * SUBS + sub) * ROWS * UNIT + row;
+    float* const to = partials(tag);
+    const int at = (part * SUBS + sub) * ROWS * UNIT + row;
 #pragma unroll
     for (int t = 0; t < COLUMNS; t++) {
         const int entry = t * 2 + c / 2;
@@ -95,8 +118,8 @@ DEVICE void store_sums(const Sums& sums, int part, int piece, u32 tag) {
         const float upper_low = warp_xor(upper, 1), lower_low = warp_xor(lower, 1);
         if (entry >= ROWS || c % 2) continue;
         const float inverse = memory<float>(AT_INVERSE)[entry * MOST_PARTS + piece * SUBS + sub];
-        to[entry * UNIT] = (upper + upper_low / LOW_SCALE) * inverse;
-        to[entry * UNIT + 8] = (lower + lower_low / LOW_SCALE) * inverse;
+        to[(at + entry * UNIT) ^ turn] = (upper + upper_low / LOW_SCALE) * inverse;
+        to[(at + entry * UNIT + 8) ^ turn] = (lower + lower_low / LOW_SCALE) * inverse;
     }
 }
 #else
@@ -120,45 +143,50 @@ template <int OWN> DEVICE void add_block(Sums& sums, int block, uint4 upper, uin
     }
 }
 
-DEVICE void store_sums(const Sums& sums, int part, int, u32 tag) {
+DEVICE void store_sums(const Sums& sums, int part, int, u32 tag, int turn) {
     const int lane = lane_index(), g = lane >> 2, c = lane & 3, row = (g >> 1) + (g & 1) * HALF;
-    float* const to = partials(tag) + (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
+    float* const to = partials(tag);
+    const int at = (part * SUBS + warp_index() % SUBS) * ROWS * UNIT + row;
 #pragma unroll
     for (int t = 0; t < COLUMNS; t++) {
         const int entry = t * 4 + c;
         if (entry >= ROWS) continue;
-        to[entry * UNIT] = sums.upper[t][0] + sums.upper[t][3];
-        to[entry * UNIT + 8] = sums.lower[t][0] + sums.lower[t][3];
+        to[(at + entry * UNIT) ^ turn] = sums.upper[t][0] + sums.upper[t][3];
+        to[(at + entry * UNIT + 8) ^ turn] = sums.lower[t][0] + sums.lower[t][3];
     }
 }
 #endif
 
-// Each warp's shares of the units that are its group's, from the `done`th piece on, times the rows of x, into AT_PARTIAL.
-template <int BLOCKS_, bool PAIRED> DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
-    constexpr int EACH = chunks_of_piece(PAIRED);
-    constexpr int OWN = BLOCKS_ * CHANNELS;
+// Each warp's shares of the pieces that are its group's, from the `done`th on, times the rows of x, into AT_PARTIAL.
+template <int BLOCKS_, bool PAIRED, int SPAN, bool TURNED>
+DEVICE void multiply(int chunk, int units, int pieces, int done, u32 tag) {
+    constexpr int EACH = chunks_of_piece(PAIRED), RUN_BLOCKS = BLOCKS_ / SPAN, OWN = RUN_BLOCKS * CHANNELS;
     const unsigned char* const x = own_inputs<OWN>();
 #pragma unroll 1
-    for (int unit = warp_index() / SUBS; unit < units; unit += GROUPS)
-#pragma unroll 1
-        for (int piece = 0; piece < pieces; piece++) {
-            const int part = unit * pieces + piece;
-            if (part < done) continue;
-            const Place first = place_of(chunk + part * EACH);
-            const bool landed = wait_for_chunks<EACH>(first);
-            const Rows rows = rows_of<BLOCKS_, PAIRED>(first);
-            Sums sums = {};
+    for (int part = done + warp_index() / SUBS, piece = part; part < units * pieces; part += GROUPS, piece += GROUPS) {
+        while (piece >= pieces) piece -= pieces;  // of its unit
+        const Place first = place_of(chunk + part * EACH);
+        const bool landed = wait_for_chunks<EACH>(first);
+        const Rows rows = rows_of<BLOCKS_, PAIRED, SPAN>(first);
+        Sums sums[SPAN] = {};
 #pragma unroll
-            for (int j = 0; j < BLOCKS_; j++)
-                add_block<OWN>(sums, j, *(const uint4*)(rows.at[0] + j * 64), *(const uint4*)(rows.at[1] + j * 64),
-                               x + piece * Piece<BLOCKS_>::channels * 2);
-            release(first, EACH, landed);
-            store_sums(sums, part, piece, tag);
+        for (int j = 0; j < BLOCKS_; j++) {
+            const int run = j / RUN_BLOCKS, place = place_of_block<BLOCKS_, SPAN>(j);
+            add_block<OWN>(sums[run], j % RUN_BLOCKS, *(const uint4*)(rows.at[0] + place), *(const uint4*)(rows.at[1] + place),
+                           x + (piece * SPAN + run) * Piece<BLOCKS_>::channels / SPAN * 2);
         }
+        release(first, EACH, landed);
+#pragma unroll
+        for (int i = 0; i < SPAN; i++) {
+            const int run = part * SPAN + i;
+            store_sums(sums[i], run, piece * SPAN + i, tag, turn_of_run<TURNED>(run));
+        }
+    }
     consumers_meet();
 }
-template <int BLOCKS_, bool PAIRED> SHARED_CODE void multiply_more(int chunk, int units, int pieces, u32 tag) {
-    multiply<BLOCKS_, PAIRED>(chunk, units, pieces, 0, tag);
+template <int BLOCKS_, bool PAIRED, int SPAN, bool TURNED>
+SHARED_CODE void multiply_more(int chunk, int units, int pieces, u32 tag) {
+    multiply<BLOCKS_, PAIRED, SPAN, TURNED>(chunk, units, pieces, 0, tag);
 }
 
 // Where a product's inputs come from: words of an exchange, or the rows that the step begins with.
@@ -178,39 +206,42 @@ DEVICE void normalise(const u16* weight, float eps);
 
 // The same with all that a product waits for in front. While inputs are on their way, registers hold the first piece, so
 // that its slots are filled again.
-template <int K> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
-    using C = Cut<K>;
-    // More rows need the registers for themselves, and of eight bits half as much streams: a slot more is then worth less
-    // than the instructions.
-    constexpr bool HOLDS = ROWS <= 4 && GROUPS == 1 && C::blocks <= 8 && !SCALED;
+template <class C> SHARED_CODE void gather_and_multiply(const Inputs in, int chunk, int units) {
+    // More rows need the registers for themselves, and so do more words of each; of eight bits half as much streams: a slot
+    // more is then worth less than the instructions.
+    constexpr bool HOLDS = ROWS <= 4 && GROUPS == 1 && C::blocks <= 8 && C::shares == 1 && !SCALED;
     Held<C::blocks> held;
     if (HOLDS && units > 0) hold<C::blocks, C::paired>(held, chunk);
-    if (in.x) gather_first(in.x, in.x_stride, in.count);
-    else if constexpr (C::own % SQUARED) gather<K>(in.words, in.stride, in.limit, in.tag, in.squared);
+    if constexpr (C::shares > 1) gather_runs<C::own, C::run, C::runs>(in.words, in.stride, in.limit, in.tag);
     else {
-        gather_own<C::own, C::channels, C::pieces>(in.words, in.stride, in.limit, in.tag, in.squared);
-        if (in.last) consumers_meet();
+        if (in.x) gather_first(in.x, in.x_stride, in.count);
+        else if constexpr (C::own % SQUARED) gather<C::inputs>(in.words, in.stride, in.limit, in.tag, in.squared);
+        else {
+            gather_own<C::own, C::run, C::runs>(in.words, in.stride, in.limit, in.tag, in.squared);
+            if (in.last) consumers_meet();
+        }
+        if (in.last) normalise(in.norm, in.eps);
     }
-    if (in.last) normalise(in.norm, in.eps);
-    split<C::own, C::channels, C::pieces>();
+    split<C::own, C::run, C::runs>();
     lap(GATHERING);
     if (HOLDS && units > 0) {
         const unsigned char* const x = own_inputs<C::own>();
         Sums sums = {};
 #pragma unroll
         for (int j = 0; j < C::blocks; j++) add_block<C::own>(sums, j, held.upper[j], held.lower[j], x);
-        store_sums(sums, 0, 0, in.tag);
+        store_sums(sums, 0, 0, in.tag, 0);
     }
-    multiply<C::blocks, C::paired>(chunk, units, C::pieces, HOLDS, in.tag);
+    multiply<C::blocks, C::paired, C::span, (C::shares > 1)>(chunk, units, C::pieces, HOLDS, in.tag);
 }
 
-// Two neighbouring outputs of a unit: the warps' sums, in their order.
-template <int PARTS> DEVICE float2 total_of(int unit, int row, int column, u32 tag) {
-    const float* const from = partials(tag) + (unit * PARTS * ROWS + row) * UNIT + column;
+// Two neighbouring outputs of a unit, or of one of its shares: the warps' sums, in their order.
+template <int PARTS, bool TURNED> DEVICE float2 total_of(int share, int row, int column, u32 tag) {
+    const float* const from = partials(tag);
+    const int at = (share * PARTS * ROWS + row) * UNIT + column, first = share * (PARTS / SUBS);
     float2 sum = {0.0f, 0.0f};
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        const float2 v = *(const float2*)(from + part * ROWS * UNIT);
+        const float2 v = *(const float2*)(from + ((at + part * ROWS * UNIT) ^ turn_of_run<TURNED>(first + part / SUBS)));
         sum.x += v.x;
         sum.y += v.y;
     }
@@ -231,13 +262,16 @@ template <int COUNT> DEVICE Early picked(const Early (&kept)[COUNT], int which) 
     return one;
 }
 
-// Sums of `units` units of 16 outputs with K channels of inputs. early(unit, row, pair) comes before, done(unit, row,
-// pair, copy, early, v, other) after the inputs are there: outputs 2 pair and 2 pair + 1 of the unit, finished by one
-// thread for each copy; where GATED the four pairs of the first eight, with `other` those of the second. chunk: the
-// ring's next, which this moves on.
-template <int K, bool GATED, int COPIES, class Prepare, class Done>
+// Sums of `units` units of 16 outputs with inputs that are cut as C says. early(unit, row, pair) comes before, done(unit,
+// row, pair, copy, early, v, other) after the inputs are there: outputs 2 pair and 2 pair + 1 of the unit, finished by one
+// thread for each copy; where GATED the four pairs of the first eight, with `other` those of the second. Where there are
+// shares each copy has the sums of one; then all lanes of a warp go together, and some may have the last copy again. chunk:
+// the ring's next, which this moves on.
+template <class C, bool GATED, int COPIES, class Prepare, class Done>
 DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done done) {
-    using C = Cut<K>;
+    static_assert(C::shares == 1 || C::shares == COPIES, "a copy for each share");
+    constexpr int PARTS = C::parts / C::shares;
+    auto total = [&](int share, int row, int column) { return total_of<PARTS, (C::shares > 1)>(share, row, column, in.tag); };
     constexpr int PAIRS = GATED ? 4 : 8, ITEMS = PAIRS * ROWS * COPIES;  // of a unit
     auto pair_of = [](int item) { return item / COPIES % PAIRS; };
     auto row_of_item = [](int item) { return item / COPIES / PAIRS % ROWS; };
@@ -251,19 +285,22 @@ DEVICE void product(int& chunk, int units, const Inputs& in, Prepare early, Done
             const int item = thread + i * THREADS;
             if (item < items) kept[i] = early(first + item / ITEMS, row_of_item(item), pair_of(item));
         }
-        if (first == 0) gather_and_multiply<K>(in, chunk, count);
+        if (first == 0) gather_and_multiply<C>(in, chunk, count);
         else {
             consumers_meet();  // the sums before have been taken
-            multiply_more<C::blocks, C::paired>(chunk, count, C::pieces, in.tag);
+            multiply_more<C::blocks, C::paired, C::span, (C::shares > 1)>(chunk, count, C::pieces, in.tag);
         }
         chunk += count * C::chunks;
         lap(MULTIPLYING);
+        const int lanes = C::shares > 1 ? (items + 31) / 32 * 32 : items;
 #pragma unroll 1
-        for (int item = thread, i = 0; item < items; item += THREADS, i++) {
+        for (int at = thread, i = 0; at < lanes; at += THREADS, i++) {
+            const int item = C::shares > 1 ? min(at, items - 1) : at, copy = item % COPIES;
             const int pair = pair_of(item), row = row_of_item(item), unit = item / ITEMS;
+            const int share = C::shares > 1 ? unit * C::shares + copy : unit;
             const Early extra = i < KEPT ? picked(kept, i) : early(first + unit, row, pair);
-            const float2 other = GATED ? total_of<C::parts>(unit, row, pair * 2 + 8, in.tag) : float2{0.0f, 0.0f};
-            done(first + unit, row, pair, item % COPIES, extra, total_of<C::parts>(unit, row, pair * 2, in.tag), other);
+            const float2 other = GATED ? total(share, row, pair * 2 + 8) : float2{0.0f, 0.0f};
+            done(first + unit, row, pair, copy, extra, total(share, row, pair * 2), other);
         }
         lap(GIVING);
     }
@@ -291,7 +328,7 @@ DEVICE int qkv_row(int unit) {
                                                              : HEADS + (part - GROUP) * KV_HEADS + team_index();
     return head * D + rank_index() * SLICE + unit % PART_UNITS * UNIT;
 }
-DEVICE int owned_units() { return (TEAM_UNITS - rank_index() + TEAM - 1) / TEAM; }
+DEVICE int owned_units() { return TEAM_UNITS % TEAM ? (TEAM_UNITS - rank_index() + TEAM - 1) / TEAM : OWNED; }
 DEVICE int owned_row(int unit) { return (team_index() * TEAM_UNITS + unit * TEAM + rank_index()) * UNIT; }
 DEVICE int first_unit(int cta, int units) { return (int)((long long)cta * units / CTAS); }
 

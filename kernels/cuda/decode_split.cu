@@ -20,20 +20,23 @@ template <int OWN> DEVICE constexpr int crosswise() { return OWN % 128 ? 0 : 64;
 // A lane's eight channels of each of some parts of x; nothing where it has none.
 template <int EACH> struct Eights { uint4 of[EACH]; };
 
-// The largest magnitude of all lanes' channels, as the bits of a bf16 number.
-template <int EACH> DEVICE int largest(const Eights<EACH>& x) {
+// The largest magnitude of the channels of all lanes, or of each half of them, as the bits of a bf16 number.
+template <int EACH, int LANES> DEVICE int largest(const Eights<EACH>& x) {
     u32 most = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         for (const u32 pair : {x.of[i].x, x.of[i].y, x.of[i].z, x.of[i].w})
             most = max(most, max(pair & 0x7fffu, pair >> 16 & 0x7fffu));
-    return (int)warp_max(most);
+    if (LANES == 32) return (int)warp_max(most);
+    const bool second = lane_index() >= LANES;
+    const u32 of_first = warp_max(second ? 0 : most), of_second = warp_max(second ? most : 0);
+    return (int)(second ? of_second : of_first);
 }
 
-template <int OWN, int EACH> DEVICE void store_terms(unsigned char* to, const Eights<EACH>& x, float scale) {
+template <int OWN, int LANES, int EACH> DEVICE void store_terms(unsigned char* to, const Eights<EACH>& x, float scale) {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        const int item = lane_index() + i * 32;
+        const int item = lane_index() % LANES + i * LANES;
         const uint4 own = x.of[i];
         float v[8] = {low_half(own.x), high_half(own.x), low_half(own.y), high_half(own.y),
                       low_half(own.z), high_half(own.z), low_half(own.w), high_half(own.w)};
@@ -55,30 +58,33 @@ template <int OWN, int EACH> DEVICE void store_terms(unsigned char* to, const Ei
 }
 
 // In place, by the warps that multiply these channels: PIECES times OWN of each row, STEP behind each other. A few parts
-// at a time, none of which waits for another.
+// at a time, none of which waits for another; where half a warp is enough for one, it is.
 template <int OWN, int STEP, int PIECES> DEVICE void split() {
-    constexpr int EACH = (OWN / 8 + 31) / 32, PARTS = (ROWS * PIECES + GROUPS - 1) / GROUPS, AT_ONCE = PARTS < 4 ? PARTS : 4;
-    const int sub = warp_index() % SUBS, lane = lane_index();
+    constexpr int PARTS = ROWS * PIECES, LANES = OWN / 8 <= 16 && PARTS > 1 ? 16 : 32, TOGETHER = 32 / LANES;
+    constexpr int EACH = (OWN / 8 + LANES - 1) / LANES, TURNS = (PARTS + GROUPS * TOGETHER - 1) / (GROUPS * TOGETHER);
+    constexpr int AT_ONCE = TURNS < 4 ? TURNS : 4;
+    const int sub = warp_index() % SUBS, lane = lane_index() % LANES, half = lane_index() / LANES;
 #pragma unroll 1
-    for (int first = warp_index() / SUBS; first < ROWS * PIECES; first += AT_ONCE * GROUPS) {
+    for (int turn = warp_index() / SUBS; turn < TURNS * GROUPS; turn += AT_ONCE * GROUPS) {
+        const int first = turn * TOGETHER + half;
         Eights<EACH> x[AT_ONCE];
         int most[AT_ONCE];
         unsigned char* to[AT_ONCE];
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
-            const int part = min(first + j * GROUPS, ROWS * PIECES - 1);
+            const int part = min(first + j * GROUPS * TOGETHER, PARTS - 1);
             to[j] = memory<unsigned char>(AT_X) + part / PIECES * ROW_BYTES + (part % PIECES * STEP + sub * OWN) * 2;
 #pragma unroll
             for (int i = 0; i < EACH; i++)
-                x[j].of[i] = lane + i * 32 < OWN / 8 ? ((const uint4*)to[j])[lane + i * 32] : uint4{0, 0, 0, 0};
+                x[j].of[i] = lane + i * LANES < OWN / 8 ? ((const uint4*)to[j])[lane + i * LANES] : uint4{0, 0, 0, 0};
         }
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) most[j] = largest(x[j]);  // by then all have read
+        for (int j = 0; j < AT_ONCE; j++) most[j] = largest<EACH, LANES>(x[j]);  // by then all have read
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
-            const int part = first + j * GROUPS, exponent = max(most[j] >> 7, 8);
-            if (part >= ROWS * PIECES) continue;
-            store_terms<OWN>(to[j], x[j], float_of((u32)(261 - exponent) << 23));
+            const int part = first + j * GROUPS * TOGETHER, exponent = max(most[j] >> 7, 8);
+            if (part >= PARTS) continue;
+            store_terms<OWN, LANES>(to[j], x[j], float_of((u32)(261 - exponent) << 23));
             if (lane > 0) continue;
             const u32 inverse = most[j] < 0x7f80 ? (u32)(exponent - 7) << 23 : 0x7fc00000u;  // what is not finite spoils all
             memory<u32>(AT_INVERSE)[part / PIECES * MOST_PARTS + part % PIECES * SUBS + sub] = inverse;

@@ -50,9 +50,8 @@ DEVICE int open_slot(Producer& p, int bytes) {
     return slot;
 }
 
-// 16 rows of a weight, K channels of each from `from` on.
-template <int K> DEVICE void stream_rows(Producer& p, const Weight* from, int stride) {
-    using C = Cut<K>;
+// 16 rows of a weight, of each the channels that are cut as C says, from `from` on.
+template <class C> DEVICE void stream_rows(Producer& p, const Weight* from, int stride) {
     using P = Piece<C::blocks>;
     constexpr int AT_ONCE = C::paired ? 2 : 1;  // halves
     constexpr int EACH = 4 / AT_ONCE;           // chunks of a piece
@@ -64,9 +63,9 @@ template <int K> DEVICE void stream_rows(Producer& p, const Weight* from, int st
         if (slot < 0) return;
         unsigned char* const to = slot_of(slot);
         const Weight* const rows = from + i % EACH * AT_ONCE * HALF * (long long)stride + i / EACH * P::channels;
-        if (C::pieces == 1 && stride == K) {
+        if (C::pieces == 1 && stride == C::inputs) {
             if (lane < AT_ONCE)
-                copy_bulk(to + lane * P::second, rows + lane * HALF * K, HALF * P::bytes, full_of(slot), p.policy);
+                copy_bulk(to + lane * P::second, rows + lane * HALF * C::inputs, HALF * P::bytes, full_of(slot), p.policy);
         }
         else if (lane < AT_ONCE * HALF)
             copy_bulk(to + lane / HALF * P::second + lane % HALF * P::bytes, rows + lane * (long long)stride, P::bytes,
@@ -82,7 +81,7 @@ template <int K> DEVICE void stream_phase(Producer& p, const Weight* weights, in
 #pragma unroll 1
     for (int unit = 0; unit < units; unit++) {
         const int row = phase == ATTENTION ? qkv_row(unit) : phase == OUTPUT ? owned_row(unit) : (start + unit) * UNIT;
-        stream_rows<K>(p, weights + row * (long long)K, K);
+        stream_rows<Cut<K>>(p, weights + row * (long long)K, K);
     }
 }
 
@@ -106,23 +105,29 @@ DEVICE void stream_keys(Producer& p, const Step& s, const Layer& layer) {
             const int offset = start % BLOCK_SIZE;
             const long long at = (page * s.page + team_index() * s.page_head + offset * D) * NUMBER;
             const long long scale_at = page * s.scale_page + team_index() * s.scale_head + offset;
-            uint4* const stage = (uint4*)slot_of(slot) + tile * STAGE;
+            uint4* const stage = (uint4*)slot_of(slot) + tile * Bulk::STAGE;
             if (tile >= tiles || copy > (NUMBER == 1 ? 6 : 4)) continue;
             if (copy == 0) copy_bulk(stage, layer.keys + at, 4 * FOUR, full_of(slot));
-            else if (copy <= 4) copy_bulk(stage + KEY_PIECES + (copy - 1) * VALUE_PIECES, layer.values + at + (copy - 1) * FOUR,
+            else if (copy <= 4) copy_bulk(stage + value_at<Bulk>(4 * (copy - 1), 0), layer.values + at + (copy - 1) * FOUR,
                                           FOUR, full_of(slot));
-            else copy_bulk(stage + SCALES_AT + (copy - 5) * 2, (copy == 5 ? layer.key_scales : layer.value_scales) + scale_at,
+            else copy_bulk(stage + Bulk::SCALES_AT + (copy - 5) * 2, (copy == 5 ? layer.key_scales : layer.value_scales) + scale_at,
                            TILE * 2, full_of(slot));
         }
     }
 }
 
 DEVICE void stream_down(Producer& p, const Layer& layer) {
+#ifdef MLP_OUT_WHOLE
+#pragma unroll 1
+    for (int unit = 0; unit < owned_units(); unit++)
+        stream_rows<Cut<PADDED, TEAM>>(p, layer.mlp_out + (long long)owned_row(unit) * PADDED, PADDED);
+#else
 #pragma unroll 1
     for (int unit = 0; unit < TEAM_UNITS; unit++) {
         const long long row = (team_index() * TEAM_UNITS + unit) * UNIT;
-        stream_rows<SHARE>(p, layer.mlp_out + row * PADDED + rank_index() * SHARE, PADDED);
+        stream_rows<Cut<SHARE>>(p, layer.mlp_out + row * PADDED + rank_index() * SHARE, PADDED);
     }
+#endif
 }
 
 // A phase's weights, but for the keys and values.

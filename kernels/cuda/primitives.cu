@@ -11,6 +11,8 @@ typedef unsigned long long u64;
 #define SHARED_BYTES(name) extern __shared__ __align__(128) unsigned char name[]
 
 DEVICE int thread_index() { return (int)threadIdx.x; }
+DEVICE int lane_index() { return thread_index() & 31; }
+DEVICE int warp_index() { return thread_index() >> 5; }
 DEVICE int block_index() { return (int)blockIdx.x; }
 DEVICE int grid_size() { return (int)gridDim.x; }
 DEVICE void block_barrier() { __syncthreads(); }
@@ -49,6 +51,9 @@ DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_s
 DEVICE void copy_in_background(void* shared, const u16* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
+// Those since the last call make a group; waits until all of them but the last LEFT groups have landed.
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> DEVICE void wait_for_groups() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Bulk copies by the hardware beside the multiprocessor's own loads, 16 bytes or multiples, from and to multiples of
@@ -192,6 +197,8 @@ DEVICE void get2_shared(const Word* address, u32 (&w)[4]) {
 }
 DEVICE u32 load_volatile(const u32* address) { return *(const volatile u32*)address; }
 DEVICE void store_volatile(u32* address, u32 value) { *(volatile u32*)address = value; }
+// What this thread has written, and read, comes before what it does next, for the whole device.
+DEVICE void device_fence() { __threadfence(); }
 DEVICE int atomic_add(int* address, int value) { return atomicAdd(address, value); }
 
 DEVICE u64 nanoseconds() {
@@ -218,6 +225,7 @@ DEVICE u32 to_bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
+DEVICE float rounded(float value) { return low_half(to_bf16(value)); }
 // Two e4m3 in the low half, to the nearest, what is too large as the largest.
 DEVICE u32 to_e4m3_pair(float low, float high) {
     unsigned short pair;

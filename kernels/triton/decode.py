@@ -12,6 +12,7 @@ program does for its unit what kernels.triton.rope does in a launch of its own.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,10 @@ ITEM = 8
 LOG2_E = math.log2(math.e)
 PLANNED = 256  # entries that the plan kernel is compiled for; more make another kernel
 MERGE_NUMBERS = 2048  # per warp, of the partial results that a merge holds at once
+
+
+# How a batch of so many entries is run.
+Rule = Callable[[int], DecodeConfig]
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class DecodeWorkspace:
     partials: torch.Tensor
     stats: torch.Tensor
     counters: torch.Tensor
-    config: DecodeConfig | None = None
+    rule: Rule | None = None
     lists: dict[int | None, WorkList] = field(default_factory=dict)
 
     @classmethod
@@ -72,12 +77,12 @@ class DecodeWorkspace:
         device: torch.device | str,
         *,
         dtype: torch.dtype = torch.bfloat16,
-        config: DecodeConfig | None = None,
+        config: DecodeConfig | Rule | None = None,
         windows: tuple[int | None, ...] = (None,),
         multiprocessors: int | None = None,
     ) -> "DecodeWorkspace":
-        """max_context: keys of the longest row. dtype: of keys and values. config: used for every bucket,
-        instead of the table's.
+        """max_context: keys of the longest row. dtype: of keys and values. config: used for every bucket, or
+        that of each, instead of the table's.
         windows: those for which work lists are made now; others follow when first planned. multiprocessors:
         instead of the device's.
 
@@ -94,7 +99,8 @@ class DecodeWorkspace:
         count = multiprocessors or _multiprocessors(device)
         itemsize = dtype.itemsize
         empty = torch.empty(0)
-        space = cls(heads, kv_heads, head_dim, max_rows, count, itemsize, empty, empty, empty, config)
+        rule = (lambda _: config) if isinstance(config, DecodeConfig) else config
+        space = cls(heads, kv_heads, head_dim, max_rows, count, itemsize, empty, empty, empty, rule)
         units = max(space.units(entries) for entries in range(1, max_rows + 1))
         space.partials = torch.zeros(units, heads, head_dim, dtype=torch.float32, device=device)
         space.stats = torch.zeros(units, heads, 2, dtype=torch.float32, device=device)
@@ -109,7 +115,9 @@ class DecodeWorkspace:
 
     def settings(self, entries: int) -> DecodeConfig:
         """How a batch of `entries` is run: the same for the plan and for the attention that follows it."""
-        return self.config or config_for(self.group, self.head_dim, entries, self.itemsize)
+        if self.rule is not None:
+            return self.rule(entries)
+        return config_for(self.group, self.head_dim, entries, self.itemsize)
 
     def target(self, entries: int) -> int:
         """Units that the plan aims at when there is enough work."""

@@ -146,7 +146,6 @@ def _launch(
         x.stride(0),
         out.stride(0),
         eps or 0.0,
-        1.0,
         config.split,
         int(activation == "relu2"),
         int(accumulate),

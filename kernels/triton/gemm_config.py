@@ -24,9 +24,9 @@ class GemmConfig:
 
     stages, warps: as Triton has them. swapped: the weights are the left operand of the tensor cores, whose
     tiles have at least 64 rows, so that x needs no padding. tiles: x and weights are fetched by the tensor
-    memory accelerator instead of by each thread. norm_inside: the norm's factor is computed from the tiles
-    of x on the way; otherwise the norm is a kernel in front. ahead: lines of 128 bytes of each row of weights
-    that are requested before the previous kernel has ended.
+    memory accelerator instead of by each thread. norm_inside: the norm's factor comes from products of
+    x's tiles with themselves, on the way; otherwise the norm is a kernel in front. ahead: lines of 128 bytes
+    of each row of weights that are requested before the previous kernel has ended.
     """
 
     rows: int
@@ -68,8 +68,11 @@ class GemmConfig:
             return f"{k} inputs cannot be split into {self.split} parts"
         if (self.columns if self.swapped else self.rows) < 64 * (self.warps // 4):
             return "a warp group needs 64 rows of its left operand"
+        if self.norm_inside and self.rows < 64:
+            return "a norm inside needs tiles of 64 rows"
         programs = self.programs(m, n)
-        if self.sums_per_thread > 128:
+        squares = self.rows**2 // (32 * self.warps) if self.norm_inside else 0
+        if self.sums_per_thread + squares > 128:
             return "the sums do not fit the registers"
         if self.split > 1 and (
             programs * self.rows * self.columns > WORKSPACE_SUMS or programs // self.split > WORKSPACE_TILES
@@ -132,7 +135,9 @@ def _estimate(config: GemmConfig, m: int, n: int, k: int) -> float:
 
 
 def _cuts(rows: int, n: int, k: int, norm_inside: bool) -> Iterator[GemmConfig]:
-    """All that are tried for a bucket of rows. norm_inside: x must be the left operand, from registers."""
+    """All that are tried for a bucket of rows. norm_inside: in tiles of 64 rows, the fewest whose products
+    with themselves a warp group can take; of twice as many rows these products would be four times as many.
+    """
     # Columns, programs a multiprocessor, by tensor memory accelerator, swapped, channels a step.
     cuts = [
         (128, 2, True, True, 64),
@@ -151,14 +156,13 @@ def _cuts(rows: int, n: int, k: int, norm_inside: bool) -> Iterator[GemmConfig]:
     if norm_inside:
         rows = max(rows, 64)
     for columns, resident, tiles, swapped, depth in cuts:
-        if norm_inside and not (swapped and columns <= 128):
-            continue
-        left = swapped and not norm_inside
         # One tile of 256 rows reads the weights once; two of 128 are what fits beside each other.
-        height = min(rows, 128) if not left or resident == 2 else rows
-        if not left and height < 64:
+        height = min(rows, 128) if not swapped or resident == 2 else rows
+        if norm_inside:
+            height = 64
+        if not swapped and height < 64:
             continue
-        yield _config(height, -(-rows // height), columns, depth, n, k, resident, left, tiles, norm_inside)
+        yield _config(height, -(-rows // height), columns, depth, n, k, resident, swapped, tiles, norm_inside)
 
 
 def _config(

@@ -69,6 +69,13 @@ def _finish(
 
 
 @triton.jit
+def _diagonal(products):
+    """[rows, rows] -> [rows]; what is beside it may be anything."""
+    row = tl.arange(0, products.shape[0])
+    return tl.sum(tl.where(row[:, None] == row[None, :], products, 0.0), axis=1)
+
+
+@triton.jit
 def _merge(
     partials,
     slot,
@@ -130,7 +137,6 @@ def gemm_kernel(
     stride_x,
     stride_out,
     eps,
-    one,
     split,
     relu,
     accumulate,
@@ -170,7 +176,7 @@ def gemm_kernel(
         sums = tl.zeros([COLUMNS, ROWS], tl.float32)
     else:
         sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
+    products = tl.zeros([ROWS, ROWS], tl.float32)
     for step in tl.range(first, last, num_stages=STAGES):
         if TILES:
             some_x = x_tiles.load([row_tile * ROWS, step * DEPTH])
@@ -178,19 +184,19 @@ def gemm_kernel(
         else:
             some_x = tl.load(from_x + step * DEPTH, mask=(row < m)[:, None], other=0.0)
             some_weights = tl.load(from_weight + step * DEPTH)
-        if NORM:
-            # The product with one keeps x in registers between its copy and the tensor cores. Read from
-            # shared memory by both, it would have one buffer too few: Triton 3.6 adds the one that a running
-            # product needs only where the product is the single reader, and the next copy could overtake it.
-            wide = some_x.to(tl.float32) * one
-            squares += tl.sum(wide * wide, axis=1)
-            some_x = wide.to(some_x.dtype)
         if SWAPPED:
             sums = tl.dot(some_weights, some_x.T, sums)
         else:
             sums = tl.dot(some_x, some_weights.T, sums)
+        if NORM:
+            # All products of two rows, of which only each row's with itself is wanted: but the tensor cores
+            # have time, and read x where it lies. As registers it would have to be fetched by every warp and
+            # waited for, and it would have one buffer too few: Triton 3.6 adds the one that a running product
+            # needs only where products are its only readers, and the next copy could overtake it.
+            products = tl.dot(some_x, some_x.T, products)
     if SWAPPED:
         sums = sums.T
+    squares = _diagonal(products)
     if SPLIT:
         tile = column_tile * row_tiles + row_tile
         slot = tile * split

@@ -8,16 +8,18 @@ import torch
 
 from kernels.cuda_driver import architecture
 from kernels.decode_arguments import StepNetwork
-from kernels.decode_shape import SHARED_LIMIT, Cut, defines, shared_bytes
-from kernels.decode_step import ROWS, StepKernels, cut_of, source, team_of
+from kernels.decode_shape import Cut, defines, fitted, may_be_whole
+from kernels.decode_step import CLUSTERED_SHARE, ROWS, StepKernels, cut_of, source, team_of
 from kernels.nvrtc import compile_many
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
 from tests.kernels.decode_cases import (
     BROAD,
     BROADER,
+    D32,
     KINDS,
     LARGE_KV8,
+    LLAMA_D32,
     SMALL,
     SPECS,
     WIDE,
@@ -65,25 +67,24 @@ def same(first: Case, second: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(bits(first), bits(second), strict=True))
 
 
-def fitting(spec: StepSpec, cut: Cut) -> Cut | None:
-    """With as many slots as a block's memory has room for; None where four are too many."""
-    cuts = (replace(cut, slots=slots) for slots in range(cut.slots, 3, -2))
-    return next((cut for cut in cuts if shared_bytes(spec, cut) <= SHARED_LIMIT), None)
-
-
 def forms_of(spec: StepSpec, rows: int, team: int) -> list[Cut]:
-    """Every way to run a step of so many rows, those included that are not chosen here: clusters, and of one
-    network those that count what they wait for."""
+    """Every way to run a step of so many rows, those included that are not chosen here: clusters, the other
+    way to share the MLP, and of one network those that count what they wait for."""
     paths: list[StepPath] = ["chained", "persistent"] if rows <= max(ROWS["persistent"]) else ["chained"]
     found = [cut_of(spec, path, rows, team) for path in paths]
     others = [replace(cut, clustered=True) for cut in found]
+    if may_be_whole(spec, team, rows):
+        others += [replace(cut, mlp_out_whole=not cut.mlp_out_whole) for cut in found]
     if spec == SMALL:
         others += [replace(cut, traced=True) for cut in found]
-    return [fits for cut in (*found, *others) if (fits := fitting(spec, cut)) is not None]
+    return [fits for cut in (*found, *others) if (fits := fitted(spec, cut)) is not None]
 
 
 def forms(kernels: StepKernels, rows: int) -> list[Cut]:
-    return forms_of(kernels.network.spec, rows, kernels.team)
+    """Those that the device has room for: clusters that do not all run would be waited for in vain."""
+    spec, team = kernels.network.spec, kernels.team
+    clusters = spec.kv_heads * team <= CLUSTERED_SHARE * kernels.multiprocessors
+    return [cut for cut in forms_of(spec, rows, team) if clusters or not cut.clustered]
 
 
 def served(spec: StepSpec, kind: WeightKind) -> StepSpec:
@@ -118,6 +119,13 @@ NETWORKS += [
     )
     for kind in KINDS
     for width, rows in ((1024, 1), (1024, 2), (1024, 4), (1024, 16), (4096, 4))
+]
+# One layer of the benchmarks' models, whose teams are of eight.
+NETWORKS += [
+    pytest.param(replace(spec, kind=kind, layers=1, head_rows=2048), rows, id=f"{name}-{kind}-{rows}")
+    for name, spec in (("d32", D32), ("llama-d32", LLAMA_D32))
+    for kind in KINDS
+    for rows in (1, 2, 4)
 ]
 # Those of all other tests, and those that are run with blocks that come late.
 LATE = [WIDE, BROAD, WIDER]

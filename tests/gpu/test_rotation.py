@@ -16,8 +16,11 @@ class Layers:
     its queries. Of every five entries one is padding.
     """
 
-    def __init__(self, heads: int, kv_heads: int, rows: int, eight_bits: bool) -> None:
+    def __init__(self, heads: int, kv_heads: int, rows: int, eight_bits: bool, by: str) -> None:
+        """by: triton or cuda, whose kernel rotates."""
+        from kernels.cluster import Shape
         from kernels.kv8 import FORMAT
+        from kernels.paged_decode import PagedDecode
         from kernels.rope import rope_table
         from kernels.triton.decode import DecodeWorkspace
         from kernels.triton.rope import RotarySpec
@@ -45,7 +48,12 @@ class Layers:
         scales = [[floats(*shape).abs().transpose(1, 2) for _ in range(2)] for _ in range(LAYERS)]
         self.scales = [(keys, values) if eight_bits else None for keys, values in scales]
         self.table = [part.cuda() for part in rope_table(1024, DIM, 1e4, torch.float32)]
-        self.space = DecodeWorkspace.allocate(rows, heads, kv_heads, DIM, 800, "cuda", dtype=kept)
+        self.kernel: PagedDecode | None = None
+        if by == "cuda":
+            self.kernel = PagedDecode(Shape(heads, kv_heads, DIM, BLOCK, eight_bits), torch.device("cuda"))
+        rule = None if self.kernel is None else self.kernel.plan
+        model = (rows, heads, kv_heads, DIM, 800, "cuda")
+        self.space = DecodeWorkspace.allocate(*model, dtype=kept, config=rule)
 
     def run(self, inside: bool, pdl: bool) -> None:
         from kernels.triton.decode import Fresh, paged_decode, plan_decode
@@ -66,16 +74,14 @@ class Layers:
                         scales=scales,
                         pdl=pdl,
                     )
-                paged_decode(
-                    *(fresh.query, *pages, self.tables, self.rows, self.positions),
-                    self.fed[layer + 1][:, : self.width],
-                    self.space,
-                    scale=DIM**-0.5,
-                    window=None,
-                    scales=scales,
-                    fresh=fresh if inside else None,
-                    pdl=pdl,
-                )
+                given = (fresh.query, *pages, self.tables, self.rows, self.positions)
+                out = self.fed[layer + 1][:, : self.width]
+                how = {"scale": DIM**-0.5, "window": None, "scales": scales, "pdl": pdl}
+                how |= {"fresh": fresh if inside else None}
+                if self.kernel is None:
+                    paged_decode(*given, out, self.space, **how)
+                else:
+                    self.kernel.decode(*given, out, self.space, ahead=inside and layer > 0, **how)
             self.positions += 1
 
     @property
@@ -91,15 +97,20 @@ class Layers:
 SHAPES = [(16, 16, 1), (16, 16, 8), (16, 16, 64), (16, 16, 256), (32, 8, 8), (32, 8, 64)]
 
 
+@pytest.mark.parametrize("by", ["triton", "cuda"])
 @pytest.mark.parametrize("eight_bits", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "rows"), SHAPES)
-def test_one_kernel_does_what_two_do(heads: int, kv_heads: int, rows: int, eight_bits: bool) -> None:
-    ours, theirs = (Layers(heads, kv_heads, rows, eight_bits) for _ in range(2))
+def test_one_kernel_does_what_two_do(heads: int, kv_heads: int, rows: int, eight_bits: bool, by: str) -> None:
+    ours = Layers(heads, kv_heads, rows, eight_bits, by)
+    theirs = Layers(heads, kv_heads, rows, eight_bits, "triton")
     ours.run(inside=True, pdl=False)
     theirs.run(inside=False, pdl=False)
     # Norms are summed up in another order, and what a layer finds is the next one's query.
     assert torch.isfinite(ours.found).all()
-    assert (ours.found - theirs.found).norm() <= 3e-2 * theirs.found.norm()
+    off = (ours.found - theirs.found).norm() / theirs.found.norm()
+    # Tensor cores take weights in bfloat16; what that changes in queries grows with the next layers' scores,
+    # which keys in eight bits, with scales of any size, make large.
+    assert off <= (1e-1 if by == "cuda" and eight_bits else 3e-2)
     for index, (mine, right) in enumerate(zip(ours.kept, theirs.kept, strict=True)):
         differ = mine.float() != right.float()
         assert differ.float().mean() <= 1e-3, index
@@ -107,12 +118,13 @@ def test_one_kernel_does_what_two_do(heads: int, kv_heads: int, rows: int, eight
         assert close.all(), index
 
 
+@pytest.mark.parametrize("by", ["triton", "cuda"])
 @pytest.mark.parametrize("eight_bits", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "rows"), SHAPES)
 def test_graphs_and_early_launch_change_no_bit(
-    heads: int, kv_heads: int, rows: int, eight_bits: bool
+    heads: int, kv_heads: int, rows: int, eight_bits: bool, by: str
 ) -> None:
-    eager, captured, warm = (Layers(heads, kv_heads, rows, eight_bits) for _ in range(3))
+    eager, captured, warm = (Layers(heads, kv_heads, rows, eight_bits, by) for _ in range(3))
     warm.run(inside=True, pdl=True)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kernels.decode_shape import Cut, defines
+from kernels.step_spec import StepSpec
+from tests.kernels.decode_host import Build
 from tests.optional import missing
 
 HERE = Path(__file__).parent
@@ -47,3 +50,15 @@ def host_code(tmp_path_factory: pytest.TempPathFactory) -> HostCode:
     if compiler is None:
         missing("needs g++")
     return HostCode(compiler, tmp_path_factory.mktemp("host_code"))
+
+
+@pytest.fixture
+def build(host_code: HostCode) -> Build:
+    """Decode steps in a form, see emulate_decode.cpp."""
+
+    def get(spec: StepSpec, cut: Cut) -> ctypes.CDLL:
+        library = host_code("emulate_decode.cpp", defines(spec, cut))
+        library.failure.restype = ctypes.c_char_p
+        return library
+
+    return get

@@ -43,6 +43,9 @@ BROAD = replace(SMALL, width=1024, layers=1)
 WIDER = replace(SMALL, width=1024, heads=8, inner=2032, padded_inner=2048, layers=1)
 BROADER = replace(LLAMA, width=4096, layers=1)
 
+# For teams of eight, and wide enough for weights of eight bits.
+EIGHT = replace(SMALL, width=512, heads=4, head_dim=128, inner=4080, padded_inner=4096, layers=1)
+
 SMALL_KV8 = replace(SMALL, fp8_kv=True)
 LLAMA_KV8 = replace(LLAMA, fp8_kv=True)
 # Heads of the other size, six of them for a kv head, and pages that are no power of two.

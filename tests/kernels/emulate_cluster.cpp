@@ -3,6 +3,7 @@
 #include "emulation.h"
 
 #include "../../kernels/cuda/attention_tile.cu"
+#include "../../kernels/cuda/attention_stream.cu"
 #include "../../kernels/cuda/cluster_decode.cu"
 
 extern "C" int emulate(int grid, int shared_bytes, const u16* q, const u16* k_pages, const u16* v_pages,

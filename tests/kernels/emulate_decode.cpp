@@ -3,6 +3,7 @@
 
 #include "../../kernels/cuda/eight_bits.cu"
 #include "../../kernels/cuda/attention_tile.cu"
+#include "../../kernels/cuda/new_token.cu"
 #include "../../kernels/cuda/decode_network.cu"
 #include "../../kernels/cuda/decode_exchange.cu"
 #include "../../kernels/cuda/decode_split.cu"

@@ -56,17 +56,23 @@ static std::string land(const Copy& copy) {
     memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
     return "";
 }
-void copy_in_background(void* shared, const u16* global) {
+void copy_in_background(void* shared, const void* global) {
     if ((uintptr_t)global % 16 || (uintptr_t)shared % 16) fail("a copy of 16 bytes from or to between them");
     self().copies.push_back(copy_of(shared, global, 16));
+    self().copies.back().group = self().group;
 }
-void wait_for_copies() {
+static void land_before(long group) {
+    std::vector<Copy> left;
     for (const Copy& copy : self().copies) {
+        if (copy.group >= group) { left.push_back(copy); continue; }
         const std::string wrong = land(copy);
         if (!wrong.empty()) fail_with(wrong);
     }
-    self().copies.clear();
+    self().copies = left;
 }
+void commit_copies() { self().group++; }
+void wait_for_all_groups_but(int left) { land_before(self().group - left); }
+void wait_for_copies() { land_before(LONG_MAX); }
 
 // A phase is over when all arrivals are in and all announced bytes have landed.
 struct Phases {
@@ -230,6 +236,7 @@ void get2(const Word* address, u32 (&w)[4]) {
 }
 u32 load_volatile(const u32* address) { yield(); return *address; }
 void store_volatile(u32* address, u32 value) { *address = value; world.changes++; }
+void device_fence() { yield(); }
 int atomic_add(int* address, int value) {
     const int before = *address;
     *address += value, world.changes++;

@@ -45,6 +45,8 @@ template <class T> static constexpr T min(T a, T b) { return b < a ? b : a; }
 extern "C" float fabsf(float) noexcept, fmaxf(float, float) noexcept, fminf(float, float) noexcept;
 
 static inline int thread_index() { return me->thread; }
+static inline int lane_index() { return me->thread & 31; }
+static inline int warp_index() { return me->thread >> 5; }
 static inline int block_index() { return me->block; }
 int grid_size();
 void block_barrier();
@@ -64,7 +66,10 @@ static inline uint4 load_once(const u16* address) {
 }
 static inline void prefetch_line(const u16* address) { (void)*(const volatile u16*)address; }
 
-void copy_in_background(void* shared, const u16* global);
+void copy_in_background(void* shared, const void* global);
+void commit_copies();
+void wait_for_all_groups_but(int left);
+template <int LEFT> static void wait_for_groups() { wait_for_all_groups_but(LEFT); }
 void wait_for_copies();
 
 void init_barrier(Barrier* barrier, int arrivals = 1);
@@ -102,6 +107,7 @@ static inline Word get_shared(const Word* address) { return get(address); }
 static inline void get2_shared(const Word* address, u32 (&w)[4]) { get2(address, w); }
 u32 load_volatile(const u32* address);
 void store_volatile(u32* address, u32 value);
+void device_fence();
 int atomic_add(int* address, int value);
 u64 nanoseconds();
 u32 cycles();
@@ -117,6 +123,7 @@ static inline u16 to_bf16(float value) {
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static inline u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
+static inline float rounded(float value) { return low_half(to_bf16(value)); }
 u32 to_e4m3_pair(float low, float high);
 static inline u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
 static inline u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }

@@ -75,7 +75,7 @@ struct Block {
     Meeting* cluster;
     int running = 0;  // of its threads, those that have begun and not ended
 };
-struct Copy { void* to; const void* from; std::vector<unsigned char> bytes; long due; };
+struct Copy { void* to; const void* from; std::vector<unsigned char> bytes; long due, group = 0; };
 struct Fiber : Thread {
     Context context;
     bool begun = false, done = false;
@@ -84,6 +84,7 @@ struct Fiber : Thread {
     Block* home;
     Warp* warp;
     std::vector<Copy> copies;
+    long group = 0;  // of the copies that come
 };
 u32 common_seed = 0;
 // Of the launches that come; tests call it before they call a kernel.

@@ -186,6 +186,7 @@ class ExactBackend(TorchBackend):
         group = query.size(1) // keys.size(1)
         keys, values = (x.double().repeat_interleave(group, dim=1) for x in (keys, values))
         scores = torch.einsum("qhd,khd->hqk", query.double(), keys) * scale
-        hidden = torch.arange(context) > torch.arange(context - count, context).unsqueeze(1)
+        at = torch.arange(context, device=query.device)
+        hidden = at > at[context - count :].unsqueeze(1)
         weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
         return torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)

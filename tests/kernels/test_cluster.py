@@ -15,11 +15,11 @@ from kernels.cluster import (
     Shape,
     Variant,
     _Arguments,
-    _mismatch,
     cluster_hint,
     cluster_size,
     defines,
     fill_arguments,
+    mismatch,
     unsupported,
 )
 from tests.kernels.cluster_cases import Batch, stretches, twin
@@ -118,7 +118,7 @@ def test_mismatches_are_named() -> None:
             "positions": torch.zeros(3, dtype=torch.int32),
             "out": torch.zeros(3, 256, **bf16),
         }
-        return _mismatch(SHAPE, **(tensors | changed)) or ""  # type: ignore[arg-type]
+        return mismatch(SHAPE, **(tensors | changed)) or ""  # type: ignore[arg-type]
 
     bf16 = {"dtype": torch.bfloat16}
     assert wrong() == ""
@@ -152,7 +152,7 @@ def test_mismatches_of_eight_bits_are_named() -> None:
             "scales": (scales[0], scales[1]),
         }
         shape = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16, fp8_kv=True)
-        return _mismatch(shape, **(tensors | changed)) or ""  # type: ignore[arg-type]
+        return mismatch(shape, **(tensors | changed)) or ""  # type: ignore[arg-type]
 
     whole = torch.zeros(5, 2, 16, 64, dtype=torch.bfloat16).transpose(1, 2)
     far = torch.zeros(5, 16, 2, dtype=torch.bfloat16)  # a head's scales apart from each other
@@ -195,7 +195,7 @@ def emulate(
         batch.positions,
         batch.out,
     )
-    assert _mismatch(shape, *tensors, pages.scales) is None
+    assert mismatch(shape, *tensors, pages.scales) is None
     fill_arguments(a, *tensors, scale, window, pages.scales, True)
     strides = (a.q_stride, a.q_head, a.k_block, a.k_head, a.v_block, a.v_head, a.table_stride, a.out_stride)
     strides += (a.s_block, a.s_head)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import cluster, decode_shape, decode_step, nvrtc, skinny
+from kernels import cluster, decode_shape, decode_step, nvrtc, paged_decode, skinny
 from kernels.nvrtc import SOURCES, CompileError, Nvrtc, compile_cubin, compile_many, load_nvrtc
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepPath, StepSpec
@@ -20,6 +20,7 @@ REGISTERS = 65536  # of a multiprocessor
 # What a thread may put aside: of a weight of eight bits; of a product of many rows. Such variants are
 # measured, as all are, before they are used.
 A_FEW_BYTES, SOME_BYTES = 8, 160
+PAGED_BYTES = 32  # outside of the loop over keys
 STEP_BYTES = 320  # of a whole step, around what it calls
 
 
@@ -60,8 +61,22 @@ def cluster_cases() -> Iterator[Case]:
                 yield Case("cluster_decode", cluster.source(), constants, warps * 32, blocks)
 
 
+def paged_cases() -> Iterator[Case]:
+    """Every way that a batch is run, for one query head of a kv head and several."""
+    for group, head_dim, block in ((1, 128, 16), (4, 128, 32), (8, 64, 48)):
+        for fp8_kv, entries in product((False, True), (1, 20, 60, 500)):
+            shape = cluster.Shape(8 * group, 8, head_dim, block, fp8_kv)
+            variant = paged_decode.variant_for(shape, entries, 132)
+            if variant is None:
+                continue
+            constants, threads = paged_decode.defines(shape, variant), variant.warps * 32
+            source, blocks = paged_decode.source(), variant.blocks
+            yield Case("paged_decode", source, constants, threads, blocks, PAGED_BYTES)
+
+
 def decode_cases() -> Iterator[Case]:
-    """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other."""
+    """A d32, a Llama of its size with fewer kv heads, and every number of rows in one form or other; of
+    persistent ones both ways through the MLP."""
     forms: list[tuple[StepSpec, StepPath, int]] = [
         *((D32, "persistent", rows) for rows in (4, 2, 1)),
         (replace(D32, kind="int8"), "chained", 2),
@@ -74,17 +89,25 @@ def decode_cases() -> Iterator[Case]:
     for spec, path, rows in forms:
         team = decode_step.team_of(spec, 132)
         assert isinstance(team, int)
-        cut = decode_step.cut_of(spec, path, rows, team)
-        assert decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
-        constants = decode_shape.defines(spec, cut)
-        aside = STEP_BYTES
-        yield Case("decode_step", decode_step.source(), constants, cut.threads, 1, aside)
+        own = decode_step.cut_of(spec, path, rows, team)
+        cuts: list[decode_shape.Cut | None] = [own]
+        if path == "persistent":
+            cuts.append(decode_shape.fitted(spec, replace(own, mlp_out_whole=not own.mlp_out_whole)))
+        for cut in cuts:
+            assert cut is not None and decode_shape.shared_bytes(spec, cut) <= decode_shape.SHARED_LIMIT
+            constants = decode_shape.defines(spec, cut)
+            yield Case("decode_step", decode_step.source(), constants, cut.threads, 1, STEP_BYTES)
 
 
-FAMILIES = (("skinny", skinny_cases()), ("cluster", cluster_cases()), ("decode", decode_cases()))
+FAMILIES = (
+    ("skinny", skinny_cases()),
+    ("cluster", cluster_cases()),
+    ("paged", paged_cases()),
+    ("decode", decode_cases()),
+)
 CASES = {name: list(cases) for name, cases in FAMILIES}
 # Every so manieth case is compiled in each run: each size, path, kind of numbers and variant is among them.
-STRIDES = {"skinny": 5, "cluster": 7, "decode": 3}
+STRIDES = {"skinny": 5, "cluster": 7, "paged": 5, "decode": 3}
 TIERS = [pytest.param(False, id="some"), pytest.param(True, id="all", marks=pytest.mark.slow)]
 
 

@@ -1,110 +1,50 @@
 """kernels/cuda/decode_step.cu, run thread by thread on the host (emulation.h), against float64 and itself."""
 
-import ctypes
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from kernels.decode_arguments import SPENT, STAGES, StepArguments, StepMemory, StepNetwork
-from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, defines, shared_bytes
-from kernels.decode_step import cut_of, launches, most_rows, team_of
+from kernels.decode_arguments import SPENT, STAGES
+from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, may_be_whole, shared_bytes, unsupported
+from kernels.decode_step import WHOLE_ROWS, cut_of, most_rows, team_of
 from kernels.quantize import WeightKind
 from kernels.step_spec import StepSpec
-from tests.kernels.conftest import HostCode
 from tests.kernels.decode_cases import (
     BROAD,
     BROADER,
+    EIGHT,
     KINDS,
     LLAMA,
     SMALL,
     SPECS,
     WIDE,
     WIDER,
-    Case,
     arguments_of,
     case,
     check_phases,
-    expected,
-    live_entries,
     memory_of,
     network,
-    stored_of,
+)
+from tests.kernels.decode_host import (
+    CHAINED,
+    RESIDENT,
+    WHOLE,
+    WHOLE_CHAINED,
+    Build,
+    check,
+    emulate,
+    emulate_launch,
+    not_narrowed,
+    run,
+    same,
+    widened,
 )
 
-RESIDENT = Cut(rows=1, team=2, warps=8, slots=4)
-CHAINED = Cut(rows=1, team=2, warps=8, slots=4, resident=False)
-Build = Callable[[StepSpec, Cut], ctypes.CDLL]
-
-
-@pytest.fixture(scope="module")
-def build(host_code: HostCode) -> Build:
-    def get(spec: StepSpec, cut: Cut) -> ctypes.CDLL:
-        library = host_code("emulate_decode.cpp", defines(spec, cut))
-        library.failure.restype = ctypes.c_char_p
-        return library
-
-    return get
-
-
-def run(
-    build: Build,
-    cut: Cut,
-    net: StepNetwork,
-    given: Case,
-    memory: StepMemory,
-    seed: int = 0,
-    nanoseconds: int = 1,
-) -> None:
-    """Every launch of a step. nanoseconds: that a round of the emulation takes by the device's clock."""
-    step, before = arguments_of(net, memory, given), int(memory.epoch)
-    for index, phase in launches(net.spec, cut):
-        emulate_launch(build, cut, net, step, index, phase, seed, nanoseconds)
-    assert int(memory.epoch) == before + 1
-
-
-def emulate_launch(
-    build: Build,
-    cut: Cut,
-    net: StepNetwork,
-    step: StepArguments,
-    index: int,
-    phase: int,
-    seed: int = 0,
-    nanoseconds: int = 1,
-) -> None:
-    library, shared = build(net.spec, cut), shared_bytes(net.spec, cut)
-    assert shared == library.memory_bytes()
-    time = ctypes.c_longlong(nanoseconds)
-    status = library.emulate(shared, ctypes.byref(step), index, phase, seed, time)
-    assert status == 0, library.failure()
-
-
-def emulate(
-    build: Build, cut: Cut, net: StepNetwork, given: Case, seed: int = 0, memory: StepMemory | None = None
-) -> Case:
-    """Runs a step; what it writes is in `given`."""
-    memory = memory or memory_of(net, given, cut.team, cut.rows)
-    run(build, cut, net, given, memory, seed)
-    assert int(memory.failed) == 0
-    return given
-
-
-def check(net: StepNetwork, given: Case) -> None:
-    """Logits, keys and values, and positions of a step that has run, against float64."""
-    logits, new = expected(net, given)
-    off = (given.logits[live_entries(given)].double() - logits).norm() / logits.norm()
-    assert off < (4e-2 if net.spec.fp8_kv else 2e-2), off
-    for index, wanted in enumerate(new):
-        off = (stored_of(net.spec, given, index) - wanted).norm(dim=(-1, -2)) / wanted.norm(dim=(-1, -2))
-        assert off.max() < (6e-2 if net.spec.fp8_kv else 2e-2)
-    positions = torch.where(given.entry_tokens >= 0, given.positions + 1, 0)
-    assert torch.equal(given.entry_positions, positions.int())
-
-
+BROAD_SPECS = {"broad": BROAD, "wider": WIDER, "broader": BROADER, "eight": EIGHT}
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
 
 
@@ -129,16 +69,6 @@ def test_one_row(build: Build, spec: StepSpec, cut: Cut) -> None:
     check(net, emulate(build, cut, net, case(spec, [37])))
 
 
-def widened(spec: StepSpec, kind: WeightKind) -> StepSpec:
-    """As wide as weights of eight bits need it."""
-    if kind == "bf16":
-        return spec
-    inner = 1024 if spec == WIDE else 2 * spec.inner
-    padded = max(512, spec.padded_inner * 2)
-    width = 512 if spec == WIDE else 256
-    return replace(spec, kind=kind, width=width, heads=width // 64, inner=inner, padded_inner=padded)
-
-
 POSITIONS = [37, 0, -1, 95]  # a page's end, the first token, padding, several chunks for each rank
 
 
@@ -158,6 +88,33 @@ def test_a_chain_gives_the_bits_of_the_resident_kernel(
     check(net, first)
     second = emulate(build, chained, net, case(net.spec, POSITIONS), seed=3)
     same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "team"),
+    some(
+        (
+            (f"{name}-{kind}-{team}", spec, kind, team)
+            for name, spec in (SPECS | BROAD_SPECS).items()
+            for kind in KINDS
+            for team in (2, 4, 8)
+            if unsupported(not_narrowed(spec, kind), team) is None
+        ),
+        {"wide-bf16-4", "llama-fp8-2", "wider-fp8-4", "eight-int8-8"},
+    ),
+)
+def test_all_inputs_give_the_bits_of_shares(
+    build: Build, spec: StepSpec, kind: WeightKind, team: int
+) -> None:
+    """Of the MLP's second product, for each number of rows that there are forms for."""
+    spec = not_narrowed(spec, kind)
+    net, positions = network(spec), [70, 15]
+    wanted = emulate(build, replace(RESIDENT, team=team, rows=2), net, case(spec, positions))
+    check(net, wanted)
+    for seed, cut in enumerate((WHOLE, WHOLE_CHAINED), 3):
+        same(wanted, emulate(build, replace(cut, team=team, rows=2), net, case(spec, positions), seed))
+    alone = emulate(build, replace(WHOLE, team=team), net, case(spec, positions).only([1]), 5)
+    assert torch.equal(alone.logits[0].view(torch.int16), wanted.logits[1].view(torch.int16))
 
 
 @pytest.mark.parametrize("cut", [RESIDENT, CHAINED], ids=["resident", "chained"])
@@ -200,14 +157,6 @@ def test_every_phase(build: Build, spec: StepSpec, kind: WeightKind) -> None:
     check_phases(net, given, memory, launch)
 
 
-def same(first: Case, second: Case) -> None:
-    """Everything that two steps have written is equal, bit for bit."""
-    live = first.rows >= 0
-    assert torch.equal(first.logits[live].view(torch.int16), second.logits[live].view(torch.int16))
-    for a, b in zip((*first.pages, *first.scales), (*second.pages, *second.scales), strict=True):
-        assert torch.equal(a.view(torch.int16), b.view(torch.int16))
-
-
 @pytest.mark.parametrize("rows", [*(pytest.param(rows, marks=slow) for rows in (1, 2, 8)), 16])
 def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> None:
     net, positions = network(SMALL), (POSITIONS * 4)[: max(rows, 4)]
@@ -220,13 +169,15 @@ def test_a_row_alone_gets_what_it_gets_among_others(build: Build, rows: int) -> 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=slow) for seed in range(2, 9))])
 @pytest.mark.parametrize("clustered", [False, True])
-def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: int, clustered: bool) -> None:
+@pytest.mark.parametrize("cuts", [(RESIDENT, CHAINED), (WHOLE, WHOLE_CHAINED)], ids=["shares", "all inputs"])
+def test_any_order_of_blocks_and_warps_gives_the_same_bits(
+    build: Build, seed: int, clustered: bool, cuts: tuple[Cut, Cut]
+) -> None:
     net = network(WIDE)
-    cut = replace(RESIDENT, rows=4, clustered=clustered)
-    wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
-    same(wanted, emulate(build, cut, net, case(WIDE, [70, 15]), seed))
-    chain = replace(CHAINED, rows=4, clustered=clustered)
-    same(wanted, emulate(build, chain, net, case(WIDE, [70, 15]), seed))
+    wanted = emulate(build, replace(RESIDENT, rows=4), net, case(WIDE, [70, 15]))
+    for cut in cuts:
+        cut = replace(cut, rows=4, clustered=clustered)
+        same(wanted, emulate(build, cut, net, case(WIDE, [70, 15]), seed))
 
 
 @pytest.mark.parametrize("kind", [pytest.param("bf16", marks=slow), "fp8"])
@@ -236,7 +187,7 @@ def test_any_order_of_blocks_and_warps_gives_the_same_bits(build: Build, seed: i
     ids=["broad", "wider", "broader"],
 )
 def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSpec, kind: WeightKind) -> None:
-    spec = replace(spec, kind=kind) if spec == WIDER else replace(widened(spec, kind), width=spec.width)
+    spec = not_narrowed(spec, kind)
     net = network(spec)
     among = emulate(build, replace(RESIDENT, rows=2), net, case(spec, [70, 15]), seed=3)
     check(net, among)
@@ -246,27 +197,37 @@ def test_rows_whose_warps_wait_for_their_own_channels(build: Build, spec: StepSp
         assert torch.equal(alone.logits[0].view(torch.int16), among.logits[entry].view(torch.int16))
 
 
-@pytest.mark.parametrize("spec", [WIDER, pytest.param(BROAD, marks=slow)], ids=["wider", "broad"])
-def test_warps_that_lag_behind_find_what_they_left(build: Build, spec: StepSpec) -> None:
+@pytest.mark.parametrize(
+    ("spec", "cut"),
+    [
+        (WIDER, RESIDENT),
+        (WIDER, WHOLE),
+        pytest.param(BROAD, RESIDENT, marks=slow),
+        pytest.param(BROAD, WHOLE, marks=slow),
+    ],
+    ids=["wider", "wider, all inputs", "broad", "broad, all inputs"],
+)
+def test_warps_that_lag_behind_find_what_they_left(build: Build, spec: StepSpec, cut: Cut) -> None:
     """Others of their block may be a product ahead (emulation.h holds warps up behind barriers)."""
-    net, cut = network(spec), replace(RESIDENT, rows=2)
+    net, cut = network(spec), replace(cut, rows=2)
     wanted = emulate(build, cut, net, case(spec, [70, 15]))
     for seed in range(6, 16):
         same(wanted, emulate(build, cut, net, case(spec, [70, 15]), seed))
 
 
-@pytest.mark.parametrize("spoilt", [float("inf"), float("nan")])
-def test_what_is_not_finite_is_not_hidden_by_eight_bits(build: Build, spoilt: float) -> None:
+@pytest.mark.parametrize(("spoilt", "cut"), [(float("inf"), RESIDENT), (float("nan"), WHOLE)], ids=str)
+def test_what_is_not_finite_is_not_hidden_by_eight_bits(build: Build, spoilt: float, cut: Cut) -> None:
     net = network(widened(SMALL, "fp8"))
     given = case(net.spec, [37, 15])
     given.x[0, 5] = spoilt
-    emulate(build, replace(RESIDENT, rows=2), net, given)
+    emulate(build, replace(cut, rows=2), net, given)
     assert given.logits[0].isnan().all() and given.logits[1].isfinite().all()
 
 
+@pytest.mark.parametrize("cut", [RESIDENT, pytest.param(WHOLE, marks=slow)], ids=["shares", "all inputs"])
 @pytest.mark.parametrize("seed", [2, pytest.param(5, marks=slow)])
-def test_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
-    net, cut = network(WIDE), replace(RESIDENT, rows=4)
+def test_who_is_traced_gives_the_same_bits(build: Build, seed: int, cut: Cut) -> None:
+    net, cut = network(WIDE), replace(cut, rows=4)
     wanted = emulate(build, cut, net, case(WIDE, [70, 15]))
     given = case(WIDE, [70, 15])
     memory = memory_of(net, given, cut.team, cut.rows)
@@ -275,7 +236,8 @@ def test_who_is_traced_gives_the_same_bits(build: Build, seed: int) -> None:
     assert all(spent[name].min() >= 0 and (name == "pace" or spent[name].sum() > 0) for name in SPENT)
     assert (spent["words"] + spent["team"] + spent["weights"] <= spent["all"]).all()
     assert (sum(spent[stage] for stage in STAGES) <= spent["all"]).all()
-    assert (spent["team"][:, [1, 2, 4]] == 0).all()  # only attention and the MLP's end ask the team
+    # Only attention and the MLP's end ask the team, and that only where it has shares.
+    assert (spent["team"][:, [1, 2, 4, *([3] if cut.mlp_out_whole else [])]] == 0).all()
 
 
 @pytest.mark.parametrize("wrong", [{"slots": 7}, {"slots": 2}], ids=str)
@@ -285,12 +247,15 @@ def test_forms_that_would_never_end_do_not_compile(build: Build, wrong: dict[str
     assert "static assertion" in error.value.stderr
 
 
-def test_steps_follow_each_other_over_the_same_memory(build: Build) -> None:
+@pytest.mark.parametrize(
+    "cuts", [(RESIDENT, CHAINED, RESIDENT), (WHOLE, RESIDENT, WHOLE_CHAINED)], ids=["shares", "all inputs"]
+)
+def test_steps_follow_each_other_over_the_same_memory(build: Build, cuts: tuple[Cut, ...]) -> None:
     """What a step left in the exchange is not taken for the next one's."""
     net = network(SMALL)
     cases = [case(SMALL, positions, seed) for seed, positions in enumerate(([5, 40], [80, 3], [16, 17]))]
     memory = memory_of(net, cases[0], 2, 2)
-    for step, (given, cut) in enumerate(zip(cases, (RESIDENT, CHAINED, RESIDENT), strict=True)):
+    for step, (given, cut) in enumerate(zip(cases, cuts, strict=True)):
         memory.bind(given.views, given.scale_views)
         check(net, emulate(build, replace(cut, rows=2), net, given, step, memory))
 
@@ -301,7 +266,11 @@ def test_teams_of_other_sizes(build: Build, team: int) -> None:
     check(net, emulate(build, replace(RESIDENT, team=team), net, case(net.spec, [200])))
 
 
-@pytest.mark.parametrize("cut", [RESIDENT, pytest.param(CHAINED, marks=slow)], ids=["resident", "chained"])
+@pytest.mark.parametrize(
+    "cut",
+    [RESIDENT, WHOLE, *(pytest.param(cut, marks=slow) for cut in (CHAINED, WHOLE_CHAINED))],
+    ids=["resident", "all inputs", "chained", "chained, all inputs"],
+)
 def test_blocks_without_outputs_of_attention(build: Build, cut: Cut) -> None:
     """Half of each team: they go from attention to the MLP, whose sums then lie where attention's did."""
     net = network(replace(SMALL, heads=4, kv_heads=4, inner=512, padded_inner=512))
@@ -315,8 +284,20 @@ def test_blocks_without_outputs_of_attention(build: Build, cut: Cut) -> None:
 # Kernels of a chain run one after the other here, and never wait.
 @pytest.mark.parametrize(
     ("cut", "before"),
-    [(RESIDENT, True), pytest.param(CHAINED, True, marks=slow), (RESIDENT, False)],
-    ids=["resident, failed before", "chained, failed before", "resident, too slow"],
+    [
+        (RESIDENT, True),
+        pytest.param(CHAINED, True, marks=slow),
+        (RESIDENT, False),
+        pytest.param(WHOLE, True, marks=slow),
+        (WHOLE, False),
+    ],
+    ids=[
+        "resident, failed before",
+        "chained, failed before",
+        "resident, too slow",
+        "all inputs, failed before",
+        "all inputs, too slow",
+    ],
 )
 def test_a_step_whose_waits_are_given_up_ends_and_the_next_is_right(
     build: Build, cut: Cut, before: bool
@@ -358,3 +339,14 @@ def test_paths_take_as_many_rows_as_fit_into_a_blocks_memory(
         assert most >= 2
         for rows in range(1, most + 1):
             assert shared_bytes(model, cut_of(model, path, rows, team)) <= SHARED_LIMIT
+
+
+def test_blocks_take_all_inputs_where_these_leave_room_for_a_ring() -> None:
+    spec = replace(LLAMA, heads=16, kv_heads=16, head_dim=128, width=2048, inner=6144, padded_inner=6144)
+    assert not cut_of(replace(spec, inner=8192, padded_inner=8192), "persistent", 1, 8).mlp_out_whole
+    assert cut_of(spec, "persistent", 1, 8).mlp_out_whole and cut_of(spec, "chained", 1, 8).mlp_out_whole
+    assert not cut_of(spec, "persistent", WHOLE_ROWS + 1, 8).mlp_out_whole
+    assert [rows for rows in (1, 2, 4, 8, 16) if may_be_whole(spec, 8, rows)] == [1, 2, 4]  # warps' sums
+    assert not may_be_whole(replace(spec, width=2048 + 256), 8, 1)  # some would have twice as many outputs
+    larger = replace(spec, inner=32768, padded_inner=32768, kind="fp8")
+    assert may_be_whole(larger, 8, 1) and not cut_of(larger, "persistent", 1, 8).mlp_out_whole

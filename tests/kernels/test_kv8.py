@@ -15,7 +15,7 @@ from kernels.backends.flash import FlashBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.sdpa import SdpaBackend
 from kernels.backends.selftest import fault
-from kernels.cluster import Shape, Variant, _mismatch
+from kernels.cluster import Shape, Variant, mismatch
 from kernels.kv8 import FORMAT, LARGEST, SCALE_FORMAT, SMALLEST_SCALE, Scales, dequantize_kv, quantize_kv
 from kernels.registry import select
 from tests.kernels.test_backends import H200, SHAPE, SPEC, with_packages
@@ -124,7 +124,7 @@ class Clusters(TorchBackend):
 
     def decode(self, q: torch.Tensor, *given: torch.Tensor, scales: Scales | None = None, **how: Any) -> None:
         k_pages, v_pages, tables, rows, positions, out = given
-        assert _mismatch(self.shape, q, k_pages, v_pages, tables, rows, positions, out, scales) is None
+        assert mismatch(self.shape, q, k_pages, v_pages, tables, rows, positions, out, scales) is None
         super().decode(q, *given, scales=scales, **how)
 
 

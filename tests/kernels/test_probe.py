@@ -243,6 +243,8 @@ def test_a_third_candidate(
     assert explained["linear p0 M=64"][0].startswith("triton (64x")
     assert explained["linear p0 M=64"][1] == "skinny 32.0 us, triton 2.5 us, cuBLAS 10.0 us"
     assert len(third.compiled) == 2 * 2 * 2  # configurations, products, row counts
+    # Behind a norm one of each kind, against the library with the norm's kernel.
+    assert sum(config.norm_inside for config in third.compiled) == 2
     measured = third.clock.measured
     again = with_third(third, tmp_path / "c.json", monkeypatch, [QKV, O, ODD], "auto")
     assert again.table == choices.table and third.clock.measured == measured

@@ -1,7 +1,7 @@
 """`benchmarks.steps` over kernels that run on the host."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -41,7 +41,12 @@ class Emulated:
             assert not library.emulate(shared, ctypes.byref(given), index, phase, 3, ctypes.c_longlong(1))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, host_code: HostCode, refused: Callable[[Cut], bool]) -> steps.Result:
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    host_code: HostCode,
+    refused: Callable[[Cut], bool],
+    args: Sequence[str] = ARGS,
+) -> steps.Result:
     net = steps.random_network(SPEC, torch.device("cpu"))
     memory = StepMemory.allocate(net, Emulated.team, 16, torch.device("cpu"))
     poison(memory)
@@ -51,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch, host_code: HostCode, refused: Callable[
         body()
         return 1e-3
 
-    return steps.measure(net, memory, Emulated(host_code, refused), steps.parse(ARGS), timer, 1e9)
+    return steps.measure(net, memory, Emulated(host_code, refused), steps.parse([*args]), timer, 1e9)
 
 
 def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
@@ -69,6 +74,21 @@ def test_a_row_for_each_form_and_a_trace_of_what_it_waits_for(
     assert "too large" in (out := capsys.readouterr().out) and out.count("mean / most") == 3
 
 
+def test_both_ways_through_the_mlp(monkeypatch: pytest.MonkeyPatch, host_code: HostCode) -> None:
+    ways = [*ARGS[:4], "--mlp-out", "shares,whole"]
+    rows, _ = run(monkeypatch, host_code, lambda cut: False, ways)
+    assert [(row.rows, row.mlp_out) for row in rows] == [
+        (1, "shares"),
+        (1, "whole"),
+        (2, "shares"),
+        (2, "whole"),
+    ]
+    assert all(row.same and not row.error for row in rows)  # bit for bit
+    monkeypatch.setattr(steps, "may_be_whole", lambda *_: False)
+    rows, _ = run(monkeypatch, host_code, lambda cut: False, ways)
+    assert [row.error.split(":")[:2] for row in rows[:2]] == [[""], ["ValueError", " --mlp-out whole"]]
+
+
 def test_more_rows_than_the_engine_runs_so(host_code: HostCode) -> None:
     emulated = Emulated(host_code, lambda cut: False)
     assert steps.usual(SPEC, emulated, "persistent", 4) == cut_of(SPEC, "persistent", 4, 2)
@@ -79,7 +99,7 @@ def test_more_rows_than_the_engine_runs_so(host_code: HostCode) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["--rows 3", "--path graph", "--position 5000", "--pace 0", "--slots 7"],
+    ["--rows 3", "--path graph", "--position 5000", "--pace 0", "--slots 7", "--mlp-out half"],
 )
 def test_what_cannot_be_measured_is_named(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
