@@ -139,7 +139,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=250, database=None)
+@settings(max_examples=100, database=None)
 @given(st.data())
 @pytest.mark.parametrize(("parse", "body", "fields"), PARSERS, ids=IDS)
 def test_any_body_is_a_request_or_an_error_with_a_name(

@@ -123,7 +123,7 @@ async def test_a_killed_engine_is_told_and_replaced(
 ) -> None:
     progress = [Answer() for _ in range(3)]
     streams = [asyncio.create_task(talk(api, k, into=progress[k], limit=800)) for k in range(3)]
-    body = {"prompt": random_prompt(5, seed=5), "max_tokens": 300, "ignore_eos": True, "seed": 5}
+    body = {"prompt": random_prompt(5, seed=5), "max_tokens": 150, "ignore_eos": True, "seed": 5}
     plain = asyncio.create_task(api.http.post(COMPLETIONS, json=body))
     old_events: list[dict[str, object]] = []
     old = asyncio.create_task(_nanochat(api, "Go on", into=old_events))
@@ -151,7 +151,7 @@ async def test_a_killed_engine_is_told_and_replaced(
     assert server.children() != [engine]
     # A plain answer had told its client nothing: it began again, and is what it would have been.
     reply = await plain
-    assert reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] == 300
+    assert reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] == 150
     again = await api.http.post(COMPLETIONS, json=body)
     assert again.json()["choices"][0]["text"] == reply.json()["choices"][0]["text"]
     assert [(await talk(api, k)).content for k in range(2)] == alone[:2]
@@ -173,8 +173,8 @@ async def test_sigterm_under_load_lets_streams_finish(slow_model: Path) -> None:
         async with connected(server) as api:
             progress = [Answer() for _ in range(3)]
             # One more than there are rows: a request that waits was let in, too.
-            tasks = [asyncio.create_task(talk(api, k, into=progress[k], limit=300)) for k in range(3)]
-            tasks += [asyncio.create_task(talk(api, k, stream=False, limit=300)) for k in (3, 4)]
+            tasks = [asyncio.create_task(talk(api, k, into=progress[k], limit=150)) for k in range(3)]
+            tasks += [asyncio.create_task(talk(api, k, stream=False, limit=150)) for k in (3, 4)]
             await api.until_stats(lambda stats: stats["open_answers"] == 5)
             await until(lambda: all(answer.text for answer in progress))
             server.signal(signal.SIGTERM)
@@ -184,7 +184,7 @@ async def test_sigterm_under_load_lets_streams_finish(slow_model: Path) -> None:
             assert refused.status_code == 503 and refused.json()["error"]["code"] == "draining"
             assert not all(task.done() for task in tasks), "no answer was open when the signal came"
             for answer in await asyncio.gather(*tasks):
-                assert answer.done and answer.finish == "length" and len(answer.tokens) == 300
+                assert answer.done and answer.finish == "length" and len(answer.tokens) == 150
         assert await asyncio.to_thread(server.wait) == 0
         assert gone(engine)
         with pytest.raises(httpx.ConnectError):

@@ -246,8 +246,8 @@ def test_the_text_is_that_of_the_tokens(client: OpenAI) -> None:
     """Random weights write much broken UTF-8, cut anywhere: no stream may add to it or lose of it."""
     tokenizer = golden_tokenizer()
     letters = random.Random(0)
-    for k in range(16):
-        prompt = "".join(letters.choices("ab é空🌤️م\n", k=1 + 2 * k))
+    for k in range(8):
+        prompt = "".join(letters.choices("ab é空🌤️م\n", k=1 + 4 * k))
         fields = {"model": MODEL, "prompt": prompt, "max_tokens": 48, "seed": k}
         extra = ENDLESS | {"return_token_ids": True}
         plain = client.completions.create(**fields, extra_body=extra)  # type: ignore[call-overload]

@@ -24,25 +24,14 @@ HEADS = {"MHA": (4, 4), "GQA": (4, 2)}
 Greedy = tuple[list[int], list[float]]  # tokens, and by how much each was the best
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("transformers")
-    sizes = {name: {"n_layer": 3, "n_head": heads, "n_kv_head": kv} for name, (heads, kv) in HEADS.items()}
-    return {
-        name: write_checkpoint(root / name, "G1", layout="transformers", seed=3, **size)
-        for name, size in sizes.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def theirs(folders: dict[str, Path]) -> dict[str, list[Greedy]]:
+def theirs(folder: Path) -> list[Greedy]:
     """What transformers says, in a process that cannot see this project."""
     if find_spec("transformers") is None:
         missing("the oracle, transformers, is not installed")
-    root = folders["MHA"].parent
+    root = folder.parent
     (root / "prompts.json").write_text(json.dumps(PROMPTS))
     script = Path(__file__).with_name("transformers_greedy.py")
-    arguments = [root / "prompts.json", NEW, *folders.values()]
+    arguments = [root / "prompts.json", NEW, folder]
     done = subprocess.run(
         [sys.executable, "-P", str(script), *map(str, arguments)],
         cwd=root,
@@ -53,16 +42,21 @@ def theirs(folders: dict[str, Path]) -> dict[str, list[Greedy]]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(folders, json.loads(done.stdout), strict=True))
+    (answers,) = json.loads(done.stdout)
+    return answers
 
 
 @pytest.mark.parametrize("name", tiered(HEADS, {1}))
-async def test_greedy_tokens(name: str, folders: dict[str, Path], theirs: dict[str, list[Greedy]]) -> None:
-    with start(folders[name], "--prefill-chunk", "32") as server:
+async def test_greedy_tokens(name: str, tmp_path: Path) -> None:
+    heads, kv = HEADS[name]
+    sizes = {"n_layer": 3, "n_head": heads, "n_kv_head": kv}
+    folder = write_checkpoint(tmp_path / name, "G1", layout="transformers", seed=3, **sizes)
+    wanted = theirs(folder)
+    with start(folder, "--prefill-chunk", "32") as server:
         async with connected(server) as api:
             ours = await asyncio.gather(*(ask(api, prompt) for prompt in PROMPTS))
     compared = 0
-    for prompt, answer, (tokens, margins) in zip(PROMPTS, ours, theirs[name], strict=True):
+    for prompt, answer, (tokens, margins) in zip(PROMPTS, ours, wanted, strict=True):
         # After a near tie the two may go on differently.
         clear = next((k for k, margin in enumerate(margins) if margin <= CLEAR), NEW)
         assert answer.tokens[:clear] == tokens[:clear], f"prompt of {len(prompt)} tokens"

@@ -70,8 +70,8 @@ def loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", tiered(["int8", "fp8"], {1}))
 @torch.no_grad()
 def test_the_loss_of_a_trained_model(kind: Kind8) -> None:
-    """The embedded one, on thousands of tokens: of sixty, single words decide the loss. Its file holds int8
-    with a scale a row, so int8 is what it is already.
+    """The embedded one, on more than a thousand tokens: of sixty, single words decide the loss. Its file
+    holds int8 with a scale a row, so int8 is what it is already.
     """
     model, tokenizer, _ = load_model(embedded_folder(), dtype="float32")
     assert isinstance(model, GPT)
@@ -79,13 +79,13 @@ def test_the_loss_of_a_trained_model(kind: Kind8) -> None:
     assert isinstance(other, GPT)
     rng = Random(1)
     difference, tokens = 0.0, 0
-    for text in (STORY, *(plain_story(rng) for _ in range(15))):
+    for text in (STORY, *(plain_story(rng) for _ in range(7))):
         ids = torch.tensor([[tokenizer.get_bos_token_id(), *tokenizer.encode(text)]])
         want, got = model(ids), other(ids)
         assert cosine(want, got) > (0.999999 if kind == "int8" else 0.9995)
         difference += (loss(got, ids) - loss(want, ids)).item()
         tokens += ids.size(1) - 1
-    assert tokens > 2_000
+    assert tokens > 1_000
     assert abs(difference) / tokens < (1e-4 if kind == "int8" else 0.01)
 
 

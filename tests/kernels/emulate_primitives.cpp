@@ -1,8 +1,6 @@
 // Tiny kernels, right ones and wrong ones, that show what the emulation notices (test_emulation.py).
 #include "emulation.h"
 
-typedef std::function<void()> Kernel;
-
 static Options options(u32 seed) {
     Options o;
     o.seed = seed, o.patience = 300, o.round_nanoseconds = 1000;
@@ -78,7 +76,7 @@ extern "C" int ring(int warps, int tiles, int empty, const u32* data, u32* out, 
 // Each round every block adds up what all blocks have left in the one before. words: [buffers][grid], out: [grid].
 extern "C" int exchange(int together, int grid, int cluster, int threads, int rounds, int buffers, Word* words,
                         u32* out, u32 seed) {
-    const Kernel kernel = [=] {
+    const auto kernel = [=] {
         SHARED_BYTES(shared);
         u32* const sums = (u32*)shared;
         u32 mine = block_index() + 1;
@@ -100,7 +98,7 @@ extern "C" int exchange(int together, int grid, int cluster, int threads, int ro
         }
         if (thread_index() == 0) out[block_index()] = mine;
     };
-    return (together ? launch_together : launch)(grid, cluster, threads, threads * 4, kernel, options(seed));
+    return launch(grid, cluster, threads, threads * 4, kernel, options(seed), together);
 }
 
 // A value and then a flag, as two words, or as one.

@@ -9,13 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
-
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
 
 static const size_t STACK_BYTES = 1 << 16, STACK_GUARD = 1 << 16;  // pages of any machine, which count once touched
 
@@ -68,7 +63,12 @@ static void switch_to(Context& from, Context& to) { swapcontext(&from.context, &
 #endif
 
 struct Meeting { int arrived = 0, count = 0; long generation = 0; };
-struct Warp { Meeting meeting; float values[32]; u32 a[32][4], b[32][2]; long resumes = 0; };
+struct Warp {
+    Meeting meeting;
+    u32 values[32];
+    float a[16][32], b[8][32];  // of a product: rows, and columns
+    long resumes = 0;
+};
 struct Block {
     unsigned char* shared;
     Meeting all, named[16];
@@ -76,10 +76,9 @@ struct Block {
     int running = 0;  // of its threads, those that have begun and not ended
 };
 struct Copy { void* to; const void* from; std::vector<unsigned char> bytes; long due, group = 0; };
-struct Fiber {
+struct Fiber : Thread {
     Context context;
-    int thread, block;
-    bool begun = false, done = false, waited = false;
+    bool begun = false, done = false;
     const long* awaited = nullptr;  // it waits until this is no longer `seen`
     long seen = 0, cluster_generation = 0;
     Block* home;
@@ -87,14 +86,9 @@ struct Fiber {
     std::vector<Copy> copies;
     long group = 0;  // of the copies that come
 };
-static u32 common_seed = 0;
+u32 common_seed = 0;
 // Of the launches that come; tests call it before they call a kernel.
 extern "C" void shake(u32 seed) { common_seed = seed; }
-struct Options {
-    u32 seed = common_seed;     // of the threads' order and delays, and of how long copies and stores take; 0: none
-    long patience = 20000;      // rounds in which nothing happens, until the threads are said to wait for ever
-    long round_nanoseconds = 1;
-};
 struct World {
     Context scheduler;
     Options options;
@@ -104,7 +98,8 @@ struct World {
     std::vector<Block> blocks;
     std::string failure;
 };
-static Fiber* me;
+Thread* me;
+static Fiber& self() { return *static_cast<Fiber*>(me); }
 static World world;
 
 static u32 draw(u32 below) {
@@ -112,20 +107,21 @@ static u32 draw(u32 below) {
     x ^= x << 13, x ^= x >> 17, x ^= x << 5;
     return x % below;
 }
-static void yield() { switch_to(me->context, world.scheduler); }
+static void yield() { switch_to(self().context, world.scheduler); }
 static void pause_until_not(const long& word, long seen) {
-    me->awaited = &word, me->seen = seen;
+    Fiber& f = self();
+    f.awaited = &word, f.seen = seen;
     yield();
-    me->awaited = nullptr;
+    f.awaited = nullptr;
 }
-static std::string name_of(const Fiber* f) {
+static std::string name_of(const Thread* f) {
     return "thread " + std::to_string(f->thread) + " of block " + std::to_string(f->block);
 }
-// Ends the run with an error; the thread goes no further.
-static void fail(const std::string& reason) {
+static void fail_with(const std::string& reason) {
     if (world.failure.empty()) world.failure = reason + " (" + name_of(me) + ")";
     for (;;) yield();
 }
+void fail(const char* reason) { fail_with(reason); }
 static void meet(Meeting& m, int count) {
     if (m.arrived && m.count != count) fail("one barrier for different numbers of threads");
     const long generation = m.generation;
@@ -139,14 +135,16 @@ static void settle();
 static const char* unsettled();
 static void forget();
 
-static std::function<void()> body;
+static void (*body)(const void*);
+static const void* kernel;
 static std::string last_failure;
 extern "C" const char* failure() { return last_failure.c_str(); }
 
 static void run_fiber() {
-    me->begun = true, me->home->running++;
-    body();
-    me->done = true, me->home->running--, world.changes++;
+    Fiber& f = self();
+    f.begun = true, f.home->running++;
+    body(kernel);
+    f.done = true, f.home->running--, world.changes++;
     for (;;) yield();
 }
 
@@ -209,7 +207,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
         char* const stack = stacks + i * (STACK_BYTES + STACK_GUARD) + STACK_GUARD;
         mprotect(stack - STACK_GUARD, STACK_GUARD, PROT_NONE);
         f.thread = i % world.threads, f.block = first + i / world.threads;
-        f.home = &world.blocks[i / world.threads], f.warp = &warps[i / 32];
+        f.home = &world.blocks[i / world.threads], f.warp = &warps[i / 32], f.shared = f.home->shared;
         f.context.start(stack, run_fiber);
         fibers.push_back(&f);
     }
@@ -227,27 +225,15 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     return world.failure.empty();
 }
 
-static void begin(int grid, int cluster, int threads, const std::function<void()>& kernel, Options options) {
+int run_grid(bool together, int grid, int cluster, int threads, size_t shared_bytes, void (*run)(const void*),
+             const void* what, Options options) {
     if (grid % cluster || threads % 32) abort();
-    body = kernel;
+    body = run, kernel = what;
     world = World{};
     world.threads = threads, world.cluster = cluster, world.grid = grid;
     world.options = options, world.random = options.seed * 2654435761u | 1;
-}
-
-// Runs `kernel` cluster by cluster, as for a grid whose clusters know nothing of each other. 0, or 1 with a reason,
-// which `failure` returns, when threads wait for each other for ever or do what the device would not forgive.
-static int launch(int grid, int cluster, int threads, size_t shared_bytes, std::function<void()> kernel,
-                  Options options = Options()) {
-    begin(grid, cluster, threads, kernel, options);
-    for (int first = 0; first < grid; first += cluster)
-        if (!run_blocks(first, cluster, shared_bytes)) return 1;
+    const int at_once = together ? grid : cluster;
+    for (int first = 0; first < grid; first += at_once)
+        if (!run_blocks(first, at_once, shared_bytes)) return 1;
     return 0;
-}
-
-// The same with all blocks of the grid at once, as in a resident grid, whose blocks may wait for each other.
-static int launch_together(int grid, int cluster, int threads, size_t shared_bytes, std::function<void()> kernel,
-                           Options options = Options()) {
-    begin(grid, cluster, threads, kernel, options);
-    return !run_blocks(0, grid, shared_bytes);
 }

@@ -95,7 +95,7 @@ def without_worker(browser: Browser, **options: Any) -> BrowserContext:
 
 @pytest.fixture(scope="module")
 def scripted_server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
+    server = ScriptedServer(lasting_files=True)
     yield server
     server.close()
 

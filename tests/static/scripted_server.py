@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.http.keys import is_open
 from app.http.page import page_routes
 from tests.app.server_process import DEADLINE
+from tests.static.lasting import lasting
 from tests.static.scripts import (
     DONE,
     GATE,
@@ -68,6 +69,7 @@ __all__ = [
 ]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
+PAGE = page_routes(STATIC)  # of all servers: each file is packed once
 SAMPLING_DEFAULTS = {"temperature": 0.7, "top_k": 40, "min_p": 0.05, "max_tokens": 256}
 STATS = {
     "state": "ready",
@@ -147,10 +149,12 @@ class ScriptedServer:
 
     scripts: see `script`. load: what /stats says, see `tell`. resumable: whether `X-Stream-Id` is taken; the
     page learns it with the model. api_key: what every request but those for the page must carry. card: more
-    fields of the model's card. counted: bodies that came to /tokenize.
+    fields of the model's card. counted: bodies that came to /tokenize. lasting_files: a browser need not
+    ask again for the page's scripts and styles, eighty of them at each load.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lasting_files: bool = False) -> None:
+        self._lasting = lasting_files
         self.scripts: dict[str, list[Script]] = {}
         self.exchanges: list[Exchange] = []
         self.counted: list[dict[str, object]] = []
@@ -232,7 +236,7 @@ class ScriptedServer:
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/stats", self._stats),
                 Route("/stats/stream", self._stats_stream),
-                *page_routes(STATIC),
+                *PAGE,
             ]
         )
 
@@ -247,6 +251,8 @@ class ScriptedServer:
                 target = self._chat
             elif path.startswith("/v1/streams/"):
                 target = self._stream
+            elif self._lasting and path.startswith("/static/"):
+                send = lasting(send)
             await target(scope, receive, send)
 
         return route

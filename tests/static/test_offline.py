@@ -21,6 +21,14 @@ INSTALL = """async () => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def scripted_server() -> Iterator[ScriptedServer]:
+    """One whose files no browser keeps of itself."""
+    server = ScriptedServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def visitor(browser: Browser) -> Iterator[Page]:
     """A tab of a browser that has never been here."""

@@ -84,6 +84,9 @@ def _mend_interpreter() -> None:
 
 
 if TRITON and os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.kernels.triton.quick_interpreter import quicken_interpreter
+
+    quicken_interpreter()
     _mend_interpreter()
 
 
