@@ -380,7 +380,7 @@ def test_where_nothing_rotates_inside_plain_triton_serves(monkeypatch: pytest.Mo
 
 
 def test_cuda_decodes_where_it_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters then serve only if they are required; where it cannot be had Triton decodes, with the reason."""
+    """Clusters then serve only if they are required; where it cannot be had Triton decodes, and says why."""
     needs_triton()
     from kernels.backends.triton import RotatingTritonBackend
 
