@@ -155,9 +155,9 @@ DEVICE void send_found(const Step& s, u32 tag) {
             if (i < readers) {
                 const float2 stat = stats[i * GROUP], sum = sums[i * QUADS * 2];
                 const float weight = power_of_two(stat.x - most);
-                total += weight * stat.y;
-                v.x += weight * sum.x;
-                v.y += weight * sum.y;
+                total = fmaf(weight, stat.y, total);
+                v.x = fmaf(weight, sum.x, v.x);
+                v.y = fmaf(weight, sum.y, v.y);
             }
         const int place = QKV_MAIL + ((row * TEAM + rank) * GROUP + head) * FOUND;
         post2(s, place + channel % SLICE, owner, v.x, v.y, tag);

@@ -49,8 +49,7 @@ DEVICE void output_phase(const Step& s, const Layer* layer, int index, int& chun
         [&](int unit, int row, int pair, int, const Early& early, float2 v, float2) {
             const int channel = owned_row(unit) + pair * 2;
             const u32 before = residual_arrived(s, early.before, index, row, channel, tag - 1);
-            v = scaled(v, early.factor);
-            put(s.middle + (row * WIDTH + channel) / 2, to_bf16_pair(v.x + low_half(before), v.y + high_half(before)), tag + 1);
+            put(s.middle + (row * WIDTH + channel) / 2, scaled_and_added(v, early.factor, before), tag + 1);
         });
 }
 
@@ -98,8 +97,8 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
         [&](int unit, int row, int pair, int rank, const Early& early, float2 v, float2) {
             const int channel = owned_row(unit) + pair * 2, place = (row * WIDTH + channel) / 2;
             const u32 before = arrived(early.before, s.middle + place, tag - 1);
-            v = scaled(float2{team_sum(v.x), team_sum(v.y)}, early.factor);
-            if (rank == 0) put(s.stream + place, to_bf16_pair(v.x + low_half(before), v.y + high_half(before)), tag + 1);
+            const u32 both = scaled_and_added(float2{team_sum(v.x), team_sum(v.y)}, early.factor, before);
+            if (rank == 0) put(s.stream + place, both, tag + 1);
         });
 }
 #else
@@ -125,8 +124,7 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
         const Word asked = get(own);
         const float2 share = collect(s, place, tag + 1);
         const u32 before = arrived(asked, own, tag - 1);
-        const float2 v = scaled(float2{team_sum(share.x), team_sum(share.y)}, factor);
-        const u32 both = to_bf16_pair(v.x + low_half(before), v.y + high_half(before));
+        const u32 both = scaled_and_added(float2{team_sum(share.x), team_sum(share.y)}, factor, before);
         if (rank == 0 && first + lane_index() < items) put(s.stream + (row * WIDTH + channel) / 2, both, tag + 1);
     }
     lap(FINISHING);

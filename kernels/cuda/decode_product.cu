@@ -321,6 +321,11 @@ DEVICE float2 scaled(float2 v, float2 factor) {
 #endif
     return v;
 }
+// The same on top of the residual stream. Whether a product and a sum are rounded once or twice the compiler may choose, and
+// chooses by the branches around them, so that forms of the step would give other bits: here it is always once.
+DEVICE u32 scaled_and_added(float2 v, float2 factor, u32 before) {
+    return to_bf16_pair(fmaf(v.x, factor.x, low_half(before)), fmaf(v.y, factor.y, high_half(before)));
+}
 
 // Which rows of a weight a block computes, in units of 16, one after the other.
 DEVICE int qkv_row(int unit) {

@@ -11,7 +11,7 @@ from _pytest.mark import ParameterSet
 from kernels.decode_arguments import SPENT, STAGES
 from kernels.decode_shape import EXCHANGES, SHARED_LIMIT, Cut, may_be_whole, shared_bytes, unsupported
 from kernels.decode_step import WHOLE_ROWS, cut_of, most_rows, team_of
-from kernels.quantize import WeightKind
+from kernels.quantize import Weight8, WeightKind
 from kernels.step_spec import StepSpec
 from tests.kernels.decode_cases import (
     BROAD,
@@ -91,30 +91,68 @@ def test_a_chain_gives_the_bits_of_the_resident_kernel(
 
 
 @pytest.mark.parametrize(
-    ("spec", "kind", "team"),
+    ("spec", "kind", "team", "rows"),
     some(
         (
-            (f"{name}-{kind}-{team}", spec, kind, team)
+            (f"{name}-{kind}-{team}-{rows}", spec, kind, team, rows)
             for name, spec in (SPECS | BROAD_SPECS).items()
             for kind in KINDS
             for team in (2, 4, 8)
+            for rows in (2, 4)
             if unsupported(not_narrowed(spec, kind), team) is None
         ),
-        {"wide-bf16-4", "llama-fp8-2", "wider-fp8-4", "eight-int8-8"},
+        {"wide-bf16-4-2", "llama-fp8-2-4", "wider-fp8-4-2", "eight-int8-8-2"},
     ),
 )
 def test_all_inputs_give_the_bits_of_shares(
-    build: Build, spec: StepSpec, kind: WeightKind, team: int
+    build: Build, spec: StepSpec, kind: WeightKind, team: int, rows: int
 ) -> None:
     """Of the MLP's second product, for each number of rows that there are forms for."""
     spec = not_narrowed(spec, kind)
-    net, positions = network(spec), [70, 15]
-    wanted = emulate(build, replace(RESIDENT, team=team, rows=2), net, case(spec, positions))
+    net, positions = network(spec), [70, 15, -1, 37][:rows]
+    wanted = emulate(build, replace(RESIDENT, team=team, rows=rows), net, case(spec, positions))
     check(net, wanted)
     for seed, cut in enumerate((WHOLE, WHOLE_CHAINED), 3):
-        same(wanted, emulate(build, replace(cut, team=team, rows=2), net, case(spec, positions), seed))
+        same(wanted, emulate(build, replace(cut, team=team, rows=rows), net, case(spec, positions), seed))
     alone = emulate(build, replace(WHOLE, team=team), net, case(spec, positions).only([1]), 5)
     assert torch.equal(alone.logits[0].view(torch.int16), wanted.logits[1].view(torch.int16))
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("cut", [CHAINED, WHOLE_CHAINED], ids=["shares", "all inputs"])
+def test_outputs_join_the_residual_stream_with_one_rounding(build: Build, cut: Cut, kind: WeightKind) -> None:
+    """A compiler that may choose gives forms of its own bits. Here the stream cancels an output to all but
+    what a rounding of its factor's product would take.
+    """
+    spec, cut = widened(SMALL, kind), replace(cut, rows=4)
+    net, given = network(spec), case(spec, [3] * cut.rows)
+    memory, random = memory_of(net, given, cut.team, cut.rows), torch.Generator().manual_seed(2)
+    tag, layer = int(memory.epoch) * (spec.layers + 1) * EXCHANGES, net.layers[0]
+    powers = 2.0 ** torch.arange(cut.rows)[:, None]
+
+    def fill(name: str, rows: torch.Tensor, tag: int) -> None:
+        pairs = rows.bfloat16().contiguous().view(torch.int32)
+        words = torch.stack((pairs, torch.full_like(pairs, tag)), dim=-1)
+        memory.exchange[name].view(torch.int32)[: words.numel()] = words.flatten()
+
+    def first_only(channels: int) -> torch.Tensor:
+        return torch.cat((powers, torch.zeros(cut.rows, channels - 1)), dim=1)
+
+    for weight, phase, found in ((layer.o, 1, "middle"), (layer.mlp_out, 3, "stream")):
+        assert isinstance(weight, Weight8)
+        outputs = torch.randn(spec.width, generator=random).bfloat16().float()
+        odd = torch.randint(1, 8, (spec.width,), generator=random) * 2.0 + 1
+        weight.values[:, 0] = odd.to(weight.values.dtype)
+        weight.scales.copy_(outputs / odd)
+        given.x.copy_(-outputs * powers)
+        fill("attended", first_only(spec.heads * spec.head_dim), tag + 1)
+        fill("middle", -outputs * powers, tag + 2)
+        fill("inner", first_only(spec.inner), tag + 3)
+        emulate_launch(build, cut, net, arguments_of(net, memory, given), 0, phase)
+        words = memory.exchange[found][: given.x.numel() // 2].view(torch.bfloat16)
+        wanted = (odd.double() * weight.scales.double() - outputs.double()) * powers
+        assert (wanted != 0).float().mean() > 0.5
+        assert torch.equal(words.view(cut.rows, -1, 4)[:, :, :2].flatten(1).double(), wanted)
 
 
 @pytest.mark.parametrize("cut", [RESIDENT, CHAINED], ids=["resident", "chained"])
