@@ -192,7 +192,7 @@ class PagedDecode:
         """
         reason = mismatch(self.shape, q, k_pages, v_pages, block_tables, rows, positions, out, scales)
         if reason is None and fresh is not None:
-            reason = fresh_mismatch(self.shape, fresh, q.size(0))
+            reason = fresh_mismatch(self.shape, fresh, q)
         if reason is not None:
             raise ValueError(reason)
         if q.device != torch.device("cuda", self.device):
@@ -205,7 +205,9 @@ class PagedDecode:
         variant = self.variant(entries)
         if variant is None:
             raise ValueError(f"{entries} entries are not for this kernel")
-        grid = min(workspace.units(entries), work.items.size(0)) * self.shape.kv_heads
+        if workspace.units(entries) > work.items.size(0):
+            raise ValueError(f"the workspace has no room for what {entries} entries can be cut into")
+        grid = workspace.units(entries) * self.shape.kv_heads
         self._kernel(variant).launch(grid, variant.warps * 32, self.arguments, pdl=pdl)
 
 
@@ -256,16 +258,19 @@ def fill(
     a.order, a.eps, a.qk_scale = ORDERS.index(spec.order), spec.eps, spec.qk_scale
 
 
-def fresh_mismatch(shape: Shape, fresh: Fresh, entries: int) -> str | None:
+def fresh_mismatch(shape: Shape, fresh: Fresh, q: torch.Tensor) -> str | None:
     """What speaks against a step's projections, or None."""
-    spec, dim = fresh.spec, shape.head_dim
+    spec, dim, entries = fresh.spec, shape.head_dim, q.size(0)
     if (spec.heads, spec.kv_heads, spec.head_dim) != (shape.heads, shape.kv_heads, dim):
         return f"{spec.heads} heads of {spec.head_dim} over {spec.kv_heads} are not the model's"
     width = (shape.heads + 2 * shape.kv_heads) * dim
     if fresh.qkv.shape != (entries, width) or fresh.qkv.stride(1) != 1:
-        return f"qkv is {list(fresh.qkv.shape)}, must be [{entries}, {width}]"
-    if fresh.slots.shape != (entries,) or fresh.slots.dtype != torch.int32:
-        return f"slots must be [{entries}] int32"
+        return f"qkv is {list(fresh.qkv.shape)}, must be [{entries}, {width}] with unit stride inside"
+    own = fresh.query
+    if (q.data_ptr(), q.shape, q.stride()) != (own.data_ptr(), own.shape, own.stride()):
+        return "the queries are not those of what is fresh"
+    if fresh.slots.shape != (entries,) or fresh.slots.dtype != torch.int32 or not fresh.slots.is_contiguous():
+        return f"slots must be [{entries}] contiguous int32"
     for name, table in (("own", fresh.own), ("other", fresh.other)):
         if (
             table.dtype != torch.float32
@@ -279,8 +284,11 @@ def fresh_mismatch(shape: Shape, fresh: Fresh, entries: int) -> str | None:
         ("q_weight", fresh.q_weight, dim),
         ("k_weight", fresh.k_weight, dim),
     ):
-        if weight is not None and (weight.dtype != torch.bfloat16 or weight.shape != (size,)):
-            return f"{name} must be [{size}] bfloat16"
+        if weight is None:
+            continue
+        fits = weight.dtype == torch.bfloat16 and weight.shape == (size,) and weight.is_contiguous()
+        if not fits or weight.data_ptr() % 4:
+            return f"{name} must be [{size}] contiguous bfloat16 from a multiple of 4 bytes on"
     return None
 
 

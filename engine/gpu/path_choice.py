@@ -218,6 +218,9 @@ class _Choice:
                 for path in left:
                     if 2 * len(spoken[path]) > TRIALS:
                         reasons[path] = "; ".join(spoken[path])
+            for path in paths:
+                if spoken[path] and path not in reasons:
+                    _log.info("decode path %s: of %d trials one: %s", path, TRIALS, spoken[path][0])
         for path, reason in reasons.items():
             _log.warning("decode path %s does not serve %d rows: %s", path, rows, reason)
         return reasons

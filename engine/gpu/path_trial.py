@@ -206,20 +206,24 @@ class Trial:
         return Fault(unsteady if fault is None else f"{fault.reason}, and {unsteady}")
 
     def _differs(self, got: Wrote, want: Wrote) -> Fault | None:
+        """The first that is final, or else the first."""
+        found = list(self._all_differences(got, want))
+        return next((fault for fault in found if fault.final), found[0] if found else None)
+
+    def _all_differences(self, got: Wrote, want: Wrote) -> Iterator[Fault]:
         more = EIGHT_BITS_DIFFERENCE if self.cache.scales[0] is not None else 0.0
         where = self.where
         for layer, (ours, theirs) in enumerate(zip(got.pages, want.pages, strict=True)):
             if fault := different(ours, theirs, layer, more):
-                return Fault(f"keys and values of layer {layer} {fault.reason} {where}", fault.final)
+                yield Fault(f"keys and values of layer {layer} {fault.reason} {where}", fault.final)
         if got.rest != want.rest:
-            return Fault(f"a position that is nobody's was written {where}")
+            yield Fault(f"a position that is nobody's was written {where}")
         if fault := different(got.logits, want.logits, len(want.pages), more):
-            return Fault(f"logits {fault.reason} {where}", fault.final)
+            yield Fault(f"logits {fault.reason} {where}", fault.final)
         live = self.inputs.entry_tokens >= 0
         after = torch.where(live, self.inputs.token_positions + 1, 0)
         if not torch.equal(self.network.scratch.entry_positions[: self.shape.tokens], after):
-            return Fault(f"the next positions are wrong {where}")
-        return None
+            yield Fault(f"the next positions are wrong {where}")
 
 
 def fill(cache: PagedKV) -> None:
@@ -266,17 +270,16 @@ def different(got: torch.Tensor, want: torch.Tensor, layers: int, more: float = 
     not. more: that others may be further apart.
     """
     most = FIRST_DIFFERENCE + DIFFERENCE_PER_LAYER * layers + more
-    if not bool(torch.isfinite(got).all()):
+    if not bool(torch.isfinite(got).all()) or not bool(torch.isfinite(want).all()):
         return Fault("are not finite")
     difference, right = (got - want).flatten(1), want.flatten(1)
-    far = (difference.norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)).max()
-    if float(far) > most:
-        reason = f"are off by {float(far):.2g} of their size{_apart(got, want)}"
-        return Fault(reason, bool(far > LUCK * most))
-    worst = difference.abs().amax(dim=1) / right.abs().amax(dim=1).clamp_min(1e-30)
-    if float(worst.max()) > LARGEST_ERROR * most:
-        reason = f"have a number that is off by {float(worst.max()):.2g} of the largest"
-        return Fault(reason, bool(worst.max() > LUCK * LARGEST_ERROR * most))
+    far = float((difference.norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)).max())
+    worst = float((difference.abs().amax(dim=1) / right.abs().amax(dim=1).clamp_min(1e-30)).max())
+    final = far > LUCK * most or worst > LUCK * LARGEST_ERROR * most
+    if far > most:
+        return Fault(f"are off by {far:.2g} of their size{_apart(got, want)}", final)
+    if worst > LARGEST_ERROR * most:
+        return Fault(f"have a number that is off by {worst:.2g} of the largest", final)
     return None
 
 

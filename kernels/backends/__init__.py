@@ -165,13 +165,13 @@ def build(name: str, spec: AttentionSpec, flash_sdp: bool = True) -> AttentionBa
 
 def _cuda(spec: AttentionSpec) -> AttentionBackend | str:
     from kernels.backends.cuda import CudaBackend
+    from kernels.backends.cuda_selftest import cuda_fault
 
     try:
-        backend = CudaBackend(spec)
+        reason = cuda_fault(spec)
+        return CudaBackend(spec) if reason is None else f"the self-test failed: {reason}"
     except (CompileError, DriverError, ValueError) as error:
         return str(error)
-    reason = fault(backend, spec)
-    return backend if reason is None else f"the self-test failed: {reason}"
 
 
 __all__ = [

@@ -18,10 +18,12 @@ class CudaBackend(RotatingTritonBackend):
 
     name = "cuda"
 
-    def __init__(self, spec: AttentionSpec) -> None:
-        """ValueError: a model or a device that the kernel is not for. CompileError, DriverError."""
+    def __init__(self, spec: AttentionSpec, kernel: PagedDecode | None = None) -> None:
+        """kernel: instead of one that runs batches as measurements say. ValueError: a model or a device that
+        the kernel is not for. CompileError, DriverError.
+        """
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
-        self.kernel = PagedDecode(shape, spec.device, dtype=spec.dtype)
+        self.kernel = kernel or PagedDecode(shape, spec.device, dtype=spec.dtype)
         self.kernel.prepare(spec.max_rows)
         super().__init__(spec, self.kernel.plan)
         self.version = architecture(self.kernel.device)
@@ -56,7 +58,7 @@ class CudaBackend(RotatingTritonBackend):
             super().decode(*given, scale=scale, window=window, scales=scales, pdl=pdl)
             return
         self.kernel.decode(*given, self.workspace, scale=scale, window=window, scales=scales, pdl=pdl)
-        self.launched = True
+        self.launched |= rows.size(0) > 0
 
     def decode_fresh(
         self,
@@ -90,4 +92,4 @@ class CudaBackend(RotatingTritonBackend):
             ahead=self.launched,
             pdl=pdl,
         )
-        self.launched = True
+        self.launched |= rows.size(0) > 0

@@ -6,7 +6,7 @@ import torch
 
 from kernels.backends.base import AttentionBackend, AttentionSpec
 from kernels.backends.reference import TorchBackend
-from kernels.kv8 import Scales, quantize_kv
+from kernels.kv8 import FORMAT, Scales, dequantize_kv, quantize_kv
 
 TOLERANCE = 1e-2  # relative error in bfloat16; a wrong mask or table is far above
 LONGEST = 70
@@ -23,7 +23,7 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
     window is half as long.
     """
     try:
-        problem = _Problem.of(spec, longest)
+        problem = Problem.of(spec, longest)
         reference = TorchBackend(replace(spec, max_rows=8))
         for window in dict.fromkeys((None, WINDOW, max(WINDOW, longest // 2 + 3))):
             ours, theirs = (problem.solve(candidate, window) for candidate in (backend, reference))
@@ -37,7 +37,7 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
+class Problem:
     """Keys and values in pages, and queries: `decodes` single ones, then a chunk for each of so many rows."""
 
     spec: AttentionSpec
@@ -48,7 +48,7 @@ class _Problem:
     scales: Scales | None
 
     @classmethod
-    def of(cls, spec: AttentionSpec, longest: int) -> "_Problem":
+    def of(cls, spec: AttentionSpec, longest: int) -> "Problem":
         device, size, lengths = spec.device, spec.block_size, (longest, *CONTEXTS)
         generator = torch.Generator(device).manual_seed(0)
 
@@ -71,6 +71,17 @@ class _Problem:
         tokens, width = decodes + sum(QUERIES), spec.heads * spec.head_dim
         query = random(tokens, width + 64)[:, :width].view(tokens, spec.heads, spec.head_dim)
         return cls(spec, lengths, decodes, query, (k_pages, v_pages, order.view(rows, blocks)), scales)
+
+    def kept(self, slots: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at some slots, as they read."""
+        size = self.spec.block_size
+        at = [slot // size for slot in slots], [slot % size for slot in slots]
+        keys, values, _ = self.pages
+        if self.scales is None:
+            return keys[at], values[at]
+        eight = (part.view(torch.int8)[at].view(FORMAT) for part in (keys, values))
+        keys, values = (dequantize_kv(x, own[at]) for x, own in zip(eight, self.scales, strict=True))
+        return keys, values
 
     def solve(self, backend: AttentionBackend, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Results of the decode entries and of the chunks, float32."""

@@ -65,8 +65,8 @@ DEVICE Halves rotated(Halves x, const Turn& t, const Halves& weights, const Rota
     if (order == NORM_ROPE) x = normed(x, weights, r.eps);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        y.left[i] = rounded(x.left[i] * t.own_left[i] + x.right[i] * t.other_left[i]);
-        y.right[i] = rounded(x.right[i] * t.own_right[i] + x.left[i] * t.other_right[i]);
+        y.left[i] = rounded(times(x.left[i], t.own_left[i]) + times(x.right[i], t.other_left[i]));
+        y.right[i] = rounded(times(x.right[i], t.own_right[i]) + times(x.left[i], t.other_right[i]));
     }
     if (order == ROPE_NORM) y = normed(y, weights, r.eps);
 #pragma unroll
@@ -95,7 +95,7 @@ DEVICE void attend_new(const u16* queries, const Halves& key, const Halves& valu
         const Halves q = halves_of(*(const u32*)(query + at), *(const u32*)(query + D / 2 + at));
         float score = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 2; i++) score += q.left[i] * key.left[i] + q.right[i] * key.right[i];
+        for (int i = 0; i < 2; i++) score += times(q.left[i], key.left[i]) + times(q.right[i], key.right[i]);
         score = head_sum(score);
         float* const sums = (float*)(all_sums + head * (D / 4));
         if (lane < D / 4) {

@@ -97,7 +97,7 @@ def steady(trial: Trial, path: StepPath) -> Wrote:
     return first
 
 
-@pytest.mark.parametrize("attention", ["triton", "triton-rotating"])
+@pytest.mark.parametrize("attention", ["triton", "cuda"])
 def test_both_sides_are_steady_and_near_to_a_third(model: Decoder, attention: str) -> None:
     """The third is the same step in plain torch, rounded in the same places, with sums in float64: it tells
     which of two that are far apart is wrong.

@@ -51,6 +51,8 @@ class Layers:
         self.kernel: PagedDecode | None = None
         if by == "cuda":
             self.kernel = PagedDecode(Shape(heads, kv_heads, DIM, BLOCK, eight_bits), torch.device("cuda"))
+            if self.kernel.variant(rows) is None:
+                pytest.skip("such batches are Triton's")
         rule = None if self.kernel is None else self.kernel.plan
         model = (rows, heads, kv_heads, DIM, 800, "cuda")
         self.space = DecodeWorkspace.allocate(*model, dtype=kept, config=rule)
@@ -94,7 +96,7 @@ class Layers:
         return self.fed[-1][self.rows >= 0, : self.width].float()
 
 
-SHAPES = [(16, 16, 1), (16, 16, 8), (16, 16, 64), (16, 16, 256), (32, 8, 8), (32, 8, 64)]
+SHAPES = [(16, 16, 1), (16, 16, 8), (16, 16, 12), (16, 16, 64), (16, 16, 256), (32, 8, 8), (32, 8, 64)]
 
 
 @pytest.mark.parametrize("by", ["triton", "cuda"])

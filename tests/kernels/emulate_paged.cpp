@@ -8,7 +8,7 @@
 
 extern "C" int emulate(int grid, int shared_bytes, const Launch* given) {
     const Launch a = *given;
-    return launch(grid, 1, THREADS, shared_bytes, [=] {
+    return launch_together(grid, 1, THREADS, shared_bytes, [=] {
         paged_decode(a);
         const bool works = block_index() / a.kv_heads < *a.live || block_index() == 0;
         if (works && a.flags & DEPENDENT && !me->waited) fail("no wait for the kernel before");

@@ -43,6 +43,7 @@ void fail(const char* reason);
 template <class T> static constexpr T max(T a, T b) { return a < b ? b : a; }
 template <class T> static constexpr T min(T a, T b) { return b < a ? b : a; }
 extern "C" float fabsf(float) noexcept, fmaxf(float, float) noexcept, fminf(float, float) noexcept;
+extern "C" float fmaf(float, float, float) noexcept;
 
 static inline int thread_index() { return me->thread; }
 static inline int lane_index() { return me->thread & 31; }
@@ -123,6 +124,7 @@ static inline u16 to_bf16(float value) {
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static inline u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
+static inline float times(float a, float b) { return a * b; }
 static inline float rounded(float value) { return low_half(to_bf16(value)); }
 u32 to_e4m3_pair(float low, float high);
 static inline u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }

@@ -144,6 +144,7 @@ static void run_fiber() {
     Fiber& f = self();
     f.begun = true, f.home->running++;
     body(kernel);
+    if (!f.copies.empty()) fail("a thread ended before its copies had landed");
     f.done = true, f.home->running--, world.changes++;
     for (;;) yield();
 }

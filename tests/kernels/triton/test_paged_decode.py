@@ -17,9 +17,7 @@ from tests.kernels.triton.device import DEVICE, assert_near, poisoned
 from tests.kernels.triton.test_decode_fresh import BLOCK, ORDERS, Case, Step, apart, bits
 from tests.tiers import tiered
 
-pytestmark = pytest.mark.skipif(
-    DEVICE != "cpu", reason="tests/gpu/test_paged_decode.py runs the kernel itself"
-)
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="tests/gpu/test_rotation.py runs the kernel itself")
 
 Build = Callable[[Shape, Variant], ctypes.CDLL]
 ONE, TWO, EIGHT = Variant(1, 2, 1), Variant(2, 1, 1), Variant(8, 2, 1)
@@ -31,9 +29,15 @@ def build(host_code: HostCode) -> Build:
 
 
 def emulate(
-    library: ctypes.CDLL, shape: Shape, variant: Variant, space: DecodeWorkspace, launch: Launch, entries: int
+    library: ctypes.CDLL,
+    shape: Shape,
+    variant: Variant,
+    space: DecodeWorkspace,
+    launch: Launch,
+    entries: int,
+    ahead: bool = False,
 ) -> None:
-    launch.flags |= 1
+    launch.flags |= 3 if ahead else 1
     grid = space.units(entries) * shape.kv_heads
     status = library.emulate(grid, variant.shared_bytes(shape), ctypes.byref(launch))
     library.failure.restype = ctypes.c_char_p
@@ -98,13 +102,13 @@ def run(step: Step, build: Build, variant: Variant, cut: int, seed: int = 0) -> 
     plan_decode(step.rows, step.positions, space, window=case.window)
     weights = dict(zip(("q_weight", "k_weight"), step.weights, strict=True))
     fresh = Fresh(step.qkv, step.slots, *step.table, step.spec, bias=step.bias, **weights)
-    assert fresh_mismatch(shape, fresh, len(step.rows)) is None
+    assert fresh_mismatch(shape, fresh, fresh.query) is None
     out = poisoned(len(step.rows), case.heads * case.head_dim, dtype=case.dtype)
     scale = case.head_dim**-0.5
     fill(launch, fresh.query, *step.pages, step.tables, out, space, case.window, scale, step.scales, fresh)
     library = build(shape, variant)
     library.shake(seed)
-    emulate(library, shape, variant, space, launch, len(step.rows))
+    emulate(library, shape, variant, space, launch, len(step.rows), ahead=bool(seed % 2) or case.padding)
     library.shake(0)
     assert not space.counters.any()
     return out
@@ -162,3 +166,36 @@ def test_blocks_fit_a_multiprocessor() -> None:
                     assert shape.group == 1 and not eight_bits and entries * kv_heads > 8 * 132
                     continue
                 assert (1 if variant.warps == 8 else 2) * (variant.shared_bytes(shape) + 1024) <= 228 * 1024
+
+
+def test_only_what_follows_a_launch_of_the_same_plan_reads_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's first launch waits for all in front of it; one of no rows does nothing."""
+    from kernels.backends.cuda import CudaBackend
+
+    said: list[bool] = []
+
+    class Kernel:
+        def variant(self, entries: int) -> Variant:
+            return ONE
+
+        def decode(self, *given: object, ahead: bool = False, **named: object) -> None:
+            said.append(ahead)
+
+    backend = object.__new__(CudaBackend)
+    backend.kernel, backend.launched, backend.workspace = Kernel(), False, None  # type: ignore[assignment]
+    monkeypatch.setattr("kernels.backends.triton.plan_decode", lambda *given, **named: None)
+    step = Step(Case(head_dim=64))
+    fresh = Fresh(step.qkv, step.slots, *step.table, step.spec)
+    given = (*step.pages, step.tables, step.rows, step.positions, torch.empty(0))
+    none = (*step.pages, step.tables, step.rows[:0], step.positions[:0], torch.empty(0))
+    how = {"scale": 1.0, "window": None}
+    for windows in ((None,), (None, 20)):
+        for window in windows:
+            backend.plan(step.rows, step.positions, window=window)
+        backend.decode(fresh.query[:0], *none, **how)  # type: ignore[arg-type]
+        for _ in range(2):
+            backend.decode_fresh(fresh, *given, **how)  # type: ignore[arg-type]
+        backend.decode(fresh.query, *given, **how)  # type: ignore[arg-type]
+        backend.decode_fresh(fresh, *given, **how)  # type: ignore[arg-type]
+        assert said == [False, False, True, False, True]
+        said.clear()
