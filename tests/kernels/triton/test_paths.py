@@ -15,7 +15,7 @@ from engine.gpu.cache import PagedKV
 from engine.gpu.inputs import StepInputs, StepShape
 from engine.gpu.network import Network
 from engine.gpu.path_choice import Wanted, choose_paths, fastest, read_times, write_times
-from engine.gpu.path_trial import fill
+from engine.gpu.path_trial import FIRST_DIFFERENCE, Fault, Trial, Wrote, different, fill
 from engine.gpu.paths import spec_of
 from engine.gpu.weights import Keeper, network_weights
 from kernels.kv8 import FORMAT
@@ -144,6 +144,44 @@ def test_what_is_wrong_does_not_serve(
     with pytest.raises(FlagUnavailable, match=f"decode_path is persistent, but .*4 rows: .*{message}"):
         choose(model, network, tmp_path, "persistent", **options)  # type: ignore[arg-type]
     assert network.paths.kernels is None and not network.paths.table
+
+
+@pytest.mark.parametrize(
+    ("said", "serves"),
+    [([1, 0, 0], True), ([0], True), ([1, 0, 1], False), ([1, 1], False), ([2], False), ([1, 2], False)],
+    ids=str,
+)
+def test_a_small_difference_is_tried_with_other_tokens(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[int], serves: bool
+) -> None:
+    """said: of each trial of the first positions whether the path is right, a little apart, or wrong."""
+    asked = [*said, 0]  # the second positions are right
+    tried: list[int] = []
+
+    def disagreement(trial: Trial, path: StepPath, want: Wrote) -> Fault | None:
+        tried.append(asked[len(tried)])
+        return Fault("apart", final=tried[-1] == 2) if tried[-1] else None
+
+    monkeypatch.setattr(Trial, "disagreement", disagreement)
+    model, _ = KINDS["G1"]()
+    if not serves:
+        with pytest.raises(FlagUnavailable, match="persistent cannot serve 2 rows: apart"):
+            choose(model, network_of(model), tmp_path, "persistent", buckets=(2,))
+        return
+    choices, _ = choose(model, network_of(model), tmp_path, "persistent", buckets=(2,))
+    assert choices.table == {2: "persistent"} and tried == asked
+
+
+def test_what_is_wrong_is_told_before_what_is_a_little_apart() -> None:
+    want = torch.ones(2, 8)
+    assert different(want, want, 0) is None
+    little, wrong = want * (1 + 1.5 * FIRST_DIFFERENCE), want.clone()
+    wrong[1, 3] = 9.0
+    apart = different(little, want, 0)
+    assert apart is not None and not apart.final
+    for got, right in ((wrong, want), (want / 0, want), (want, want * float("nan"))):
+        fault = different(got, right, 0)
+        assert fault is not None and fault.final
 
 
 def test_what_gives_other_bits_each_time_does_not_serve(quick: None, tmp_path: Path) -> None:
