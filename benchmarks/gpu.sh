@@ -59,6 +59,8 @@ part() {
         run tests-rotation 120 python3 -m pytest -q --tb=short tests/gpu/test_rotation.py
         run attention-rotation 50 python3 -m benchmarks.attention --only rotation --kv-dtype bf16,fp8 \
             --shapes 8x128,8x512,32x256,64x256,64x1024,256x128 --out "$out/attention-rotation.json"
+        run attention-steps 90 python3 -m benchmarks.attention_steps --rows 1,4,8,16,32,64 --kv-dtype bf16,fp8 \
+            --out "$out/attention-steps.json"
         for attention in triton triton-rotating; do
             run "decode-$attention" 50 python3 -m benchmarks.decode --model-size d32 --workload streams --streams 4,8,64 \
                 --engine "attention_backend=$attention" --out "$out/decode-$attention.json"
