@@ -5,9 +5,9 @@
 // operands. O^T[channels, 8 heads] += V^T P^T: a lane holds the same 8 channels of keys 2c, 2c+1, 2c+8 and 2c+9,
 // whose halves, paired, are V^T's operands, and ends up with those 8 channels of heads 2c and 2c+1.
 //
-// Compile-time: D, channels of a head (64, 128); GROUP, heads of queries for a head of keys (1 to 8); KV_FP8 for keys and values in e4m3, with a scale for each key of a
-// kv head (kernels/kv8.py). Words of four channels then become bf16 in the registers, and scores and weights are
-// multiplied by the scales.
+// Compile-time: D, channels of a head (64, 128); GROUP, heads of queries for a head of keys (1 to 8); KV_FP8 for keys and
+// values in e4m3, with a scale for each key of a kv head (kernels/kv8.py), by which scores and weights are multiplied. Words
+// of four channels then become bf16 in the registers, but for keys of up to four heads of queries.
 
 constexpr int TILE = 16;  // keys
 #ifdef KV_FP8
@@ -135,47 +135,57 @@ DEVICE u32 term_of(u32 first, u32 second, float scale, bool low) {
 }
 #endif
 
+#ifdef KV_FP8
+// A column's term of what a lane has of its head.
+DEVICE Query terms_of(const uint4 (&own)[D / 32]) {
+    const int c = lane_index() & 3;
+    const bool low = lane_index() >> 2 & 1;
+    u32 most = 0;
+#pragma unroll
+    for (int b = 0; b < D / 32; b++)
+        for (const u32 pair : {own[b].x, own[b].y, own[b].z, own[b].w}) most = larger_magnitude(most, pair);
+    most = max(most, (u32)bits_of(warp_xor(float_of(most), 1)));
+    most = max(most, (u32)bits_of(warp_xor(float_of(most), 2)));
+    const u32 exponent = max(most >> 7, 8u);
+    const float scale = float_of((261u - exponent) << 23);
+    const u32 inverse = most < 0x7f80u ? (exponent - 7) << 23 : 0x7fc00000u;  // what is not finite spoils all
+    Query query;
+    query.inverse = float_of((u32)warp_from((int)inverse, 8 * c));
+#pragma unroll
+    for (int b = 0; b < D / 64; b++) {
+        const uint4 x = own[2 * b], y = own[2 * b + 1];
+        query.of[b] = uint4{term_of(x.x, x.y, scale, low), term_of(x.z, x.w, scale, low),
+                            term_of(y.x, y.y, scale, low), term_of(y.z, y.w, scale, low)};
+    }
+    return query;
+}
+#endif
+
 // first: the heads' [D], `step` numbers apart.
 DEVICE Query query_of(const u16* first, long long step) {
     const int g = lane_index() >> 2, c = lane_index() & 3, head = TWO_TERMS ? g / 2 : g;
     const u16* const from = first + head * step;
     uint4 own[D / 32];
-    Query query;
 #pragma unroll
     for (int b = 0; b < D / 32; b++) {
         own[b] = uint4{0, 0, 0, 0};
         if (head < GROUP) own[b] = *(const uint4*)(from + (NUMBER == 1 ? b / 2 * 64 + c * 16 + b % 2 * 8 : b * 32 + c * 8));
     }
 #ifdef KV_FP8
-    if (TWO_TERMS) {
-        u32 most = 0;
+    if constexpr (TWO_TERMS) return terms_of(own);
+    else
+#endif
+    {
+        Query query;
 #pragma unroll
-        for (int b = 0; b < D / 32; b++)
-            for (const u32 pair : {own[b].x, own[b].y, own[b].z, own[b].w}) most = larger_magnitude(most, pair);
-        most = max(most, (u32)bits_of(warp_xor(float_of(most), 1)));
-        most = max(most, (u32)bits_of(warp_xor(float_of(most), 2)));
-        const u32 exponent = max(most >> 7, 8u);
-        const float scale = float_of((261u - exponent) << 23);
-        const u32 inverse = most < 0x7f80u ? (exponent - 7) << 23 : 0x7fc00000u;  // what is not finite spoils all
-        query.inverse = float_of((u32)warp_from((int)inverse, 8 * c));
-#pragma unroll
-        for (int b = 0; b < D / 64; b++) {
-            const uint4 x = own[2 * b], y = own[2 * b + 1];
-            query.of[b] = uint4{term_of(x.x, x.y, scale, g & 1), term_of(x.z, x.w, scale, g & 1),
-                                term_of(y.x, y.y, scale, g & 1), term_of(y.z, y.w, scale, g & 1)};
+        for (int b = 0; b < D / 32; b++) {
+            const uint4 x = own[b];
+            query.of[b] = x;
+            if (NUMBER == 1)  // paired as even_bytes and odd_bytes pair keys
+                query.of[b] = uint4{low_halves(x.x, x.y), high_halves(x.x, x.y), low_halves(x.z, x.w), high_halves(x.z, x.w)};
         }
         return query;
     }
-#endif
-#pragma unroll
-    for (int b = 0; b < D / 32; b++) {
-        const uint4 x = own[b];
-        if (TWO_TERMS) continue;
-        query.of[b] = x;
-        if (NUMBER == 1)  // paired as even_bytes and odd_bytes pair keys
-            query.of[b] = uint4{low_halves(x.x, x.y), high_halves(x.x, x.y), low_halves(x.z, x.w), high_halves(x.z, x.w)};
-    }
-    return query;
 }
 
 // A tile's keys low..high: the running maximum (in powers of two) and sum of weights of heads 2c and 2c+1, and the
@@ -189,17 +199,18 @@ DEVICE void attend_tile(const uint4* stage, const Query& query, int low, int hig
 #pragma unroll
     for (int b = 0; b < D / 64; b++) {
         const uint4 k0 = stage[key_at<At>(g, b * 4 + c)], k1 = stage[key_at<At>(g + 8, b * 4 + c)];
-        if (TWO_TERMS) {
+        if constexpr (TWO_TERMS) {
             const uint4 q = query.of[b];
             multiply_add_e4m3(even, k0.x, k1.x, k0.y, k1.y, q.x, q.y);
             multiply_add_e4m3(odd, k0.z, k1.z, k0.w, k1.w, q.z, q.w);
-            continue;
         }
-        const uint4 q0 = query.of[TWO_TERMS ? 0 : 2 * b], q1 = query.of[TWO_TERMS ? 0 : 2 * b + 1];
-        multiply_add(even, even_bytes(k0.x), even_bytes(k1.x), odd_bytes(k0.x), odd_bytes(k1.x), q0.x, q0.y);
-        multiply_add(odd, even_bytes(k0.y), even_bytes(k1.y), odd_bytes(k0.y), odd_bytes(k1.y), q0.z, q0.w);
-        multiply_add(even, even_bytes(k0.z), even_bytes(k1.z), odd_bytes(k0.z), odd_bytes(k1.z), q1.x, q1.y);
-        multiply_add(odd, even_bytes(k0.w), even_bytes(k1.w), odd_bytes(k0.w), odd_bytes(k1.w), q1.z, q1.w);
+        else {
+            const uint4 q0 = query.of[2 * b], q1 = query.of[2 * b + 1];
+            multiply_add(even, even_bytes(k0.x), even_bytes(k1.x), odd_bytes(k0.x), odd_bytes(k1.x), q0.x, q0.y);
+            multiply_add(odd, even_bytes(k0.y), even_bytes(k1.y), odd_bytes(k0.y), odd_bytes(k1.y), q0.z, q0.w);
+            multiply_add(even, even_bytes(k0.z), even_bytes(k1.z), odd_bytes(k0.z), odd_bytes(k1.z), q1.x, q1.y);
+            multiply_add(odd, even_bytes(k0.w), even_bytes(k1.w), odd_bytes(k0.w), odd_bytes(k1.w), q1.z, q1.w);
+        }
     }
     if (TWO_TERMS) {  // of one head
         scale *= query.inverse;

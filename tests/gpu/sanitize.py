@@ -1,7 +1,7 @@
 """Tiny launches of the CUDA kernels under NVIDIA's compute-sanitizer.
 
 `python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
-named; `--only skinny`, `--only cluster` or `--only decode` runs one part. Ends with 0 when no tool finds
+named; `--only skinny`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool finds
 anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
 """
 
@@ -113,7 +113,23 @@ def decode() -> None:
             same(results[0], other)
 
 
-PARTS: dict[str, Callable[[], None]] = {"skinny": skinny, "cluster": cluster, "decode": decode}
+def paged() -> None:
+    """Layers of attention that rotate for themselves, later ones reading early, in forms that serve."""
+    from tests.gpu.test_rotation import Layers
+
+    for (heads, kv_heads, rows), eight_bits in product(((2, 2, 3), (8, 1, 140), (16, 16, 20)), (False, True)):
+        layers = Layers(heads, kv_heads, rows, eight_bits, "cuda")
+        layers.run(inside=True, pdl=True)
+        torch.cuda.synchronize()
+        assert torch.isfinite(layers.found).all()
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "skinny": skinny,
+    "cluster": cluster,
+    "paged": paged,
+    "decode": decode,
+}
 
 
 def launch(parts: list[str]) -> None:
