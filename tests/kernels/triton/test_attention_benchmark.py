@@ -1,11 +1,15 @@
 """benchmarks.attention without a device and a clock: what it runs is right, and which bytes it counts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import attention, attention_bench
+from benchmarks import attention, attention_bench, attention_rotation
+from kernels.cluster import Shape
+from kernels.paged_decode import Variant
+from kernels.triton.decode import paged_decode
 
 DIM = 64
 
@@ -60,6 +64,32 @@ def test_rotation_in_front_and_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     off = bench.rows[1].off
     assert off is not None and off < 5e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the program itself runs there")
+def test_the_cuda_kernel_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose forms are compared with Triton's kernel, which here stands for it."""
+
+    class Kernel:
+        def __init__(self, shape: Shape, device: torch.device) -> None:
+            self.shape, self.forced = shape, None
+
+        def variant(self, rows: int) -> Variant:
+            return Variant(4, 2, 1)
+
+        def decode(self, *given: torch.Tensor, ahead: bool, pdl: bool, **how: Any) -> None:
+            paged_decode(*given, **how)  # type: ignore[arg-type]
+
+    bench = Bench(monkeypatch)
+    monkeypatch.setattr(attention_rotation, "PagedDecode", Kernel)
+    monkeypatch.setattr(attention_rotation, "programmatic_launch", lambda device: False)
+    monkeypatch.setattr(attention_rotation, "FORMS", attention_rotation.FORMS[:2])
+    monkeypatch.setattr(attention_rotation, "early_reader", lambda device: True)
+    attention.bench_rotation(bench, (4, 1), (2, 33), "bf16", True)
+    who = [row.who for row in bench.rows]
+    assert who[:3] == ["in front", "inside", "cuda"] and who[-2:] == ["cuda, best", "cuda, best, not early"]
+    assert len(who) > 5 and set(who[3:-2]) == {"sweep"}
+    assert all(row.error is None and (row.off or 0.0) < 5e-3 for row in bench.rows)
 
 
 def test_shapes_and_kinds_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
