@@ -39,8 +39,9 @@ from benchmarks.attention_cases import (
     candidates,
     cells,
 )
-from benchmarks.attention_rotation import bench_rotation
+from benchmarks.attention_rotation import bench_cuda, bench_rotation
 from benchmarks.report import machine, table
+from engine.gpu.network import programmatic_launch
 from kernels.backends import flash
 from kernels.backends.base import AttentionBackend
 from kernels.backends.reference import TorchBackend
@@ -317,7 +318,9 @@ def main() -> None:
             if kind == "decode":
                 bench_decode(bench, heads, shape, args.sweep, others, kv)
             elif kind == "rotation":
-                bench_rotation(bench, heads, shape, kv, args.sweep)
+                given = bench_rotation(bench, heads, shape, kv)
+                if programmatic_launch(bench.device):  # from the same compute capability on
+                    bench_cuda(bench, *given, shape, kv, args.sweep)
             else:
                 bench_prefill(bench, heads, shape, args.sweep, others, kind, kv)
         except Exception as error:  # recorded, like every other failure

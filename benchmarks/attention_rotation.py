@@ -21,11 +21,6 @@ FORMS = [(8, 1), (8, 2), (4, 2), (4, 3), (2, 3), (2, 4), (1, 3), (1, 4)]  # warp
 FORMS_FP8 = [(8, 2), (8, 3), (4, 3), (4, 6), (2, 4), (2, 6), (1, 4), (1, 6)]
 
 
-def early_reader(device: torch.device) -> bool:
-    """Whether the CUDA kernel runs there: from the same compute capability on."""
-    return programmatic_launch(device)
-
-
 def variants(rows: int, kernel: PagedDecode, sweep: bool) -> Iterator[Variant]:
     """How the CUDA kernel runs first, then the sweep's."""
     first = kernel.variant(rows)
@@ -127,11 +122,10 @@ def bench_cuda(bench: Bench, pool: Pool, fresh: Fresh, shape: Shape, kv: KvKind,
         row_for("cuda, best, not early", min(found)[2], False)
 
 
-def bench_rotation(
-    bench: Bench, heads: Heads, shape: Shape, kv: KvKind = "bf16", sweep: bool = False
-) -> None:
-    """Microseconds of a layer's two kernels, and of those that do the work of both, as nanochat rotates;
-    launched early where the device can. Beside these stands how far they are off from the two.
+def bench_rotation(bench: Bench, heads: Heads, shape: Shape, kv: KvKind = "bf16") -> tuple[Pool, Fresh]:
+    """Microseconds of a layer's two kernels, and of the one that does the work of both, as nanochat rotates;
+    launched early where the device can. Beside the one stands how far it is off from the two. Returns what
+    they were given.
     """
     pool, rows = bench.pool(heads, shape, kv), shape[0]
     spec, first, device = pool.spec, pool.layers[0], bench.device
@@ -181,5 +175,4 @@ def bench_rotation(
             row.share = row.gb_s * 1e9 / bench.bandwidth
             row.off = relative(outs[1], outs[0]) if inside else None
         bench.rows.append(row)
-    if early_reader(device):
-        bench_cuda(bench, pool, fresh, shape, kv, sweep)
+    return pool, fresh

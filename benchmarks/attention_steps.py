@@ -105,13 +105,12 @@ def backends(spec: AttentionSpec, rows: int, forms: Sequence[Form]) -> Iterator[
         if isinstance(clustered, ClusteredBackend) and clustered.clustered(rows):
             yield "clusters", clustered
     yield "cuda", select_backend("cuda", **shape)[0]  # type: ignore[arg-type]
-    from kernels.backends.cuda import CudaBackend
-    from kernels.paged_decode import PagedDecode, Variant
-    from kernels.paged_decode import Shape as ModelShape
+    from kernels.backends.cuda import CudaBackend, kernel_for
+    from kernels.paged_decode import Variant
 
     for form in forms:
-        model = ModelShape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
-        kernel = PagedDecode(model, spec.device, forced=Variant(*form))
+        kernel = kernel_for(spec)
+        kernel.forced = Variant(*form)
         yield f"cuda {'/'.join(map(str, form))}", CudaBackend(spec, kernel)
 
 

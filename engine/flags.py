@@ -79,8 +79,8 @@ class FastPathFlags:
     )
     use_cta_clustering: bool = _flag(
         False,
-        "decode attention of few rows by clusters of thread blocks (Hopper and newer), and a hint to a "
-        "kernel of yours",
+        "decode attention of few rows by clusters of thread blocks (Hopper and newer; if asked for, or where "
+        "the cuda kernel cannot be had), and a hint to a kernel of yours",
     )
     cta_cluster_size: int = _flag(
         2,

@@ -113,6 +113,13 @@ def unsupported(
     return None
 
 
+def refusal(shape: Shape, dtype: torch.dtype, capability: tuple[int, int]) -> str | None:
+    """Why a model's attention cannot be had, or None."""
+    if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
+        return f"{shape.heads} heads are no multiple of {shape.kv_heads} kv heads"
+    return unsupported(shape.head_dim, shape.group, dtype, capability, shape.block_size)
+
+
 def defines(shape: Shape, variant: Variant) -> dict[str, int]:
     """Compile-time constants of cluster_decode.cu."""
     return {
@@ -174,11 +181,8 @@ class ClusterDecode:
         """
         if device.type != "cuda":
             raise ValueError(f"needs a CUDA device, not {device}")
-        if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
-            raise ValueError(f"{shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
         about = torch.cuda.get_device_properties(device)
-        capability = (about.major, about.minor)
-        reason = unsupported(shape.head_dim, shape.group, dtype, capability, shape.block_size)
+        reason = refusal(shape, dtype, (about.major, about.minor))
         if reason is not None:
             raise ValueError(reason)
         self.shape, self.max_context, self.size, self.threshold = shape, max_context, size, threshold
@@ -307,17 +311,33 @@ def fill_arguments(
 ) -> None:
     """Writes a launch's parameters; the tensors have been checked and must stay alive."""
     a = arguments
+    fill_tensors(a, q, k_pages, v_pages, block_tables, out, scales)
+    a.rows, a.positions = rows.data_ptr(), positions.data_ptr()
+    a.window = -1 if window is None else window
+    a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
+
+
+def fill_tensors(
+    arguments: ctypes.Structure,
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_tables: torch.Tensor,
+    out: torch.Tensor,
+    scales: Scales | None,
+) -> None:
+    """What kernels of decode attention have in common, under the same names: addresses and strides."""
+    a = arguments
     a.q, a.k_pages, a.v_pages = q.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr()
-    a.block_tables, a.rows, a.positions = block_tables.data_ptr(), rows.data_ptr(), positions.data_ptr()
-    a.out, a.out_stride, a.table_stride = out.data_ptr(), out.stride(0), block_tables.stride(0)
+    a.block_tables, a.table_stride = block_tables.data_ptr(), block_tables.stride(0)
+    a.out, a.out_stride = out.data_ptr(), out.stride(0)
     a.q_stride, a.q_head = q.stride(0), q.stride(1)
     a.k_block, a.k_head = k_pages.stride(0), k_pages.stride(2)
     a.v_block, a.v_head = v_pages.stride(0), v_pages.stride(2)
     if scales is not None:
         a.k_scales, a.v_scales = (tensor.data_ptr() for tensor in scales)
         a.s_block, a.s_head = scales[0].stride(0), scales[0].stride(2)
-    a.kv_heads, a.window = k_pages.size(2), -1 if window is None else window
-    a.scale, a.flags = scale * LOG2_E, _DEPENDENT if pdl else 0
+    a.kv_heads = k_pages.size(2)
 
 
 def mismatch(

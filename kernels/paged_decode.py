@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.cluster import LOG2_E, MAX_GROUP, TILE, Shape, mismatch, tile_bytes, unsupported
+from kernels.cluster import LOG2_E, TILE, Shape, fill_tensors, mismatch, refusal, tile_bytes
 from kernels.cuda_driver import Kernel, architecture, load_kernel
 from kernels.kv8 import Scales
 from kernels.nvrtc import compile_many, read_source
@@ -119,8 +119,8 @@ class PagedDecode:
         dtype: torch.dtype = torch.bfloat16,
         forced: Variant | None = None,
     ) -> None:
-        """forced: for every number of entries, instead of `variant_for`'s. ValueError: what `refusal` says,
-        or no CUDA device.
+        """forced: for every number of entries, instead of `variant_for`'s. ValueError: what
+        `kernels.cluster.refusal` says, or no CUDA device.
         """
         if device.type != "cuda":
             raise ValueError(f"needs a CUDA device, not {device}")
@@ -211,13 +211,6 @@ class PagedDecode:
         self._kernel(variant).launch(grid, variant.warps * 32, self.arguments, pdl=pdl)
 
 
-def refusal(shape: Shape, dtype: torch.dtype, capability: tuple[int, int]) -> str | None:
-    """Why attention of this kind cannot be had, or None."""
-    if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
-        return f"{shape.heads} heads are no multiple of {shape.kv_heads} kv heads"
-    return unsupported(shape.head_dim, shape.group, dtype, capability, shape.block_size)
-
-
 def fill(
     launch: Launch,
     q: torch.Tensor,
@@ -233,19 +226,11 @@ def fill(
 ) -> None:
     """Writes a launch's parameter; the tensors have been checked and must stay alive."""
     a, work = launch, workspace.work_list(window)
-    a.q, a.k_pages, a.v_pages = q.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr()
-    a.block_tables, a.table_stride = block_tables.data_ptr(), block_tables.stride(0)
-    a.out, a.out_stride = out.data_ptr(), out.stride(0)
+    fill_tensors(a, q, k_pages, v_pages, block_tables, out, scales)
     a.items, a.live = work.items.data_ptr(), work.live.data_ptr()
     a.partials, a.stats = workspace.partials.data_ptr(), workspace.stats.data_ptr()
     a.counters = workspace.counters.data_ptr()
-    a.q_stride, a.q_head = q.stride(0), q.stride(1)
-    a.k_block, a.k_head = k_pages.stride(0), k_pages.stride(2)
-    a.v_block, a.v_head = v_pages.stride(0), v_pages.stride(2)
-    if scales is not None:
-        a.k_scales, a.v_scales = (tensor.data_ptr() for tensor in scales)
-        a.s_block, a.s_head = scales[0].stride(0), scales[0].stride(2)
-    a.kv_heads, a.scale, a.flags = k_pages.size(2), scale * LOG2_E, 0
+    a.scale, a.flags = scale * LOG2_E, 0
     if fresh is None:
         return
     a.flags = _FRESH
@@ -290,6 +275,3 @@ def fresh_mismatch(shape: Shape, fresh: Fresh, q: torch.Tensor) -> str | None:
         if not fits or weight.data_ptr() % 4:
             return f"{name} must be [{size}] contiguous bfloat16 from a multiple of 4 bytes on"
     return None
-
-
-__all__ = ["MAX_GROUP", "Launch", "PagedDecode", "Shape", "Variant"]

@@ -78,18 +78,19 @@ def select_backend(
         rows.append((op, asked, f"{name} {backend.version}", why))
     single, chunked = parts
     if clusters is not None and not clusters.required and single.name == CUDA:
-        clusters = None
-        what, wanted, used, why = rows[0]
-        rows[0] = (what, wanted, used, f"{why}; clusters: {NO_CLUSTERS}")
-    if single is chunked:
-        return (with_clusters(single, rows, spec, caps, clusters) if clusters else single), rows
-    ours = single.name in OURS
-    shared = asked == "auto" and flash == "auto" and ours and chunked.name == "fa3"
-    if shared:
-        what, wanted, used, why = rows[1]
-        rows[1] = (what, wanted, used, f"{why}; triton shares out the keys of up to {FEW_TOKENS} tokens")
-    pair = PairBackend(single, chunked, FEW_TOKENS if shared else 0)
-    return (with_clusters(pair, rows, spec, caps, clusters) if clusters else pair), rows
+        clusters, rows[0] = None, _adding(rows[0], f"clusters: {NO_CLUSTERS}")
+    whole = single
+    if single is not chunked:
+        shared = flash == asked == "auto" and single.name in OURS and chunked.name == "fa3"
+        if shared:
+            rows[1] = _adding(rows[1], f"triton shares out the keys of up to {FEW_TOKENS} tokens")
+        whole = PairBackend(single, chunked, FEW_TOKENS if shared else 0)
+    return (with_clusters(whole, rows, spec, caps, clusters) if clusters else whole), rows
+
+
+def _adding(row: Row, reason: str) -> Row:
+    what, wanted, used, why = row
+    return what, wanted, used, f"{why}; {reason}"
 
 
 def _first_that_works(

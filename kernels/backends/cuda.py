@@ -11,6 +11,12 @@ from kernels.paged_decode import PagedDecode
 from kernels.triton.decode import Fresh
 
 
+def kernel_for(spec: AttentionSpec) -> PagedDecode:
+    """ValueError: a model or a device that it is not for."""
+    shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
+    return PagedDecode(shape, spec.device, dtype=spec.dtype)
+
+
 class CudaBackend(RotatingTritonBackend):
     """Its decode kernel rotates queries and keeps new keys and values, too; and in steps that only decode it
     reads keys while the kernel in front of it still runs. Batches that it is not for are Triton's.
@@ -22,8 +28,7 @@ class CudaBackend(RotatingTritonBackend):
         """kernel: instead of one that runs batches as measurements say. ValueError: a model or a device that
         the kernel is not for. CompileError, DriverError.
         """
-        shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.block_size, spec.fp8_kv)
-        self.kernel = kernel or PagedDecode(shape, spec.device, dtype=spec.dtype)
+        self.kernel = kernel or kernel_for(spec)
         self.kernel.prepare(spec.max_rows)
         super().__init__(spec, self.kernel.plan)
         self.version = architecture(self.kernel.device)

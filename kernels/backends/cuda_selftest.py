@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from kernels.backends.base import AttentionBackend, AttentionSpec
-from kernels.backends.cuda import CudaBackend
+from kernels.backends.cuda import CudaBackend, kernel_for
 from kernels.backends.reference import TorchBackend
 from kernels.backends.selftest import CONTEXTS, TOLERANCE, Problem, fault
 from kernels.cluster import TILE
@@ -22,7 +22,8 @@ def cuda_fault(spec: AttentionSpec) -> str | None:
     """What is wrong with any of the kernels that serve such a model; None if nothing is. Buffers are
     their own: what a test leaves is not to be found by the first step. Raises as `CudaBackend` does.
     """
-    kernel = CudaBackend(spec).kernel
+    kernel = kernel_for(spec)
+    kernel.prepare(spec.max_rows)  # all forms at one time
     variants = dict.fromkeys(map(kernel.variant, range(1, spec.max_rows + 1)))
     for variant in (variant for variant in variants if variant is not None):
         kernel.forced = variant

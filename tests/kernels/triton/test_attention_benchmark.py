@@ -82,10 +82,9 @@ def test_the_cuda_kernel_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> N
 
     bench = Bench(monkeypatch)
     monkeypatch.setattr(attention_rotation, "PagedDecode", Kernel)
-    monkeypatch.setattr(attention_rotation, "programmatic_launch", lambda device: False)
     monkeypatch.setattr(attention_rotation, "FORMS", attention_rotation.FORMS[:2])
-    monkeypatch.setattr(attention_rotation, "early_reader", lambda device: True)
-    attention.bench_rotation(bench, (4, 1), (2, 33), "bf16", True)
+    given = attention_rotation.bench_rotation(bench, (4, 1), (2, 33), "bf16")
+    attention_rotation.bench_cuda(bench, *given, (2, 33), "bf16", True)
     who = [row.who for row in bench.rows]
     assert who[:3] == ["in front", "inside", "cuda"] and who[-2:] == ["cuda, best", "cuda, best, not early"]
     assert len(who) > 5 and set(who[3:-2]) == {"sweep"}
