@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 import torch
@@ -22,6 +22,8 @@ FOLDERS = "/usr/local/cuda*/bin"
 SECONDS = 50  # of a tool
 FOUND = 9  # the sanitizer's exit status when it has found something
 LINES = 60  # of a tool's report that are shown
+# Heads, kv heads, rows of `paged`.
+ROTATED = ((2, 2, 3), (8, 1, 140), (16, 16, 20))
 
 
 def find_sanitizer(folders: str = FOLDERS) -> str | None:
@@ -113,15 +115,22 @@ def decode() -> None:
             same(results[0], other)
 
 
-def paged() -> None:
-    """Layers of attention that rotate for themselves, later ones reading early, in forms that serve."""
-    from tests.gpu.test_rotation import Layers
+def paged(shapes: Iterable[tuple[int, int, int]] = ROTATED, device: str = "cuda") -> None:
+    """Layers of attention that rotate for themselves, later ones reading early, in forms that serve.
 
-    for (heads, kv_heads, rows), eight_bits in product(((2, 2, 3), (8, 1, 140), (16, 16, 20)), (False, True)):
-        layers = Layers(heads, kv_heads, rows, eight_bits, "cuda")
+    shapes: heads, kv heads, rows. device: the CPU has Triton's kernel instead, whose interpreter also makes
+    the plans of the other.
+    """
+    from tests.gpu.test_rotation import Layers
+    from tests.kernels.triton.mended_interpreter import mend_interpreter
+
+    mend_interpreter()
+    by, sizes = "cuda" if device == "cuda" else "triton", {"layers": 3, "longest": 300}
+    for shape, eight_bits in product(shapes, (False, True)):
+        layers = Layers(*shape, eight_bits, by, device=device, made_on="cpu", **sizes)
         layers.run(inside=True, pdl=True)
-        torch.cuda.synchronize()
-        assert torch.isfinite(layers.found).all()
+        found = layers.found
+        assert found.numel() and torch.isfinite(found).all()
 
 
 PARTS: dict[str, Callable[[], None]] = {
@@ -141,8 +150,9 @@ def launch(parts: list[str]) -> None:
 
 
 def supervised(command: list[str]) -> tuple[int, str]:
-    """Exit status and output. Inputs are made on the CPU, so that no kernels run but those to be checked;
-    every tensor is an allocation of its own, so that a byte beside it is seen."""
+    """Exit status and output. Inputs are made on the CPU, and what Triton does is interpreted there, so that
+    no kernels run but those to be checked; every tensor is an allocation of its own, so that a byte beside it
+    is seen."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         done = subprocess.run(

@@ -1,10 +1,13 @@
 """What the run under compute-sanitizer says and returns, without one."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.gpu import sanitize
+from tests.optional import missing
 
 
 def test_without_a_sanitizer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +55,11 @@ def test_what_tools_find(
     assert used == ([""] if "" in statuses else ["", "memcheck", "racecheck"])
     shown = capsys.readouterr().out
     assert all(word in shown for word in words) and shown.count("output") == len(used)
+
+
+def test_plans_are_made_where_triton_is_interpreted() -> None:
+    """In such a process as a tool looks at, with Triton's kernel in place of the one that is looked at."""
+    if importlib.util.find_spec("triton") is None:
+        missing("triton is not installed")
+    code = "from tests.gpu.sanitize import paged; paged([(2, 1, 3)], 'cpu')"
+    assert sanitize.supervised([sys.executable, "-c", code]) == (0, "")
