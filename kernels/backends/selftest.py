@@ -25,7 +25,7 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
     try:
         problem = Problem.of(spec, longest)
         reference = TorchBackend(replace(spec, max_rows=8))
-        for window in dict.fromkeys((None, WINDOW, max(WINDOW, longest // 2 + 3))):
+        for window in windows(longest):
             ours, theirs = (problem.solve(candidate, window) for candidate in (backend, reference))
             for what, mine, right in zip(("decode", "prefill"), ours, theirs, strict=True):
                 error = ((mine - right).norm() / right.norm()).item()
@@ -34,6 +34,11 @@ def fault(backend: AttentionBackend, spec: AttentionSpec, longest: int = LONGEST
     except Exception as error:  # a library may raise anything, and must not end the start
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def windows(longest: int) -> list[int | None]:
+    """Those that a fault is looked for with."""
+    return list(dict.fromkeys((None, WINDOW, max(WINDOW, longest // 2 + 3))))
 
 
 @dataclass(frozen=True, slots=True)
