@@ -15,10 +15,11 @@ import torch
 
 from benchmarks.linear_shapes import EPS, Shape, random_weight, reference
 from benchmarks.report import table
-from kernels.device_linear import LinearScratch, through_cublas, through_triton
-from kernels.probe import Product
+from kernels.device_linear import LinearScratch, through_cublas
+from kernels.product import Product
 from kernels.timing import GraphTimer
 from kernels.triton.gemm_config import GemmConfig, configs
+from kernels.triton.gemm_family import TritonGemm
 
 ROWS = (64, 32, 128, 256)  # the most wanted first
 MOST = 12  # configurations of a case
@@ -35,7 +36,7 @@ class _Queues:
     def __init__(self, what: Product, x: torch.Tensor, scratch: LinearScratch) -> None:
         self.what, self.x = what, x
         pdl = x.is_cuda
-        self.library, self.triton = through_cublas(scratch, pdl), through_triton(scratch, pdl)
+        self.library, self.triton = through_cublas(scratch, pdl), TritonGemm(scratch, pdl)
         # Adds nothing to x, which must not grow from time to time.
         options = {"dtype": x.dtype, "device": x.device}
         self.none = torch.zeros(x.size(0), FRONT, **options)  # type: ignore[call-overload]
@@ -48,7 +49,8 @@ class _Queues:
 
     def ready(self, config: GemmConfig | None) -> None:
         if config is not None:
-            self.triton.prepare(self.what, config)
+            rows = self.x.size(0)
+            self.triton.prepare(self.what, range(rows, rows + 1), config)
 
     def one(self, config: GemmConfig | None, weight: torch.Tensor, out: torch.Tensor) -> None:
         if config is None:
@@ -81,10 +83,10 @@ class Medium:
         widest = max(shape.k for shape in shapes)
         most = max((shape.n for shape in shapes if shape.activation == "swiglu"), default=0)
         scratch = LinearScratch.allocate(max(ROWS), widest, most, torch.bfloat16, self.device)
-        triton = through_triton(scratch, pdl=self.device.type == "cuda")
+        triton = TritonGemm(scratch, pdl=self.device.type == "cuda")
         began = time.perf_counter()
         cases = [(shape, m) for shape in shapes for m in ROWS]
-        triton.prepare_all([(product(s), c) for s, m in cases for c in candidates(s, m)])
+        triton.compile([(product(s), m, c) for s, m in cases for c in candidates(s, m)])()
         compiled = time.perf_counter() - began
         for shape in shapes:
             weights = [random_weight(shape, self.device) for _ in range(max(2, ROTATION // shape.bytes))]

@@ -1,23 +1,21 @@
 """A projection on a GPU: for each number of rows the fastest product that was measured.
 
-For few rows kernels.skinny reads the weight once and does what stands around the product on the way, for some
-dozens kernels.triton.gemm does; cuBLAS serves the rest, with norm, activation and bias as kernels of their
-own. kernels.probe decides between them. A weight of eight bits (kernels.quantize) is served by the first as
-it is, and made a full one in front of cuBLAS.
+For few rows the kernels of kernels.linear_families read the weight once and do what stands around the product
+on the way; cuBLAS serves the rest, with norm, activation and bias as kernels of their own. kernels.probe
+decides between them. A weight of eight bits (kernels.quantize) is made a full one in front of cuBLAS.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from kernels.probe import MEASURED_ROWS, Choices, Library, Medium, Product
+from kernels.probe import MEASURED_ROWS, Choices
+from kernels.product import Library, Product
 from kernels.quantize import Weight, Weight8, kind_of
-from kernels.skinny import Activation, skinny_linear
+from kernels.skinny import Activation
 from kernels.triton.activation import relu_squared, swiglu
 from kernels.triton.dequantize import dequantize
-from kernels.triton.gemm import GemmWorkspace, Kind, fused_gemm, prepare, prepare_all
-from kernels.triton.gemm_config import GemmConfig
+from kernels.triton.gemm import GemmWorkspace
 from kernels.triton.norm import rms_norm
 
 
@@ -54,6 +52,12 @@ class LinearScratch:
         numbers = self.normed.numel() + self.wide.numel() + self.full.numel()
         return numbers * self.normed.element_size() + self.parts.bytes
 
+    def normed_rows(self, x: torch.Tensor, eps: float, pdl: bool) -> torch.Tensor:
+        """Queues the norm of x, [rows, inputs]; the result is valid until the next one's."""
+        normed = self.normed[: x.numel()].view(x.shape)
+        rms_norm(x, None, eps, normed, pdl=pdl)
+        return normed
+
 
 class DeviceLinear:
     """y = x W^T + b, with what a decoder puts around it. Every call only queues work and allocates nothing.
@@ -71,7 +75,7 @@ class DeviceLinear:
         pdl: bool = False,
     ) -> None:
         """weight: [outputs, inputs], contiguous; of eight bits, scratch.full must have room for it.
-        pdl: ours may start before the previous kernel has ended.
+        pdl: ours around cuBLAS may start before the previous kernel has ended.
         """
         self.weight, self.bias = weight, bias
         self.out_features, self.in_features = weight.shape
@@ -85,7 +89,7 @@ class DeviceLinear:
     def norm_linear(self, x: torch.Tensor, out: torch.Tensor, eps: float) -> None:
         """out = norm(x) W^T + b, the norm an RMS norm without weight."""
         if not self._fused(x, out, eps, "none", False):
-            self._product(self._normed(x, eps), out)
+            self._product(self.scratch.normed_rows(x, eps, self.pdl), out)
 
     def norm_linear_activation(
         self, x: torch.Tensor, out: torch.Tensor, eps: float, activation: Activation
@@ -93,7 +97,7 @@ class DeviceLinear:
         """out = activation(norm(x) W^T + b). swiglu: W interleaved in groups of 8, out half as wide."""
         if self._fused(x, out, eps, activation, False):
             return
-        normed = self._normed(x, eps)
+        normed = self.scratch.normed_rows(x, eps, self.pdl)
         if activation == "swiglu":
             wide = self.scratch.wide[: x.size(0) * self.out_features].view(x.size(0), self.out_features)
             self._product(normed, wide)
@@ -120,54 +124,7 @@ class DeviceLinear:
         product = Product(
             self.out_features, self.in_features, eps is not None, activation, accumulate, kind_of(self.weight)
         )
-        variant = self.choices.variant(product, x.size(0))
-        if variant is None:
-            return False
-        if isinstance(variant, GemmConfig):
-            self.medium(x, out, eps, activation, accumulate, variant)
-            return True
-        skinny_linear(
-            x,
-            self.weight,
-            out,
-            eps=eps,
-            activation=activation,
-            accumulate=accumulate,
-            variant=variant,
-            pdl=self.pdl,
-        )
-        return True
-
-    def medium(
-        self,
-        x: torch.Tensor,
-        out: torch.Tensor,
-        eps: float | None,
-        activation: Activation,
-        accumulate: bool,
-        config: GemmConfig,
-    ) -> None:
-        """The product by kernels.triton.gemm, cut as `config` says, the norm inside it or in front. Not of
-        eight bits."""
-        assert isinstance(self.weight, torch.Tensor)
-        if eps is not None and not config.norm_inside:
-            x, eps = self._normed(x, eps), None
-        fused_gemm(
-            x,
-            self.weight,
-            out,
-            eps=eps,
-            activation=activation,
-            accumulate=accumulate,
-            config=config,
-            workspace=self.scratch.parts,
-            pdl=self.pdl,
-        )
-
-    def _normed(self, x: torch.Tensor, eps: float) -> torch.Tensor:
-        normed = self.scratch.normed[: x.numel()].view(x.shape)
-        rms_norm(x, None, eps, normed, pdl=self.pdl)
-        return normed
+        return self.choices.serve(product, x, self.weight, out, eps or 0.0)
 
     def _product(self, x: torch.Tensor, out: torch.Tensor) -> None:
         if self.bias is None:
@@ -197,32 +154,3 @@ def through_cublas(scratch: LinearScratch, pdl: bool = False) -> Library:
             linear.linear(x, out)
 
     return run
-
-
-def through_triton(scratch: LinearScratch, pdl: bool = False) -> Medium:
-    """kernels.triton.gemm as kernels.probe measures it."""
-    device = scratch.normed.device
-
-    def run(
-        product: Product,
-        x: torch.Tensor,
-        weight: Weight,
-        out: torch.Tensor,
-        eps: float,
-        config: GemmConfig,
-    ) -> None:
-        linear = DeviceLinear(weight, choices=Choices(), scratch=scratch, pdl=pdl)
-        given = eps if product.norm else None
-        linear.medium(x, out, given, product.activation, product.accumulate, config)
-
-    def kind(product: Product, config: GemmConfig) -> Kind:
-        norm = product.norm and config.norm_inside
-        return config, norm, product.activation == "swiglu", pdl
-
-    def ready(product: Product, config: GemmConfig) -> None:
-        prepare(kind(product, config), device)
-
-    def all_ready(wanted: Sequence[tuple[Product, GemmConfig]]) -> None:
-        prepare_all([kind(product, config) for product, config in wanted], device)
-
-    return Medium(run, ready, all_ready)

@@ -6,9 +6,11 @@ import torch
 
 from engine.backend import Feature
 from engine.gpu.weights import MATRICES, Held, LayerWeights, NetworkWeights
-from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas, through_triton
+from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas
 from kernels.fused_linear import FusedLinear
-from kernels.probe import Choices, Mode, Product, Projection, choose
+from kernels.linear_families import families
+from kernels.probe import Choices, Mode, Projection, choose
+from kernels.product import Product
 from kernels.quantize import Weight8, kind_of
 from kernels.skinny import Activation
 from kernels.te_linear import TeLinear, TeMaker, TeScratch, TeWeight
@@ -41,8 +43,8 @@ def build_linears(
     """Measures, or looks up, what serves each projection; every mode but "auto" leaves no choice.
 
     pdl: kernels may start before the one in front of them has ended. maker: of those weights that are
-    Transformer Engine's, which serves them at any number of rows. Raises ValueError for what "skinny" or
-    "triton" cannot serve.
+    Transformer Engine's, which serves them at any number of rows. Raises ValueError for what the kernels
+    that `mode` names cannot serve.
     """
     first = weights.layers[0]
     device, dtype = weights.embedding.device, weights.embedding.dtype
@@ -56,7 +58,7 @@ def build_linears(
         choices = choose(
             projections,
             through_cublas(scratch, pdl),
-            medium=through_triton(scratch, pdl),
+            families(scratch, pdl),
             mode=mode,
             pdl=pdl,
         )

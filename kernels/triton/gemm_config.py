@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.quantize import WeightKind
 from kernels.skinny import Activation
 
 MIN_ROWS, MAX_ROWS = 17, 256  # below, kernels.skinny is faster
 MOST_CONFIGS = 4  # that `configs` returns
+# Beside other products: it won at 32 and 64 rows only, with one of its first two configurations, and each
+# kernel more is a second of a cold start (benchmarks/results/decode-cuda-d32, 2026-11-24).
+_CONTESTED_ROWS, _CONTESTED_CONFIGS = 64, 2
 SHARED_LIMIT = 227 * 1024
 WORKSPACE_SUMS = 1 << 22  # float32 sums of all parts of a product
 WORKSPACE_TILES = 4096
@@ -82,11 +86,19 @@ class GemmConfig:
 
 
 def unsupported(
-    n: int, k: int, activation: Activation, accumulate: bool, dtype: torch.dtype, capability: tuple[int, int]
+    n: int,
+    k: int,
+    activation: Activation,
+    accumulate: bool,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    kind: WeightKind = "bf16",
 ) -> str | None:
-    """Why a weight [n, k] cannot be used here, or None."""
+    """Why a weight [n, k] cannot be used here, or None. dtype: of x."""
     if capability < (9, 0):
         return f"needs compute capability 9.0, this device has {capability[0]}.{capability[1]}"
+    if kind != "bf16":
+        return f"takes no weights of kind {kind}"
     if dtype != torch.bfloat16:
         return f"needs bfloat16, the weight is {dtype}"
     if n % 16 or n == 0:
@@ -118,6 +130,13 @@ def configs(m: int, n: int, k: int, norm: bool = False, most: int = MOST_CONFIGS
     turns = max(map(len, lists))
     found = [config for turn in range(turns) for some in lists for config in some[turn : turn + 1]]
     return list(dict.fromkeys(found))[:most]
+
+
+def candidates(m: int, n: int, k: int, norm: bool, alone: bool) -> list[GemmConfig]:
+    """Those of `configs` to be measured. alone: nothing else is, so that this product has to serve."""
+    if m < MIN_ROWS or (m > _CONTESTED_ROWS and not alone):
+        return []
+    return configs(m, n, k, norm, MOST_CONFIGS if alone else _CONTESTED_CONFIGS)
 
 
 def _estimate(config: GemmConfig, m: int, n: int, k: int) -> float:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from kernels.probe import Choice, Choices, Product, Projection, choose
+from kernels.probe import Choice, Choices, Projection, choose
+from kernels.product import Pick, Product
 from kernels.triton.gemm_config import GemmConfig, configs
 from tests.kernels.test_skinny import exact
 
@@ -39,15 +40,16 @@ ROWS = (17, 32, 33, 64, 65, 100, 128, 256)
 def scratch(cuda: None) -> LinearScratch:
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs compute capability 9.0")
-    from kernels.device_linear import LinearScratch, through_triton
+    from kernels.device_linear import LinearScratch
+    from kernels.triton.gemm_family import TritonGemm
 
     found = LinearScratch.allocate(ROWS[-1], 8192, 11008, torch.bfloat16, torch.device("cuda"))
     # What earlier products left must not matter.
     found.parts.sums.fill_(float("nan"))
     found.parts.squares.fill_(float("nan"))
-    wanted = [(p, c) for p in (*SHAPES, O_PROJ, PROJ) for m in ROWS for c in candidates(p, m)]
+    wanted = [(p, m, c) for p in (*SHAPES, O_PROJ, PROJ) for m in ROWS for c in candidates(p, m)]
     for pdl in (False, True):
-        through_triton(found, pdl).prepare_all(wanted)
+        TritonGemm(found, pdl).compile(wanted)()
     return found
 
 
@@ -69,11 +71,11 @@ def result(
     pdl: bool = False,
 ) -> torch.Tensor:
     """Into a poisoned buffer with a margin, which must stay as it is."""
-    from kernels.device_linear import through_triton
+    from kernels.triton.gemm_family import TritonGemm
 
-    m, columns = x.size(0), product.n // 2 if product.activation == "swiglu" else product.n
+    m, columns = x.size(0), product.columns
     buffer = torch.full((m + 1, columns + 16), float("nan"), dtype=torch.bfloat16, device="cuda")
-    through_triton(scratch, pdl).run(product, x, weight, buffer[:m, :columns], EPS, config)
+    TritonGemm(scratch, pdl).run(product, x, weight, buffer[:m, :columns], EPS, config)
     assert buffer[m:].isnan().all() and buffer[:, columns:].isnan().all()
     assert not scratch.parts.counters.any()
     return buffer[:m, :columns]
@@ -140,12 +142,12 @@ class Chain:
         self.hidden = torch.empty(m, FC.n, dtype=torch.bfloat16, device="cuda")
 
     def run(self, configurations: list[GemmConfig], pdl: bool) -> None:
-        from kernels.device_linear import through_triton
+        from kernels.triton.gemm_family import TritonGemm
 
         self.x.copy_(self.start)
         self.qkv.fill_(float("nan"))
         self.hidden.fill_(float("nan"))
-        medium = through_triton(self.scratch, pdl)
+        triton = TritonGemm(self.scratch, pdl)
         links = (
             (self.x, self.qkv),
             (self.qkv[:, :2048], self.x),
@@ -156,7 +158,7 @@ class Chain:
             for product, weight, config, (source, target) in zip(
                 self.products, weights, configurations, links, strict=True
             ):
-                medium.run(product, source, weight, target, EPS, config)
+                triton.run(product, source, weight, target, EPS, config)
 
 
 @pytest.mark.parametrize("m", [17, 32, 64, 128])
@@ -184,17 +186,21 @@ def test_overlapped_chain_in_a_graph(m: int, scratch: LinearScratch) -> None:
 
 def test_what_is_chosen(scratch: LinearScratch, tmp_path: Path) -> None:
     """Every candidate agrees with the library where it is measured, and what is chosen serves rightly."""
-    from kernels.device_linear import DeviceLinear, through_cublas, through_triton
+    from kernels.device_linear import DeviceLinear, through_cublas
+    from kernels.linear_families import families
 
     projections = [Projection(str(p), p, [weight_of(p) for _ in range(4)]) for p in (QKV, FC, *SHAPES[2:4])]
-    library, medium = through_cublas(scratch, True), through_triton(scratch, True)
+    library, ours = through_cublas(scratch, True), families(scratch, True)
     cache = tmp_path / "choices.json"
-    chosen = choose(projections, library, medium=medium, pdl=True, cache=cache)
+    chosen = choose(projections, library, ours, pdl=True, cache=cache)
     assert not [row for row in chosen.explain() if "differs" in row[2]]
-    inside = Choices({p.product: {64: Choice(c)} for p in projections for c in _inside(p.product)})
+    table = {
+        p.product: {64: Choice(Pick("triton", config))} for p in projections for config in _inside(p.product)
+    }
+    inside = Choices(table, families=ours)
     for projection in projections:
         product, weight = projection.product, projection.weights[0]
-        columns = product.n // 2 if product.activation == "swiglu" else product.n
+        columns = product.columns
         for choices in (chosen, inside):
             linear = DeviceLinear(weight, choices=choices, scratch=scratch, pdl=True)
             for m in (17, 48, 64, 200):

@@ -11,8 +11,10 @@ import torch
 from kernels.cuda_driver import architecture
 from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas
 from kernels.nvrtc import CompileError, compile_cubin
-from kernels.probe import Choices, Product, Projection, choose
+from kernels.probe import Choices, Projection, choose
+from kernels.product import Product
 from kernels.skinny import Activation, Variant, prepare_all, skinny_linear, variants
+from kernels.skinny_family import Skinny
 from tests.kernels.test_skinny import exact
 
 EPS = 1e-5
@@ -200,10 +202,11 @@ def test_device_linear_by_choice(tmp_path: Path) -> None:
     for n, k, norm, activation, accumulate in shapes:
         weights = [Chain._weight(n, k) for _ in range(3)]
         projections.append(Projection("p", Product(n, k, norm, activation, accumulate), weights))
-    measured = choose(projections, through_cublas(scratch), pdl=True, cache=tmp_path / "c.json")
-    again = choose(projections, through_cublas(scratch), pdl=True, timer=_never, cache=tmp_path / "c.json")
+    given = projections, through_cublas(scratch), [Skinny(torch.device("cuda"), pdl=True)]
+    measured = choose(*given, pdl=True, cache=tmp_path / "c.json")
+    again = choose(*given, pdl=True, timer=_never, cache=tmp_path / "c.json")
     assert again.table == measured.table
-    forced = choose(projections, through_cublas(scratch), mode="skinny", cache=tmp_path / "c.json")
+    forced = choose(*given, mode="skinny", pdl=True, cache=tmp_path / "c.json")
     for choices in (measured, forced, Choices()):
         for shape, projection in zip(shapes, projections, strict=True):
             _, _, norm, activation, accumulate = shape

@@ -15,7 +15,9 @@ from engine.messages.config import WeightName
 from engine.model import GPT
 from engine.text import load_tokenizer
 from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas
-from kernels.probe import Choices, Product, Projection, choose
+from kernels.linear_families import families
+from kernels.probe import Choices, Projection, choose
+from kernels.product import Product
 from kernels.quantize import Kind8, Weight8, dequantize, quantize
 from kernels.skinny import Activation, Variant, prepare_all, skinny_linear, variants
 from kernels.triton import dequantize as on_device
@@ -131,10 +133,11 @@ def test_by_choice(kind: Kind8, hopper: None, tmp_path: Path) -> None:
         for shape, weight in zip(shapes, weights, strict=True)
     ]
     cache = tmp_path / "c.json"
-    measured = choose(projections, through_cublas(scratch, True), pdl=True, cache=cache)
+    library, ours = through_cublas(scratch, True), families(scratch, True)
+    measured = choose(projections, library, ours, pdl=True, cache=cache)
     for row in measured.explain():
         print(*row, sep="  ")
-    assert all(measured.variant(one.product, 1) is not None for one in projections)
+    assert all(measured.pick(one.product, 1) is not None for one in projections)
     for choices in (measured, Choices()):
         for m in (1, 5, 16, 64, 300):
             for shape, weight in zip(shapes, weights, strict=True):

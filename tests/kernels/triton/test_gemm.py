@@ -3,17 +3,23 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from kernels.device_linear import DeviceLinear, LinearScratch
-from kernels.probe import Choice, Choices, Product
+from kernels import probe
+from kernels.device_linear import DeviceLinear, LinearScratch, through_cublas
+from kernels.linear_families import families
+from kernels.probe import Choice, Choices, Projection, choose
+from kernels.probe_file import cache_file, read_cache, write_cache
+from kernels.product import Pick, Product
 from kernels.skinny import Activation
 from kernels.triton.gemm import GemmConfig, GemmWorkspace, configs, fused_gemm, unsupported
+from kernels.triton.gemm_family import TritonGemm
 from tests.kernels.test_skinny import exact
 from tests.kernels.triton.device import DEVICE, poisoned, randn, strided
 
@@ -125,12 +131,12 @@ def test_a_norm_inside_is_no_less_exact(scale: float, workspace: GemmWorkspace) 
     want = exact(x, weight, EPS, "none", None)
     scratch = LinearScratch.allocate(m, k, 0, BF16, torch.device(DEVICE))
     scratch = replace(scratch, parts=workspace)
-    linear = DeviceLinear(weight, choices=Choices(), scratch=scratch)
+    triton, what = TritonGemm(scratch), Product(n, k, True, "none", False)
     errors = []
     for config in (INSIDE, replace(INSIDE, norm_inside=False)):
         for split in (1, 3):
             out = poisoned(m, n, dtype=BF16)
-            linear.medium(x, out, EPS, "none", False, replace(config, split=split))
+            triton.run(what, x, weight, out, EPS, replace(config, split=split))
             errors.append(((out.double() - want).norm(dim=1) / want.norm(dim=1)).max())
     assert max(errors[:2]) <= 1.02 * min(errors[2:])
 
@@ -264,8 +270,9 @@ def test_as_a_projections_choice(config: GemmConfig) -> None:
     ]
     x, weight = randn(30, 128, dtype=BF16, seed=1), randn(96, 128, dtype=BF16, seed=2, scale=0.1)
     for activation, norm, accumulate in cases:
-        chosen = {32: Choice(config)}
-        choices = Choices({Product(96, 128, norm, activation, accumulate): chosen})
+        chosen = {32: Choice(Pick("triton", config))}
+        product = Product(96, 128, norm, activation, accumulate)
+        choices = Choices({product: chosen}, families=[TritonGemm(scratch)])
         linear = DeviceLinear(weight, choices=choices, scratch=scratch)
         out = poisoned(30, 48 if activation == "swiglu" else 96, dtype=BF16)
         before = torch.ones_like(out) if accumulate else None
@@ -278,3 +285,59 @@ def test_as_a_projections_choice(config: GemmConfig) -> None:
             linear.linear(x, out)
         want = exact(x, weight, EPS if norm else None, activation, before)
         assert (out.double() - want).norm() / want.norm() < (6e-3 if norm else 3e-3)
+
+
+def test_measured_and_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the weights of two layers to what a projection queues."""
+    monkeypatch.setattr(probe, "MEASURED_ROWS", (32,))
+    scratch = LinearScratch.allocate(32, 128, 96, BF16, torch.device(DEVICE))
+    product = Product(96, 128, True, "swiglu", False)
+    x, weight = randn(20, 128, dtype=BF16, seed=1), randn(96, 128, dtype=BF16, seed=2, scale=0.1)
+    served: list[GemmConfig] = []
+
+    class Watched(TritonGemm):
+        def run(self, product: Product, x: torch.Tensor, *rest: Any) -> None:
+            super().run(product, x, *rest)
+            served.append(rest[-1])
+
+    def timer(body: Callable[[], None]) -> float:
+        body()
+        return 1.0 / (1 + len(served))
+
+    chosen = choose(
+        [Projection("mlp in", product, [weight, weight])],
+        through_cublas(scratch),
+        [Watched(scratch)],
+        mode="triton",
+        timer=timer,
+        cache=tmp_path / "c.json",
+        capability=(9, 0),
+    )
+    config = served[-1]
+    ((what, used, why),) = chosen.explain()
+    assert (what, used) == ("linear mlp in M=32", f"triton ({config})") and "cuBLAS" in why
+    assert len(served) == 3 * len(TritonGemm(scratch).candidates(product, 32, ()))
+    out = poisoned(20, 48, dtype=BF16)
+    linear = DeviceLinear(weight, choices=chosen, scratch=scratch)
+    linear.norm_linear_activation(x, out, EPS, "swiglu")
+    assert served[-1] == config and len(served) % 3 == 1
+    want = exact(x, weight, EPS, "swiglu", None)
+    assert (out.double() - want).norm() / want.norm() < 6e-3
+
+
+def test_choices_are_kept_with_their_families(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a file of which another family, or other code of one, makes another."""
+    scratch = LinearScratch.allocate(1, 1, 0, BF16, torch.device("cpu"))
+    ours, path = families(scratch), tmp_path / "c.json"
+    assert {family.name for family in ours} == {*get_args(probe.Mode)} - {"auto", "cublas"}
+    product = Product(6144, 2048, True, "none", False)
+    inside = next(
+        c for c in ours[-1].candidates(product, 64, ()) if isinstance(c, GemmConfig) and c.norm_inside
+    )
+    choices = {"a": Choice(Pick("triton", inside), {"skinny": 2.0, "triton": 1.0, "cuBLAS": 3.0})}
+    write_cache(path, choices)
+    assert read_cache(path, ours) == choices and read_cache(path, ours[:1]) == {}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    whole = cache_file(torch.device("cpu"), ours)
+    assert cache_file(torch.device("cpu"), ours[:1]) != whole == cache_file(torch.device("cpu"), ours)
+    assert "def gemm_kernel" in ours[-1].code() and "class GemmConfig" in ours[-1].code()

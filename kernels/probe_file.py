@@ -1,0 +1,90 @@
+"""The file in which kernels.probe keeps what it has measured."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kernels import quantize
+from kernels.nvrtc import cache_folder, write_atomically
+from kernels.product import CUBLAS, Family, Pick, Product
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A measurement's result. variant: None for cuBLAS. times: microseconds of a product by what served it,
+    of a family its fastest kernel's, in the order in which they are shown."""
+
+    variant: Pick | None
+    times: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    def row(self, name: str, rows: int) -> tuple[str, str, str]:
+        """For the start-up table: what, which, why."""
+        measured = ", ".join(f"{served} {us:.1f} us" for served, us in self.times.items())
+        why = "; ".join(part for part in (measured, self.reason) if part)
+        return f"linear {name} M={rows}", str(self.variant or CUBLAS), why
+
+
+def cache_file(device: torch.device, families: Sequence[Family]) -> Path:
+    """Where choices for this kind of device, torch and kernels are kept."""
+    name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
+    kinds = Path(quantize.__file__)
+    library = [kinds, kinds.parent / "triton" / "dequantize.py"]
+    text = "".join([*(family.code() for family in families), *(file.read_text() for file in library)])
+    kernel = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_folder() / f"linear-{name}-{torch.__version__}-{kernel}.json"
+
+
+def cache_key(product: Product, rows: int, pdl: bool) -> str:
+    return f"{product} M={rows}{' pdl' if pdl else ''}"
+
+
+def read_cache(path: Path, families: Sequence[Family]) -> dict[str, Choice]:
+    """Choices by key. A file that is missing or damaged knows nothing, nor does an entry of another form or
+    with another family's kernel."""
+    by_name = {family.name: family for family in families}
+    found: dict[str, Choice] = {}
+    try:
+        entries: Mapping[str, Mapping[str, object]] = json.loads(path.read_text())
+        items = list(entries.items())
+    except (OSError, ValueError, AttributeError):
+        return {}
+    for key, entry in items:
+        try:
+            found[key] = _decode(entry, by_name)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            continue
+    return found
+
+
+def _decode(entry: Mapping[str, object], families: Mapping[str, Family]) -> Choice:
+    name, fields, times = entry["family"], entry["config"], entry["times"]
+    if not isinstance(times, dict):
+        raise TypeError("times are an object")
+    measured = {str(served): float(us) for served, us in times.items()}
+    if name is None:
+        return Choice(None, measured)
+    if not isinstance(name, str) or not isinstance(fields, dict):
+        raise TypeError("a family has a name, and a configuration is an object")
+    return Choice(Pick(name, families[name].config(fields)), measured)
+
+
+def write_cache(path: Path, choices: Mapping[str, Choice]) -> None:
+    """Failures that may be gone the next time are not kept."""
+    entries = {key: _encode(choice) for key, choice in choices.items() if not choice.reason}
+    write_atomically(path, (json.dumps(entries, indent=1) + "\n").encode())
+
+
+def _encode(choice: Choice) -> dict[str, object]:
+    pick = choice.variant
+    return {
+        "family": None if pick is None else pick.family,
+        "config": None if pick is None else dataclasses.asdict(pick.config),
+        "times": dict(choice.times),
+    }
