@@ -9,6 +9,8 @@ typedef unsigned long long u64;
 #define DEVICE __device__ __forceinline__
 #define SHARED_CODE __device__ __noinline__  // is there once, however often it is called
 #define SHARED_BYTES(name) extern __shared__ __align__(128) unsigned char name[]
+#define SHARED_TILES(name) extern __shared__ __align__(1024) unsigned char name[]
+#define GRID_CONSTANT __grid_constant__
 
 DEVICE int thread_index() { return (int)threadIdx.x; }
 DEVICE int lane_index() { return thread_index() & 31; }
@@ -67,6 +69,8 @@ DEVICE void init_barrier(Barrier* barrier, int arrivals = 1) {
 }
 // Of a lane's own writes to shared memory: bulk copies see them, and do not overtake them.
 DEVICE void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Of barriers that this lane has initialised: all blocks of the cluster may use them once they have met.
+DEVICE void order_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void arrive(Barrier* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
@@ -89,6 +93,21 @@ DEVICE void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
                  "[%3], %4;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)),
                  "l"(policy) : "memory");
 }
+// A matrix of 16-bit numbers in memory, as the tensor memory accelerator knows it (kernels/tensor_map.py), and a tile of
+// it, some rows of 64 numbers, on its way to shared memory, where it begins at a multiple of 1,024 bytes: rows behind one
+// another, the 16 bytes i of row r in the place i ^ r % 8. What lies outside of the matrix becomes zeros and counts among
+// the bytes that land.
+struct alignas(64) TensorMap { unsigned char bytes[128]; };
+DEVICE void copy_tile(void* shared, const TensorMap& map, int column, int row, Barrier* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
+}
+DEVICE void copy_tile(void* shared, const TensorMap& map, int column, int row, Barrier* barrier, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row),
+                 "r"(shared_address(barrier)), "l"(policy) : "memory");
+}
+DEVICE void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 // One look, or a short wait: whether the phase with this parity is over.
 DEVICE bool try_barrier(Barrier* barrier, int parity) {
     u32 over;
@@ -122,6 +141,62 @@ DEVICE void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same by four warps and out of shared memory, in the background: d[64 x N] (+)= a[64 x 16] b[N x 16]^T, for N = 8,
+// 16, 32 and 64; what d had counts if it `adds`. a and b say where 16 channels lie, k steps behind the first, of 64 or N rows of a tile, from row `row`, a
+// multiple of 8, on; all tiles of a block together begin in the first 256 KB of its shared memory. Of
+// d a lane of warp w has for each 8 columns what it has of multiply_add's, of the rows 16w to 16w + 15. Between
+// begin_products and the end of the wait for them sums belong to nobody else; the last LEFT groups need not have ended.
+typedef u32 Tile;
+DEVICE Tile tile_at(const void* shared) { return shared_address(shared) >> 4 & 0x3fff | 1u << 16; }
+DEVICE u64 described(Tile tile, int row, int k) {
+    const u64 swizzle_128 = 1ull << 62, eight_rows = 1024 >> 4;
+    return swizzle_128 | eight_rows << 32 | (tile + row * 8 + k * 2);
+}
+DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEVICE void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+#if __CUDA_ARCH_FEAT_SM90_ALL
+DEVICE void multiply_tiles(float (&d)[4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %6, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3"
+                 "}, %4, %5, adds, 1, 1, 0, 0;\n}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "l"(a), "l"(b), "r"((int)adds));
+}
+DEVICE void multiply_tiles(float (&d)[8], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7"
+                 "}, %8, %9, adds, 1, 1, 0, 0;\n}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+                 : "l"(a), "l"(b), "r"((int)adds));
+}
+DEVICE void multiply_tiles(float (&d)[16], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+                 "}, %16, %17, adds, 1, 1, 0, 0;\n}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+                 : "l"(a), "l"(b), "r"((int)adds));
+}
+DEVICE void multiply_tiles(float (&d)[32], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                 "}, %32, %33, adds, 1, 1, 0, 0;\n}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+                 : "l"(a), "l"(b), "r"((int)adds));
+}
+#endif
+
 // An 8 x 8 matrix of 16-bit numbers, of which a lane holds row g, columns 2c (low half) and 2c+1: its transpose.
 DEVICE u32 transpose(u32 pair) {
     u32 transposed;
@@ -149,6 +224,14 @@ DEVICE void store_to_peer(float2* pointer, int peer, float2 v) {
 }
 DEVICE void store_to_peer(float* pointer, int peer, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(peer_address(pointer, peer)), "f"(v) : "memory");
+}
+
+// A bulk copy out of this block's shared memory to the place in a peer's that `to` is in this one; what has landed counts
+// among the bytes that the peer's barrier waits for. It may still read here when this block has done everything else.
+DEVICE void copy_to_peer(void* to, int peer, const void* from, int bytes, Barrier* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(peer_address(to, peer)), "r"(shared_address(from)), "r"(bytes), "r"(peer_address(barrier, peer))
+                 : "memory");
 }
 
 // Words that others wait for: a value and, say, the number of the round that it belongs to. Eight bytes become visible
