@@ -28,6 +28,7 @@ THREADS = 160
 SHARED_LIMIT, HALF = 227 * 1024, 113 * 1024
 _HEIGHTS = (8, 16, 32, 64)  # rows of a slot
 _MOST_STAGES = 16
+_MOST_SUMS = 192  # tiles times rows, two for each that a thread keeps
 _NORM, _ACCUMULATE, _DEPENDENT = 1, 8, 16
 _ACTIVATION_FLAGS: dict[Activation, int] = {"none": 0, "relu2": 2, "swiglu": 4}
 
@@ -67,6 +68,8 @@ class Config:
             return f"tiles {self.tiles} and split {self.split} do not go together"
         if not 1 <= self.split <= k // TILE:
             return f"{k} inputs cannot be split into {self.split} parts"
+        if self.tiles * height_of(m) > _MOST_SUMS:
+            return f"the sums of {self.tiles} tiles and {m} rows do not fit the registers"
         if not 2 <= self.stages <= _MOST_STAGES or self.shared_bytes(m) > SHARED_LIMIT:
             return f"{self.stages} stages do not fit"
         return None
@@ -109,35 +112,31 @@ def unsupported(
 
 
 def configs(m: int, n: int, k: int, multiprocessors: int = 132) -> list[Config]:
-    """Configurations worth measuring for x [m, k] and a weight [n, k], the most promising first; none for more
-    than 64 rows. All let two blocks share a multiprocessor, with as many stages as then fit.
+    """Configurations worth measuring for x [m, k] and a weight [n, k], the most promising first; none for
+    more than 64 rows. All let two blocks share a multiprocessor, with as many stages as then fit.
     """
     if not 1 <= m <= MAX_ROWS:
         return []
     found = []
     for tiles in range(1, MOST_TILES + 1):
         for split in SPLITS:
-            slot = _slot_bytes(tiles, height_of(m))
-            longest = -(-k // TILE // split)
             spare = HALF - Config(tiles, split, 0).shared_bytes(m)
-            config = Config(tiles, split, min(spare // (slot + 16), _MOST_STAGES, max(2, longest)))
+            stages = min(spare // (_slot_bytes(tiles, height_of(m)) + 16), _MOST_STAGES)
+            config = Config(tiles, split, min(stages, max(2, -(-k // TILE // split))))
             if config.misfit(m, n, k) is None and config.shared_bytes(m) <= HALF:
                 found.append(config)
-    return sorted(found, key=lambda config: _estimate(config, m, n, k, multiprocessors))
+    return sorted(found, key=lambda config: _expense(config, n, multiprocessors))
 
 
-def _estimate(config: Config, m: int, n: int, k: int, multiprocessors: int) -> float:
-    """Microseconds, roughly, for an order alone: blocks in turns of two a multiprocessor, all together no faster
-    than memory, L2 cache and what is in flight let them; the sums' way to where they are added; and x, which
-    cannot come before the kernel in front has ended.
-    """
-    blocks, rows = config.grid(n), height_of(m)
+def _expense(config: Config, n: int, multiprocessors: int) -> float:
+    """For an order alone, which an H200 gave: too few blocks leave the bus idle, and those that find no place
+    come late; one tile of outputs is better than several, and few parts of K than many."""
+    blocks = config.grid(n)
     turns = -(-blocks // (2 * multiprocessors))
-    flight = min(blocks, 2 * multiprocessors) * config.stages * _slot_bytes(config.tiles, rows)
-    inputs = blocks * rows * 2 * k // config.split
-    reading = max(n * k * 2 / 4.3e6, (n * k * 2 + inputs) / 5.5e6, (n * k * 2 + inputs) / flight * 1.2)
-    sums = 0.3 + HEIGHT * config.tiles * rows * 4 / 4e4 if config.split > 1 else 0.0
-    return reading * (1 + 0.1 * (turns - 1)) + sums
+    idle = max(1.0, 0.75 * multiprocessors / blocks)
+    shallow = 1 + 0.1 * max(0, 3 - config.stages)
+    cut = (1 + 0.05 * (config.tiles - 1)) * (1 + 0.02 * SPLITS.index(config.split))
+    return idle * (1 + 0.1 * (turns - 1)) * shallow * cut
 
 
 class _Arguments(ctypes.Structure):

@@ -52,7 +52,7 @@ static std::string land(const Copy& copy) {
     world.changes++;
     for (size_t i = 0; i < copy.bytes.size(); i++)
         if (((unsigned char*)copy.to)[i] != 0xff) return "somebody wrote where a copy was about to land";
-    if (memcmp(copy.from, copy.bytes.data(), copy.bytes.size())) return "a copy's source was written meanwhile";
+    if (copy.from && memcmp(copy.from, copy.bytes.data(), copy.bytes.size())) return "a copy's source was written meanwhile";
     memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
     return "";
 }
@@ -109,6 +109,24 @@ void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
     if ((uintptr_t)global % 16 || (uintptr_t)shared % 16 || bytes % 16) fail("a bulk copy from or to between 16 bytes");
     phases(barrier).copies.push_back(copy_of(shared, global, bytes));
 }
+// Zeros outside of the matrix count, too. The 16 bytes i of row r lie in the place i ^ r % 8.
+void copy_tile(void* shared, const TensorMap& map, int column, int row, Barrier* barrier) {
+    if ((uintptr_t)shared % 1024 || (uintptr_t)map.numbers % 16 || map.pitch % 8) fail("a tile that is not aligned");
+    if (map.rows < 1 || map.rows > 256 || column < 0 || row < 0) fail("a tile that there is not");
+    Copy copy = copy_of(shared, shared, map.rows * 128);
+    copy.from = nullptr;
+    for (int r = 0; r < map.rows; r++)
+        for (int c = 0; c < 64; c++) {
+            const bool inside = row + r < map.height && column + c < map.width;
+            const u16 number = inside ? map.numbers[(row + r) * map.pitch + column + c] : 0;
+            memcpy(copy.bytes.data() + r * 128 + (c / 8 ^ r % 8) * 16 + c % 8 * 2, &number, 2);
+        }
+    phases(barrier).copies.push_back(copy);
+}
+void copy_to_peer(void* to, int peer, const void* from, int bytes, Barrier* barrier) {
+    Barrier* const theirs = (Barrier*)place_in_peer(barrier, peer);
+    copy_bulk(place_in_peer(to, peer), from, bytes, theirs);
+}
 static void land_due(Phases& p) {
     for (Copy& copy : p.copies)
         if (p.awaited && copy.due == LONG_MAX) copy.due = world.round + (world.options.seed ? draw(8) : 0);
@@ -160,6 +178,40 @@ void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
     put_in(w.a[g], a0), put_in(w.a[g + 8], a1), put_in(w.a[g] + 8, a2), put_in(w.a[g + 8] + 8, a3);
     put_in(w.b[g], b0), put_in(w.b[g] + 8, b1);
     multiply<16>(w, d);
+}
+
+void begin_products() {
+    if (self().multiplies) fail("products that have begun already");
+    self().multiplies = true;
+}
+void commit_products() { self().multiplies = false, self().product_group++; }
+void add_product(float* d, int columns, Place a, Place b, bool adds) {
+    if (!self().multiplies) fail("a product that has not begun");
+    if (((uintptr_t)a.tile | (uintptr_t)b.tile) % 1024 || (a.row | b.row) % 8 || a.k < 0 || a.k > 3 || b.k != a.k)
+        fail("products of places that there are not");
+    self().products.push_back({d, columns, a.tile, b.tile, a.row, b.row, a.k, adds, self().product_group});
+}
+static float number_of(const unsigned char* tile, int row, int column) {
+    u16 bits;
+    memcpy(&bits, tile + row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2, 2);
+    return low_half(bits);
+}
+static void finish_product(const TileProduct& p) {
+    const int lane = me->thread & 31, warp = me->thread / 32 % 4, g = lane / 4, c = lane % 4;
+    for (int j = 0; j < p.columns / 8; j++)
+        for (int i = 0; i < 4; i++) {
+            const int row = p.a_row + warp * 16 + i / 2 * 8 + g, column = p.b_row + 8 * j + 2 * c + i % 2;
+            float sum = p.adds ? p.d[4 * j + i] : 0.0f;
+            for (int k = 16 * p.k; k < 16 * p.k + 16; k++) sum += number_of(p.a, row, k) * number_of(p.b, column, k);
+            p.d[4 * j + i] = sum;
+        }
+}
+void wait_for_all_products_but(int left) {
+    Fiber& f = self();
+    if (f.multiplies) fail("a wait for products that are not committed");
+    size_t done = 0;
+    while (done < f.products.size() && f.products[done].group < f.product_group - left) finish_product(f.products[done++]);
+    f.products.erase(f.products.begin(), f.products.begin() + done);
 }
 
 static float from_e4m3(u32 byte) {

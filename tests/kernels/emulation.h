@@ -39,6 +39,8 @@ void fail(const char* reason);
 #define __restrict__
 #define __launch_bounds__(...)
 #define SHARED_BYTES(name) unsigned char* const name = me->shared
+#define SHARED_TILES(name) SHARED_BYTES(name)
+#define GRID_CONSTANT
 
 template <class T> static constexpr T max(T a, T b) { return a < b ? b : a; }
 template <class T> static constexpr T min(T a, T b) { return b < a ? b : a; }
@@ -82,6 +84,14 @@ void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier);
 static inline void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier, u64) {
     copy_bulk(shared, global, bytes, barrier);
 }
+static inline void order_barriers() {}
+// A matrix as kernels/tensor_map.py describes it, and tiles of it in the order in which they lie in shared memory.
+struct TensorMap { const u16* numbers; int height, width; long pitch; int rows; };
+void copy_tile(void* shared, const TensorMap& map, int column, int row, Barrier* barrier);
+static inline void copy_tile(void* shared, const TensorMap& map, int column, int row, Barrier* barrier, u64) {
+    copy_tile(shared, map, column, row, barrier);
+}
+static inline void fetch_map(const TensorMap&) {}
 bool test_barrier(Barrier* barrier, int parity);
 bool try_barrier(Barrier* barrier, int parity);
 void wait_for_barrier(Barrier* barrier, int parity);
@@ -91,10 +101,26 @@ void wait_for_barrier(Barrier* barrier, int parity);
 void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 
+// Products out of shared memory, which is read when they are waited for: not before, as the device might, but never
+// later than it.
+typedef const unsigned char* Tile;
+static inline Tile tile_at(const void* shared) { return (Tile)shared; }
+struct Place { Tile tile; int row, k; };
+static inline Place described(Tile tile, int row, int k) { return {tile, row, k}; }
+void begin_products();
+void commit_products();
+void add_product(float* d, int columns, Place a, Place b, bool adds);
+void wait_for_all_products_but(int left);
+template <int HALF> static void multiply_tiles(float (&d)[HALF], Place a, Place b, bool adds) {
+    add_product(d, 2 * HALF, a, b, adds);
+}
+template <int LEFT> static void wait_for_products() { wait_for_all_products_but(LEFT); }
+
 void cluster_arrive();
 static inline void cluster_arrive_relaxed() { cluster_arrive(); }
 void cluster_wait();
 void* place_in_peer(void* pointer, int peer);
+void copy_to_peer(void* to, int peer, const void* from, int bytes, Barrier* barrier);
 template <class T> static void store_to_peer(T* pointer, int peer, T v) { *(T*)place_in_peer(pointer, peer) = v; }
 
 // With a seed a store becomes visible some rounds later, and later stores of other words may overtake it; to one word

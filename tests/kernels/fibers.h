@@ -76,6 +76,7 @@ struct Block {
     int running = 0;  // of its threads, those that have begun and not ended
 };
 struct Copy { void* to; const void* from; std::vector<unsigned char> bytes; long due, group = 0; };
+struct TileProduct { float* d; int columns; const unsigned char *a, *b; int a_row, b_row, k; bool adds; long group; };
 struct Fiber : Thread {
     Context context;
     bool begun = false, done = false;
@@ -85,6 +86,9 @@ struct Fiber : Thread {
     Warp* warp;
     std::vector<Copy> copies;
     long group = 0;  // of the copies that come
+    std::vector<TileProduct> products;
+    long product_group = 0;
+    bool multiplies = false;  // between begin_products and commit_products
 };
 u32 common_seed = 0;
 // Of the launches that come; tests call it before they call a kernel.
@@ -145,6 +149,7 @@ static void run_fiber() {
     f.begun = true, f.home->running++;
     body(kernel);
     if (!f.copies.empty()) fail("a thread ended before its copies had landed");
+    if (!f.products.empty()) fail("a thread ended before its products");
     f.done = true, f.home->running--, world.changes++;
     for (;;) yield();
 }
@@ -186,7 +191,7 @@ static void schedule(std::vector<Fiber*>& fibers) {
 
 // Blocks first .. first + count - 1, all at once; shared memory starts as NaNs. Returns whether all went well.
 static bool run_blocks(int first, int count, size_t shared_bytes) {
-    const size_t guard = 4096, room = (shared_bytes + guard + 127) / 128 * 128;
+    const size_t guard = 4096, room = (shared_bytes + guard + 1023) / 1024 * 1024;
     const int total = count * world.threads;
     world.first = first, world.blocks.assign(count, Block());
     std::vector<Meeting> clusters(count / world.cluster);
@@ -194,7 +199,7 @@ static bool run_blocks(int first, int count, size_t shared_bytes) {
     char* const stacks = (char*)mmap(nullptr, total * (STACK_BYTES + STACK_GUARD), PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) abort();
-    unsigned char* const memory = (unsigned char*)aligned_alloc(128, room * count);
+    unsigned char* const memory = (unsigned char*)aligned_alloc(1024, room * count);
     for (int b = 0; b < count; b++) {
         Block& block = world.blocks[b];
         block.shared = memory + b * room, block.cluster = &clusters[b / world.cluster];
