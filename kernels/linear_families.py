@@ -3,6 +3,7 @@
 from kernels.device_linear import LinearScratch
 from kernels.product import Family
 from kernels.skinny_family import Skinny
+from kernels.streamed_family import Streamed
 from kernels.triton.gemm_family import TritonGemm
 
 
@@ -12,4 +13,5 @@ def families(scratch: LinearScratch, pdl: bool = False) -> list[Family]:
 
     Triton's comes last: it compiles in this process, and what other processes compile has begun by then.
     """
-    return [Skinny(scratch.normed.device, pdl), TritonGemm(scratch, pdl)]
+    device = scratch.normed.device
+    return [Skinny(device, pdl), Streamed(device, pdl), TritonGemm(scratch, pdl)]

@@ -29,7 +29,7 @@ MOST_DIFFERENT = 0.02  # relative to the result, in bfloat16
 EPS = 1e-6  # of the norms that are timed; any value takes equally long
 
 # All but the first and the last are names of families.
-Mode = Literal["auto", "skinny", "triton", "cublas"]
+Mode = Literal["auto", "skinny", "streamed", "triton", "cublas"]
 
 
 @dataclass(slots=True)

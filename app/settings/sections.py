@@ -167,8 +167,9 @@ class Gpu:
     )
     linear_backend: LinearName = option(
         "auto",
-        choice("auto", "cublas", "skinny", "triton"),
-        "products of small batches: auto measures at start; cublas, skinny and triton force one",
+        choice("auto", "cublas", "skinny", "streamed", "triton"),
+        "products of small batches: auto measures at start; cublas, skinny, streamed (on a Hopper) and "
+        "triton force one",
         metavar="NAME",
     )
     decode_path: DecodePathName = option(

@@ -6,7 +6,7 @@ import msgspec
 
 BatchingMode = Literal["continuous", "static", "single"]
 AttentionName = Literal["auto", "cuda", "triton", "triton-rotating", "fa2", "fa3", "fa4", "sdpa", "torch"]
-LinearName = Literal["auto", "cublas", "skinny", "triton"]
+LinearName = Literal["auto", "cublas", "skinny", "streamed", "triton"]
 DecodePathName = Literal["auto", "graph", "chained", "persistent"]
 WeightName = Literal["auto", "bf16", "fp8", "int8"]
 KvName = Literal["auto", "bf16", "fp8"]
