@@ -11,6 +11,7 @@ from kernels.product import Config, Product
 from kernels.quantize import Weight
 
 MOST_CONFIGS = 4  # measured for each projection and row count
+FEW_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class Streamed:
         return streamed.unsupported(p.n, p.k, p.activation, p.accumulate, dtype, capability)
 
     def candidates(self, product: Product, rows: int, rivals: Sequence[str]) -> list[streamed.Config]:
-        """One row is left to kernels.skinny, where that is measured, too."""
-        if rows == 1 and "skinny" in rivals:
+        """Up to eight rows are left to kernels.skinny, where that is measured, too: by itself it is the
+        slower one, but in a whole step the faster."""
+        if rows <= FEW_ROWS and "skinny" in rivals:
             return []
         count = self.multiprocessors
         if count is None:

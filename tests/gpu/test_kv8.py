@@ -13,11 +13,10 @@ from engine.async_engine import AsyncEngine
 from engine.messages import EngineConfig, SamplingParams
 from engine.model import GPT
 from kernels.backends import AttentionSpec
-from kernels.backends.selftest import Problem, fault, windows
+from kernels.backends.selftest import fault
 from kernels.backends.triton import TritonBackend
 from kernels.registry import Unavailable
 from kernels.triton.decode_config import config_for
-from kernels.triton.precompile import compile_all, missing
 from tests.engine.checkpoints import make_model
 from tests.engine.serving import Answer, Ask, answers, started
 from tests.gpu.test_engine import (
@@ -144,23 +143,8 @@ def ours(shape: tuple[int, int, int, int, int], fp8_kv: bool) -> tuple[TritonBac
     return TritonBackend(spec, lambda _: config), spec
 
 
-@pytest.fixture(scope="module")
-def compiled(converts: None) -> None:
-    """All problems' kernels at once, on all cores."""
-    with missing() as wanted:
-        for shape, fp8_kv in PROBLEMS:
-            backend, spec = ours(shape, fp8_kv)
-            for longest in LONGEST:
-                problem = Problem.of(spec, longest)
-                for window in windows(longest):
-                    problem.solve(backend, window)
-    compile_all(wanted, torch.device("cuda"))
-
-
 @pytest.mark.parametrize(("shape", "fp8_kv"), PROBLEMS, ids=str)
-def test_our_kernels_agree_with_the_reference(
-    compiled: None, shape: tuple[int, int, int, int, int], fp8_kv: bool
-) -> None:
+def test_our_kernels_agree_with_the_reference(shape: tuple[int, int, int, int, int], fp8_kv: bool) -> None:
     backend, spec = ours(shape, fp8_kv)
     for longest in LONGEST:
         assert fault(backend, spec, longest) is None
