@@ -40,7 +40,7 @@ part() {
         ;;
     tests)
         run tests-kernels 200 python3 -m pytest -q tests/gpu/test_loader.py tests/gpu/test_kernels.py \
-            tests/gpu/test_skinny.py
+            tests/gpu/test_skinny.py tests/gpu/test_streamed.py tests/gpu/test_gemm.py
         run tests-engine 400 python3 -m pytest -q --tb=short tests/gpu/test_engine.py tests/gpu/test_growth.py
         run tests-rest 200 python3 -m pytest -q --tb=short tests/gpu/test_deep.py tests/gpu/test_graphs.py tests/gpu/test_weights8.py \
             tests/gpu/test_te.py

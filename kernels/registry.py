@@ -161,7 +161,8 @@ CANDIDATES: dict[Op, tuple[Candidate, ...]] = {
         Candidate(
             "skinny",
             _skinny,
-            "few rows; each projection's product is measured at start, beside cuBLAS and Triton's",
+            "few rows; each projection's product is measured at start, beside streamed ones, cuBLAS and "
+            "Triton's",
         ),
         Candidate("cublas", _cuda, "the library"),
         Candidate("onednn", _cpu, "packed weights, rows independent of each other"),

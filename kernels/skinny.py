@@ -331,14 +331,22 @@ def _mismatch(
         return f"variant '{variant}' does not fit {m} rows, {n} outputs, {k} inputs"
     if activation == "swiglu" and accumulate:
         return "no swiglu that adds to its output"
+    values = weight.values if isinstance(weight, Weight8) else weight
+    return misplaced(x, values, weight.dtype, out, activation)
+
+
+def misplaced(
+    x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, out: torch.Tensor, activation: Activation
+) -> str | None:
+    """Why operands do not lie as kernels of products take them, or None. dtype: what the weight stands for."""
+    m, n = x.size(0), weight.size(0)
     columns = n // 2 if activation == "swiglu" else n
     if out.shape != (m, columns):
         return f"out is {tuple(out.shape)}, must be {(m, columns)}"
-    if {x.dtype, weight.dtype, out.dtype} != {torch.bfloat16}:
+    if {x.dtype, dtype, out.dtype} != {torch.bfloat16}:
         return "x, weight and out must be bfloat16"
-    values = weight.values if isinstance(weight, Weight8) else weight
-    if x.stride(1) != 1 or out.stride(1) != 1 or not values.is_contiguous():
+    if x.stride(1) != 1 or out.stride(1) != 1 or not weight.is_contiguous():
         return "rows must be contiguous"
-    if x.data_ptr() % 16 or x.stride(0) % 8 or values.data_ptr() % 16:
+    if x.data_ptr() % 16 or x.stride(0) % 8 or weight.data_ptr() % 16:
         return "rows of x and weight must start at multiples of 16 bytes"
     return None

@@ -16,7 +16,7 @@ import torch
 
 from kernels.cuda_driver import Kernel, architecture, argument_addresses, load_kernel
 from kernels.nvrtc import compile_many, read_source
-from kernels.skinny import Activation
+from kernels.skinny import Activation, misplaced
 from kernels.tensor_map import BYTES, TILE, tensor_map
 
 MAX_ROWS = 64
@@ -256,15 +256,6 @@ def _mismatch(
         return misfit
     if activation == "swiglu" and (accumulate or not config.gates):
         return "no swiglu that adds to its output, or whose gates and factors come apart"
-    columns = n // 2 if activation == "swiglu" else n
-    if out.shape != (m, columns):
-        return f"out is {tuple(out.shape)}, must be {(m, columns)}"
-    if {x.dtype, weight.dtype, out.dtype} != {torch.bfloat16}:
-        return "x, weight and out must be bfloat16"
-    if x.stride(1) != 1 or out.stride(1) != 1 or not weight.is_contiguous():
-        return "rows must be contiguous"
-    if x.data_ptr() % 16 or x.stride(0) % 8 or weight.data_ptr() % 16:
-        return "rows of x and weight must start at multiples of 16 bytes"
     if out.data_ptr() % 8 or out.stride(0) % 4:
         return "rows of out must start at multiples of 8 bytes"
-    return None
+    return misplaced(x, weight, weight.dtype, out, activation)

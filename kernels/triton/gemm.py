@@ -14,7 +14,7 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.nvrtc import CompileError
-from kernels.skinny import Activation
+from kernels.skinny import Activation, misplaced
 from kernels.triton.gemm_config import (
     WORKSPACE_SUMS,
     WORKSPACE_TILES,
@@ -189,13 +189,4 @@ def _mismatch(
         return misfit
     if activation == "swiglu" and accumulate:
         return "no swiglu that adds to its output"
-    columns = n // 2 if activation == "swiglu" else n
-    if out.shape != (m, columns):
-        return f"out is {tuple(out.shape)}, must be {(m, columns)}"
-    if {x.dtype, weight.dtype, out.dtype} != {torch.bfloat16}:
-        return "x, weight and out must be bfloat16"
-    if x.stride(1) != 1 or out.stride(1) != 1 or not weight.is_contiguous():
-        return "rows must be contiguous"
-    if x.data_ptr() % 16 or x.stride(0) % 8 or weight.data_ptr() % 16:
-        return "rows of x and weight must start at multiples of 16 bytes"
-    return None
+    return misplaced(x, weight, weight.dtype, out, activation)
