@@ -338,7 +338,7 @@ def _mismatch(
 def misplaced(
     x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, out: torch.Tensor, activation: Activation
 ) -> str | None:
-    """Why operands do not lie as kernels of products take them, or None. dtype: what the weight stands for."""
+    """Why operands do not lie as kernels of products take them, or None. dtype: the weight's in full."""
     m, n = x.size(0), weight.size(0)
     columns = n // 2 if activation == "swiglu" else n
     if out.shape != (m, columns):
