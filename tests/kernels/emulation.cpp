@@ -185,7 +185,7 @@ void begin_products() {
     self().multiplies = true;
 }
 void commit_products() { self().multiplies = false, self().product_group++; }
-void add_product(float* d, int columns, Place a, Place b, bool adds) {
+void add_product(float* d, int columns, TilePlace a, TilePlace b, bool adds) {
     if (!self().multiplies) fail("a product that has not begun");
     if (((uintptr_t)a.tile | (uintptr_t)b.tile) % 1024 || (a.row | b.row) % 8 || a.k < 0 || a.k > 3 || b.k != a.k)
         fail("products of places that there are not");

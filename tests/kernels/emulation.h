@@ -105,13 +105,13 @@ void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u3
 // later than it.
 typedef const unsigned char* Tile;
 static inline Tile tile_at(const void* shared) { return (Tile)shared; }
-struct Place { Tile tile; int row, k; };
-static inline Place described(Tile tile, int row, int k) { return {tile, row, k}; }
+struct TilePlace { Tile tile; int row, k; };
+static inline TilePlace described(Tile tile, int row, int k) { return {tile, row, k}; }
 void begin_products();
 void commit_products();
-void add_product(float* d, int columns, Place a, Place b, bool adds);
+void add_product(float* d, int columns, TilePlace a, TilePlace b, bool adds);
 void wait_for_all_products_but(int left);
-template <int HALF> static void multiply_tiles(float (&d)[HALF], Place a, Place b, bool adds) {
+template <int HALF> static void multiply_tiles(float (&d)[HALF], TilePlace a, TilePlace b, bool adds) {
     add_product(d, 2 * HALF, a, b, adds);
 }
 template <int LEFT> static void wait_for_products() { wait_for_all_products_but(LEFT); }
