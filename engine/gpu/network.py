@@ -349,6 +349,7 @@ class Network:
             vocab=weights.vocab_size,
             softcap=weights.softcap,
             full=full,
+            pdl=self.pdl,
         )
         finish_step(
             inputs.entry_rows,
@@ -364,4 +365,5 @@ class Network:
             self.results[:, 1],
             self.step_counter,
             failed=self.paths.failed,
+            pdl=self.pdl,
         )

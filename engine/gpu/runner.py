@@ -36,7 +36,8 @@ class Landing:
     """Pinned memory and events of one step's results; a ring of them is used in turn.
 
     tokens: [2, entries] int32, the sampled ids and whether they are valid; LOST on top of that where the step
-    counts for nothing.
+    counts for nothing. began: the end of the step before where that still ran, for each event holds the
+    device up a little; else `started`.
     """
 
     tokens: torch.Tensor
@@ -46,21 +47,30 @@ class Landing:
     started: torch.cuda.Event
     ended: torch.cuda.Event
     landed: torch.cuda.Event
+    began: torch.cuda.Event
 
     @classmethod
     def allocate(cls, entries: int) -> "Landing":
         def pinned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         return cls(
             pinned(2, entries, dtype=torch.int32),
             pinned(entries, dtype=torch.float32),
             pinned(entries, MAX_LOGPROBS, dtype=torch.int32),
             pinned(entries, MAX_LOGPROBS, dtype=torch.float32),
-            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
-            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
+            started,
+            ended,
             torch.cuda.Event(),  # type: ignore[no-untyped-call]
+            started,
         )
+
+    def begin_behind(self, previous: torch.cuda.Event) -> None:
+        """previous: behind all that has been queued."""
+        self.began = self.started if previous.query() else previous  # type: ignore[no-untyped-call]
+        if self.began is self.started:
+            self.started.record()
 
 
 class GpuRunner:
@@ -93,12 +103,12 @@ class GpuRunner:
 
     def launch(self, plan: Plan) -> StepHandle:
         network, slot = self.network, self._launched % RING
-        landing = self._landings[slot]
+        landing, before = self._landings[slot], self._landings[slot - 1]
         with torch.cuda.stream(self._stream), torch.inference_mode():
             network.rows.stage(plan, self._terminal_ids)
             staged = self._staging.stage(plan)
             full = network.rows.needs_full(plan)
-            landing.started.record()
+            landing.begin_behind(before.ended)
             self._graphs_for(staged, plan).run(staged.shape, full)
             self._launched += 1  # as the device's own counter: what fails later must not put them apart
             landing.ended.record()
@@ -262,7 +272,7 @@ class GpuRunner:
     def _await(self, landing: Landing, entries: list[Chunk], scores: PromptScores | None) -> StepResult:
         """On the waiter thread: blocks until the step's results have landed."""
         landing.landed.synchronize()
-        seconds = landing.started.elapsed_time(landing.ended) / 1e3
+        seconds = landing.began.elapsed_time(landing.ended) / 1e3
         # Every step has an entry, if only of padding, that says whether it counts.
         tokens, valid = landing.tokens[:, : len(entries) or 1].tolist()
         if valid[0] >= _LOST:
