@@ -24,8 +24,10 @@ from kernels.timing import GraphTimer, Timer
 
 __all__ = ["Choice", "Choices", "Mode", "Projection", "choose"]
 
-MEASURED_ROWS = (1, 8, 16, 32, 64, 128, 256)
+MEASURED_ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
 MOST_DIFFERENT = 0.02  # relative to the result, in bfloat16
+# Other kernels that are worth a look in whole steps: how many, and how much slower by themselves.
+MOST_NEAR, NEAR = 4, 1.4
 EPS = 1e-6  # of the norms that are timed; any value takes equally long
 
 # All but the first and the last are names of families.
@@ -60,6 +62,16 @@ class Choices:
             return False
         self._by_name[pick.family].run(product, x, weight, out, eps, pick.config)
         return True
+
+    def put(self, product: Product, rows: int, pick: Pick | None, reason: str = "") -> None:
+        """Another kernel, None for cuBLAS, for a measured number of rows and those in between that take its
+        choice; reason, for the start-up table. No graph may have been captured yet. CompileError, DriverError.
+        """
+        by_rows = self.table[product]
+        smaller = max((measured for measured in by_rows if measured < rows), default=0)
+        if pick is not None:
+            self._by_name[pick.family].prepare(product, range(smaller + 1, rows + 1), pick.config)
+        by_rows[rows] = dataclasses.replace(by_rows[rows], variant=pick, reason=reason)
 
     def explain(self) -> list[tuple[str, str, str]]:
         """Rows for the start-up table: what, which, why."""
@@ -244,7 +256,7 @@ class _Probe:
         if chosen is not None and self.mode == "auto" and theirs < times[chosen]:
             chosen = None
         shown = {served: seconds * 1e6 / len(weights) for served, seconds in fastest.items()}
-        return Choice(chosen, shown, failure)
+        return Choice(chosen, shown, failure, _near(chosen, times, theirs))
 
     def _disagrees(
         self, product: Product, pick: Pick, weight: Weight, x: torch.Tensor, out: torch.Tensor
@@ -272,3 +284,11 @@ class _Probe:
     ) -> None:
         for weight in weights:
             self.library(product, x, weight, out, EPS)
+
+
+def _near(chosen: Pick | None, times: Mapping[Pick, float], theirs: float) -> tuple[Pick | None, ...]:
+    """The others, cuBLAS among them, fastest first, as far as they are near. theirs: cuBLAS's time."""
+    seconds: dict[Pick | None, float] = {None: theirs}
+    seconds |= {pick: times[pick] for pick in times}
+    others = sorted((pick for pick in seconds if pick != chosen), key=lambda pick: seconds[pick])
+    return tuple(pick for pick in others if seconds[pick] <= NEAR * seconds[chosen])[:MOST_NEAR]

@@ -18,11 +18,13 @@ from kernels.product import CUBLAS, Family, Pick, Product
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A measurement's result. variant: None for cuBLAS. times: microseconds of a product by what served it,
-    of a family its fastest kernel's, in the order in which they are shown."""
+    of a family its fastest kernel's, in the order in which they are shown. near: others that were not much
+    slower by themselves, the fastest first."""
 
     variant: Pick | None
     times: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    near: tuple[Pick | None, ...] = ()
 
     def row(self, name: str, rows: int) -> tuple[str, str, str]:
         """For the start-up table: what, which, why."""
@@ -64,15 +66,28 @@ def read_cache(path: Path, families: Sequence[Family]) -> dict[str, Choice]:
 
 
 def _decode(entry: Mapping[str, object], families: Mapping[str, Family]) -> Choice:
-    name, fields, times = entry["family"], entry["config"], entry["times"]
-    if not isinstance(times, dict):
-        raise TypeError("times are an object")
+    times, near = entry["times"], entry["near"]
+    if not isinstance(times, dict) or not isinstance(near, list):
+        raise TypeError("times are an object, and near is a list")
     measured = {str(served): float(us) for served, us in times.items()}
-    if name is None:
-        return Choice(None, measured)
+    others = tuple(decode_pick(other, families) for other in near)
+    return Choice(decode_pick(entry["pick"], families), measured, near=others)
+
+
+def decode_pick(entry: object, families: Mapping[str, Family]) -> Pick | None:
+    """From `encode_pick`. TypeError, KeyError, ValueError: an entry of another form, or of no family here."""
+    if entry is None:
+        return None
+    if not isinstance(entry, dict):
+        raise TypeError("a kernel is an object")
+    name, fields = entry["family"], entry["config"]
     if not isinstance(name, str) or not isinstance(fields, dict):
         raise TypeError("a family has a name, and a configuration is an object")
-    return Choice(Pick(name, families[name].config(fields)), measured)
+    return Pick(name, families[name].config(fields))
+
+
+def encode_pick(pick: Pick | None) -> dict[str, object] | None:
+    return None if pick is None else {"family": pick.family, "config": dataclasses.asdict(pick.config)}
 
 
 def write_cache(path: Path, choices: Mapping[str, Choice]) -> None:
@@ -82,9 +97,8 @@ def write_cache(path: Path, choices: Mapping[str, Choice]) -> None:
 
 
 def _encode(choice: Choice) -> dict[str, object]:
-    pick = choice.variant
     return {
-        "family": None if pick is None else pick.family,
-        "config": None if pick is None else dataclasses.asdict(pick.config),
+        "pick": encode_pick(choice.variant),
         "times": dict(choice.times),
+        "near": [encode_pick(pick) for pick in choice.near],
     }

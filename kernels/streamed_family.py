@@ -11,7 +11,7 @@ from kernels.product import Config, Product
 from kernels.quantize import Weight
 
 MOST_CONFIGS = 4  # measured for each projection and row count
-FEW_ROWS = 8
+FEW_ROWS = 4  # left to kernels.skinny
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Streamed:
         return streamed.unsupported(p.n, p.k, p.activation, p.accumulate, dtype, capability)
 
     def candidates(self, product: Product, rows: int, rivals: Sequence[str]) -> list[streamed.Config]:
-        """Up to eight rows are left to kernels.skinny, where that is measured, too: by itself it is the
-        slower one, but in a whole step the faster."""
+        """The fewest rows are left to kernels.skinny, where that is measured, too: by itself it is the slower
+        one, but in a whole step the faster."""
         if rows <= FEW_ROWS and "skinny" in rivals:
             return []
         count = self.multiprocessors

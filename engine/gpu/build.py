@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -27,6 +28,7 @@ from engine.gpu.memory import GRAPH_MARGIN, MEMORY_SHARE, RESERVE, MemoryBudget,
 from engine.gpu.network import Network, programmatic_launch
 from engine.gpu.path_choice import Wanted, choose_paths
 from engine.gpu.paths import installed
+from engine.gpu.product_choice import choose_products
 from engine.gpu.rows import DeviceRows
 from engine.gpu.runner import GpuRunner
 from engine.gpu.staging import StepStaging
@@ -119,8 +121,18 @@ def build(
     staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
+    # By themselves products are measured before there is a network; what kernels are wanted depends on both.
+    tuned = config.linear_backend == "auto" and network.pdl and use_graphs
+    if tuned:
+        choose_products(network, linears.choices, sizes.max_rows, sizes.max_model_len, None)
     compiled = runner.compile()
     clock.lap("kernels")
+    if tuned:
+        with torch.cuda.stream(stream):
+            make = partial(_cache, model, sizes=sizes, kept=kept, device=device)
+            measured = choose_products(network, linears.choices, sizes.max_rows, sizes.max_model_len, make)
+        compiled += runner.compile() if measured else 0
+        clock.lap("products")
     if maker is not None:
         _prepare_te(runner, network, linears, passages, sizes, model, kept)
         clock.lap("calibration")

@@ -28,13 +28,20 @@ class LayerLinears:
 
 @dataclass(slots=True)
 class Linears:
-    """te: those of the projections that are Transformer Engine's. te_scratch: what they share."""
+    """choices: what serves the projections, chosen as `mode` says. te: those of them that are Transformer
+    Engine's. te_scratch: what these share."""
 
     layers: list[LayerLinears]
     head: FusedLinear
-    features: list[Feature] = field(default_factory=list)
+    choices: Choices = field(default_factory=Choices)
+    mode: Mode = "auto"
     te: list[TeLinear] = field(default_factory=list)
     te_scratch: TeScratch | None = None
+
+    @property
+    def features(self) -> list[Feature]:
+        """Rows for the start-up table."""
+        return [(what, self.mode, used, why) for what, used, why in self.choices.explain()]
 
 
 def build_linears(
@@ -84,8 +91,7 @@ def build_linears(
         )
         for layer in weights.layers
     ]
-    features: list[Feature] = [(what, mode, used, why) for what, used, why in choices.explain()]
-    return Linears(layers, linear(weights.head), features, te, te_scratch)
+    return Linears(layers, linear(weights.head), choices, mode, te, te_scratch)
 
 
 def _projections(weights: NetworkWeights) -> list[Projection]:

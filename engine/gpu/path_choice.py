@@ -1,9 +1,7 @@
 """Which path each decode bucket goes: tested on this device first, then measured once and kept in a file."""
 
-import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import kernels
 from engine.backend import Feature
 from engine.fastpath import FlagUnavailable
 from engine.gpu.cache import PagedKV
@@ -28,10 +25,10 @@ from engine.gpu.path_trial import (
     positions_for,
 )
 from engine.gpu.paths import LIBRARY, Library, StepKernels, make_kernels, spec_of
+from engine.gpu.step_file import step_file
 from engine.messages.config import DecodePathName
-from kernels.caps import DeviceCaps
 from kernels.cuda_driver import DriverError
-from kernels.nvrtc import CompileError, cache_folder, load_nvrtc, write_atomically
+from kernels.nvrtc import CompileError, write_atomically
 from kernels.step_spec import StepPath, StepSpec
 from kernels.timing import GraphTimer, Timer
 
@@ -257,7 +254,7 @@ class _Choice:
     ) -> dict[int, PathChoice]:
         """What the file knows, and measurements of the rest, kept in it."""
         device = self.network.weights.embedding.device
-        file = file or _cache_file(device)
+        file = file or step_file("decode-path", device)
         known, before = read_times(file), read_times(file)
         found: dict[int, PathChoice] = {}
         for rows, paths in usable.items():
@@ -300,21 +297,6 @@ def fastest(times: Times) -> StepPath:
 
 
 # -- the file of measurements
-
-
-def _cache_file(device: torch.device) -> Path:
-    """Of this kind of device, its driver, torch, the compiler, and all sources of kernels."""
-    caps = DeviceCaps.of(device)
-    try:
-        nvrtc = load_nvrtc().version
-    except CompileError:
-        nvrtc = "none"
-    folder = Path(kernels.__file__).parent
-    sources = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu", ".cuh", ".h"))
-    text = "\0".join([*(path.read_text() for path in sources), Path(__file__).read_text()])
-    versions = [caps.name, caps.driver or "", torch.__version__, nvrtc]
-    name = re.sub(r"[^\w.]+", "-", "-".join(versions))
-    return cache_folder() / f"decode-path-{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def read_times(path: Path) -> dict[str, dict[StepPath, float]]:

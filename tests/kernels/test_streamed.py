@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from kernels.skinny import Activation
-from kernels.streamed import HALF, MAX_ROWS, Config, configs, defines, height_of, streamed_linear, unsupported
+from kernels.streamed import (
+    MAX_ROWS,
+    Config,
+    configs,
+    defines,
+    height_of,
+    most_shared,
+    streamed_linear,
+    unsupported,
+)
 from tests.kernels.conftest import HostCode
 from tests.kernels.test_skinny import FLAGS, exact, inputs
 from tests.tiers import tiered
@@ -113,7 +122,7 @@ def test_configurations_fit() -> None:
             assert found and len(set(found)) == len(found)
             for config in found:
                 assert config.misfit(m, n, k) is None and config.grid(n) % config.split == 0
-                assert config.shared_bytes(m) <= HALF and height_of(m) >= m
+                assert config.shared_bytes(m) <= most_shared(m) and height_of(m) >= m
     assert configs(65, 2048, 2048) == [] and configs(0, 2048, 2048) == []
 
 

@@ -49,16 +49,18 @@ def llama(family: str = "llama", **sizes: object) -> Decoder:
     return model.to(BF16).eval()
 
 
-def network_of(model: Decoder, kind: Kind8 | None = None, kept: torch.dtype | None = None) -> Network:
+def network_of(
+    model: Decoder, kind: Kind8 | None = None, kept: torch.dtype | None = None, most: int = ROWS
+) -> Network:
     """On the CPU, with a cache of one block. kept: what keys and values are kept in, if not the model's."""
     weights = network_weights(model, keeper=Keeper.eight_bits(kind) if kind else None)
     rotary, dtype = weights.layers[0].rotary, weights.embedding.dtype
     spec = AttentionSpec(
-        *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, dtype, ROWS, LENGTH, CPU), kept == FORMAT
+        *(rotary.heads, rotary.kv_heads, rotary.head_dim, BLOCK, dtype, most, LENGTH, CPU), kept == FORMAT
     )
-    rows = DeviceRows(ROWS, 1 + LENGTH // BLOCK, weights.vocab_size, CPU)
+    rows = DeviceRows(most, 1 + LENGTH // BLOCK, weights.vocab_size, CPU)
     linears = build_linears(weights, "auto", TOKENS, False)
-    network = Network(weights, linears, rows, ExactBackend(spec), TOKENS, ROWS)
+    network = Network(weights, linears, rows, ExactBackend(spec), TOKENS, most)
     network.cache = cache_of(model, 2, kept or dtype)
     return network
 
