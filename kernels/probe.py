@@ -65,7 +65,7 @@ class Choices:
 
     def put(self, product: Product, rows: int, pick: Pick | None, reason: str = "") -> None:
         """Another kernel, None for cuBLAS, for a measured number of rows and those in between that take its
-        choice; reason, for the start-up table. No graph may have been captured yet. CompileError, DriverError.
+        choice; reason, for the start-up table. No graph may have been captured. CompileError, DriverError.
         """
         by_rows = self.table[product]
         smaller = max((measured for measured in by_rows if measured < rows), default=0)
