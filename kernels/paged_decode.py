@@ -20,6 +20,10 @@ ORDERS = ("rope", "rope_norm", "norm_rope")
 _DEPENDENT, _AHEAD, _FRESH = 1, 2, 4
 RESIDENT_WARPS = 16  # on a multiprocessor
 MANY = 8  # pairs of an entry and a kv head for each multiprocessor
+# Up to so many keys of each row, with about a pair for each multiprocessor, a step is faster if a block
+# leaves memory to its neighbours instead of having two tiles in flight: 8 rows of a d32 on an H200 1.308
+# instead of 1.328 ms at 192 keys, 1.842 instead of 1.702 at 1,088.
+SHORT_KEYS = 288
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,17 @@ class Variant:
         return self.warps * room + quads * 16 + shape.group * shape.head_dim * 2 + new + small
 
 
-def variant_for(shape: Shape, entries: int, multiprocessors: int) -> Variant | None:
+def variant_for(shape: Shape, entries: int, multiprocessors: int, short: bool = False) -> Variant | None:
     """How a batch is run; None where kernels.triton.decode is faster. As measured in whole steps of a d32 on
     an H200 (docs/architecture.md): up to a pair of an entry and a kv head for each multiprocessor many warps
     share one's keys, and one block is all that a multiprocessor takes beside those of the kernels around;
-    with many pairs blocks are small, so that one's beginning hides behind another's work.
+    with many pairs blocks are small, so that one's beginning hides behind another's work. short: rows have up
+    to SHORT_KEYS keys; the bits are the same, for keys are cut and added up in one way.
     """
     pairs = entries * shape.kv_heads
     if pairs <= multiprocessors:
-        return Variant(warps=8, stages=2, units=1)
+        few = short and 2 * pairs > multiprocessors and not shape.fp8_kv
+        return Variant(warps=8, stages=1 if few else 2, units=1)
     if pairs <= 2 * multiprocessors:
         return Variant(8, 2, 1) if shape.fp8_kv else Variant(8, 1, 2)
     if pairs <= MANY * multiprocessors or shape.group > 1:
@@ -135,9 +141,9 @@ class PagedDecode:
         self.arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self.launch))
         self.kernels: dict[Variant, Kernel] = {}
 
-    def variant(self, entries: int) -> Variant | None:
-        """How a batch of `entries` is run; None: it is not for this kernel."""
-        return self.forced or variant_for(self.shape, entries, self.multiprocessors)
+    def variant(self, entries: int, short: bool = False) -> Variant | None:
+        """How a batch of `entries` is run; None: it is not for this kernel. short: see `variant_for`."""
+        return self.forced or variant_for(self.shape, entries, self.multiprocessors, short)
 
     def plan(self, entries: int) -> DecodeConfig:
         """How the keys of such a batch must have been cut, for whichever kernel has it."""
@@ -149,7 +155,9 @@ class PagedDecode:
 
     def prepare(self, max_entries: int) -> None:
         """Compiles and loads all that batches of up to `max_entries` need. CompileError, DriverError."""
-        wanted = map(self.variant, range(1, max_entries + 1))
+        wanted = (
+            self.variant(entries, short) for entries in range(1, max_entries + 1) for short in (False, True)
+        )
         variants = [variant for variant in dict.fromkeys(wanted) if variant is not None]
         constants = [defines(self.shape, variant) for variant in variants]
         compile_many(source(), "paged_decode", architecture(self.device), constants)()
@@ -180,6 +188,7 @@ class PagedDecode:
         scales: Scales | None = None,
         fresh: Fresh | None = None,
         ahead: bool = False,
+        short: bool = False,
         pdl: bool = False,
     ) -> None:
         """As kernels.triton.decode.paged_decode, over pages in which a head's keys of a block lie one behind
@@ -202,7 +211,7 @@ class PagedDecode:
             return
         fill(self.launch, q, k_pages, v_pages, block_tables, out, workspace, window, scale, scales, fresh)
         self.launch.flags |= (_DEPENDENT if pdl else 0) | (_AHEAD if pdl and ahead else 0)
-        variant = self.variant(entries)
+        variant = self.variant(entries, short)
         if variant is None:
             raise ValueError(f"{entries} entries are not for this kernel")
         if workspace.units(entries) > work.items.size(0):

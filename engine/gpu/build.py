@@ -39,6 +39,7 @@ from engine.memory import block_bytes, largest_pool, whole_pages
 from engine.messages import EngineConfig
 from engine.rehearsal import rehearse
 from kernels.backends import select_backend
+from kernels.backends.base import short_keys
 from kernels.kv8 import FORMAT
 from kernels.te_linear import TeMaker
 
@@ -118,7 +119,8 @@ def build(
     # Graphs hold the addresses of what they were captured with, whatever the flag says.
     network.persistent = use_graphs or flags.values.enable_persistent_decode
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    staging = StepStaging(Buckets.up_to(sizes.max_rows, sizes.max_tokens), device)
+    buckets = Buckets.up_to(sizes.max_rows, sizes.max_tokens, partial(short_keys, network.attention))
+    staging = StepStaging(buckets, device)
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
     # By themselves products are measured before there is a network; what kernels are wanted depends on both.

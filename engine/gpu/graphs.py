@@ -7,8 +7,8 @@ that reads and writes nothing. Below 32 rows decoding is bound by the weights, s
 import bisect
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,23 +23,32 @@ TOKEN_BUCKETS = (*SMALL_STEPS, *LARGE_STEPS)
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Sizes of steps that graphs exist for: `decode` rows of pure decode steps, `tokens` of the others."""
+    """Sizes of steps that graphs exist for: `decode` rows of pure decode steps, `tokens` of the others.
+    short: of those decode sizes that have a second graph, how many keys a row of its steps has at most.
+    """
 
     decode: tuple[int, ...]
     tokens: tuple[int, ...]
     max_rows: int
+    short: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
-    def up_to(cls, max_rows: int, max_tokens: int) -> "Buckets":
+    def up_to(
+        cls, max_rows: int, max_tokens: int, short_keys: Callable[[int], int] = lambda rows: 0
+    ) -> "Buckets":
+        """short_keys: see kernels.backends.base.short_keys."""
         decode = [size for size in DECODE_BUCKETS if size < max_rows]
         decode += range(320, max_rows, 64)
         tokens = [size for size in TOKEN_BUCKETS if size < max_tokens]
         tokens += range(10240, max_tokens, 2048)
-        return cls((*decode, max_rows), (*tokens, max_tokens), max_rows)
+        short = {size: keys for size in (*decode, max_rows) if (keys := short_keys(size))}
+        return cls((*decode, max_rows), (*tokens, max_tokens), max_rows, short)
 
-    def decode_shape(self, rows: int) -> StepShape:
+    def decode_shape(self, rows: int, keys: Callable[[], int] | None = None) -> StepShape:
+        """keys: what the longest row has, if that is known; asked where it matters."""
         size = self.decode[bisect.bisect_left(self.decode, rows)]
-        return StepShape(size, size, size, 0)
+        short = keys is not None and size in self.short and keys() <= self.short[size]
+        return StepShape(size, size, size, 0, short)
 
     def mixed_shape(self, tokens: int) -> StepShape:
         size = self.tokens[bisect.bisect_left(self.tokens, tokens)]
@@ -49,7 +58,12 @@ class Buckets:
     def shapes(self) -> list[StepShape]:
         """Largest first, the order of capture: later ones then fit into what the first took."""
         mixed = [self.mixed_shape(size) for size in reversed(self.tokens)]
-        return [*mixed, *(self.decode_shape(size) for size in reversed(self.decode))]
+        decode = [
+            self.decode_shape(size, keys)
+            for size in reversed(self.decode)
+            for keys in ((None, lambda: 0) if size in self.short else (None,))
+        ]
+        return [*mixed, *decode]
 
 
 Step = Callable[[StepShape, StepInputs, bool], None]

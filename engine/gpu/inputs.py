@@ -21,13 +21,15 @@ class StepShape(NamedTuple):
     """Sizes that one captured graph is made for, all of them upper bounds of what a step really holds.
 
     tokens: positions computed. entries: sampled tokens. decodes: single positions, which come first. chunks:
-    longer pieces of sequences; 0 for a pure decode step.
+    longer pieces of sequences; 0 for a pure decode step. short: a pure decode step, none of whose rows has
+    more keys than attention's form for few of them is for (kernels.backends.base.short_keys).
     """
 
     tokens: int
     entries: int
     decodes: int
     chunks: int
+    short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class StepInputs:
 
 def sizes(shape: StepShape) -> tuple[int, ...]:
     """Lengths of the arrays of `StepInputs`, in order."""
-    tokens, entries, decodes, chunks = shape
+    tokens, entries, decodes, chunks, _ = shape
     return (tokens, tokens, tokens, tokens, entries, entries, decodes, chunks, chunks, chunks + 1)
 
 

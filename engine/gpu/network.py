@@ -263,6 +263,7 @@ class Network:
             scale=layer.rotary.head_dim**-0.5,
             window=layer.window,
             scales=cache.scales[index],
+            short=shape.short,
             pdl=self.pdl,
         )
 

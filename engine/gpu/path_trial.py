@@ -11,6 +11,7 @@ import torch
 from engine.gpu.cache import PagedKV
 from engine.gpu.inputs import StepInputs, StepShape, buffer_size, device_inputs, host_inputs
 from engine.gpu.network import Network
+from kernels.backends.base import short_keys
 from kernels.kv8 import FORMAT, Scales, dequantize_kv, quantize_kv
 from kernels.step_spec import StepPath
 
@@ -94,7 +95,8 @@ class Trial:
         token_rows = np.arange(live)[::-1]
         tables = torch.from_numpy(blocks).to(device)
         network.rows.block_tables[torch.from_numpy(token_rows.copy()).to(device), :each] = tables
-        shape = StepShape(rows, rows, rows, 0)
+        short = max(positions) < short_keys(network.attention, rows)
+        shape = StepShape(rows, rows, rows, 0, short)
         packed = np.full(buffer_size(shape), -1, dtype=np.int32)
         host = host_inputs(packed, shape)
         for array in (host.token_rows, host.decode_rows, host.entry_rows):

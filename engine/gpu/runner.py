@@ -8,7 +8,7 @@ that continues the same rows sends nothing at all.
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -47,23 +47,24 @@ class Landing:
     started: torch.cuda.Event
     ended: torch.cuda.Event
     landed: torch.cuda.Event
-    began: torch.cuda.Event
+    began: torch.cuda.Event = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.started
 
     @classmethod
     def allocate(cls, entries: int) -> "Landing":
         def pinned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
-        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         return cls(
             pinned(2, entries, dtype=torch.int32),
             pinned(entries, dtype=torch.float32),
             pinned(entries, MAX_LOGPROBS, dtype=torch.int32),
             pinned(entries, MAX_LOGPROBS, dtype=torch.float32),
-            started,
-            ended,
+            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
+            torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
             torch.cuda.Event(),  # type: ignore[no-untyped-call]
-            started,
         )
 
     def begin_behind(self, previous: torch.cuda.Event) -> None:

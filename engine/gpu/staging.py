@@ -43,7 +43,7 @@ class StepStaging:
         chunks = plan.chunks
         entries = [chunk for chunk in chunks if chunk.samples]
         if plan.num_tokens == len(chunks):
-            shape = self.buckets.decode_shape(len(chunks))
+            shape = self.buckets.decode_shape(len(chunks), lambda: 1 + max(chunk.start for chunk in chunks))
             self._stage_decode(shape, chunks, len(entries) == len(chunks))
             return Staged(shape, True, entries)
         shape = self.buckets.mixed_shape(plan.num_tokens)

@@ -102,9 +102,16 @@ class RotatingBackend(AttentionBackend, Protocol):
         scale: float,
         window: int | None,
         scales: Scales | None = None,
+        short: bool = False,
         pdl: bool = False,
     ) -> None:
-        """As `decode` of what kernels.triton.rope.rotate_and_store makes of `fresh`. No row comes twice."""
+        """As `decode` of what kernels.triton.rope.rotate_and_store makes of `fresh`. No row comes twice.
+        short: the form for rows of few keys, if there is one; it gives the same bits.
+        """
+        ...
+
+    def short_keys(self, entries: int) -> int:
+        """Up to how many keys of each row the form for few is the faster one; 0: there is none."""
         ...
 
 
@@ -123,4 +130,10 @@ def rotating(attention: AttentionBackend, entries: int) -> RotatingBackend | Non
     return attention.rotating(entries) if isinstance(attention, MayRotate) else None
 
 
-__all__ = ["AttentionBackend", "AttentionSpec", "MayRotate", "RotatingBackend", "rotating"]
+def short_keys(attention: AttentionBackend, entries: int) -> int:
+    """See `RotatingBackend.short_keys`; 0 for backends that do not rotate steps of so many single queries."""
+    inside = rotating(attention, entries)
+    return 0 if inside is None else inside.short_keys(entries)
+
+
+__all__ = ["AttentionBackend", "AttentionSpec", "MayRotate", "RotatingBackend", "rotating", "short_keys"]

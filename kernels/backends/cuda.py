@@ -7,7 +7,7 @@ from kernels.backends.triton import RotatingTritonBackend
 from kernels.cluster import Shape
 from kernels.cuda_driver import architecture
 from kernels.kv8 import Scales
-from kernels.paged_decode import PagedDecode
+from kernels.paged_decode import SHORT_KEYS, PagedDecode
 from kernels.triton.decode import Fresh
 
 
@@ -36,6 +36,9 @@ class CudaBackend(RotatingTritonBackend):
 
     def rotating(self, entries: int) -> "CudaBackend":
         return self
+
+    def short_keys(self, entries: int) -> int:
+        return SHORT_KEYS if self.kernel.variant(entries, True) != self.kernel.variant(entries) else 0
 
     def plan(
         self, rows: torch.Tensor, positions: torch.Tensor, *, window: int | None, pdl: bool = False
@@ -78,6 +81,7 @@ class CudaBackend(RotatingTritonBackend):
         scale: float,
         window: int | None,
         scales: Scales | None = None,
+        short: bool = False,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)
@@ -95,6 +99,7 @@ class CudaBackend(RotatingTritonBackend):
             scales=scales,
             fresh=fresh,
             ahead=self.launched,
+            short=short,
             pdl=pdl,
         )
         self.launched |= rows.size(0) > 0

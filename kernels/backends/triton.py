@@ -107,6 +107,9 @@ class RotatingTritonBackend(TritonBackend):
     def rotating(self, entries: int) -> "RotatingTritonBackend":
         return self
 
+    def short_keys(self, entries: int) -> int:
+        return 0
+
     def decode_fresh(
         self,
         fresh: Fresh,
@@ -120,6 +123,7 @@ class RotatingTritonBackend(TritonBackend):
         scale: float,
         window: int | None,
         scales: Scales | None = None,
+        short: bool = False,
         pdl: bool = False,
     ) -> None:
         pages = (k_pages, v_pages, block_tables)

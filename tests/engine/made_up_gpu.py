@@ -195,6 +195,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     class Event:
         def record(self) -> None: ...
         def synchronize(self) -> None: ...
+        def query(self) -> bool:
+            return True
+
         def elapsed_time(self, other: object) -> float:
             return 1.0
 

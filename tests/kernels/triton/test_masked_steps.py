@@ -6,6 +6,7 @@ The engine's core over a network of device kernels, without streams and graphs; 
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from engine.prefix import PrefixCache
 from engine.scheduler import Scheduler, SchedulerConfig
 from engine.steps import SampledToken, StepHandle, StepResult
 from engine.text import load_tokenizer
-from kernels.backends.base import AttentionBackend, AttentionSpec
+from kernels.backends.base import AttentionBackend, AttentionSpec, short_keys
 from kernels.backends.reference import TorchBackend
 from kernels.kv8 import FORMAT
 from tests.engine.checkpoints import make_model
@@ -67,7 +68,8 @@ class Steps:
         self.network = Network(weights, linears, rows, backend(spec), 64, ROWS)
         self.cache = PagedKV(config.n_layer, 40, BLOCK, config.n_kv_head, config.head_dim, kept, CPU)
         self.network.cache = self.cache
-        self.staging = StepStaging(Buckets.up_to(ROWS, 64), CPU)
+        buckets = Buckets.up_to(ROWS, 64, partial(short_keys, self.network.attention))
+        self.staging = StepStaging(buckets, CPU)
         self.full: list[bool] = []
 
     @torch.inference_mode()

@@ -160,11 +160,13 @@ def test_blocks_fit_a_multiprocessor() -> None:
     for heads, kv_heads in ((16, 16), (32, 8), (8, 1), (3, 1)):
         for eight_bits, head_dim in product((False, True), (64, 128)):
             shape = Shape(heads, kv_heads, head_dim, 16, eight_bits)
-            for entries in (1, 2, 7, 8, 33, 64, 500):
-                variant = variant_for(shape, entries, 132)
+            for entries, short in product((1, 2, 7, 8, 33, 64, 500), (False, True)):
+                variant = variant_for(shape, entries, 132, short)
                 if variant is None:
                     assert shape.group == 1 and not eight_bits and entries * kv_heads > 8 * 132
                     continue
+                other = variant_for(shape, entries, 132)
+                assert other is not None and other.plan == variant.plan, "keys are cut in one way"
                 assert (1 if variant.warps == 8 else 2) * (variant.shared_bytes(shape) + 1024) <= 228 * 1024
 
 

@@ -19,6 +19,7 @@ from kernels.backends.clustered import ClusteredBackend
 from kernels.backends.reference import TorchBackend
 from kernels.backends.triton import RotatingTritonBackend, TritonBackend
 from kernels.kv8 import FORMAT
+from kernels.triton.decode import Fresh
 from kernels.triton.rope import rotate_and_store
 from tests.engine.checkpoints import make_model
 from tests.kernels.quick_network import quicken
@@ -141,3 +142,32 @@ def test_what_clusters_serve_is_rotated_first(monkeypatch: pytest.MonkeyPatch) -
     assert [len(given) for given in tokens.values()] == list(lengths)
     inside = [calls == 0 for calls in steps.calls]
     assert inside == sorted(inside, reverse=True) and set(steps.calls) == {0, layers}
+
+
+def test_steps_of_short_rows_have_a_form_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a step of any longer row has not, nor one of another number of rows; and a graph of their own."""
+    quicken(monkeypatch)
+    said: list[tuple[bool, int, int]] = []
+
+    class Short(RotatingTritonBackend):
+        def short_keys(self, entries: int) -> int:
+            return 12 if entries == 2 else 0
+
+        def decode_fresh(
+            self, fresh: Fresh, *given: torch.Tensor, short: bool = False, **how: object
+        ) -> None:  # type: ignore[override]
+            rows, positions = given[3:5]
+            said.append((short, len(rows), 1 + int(positions.max())))
+            super().decode_fresh(fresh, *given, short=short, **how)  # type: ignore[arg-type]
+
+    steps = Steps(MODELS["qwen2"](), Short, BF16)
+    assert [shape.short for shape in steps.staging.buckets.shapes() if shape.tokens == 2] == [False, True]
+    prompts = ([5], [6, 7, 8])
+    params = SamplingParams(max_tokens=14, temperature=0, ignore_eos=True)
+    tokens, _, _ = run(
+        [Request(id=row, prompt=prompt, params=params) for row, prompt in enumerate(prompts)], steps
+    )
+    assert [len(given) for given in tokens.values()] == [14, 14]
+    assert all(short == (entries == 2 and keys <= 12) for short, entries, keys in said)
+    assert {(short, entries) for short, entries, _ in said} == {(True, 2), (False, 2)}
+    assert {keys for short, _, keys in said if short} >= {11, 12}
