@@ -23,7 +23,7 @@ MANY = 8  # pairs of an entry and a kv head for each multiprocessor
 # Up to so many keys of each row, with about a pair for each multiprocessor, a step is faster if a block
 # leaves memory to its neighbours instead of having two tiles in flight: 8 rows of a d32 on an H200 1.308
 # instead of 1.328 ms at 192 keys, 1.842 instead of 1.702 at 1,088.
-SHORT_KEYS = 288
+SHORT_KEYS = 320
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,16 @@
 """Products chosen in whole decode steps: what is fastest by itself need not be so among its neighbours.
 
 On a device where a kernel's first blocks begin beside the last of the one in front, how much that wins
-depends on both: on registers and shared memory that the one leaves to the other. So the choice by itself, and
-each family of kernels alone, are tried in whole steps, then for one product after the other what is nearly as
-fast by itself. The results are kept in a file.
+depends on both: on registers and shared memory that the one leaves to the other. So steps are timed with
+what is fastest by itself and with each family of kernels alone, and from each of these on one product after
+the other takes what is nearly as fast by itself. The results are kept in a file.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from kernels.product import Pick, Product
 from kernels.timing import GraphTimer, Timer
 
 TUNED_ROWS = (8, 16, 32, 64)  # measured ones, up to which a step's products read each weight once
-BETTER = 0.003  # by what part of a step another choice must be faster, twice
-ROUNDS = 2  # over all products; the second only where the first has changed something
+BETTER = 0.003  # by what part of a step another choice must be faster
+HOPELESS = 1.1  # of the best start's time: from there on nothing is looked for
 REPLAYS = 8
 
 Picks = Mapping[Product, Pick | None]
@@ -93,7 +94,7 @@ def _key(network: Network, choices: Choices, rows: int) -> str:
     assert network.cache is not None
     kept = network.cache.layers[0][0]
     products = " | ".join(cache_key(product, rows, network.pdl) for product in choices.table)
-    attention = f"{network.attention.name} {kept.dtype} {kept.size(1)} heads of {kept.size(-1)}"
+    attention = f"{network.attention.name} {kept.dtype} {tuple(kept.shape[1:])}"
     return f"{products} | {len(network.weights.layers)} layers | {attention}"
 
 
@@ -114,49 +115,68 @@ def _put(choices: Choices, rows: int, picks: Picks, reason: str = "") -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """For one number of rows. measure: seconds of a step with what `choices` has."""
+    """For one number of rows. measure: seconds of a step with what `choices` has. known: of what has been
+    measured, by the picks of all products in their order.
+    """
 
     choices: Choices
     rows: int
     measure: Callable[[], float]
+    known: dict[tuple[Pick | None, ...], float] = field(default_factory=dict)
 
     def run(self) -> Picks:
-        choices, rows = self.choices, self.rows
-        measured = {p: by_rows[rows] for p, by_rows in choices.table.items() if rows in by_rows}
-        best: Picks = {product: choice.variant for product, choice in measured.items()}
-        alone = least = self.measure()
-        for family in choices.families:
-            of_family = {p: [c.variant, *c.near] for p, c in measured.items()}
-            picks = {
-                product: next((n for n in near if n is not None and n.family == family.name), best[product])
-                for product, near in of_family.items()
-            }
-            best, least = self._better(best, least, picks)
-        for _ in range(ROUNDS):
-            before = best
-            for product, choice in measured.items():
-                for pick in (choice.variant, *choice.near):
-                    best, least = self._better(best, least, {**best, product: pick})
-            if best == before:
-                break
-        _put(choices, rows, best)
-        _log.info(
-            "products of %d rows: %.3f ms a step, %.3f as each is alone", rows, 1e3 * least, 1e3 * alone
-        )
+        by_rows = self.choices.table.items()
+        near = {
+            p: (found[self.rows].variant, *found[self.rows].near)
+            for p, found in by_rows
+            if self.rows in found
+        }
+        starts = self._starts(near)
+        least = min(map(self._seconds, starts))
+        worth = [start for start in starts if self._seconds(start) <= HOPELESS * least]
+        best = min((self._descend(start, near) for start in worth), key=self._seconds)
+        best = self._descend(best, near)
+        if self._seconds(best) > (1 - BETTER) * self._seconds(starts[0]):
+            best = starts[0]
+        _put(self.choices, self.rows, best)
+        alone, seconds = (1e3 * self._seconds(picks) for picks in (starts[0], best))
+        _log.info("products of %d rows: %.3f ms a step, %.3f as each is alone", self.rows, seconds, alone)
         return best
 
-    def _better(self, best: Picks, least: float, other: Picks) -> tuple[Picks, float]:
-        """The better of two choices, and its seconds."""
-        if other == best:
-            return best, least
-        wanted = least * (1 - BETTER)
-        seconds = self.measure() if _put(self.choices, self.rows, other) else least
-        if seconds < wanted:
-            seconds = max(seconds, self.measure())
-        if seconds < wanted:
-            return other, seconds
-        _put(self.choices, self.rows, best)
-        return best, least
+    def _starts(self, near: Mapping[Product, Sequence[Pick | None]]) -> list[Picks]:
+        """What is fastest by itself first; then of each family what is near, as far as it has something."""
+        alone = {product: picks[0] for product, picks in near.items()}
+        starts: list[Picks] = [alone]
+        for family in self.choices.families:
+            own = {
+                p: [n for n in picks if n is not None and n.family == family.name]
+                for p, picks in near.items()
+            }
+            starts.append({p: picks[0] if picks else alone[p] for p, picks in own.items()})
+        return starts
+
+    def _descend(self, start: Picks, near: Mapping[Product, Sequence[Pick | None]]) -> Picks:
+        """From there on one product after the other takes what is near, where a step is faster so."""
+        best = start
+        for product, picks in near.items():
+            for pick in picks:
+                other = {**best, product: pick}
+                if self._seconds(other) < (1 - BETTER) * self._seconds(best):
+                    best = other
+        return best
+
+    def _seconds(self, picks: Picks) -> float:
+        """Of a step; of two measurements the longer one, where the first is the shortest yet."""
+        key = tuple(picks.values())
+        if key not in self.known:
+            if not _put(self.choices, self.rows, picks):
+                self.known[key] = math.inf
+                return math.inf
+            seconds = self.measure()
+            if seconds < min(self.known.values(), default=0.0):
+                seconds = max(seconds, self.measure())
+            self.known[key] = seconds
+        return self.known[key]
 
 
 # -- the file
