@@ -1,6 +1,6 @@
 """Whole decode steps by who attends: `python -m benchmarks.attention_steps --rows 8,64 --keys 192,1088`.
 
-A nanochat model of random weights, its products as the engine chooses them, steps replayed as a CUDA graph
+A nanochat model of random weights, each product as it is fastest by itself, steps replayed as a CUDA graph
 with no engine around them. Beside Triton's kernel and clusters stands our CUDA kernel in the form in which it
 serves, and with --forms in others: attention alone does not tell what its blocks cost the kernels around it.
 """

@@ -29,7 +29,8 @@ from kernels.timing import GraphTimer, Timer
 
 TUNED_ROWS = (8, 16, 32, 64)  # measured ones, up to which a step's products read each weight once
 BETTER = 0.003  # by what part of a step another choice must be faster
-HOPELESS = 1.1  # of the best start's time: from there on nothing is looked for
+HOPELESS = 1.1  # of the best start's time: from there nothing is looked for
+SHORT_KERNELS = 16  # rows up to which it is looked for from every other start, and not from the best alone
 REPLAYS = 8
 
 Picks = Mapping[Product, Pick | None]
@@ -133,7 +134,8 @@ class _Search:
         }
         starts = self._starts(near)
         least = min(map(self._seconds, starts))
-        worth = [start for start in starts if self._seconds(start) <= HOPELESS * least]
+        limit = least * (HOPELESS if self.rows <= SHORT_KERNELS else 1.0)
+        worth = [start for start in starts if self._seconds(start) <= limit]
         best = min((self._descend(start, near) for start in worth), key=self._seconds)
         best = self._descend(best, near)
         if self._seconds(best) > (1 - BETTER) * self._seconds(starts[0]):
