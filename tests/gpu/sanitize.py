@@ -1,7 +1,7 @@
 """Tiny launches of the CUDA kernels under NVIDIA's compute-sanitizer.
 
 `python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
-named; `--only skinny`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool finds
+named; `--only skinny`, `streamed`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool finds
 anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
 """
 
@@ -76,6 +76,40 @@ def skinny() -> None:
         assert error < 3e-3, f"{variant}: {error}"
 
 
+def streamed() -> None:
+    """Rows of every height, K whole and shared by clusters, with what stands around a product."""
+    from kernels.skinny import Activation
+    from kernels.streamed import Config, streamed_linear
+    from tests.kernels.test_skinny import exact, inputs
+
+    cuts: list[tuple[Config, int, Activation, bool]] = [
+        # rows, activation, accumulate
+        (Config(1, 1, 3), 3, "relu2", False),
+        (Config(1, 4, 2), 11, "none", True),
+        (Config(2, 2, 3), 27, "swiglu", False),
+        (Config(2, 8, 2), 64, "none", True),
+    ]
+    for config, m, activation, accumulate in cuts:
+        n, k = 208, 576
+        x, weight, residual = inputs(m, n, k)
+        columns = n // 2 if activation == "swiglu" else n
+        eps = None if accumulate else 1e-5
+        for pdl in (False, True):
+            empty = torch.full((m, columns), float("nan"), dtype=weight.dtype)
+            out = (residual if accumulate else empty).cuda()
+            streamed_linear(
+                *(x.cuda(), weight.cuda(), out),
+                eps=eps,
+                activation=activation,
+                accumulate=accumulate,
+                config=config,
+                pdl=pdl,
+            )
+            want = exact(x, weight, eps, activation, residual if accumulate else None)
+            error = ((out.cpu().double() - want).norm() / want.norm()).item()
+            assert error < 4e-3, f"{config}: {error}"
+
+
 def cluster() -> None:
     """Contexts across the borders of tiles and pages, with padding, for every size of a cluster."""
     from kernels.cluster import ClusterDecode, Shape, Variant
@@ -135,6 +169,7 @@ def paged(shapes: Iterable[tuple[int, int, int]] = ROTATED, device: str = "cuda"
 
 PARTS: dict[str, Callable[[], None]] = {
     "skinny": skinny,
+    "streamed": streamed,
     "cluster": cluster,
     "paged": paged,
     "decode": decode,
