@@ -1,8 +1,8 @@
 """Tiny launches of the CUDA kernels under NVIDIA's compute-sanitizer.
 
 `python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
-named; `--only skinny`, `streamed`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool finds
-anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
+named; `--only skinny`, `streamed`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool
+finds anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
 """
 
 import argparse
