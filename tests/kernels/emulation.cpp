@@ -324,6 +324,15 @@ static const char* unsettled() {
         if (!entry.second.copies.empty()) return "a block ended before its copies had landed";
     return nullptr;
 }
+static bool copies_touch(const Block& block) {
+    const auto inside = [&](const void* at) {
+        return at >= (const void*)block.shared && at < (const void*)(block.shared + world.shared_bytes);
+    };
+    for (auto& entry : barriers_of)
+        for (const Copy& copy : entry.second.copies)
+            if (inside(copy.from) || inside(copy.to)) return true;
+    return false;
+}
 static void forget() {
     for (const Store& store : stores) *store.to = store.value;
     stores.clear(), barriers_of.clear();

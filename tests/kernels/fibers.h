@@ -97,6 +97,7 @@ struct World {
     Context scheduler;
     Options options;
     int threads, cluster, first;
+    size_t shared_bytes;
     long grid, round = 0, changes = 0;  // changes: of anything that somebody may wait for
     u32 random = 0;
     std::vector<Block> blocks;
@@ -137,6 +138,7 @@ static void meet(Meeting& m, int count) {
 // Of the emulated memory: what is due in this round, what is still on its way, and the beginning of a run.
 static void settle();
 static const char* unsettled();
+static bool copies_touch(const Block& block);
 static void forget();
 
 static void (*body)(const void*);
@@ -150,6 +152,7 @@ static void run_fiber() {
     body(kernel);
     if (!f.copies.empty()) fail("a thread ended before its copies had landed");
     if (!f.products.empty()) fail("a thread ended before its products");
+    if (f.home->running == 1 && copies_touch(*f.home)) fail("a block ended while a copy read or wrote its memory");
     f.done = true, f.home->running--, world.changes++;
     for (;;) yield();
 }
@@ -193,7 +196,7 @@ static void schedule(std::vector<Fiber*>& fibers) {
 static bool run_blocks(int first, int count, size_t shared_bytes) {
     const size_t guard = 4096, room = (shared_bytes + guard + 1023) / 1024 * 1024;
     const int total = count * world.threads;
-    world.first = first, world.blocks.assign(count, Block());
+    world.first = first, world.shared_bytes = shared_bytes, world.blocks.assign(count, Block());
     std::vector<Meeting> clusters(count / world.cluster);
     std::vector<Warp> warps((total + 31) / 32);
     char* const stacks = (char*)mmap(nullptr, total * (STACK_BYTES + STACK_GUARD), PROT_READ | PROT_WRITE,
