@@ -6,6 +6,7 @@ bf16, or bf16 over keys and values in e4m3 (kernels.kv8), on a Hopper or newer.
 
 import ctypes
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -74,6 +75,13 @@ def variant_for(shape: Shape, entries: int, multiprocessors: int, short: bool = 
     return Variant(1, 4, 4) if shape.fp8_kv else None
 
 
+def variants_for(shape: Shape, max_entries: int, multiprocessors: int) -> list[Variant]:
+    """All that batches of up to `max_entries` are run by, short or not."""
+    every = product(range(1, max_entries + 1), (False, True))
+    found = (variant_for(shape, entries, multiprocessors, short) for entries, short in every)
+    return [variant for variant in dict.fromkeys(found) if variant is not None]
+
+
 def defines(shape: Shape, variant: Variant) -> dict[str, int]:
     """Compile-time constants of paged_decode.cu."""
     return {
@@ -112,9 +120,9 @@ class Launch(ctypes.Structure):
 class PagedDecode:
     """Decode attention of one model on one device. Used by one thread at a time.
 
-    Launches may be captured into graphs: what a launch looks like depends on the number of entries alone, and
-    the device reads the plan. A kernel's first use compiles and loads it, which must not happen during a
-    capture: `prepare` does it beforehand.
+    Launches may be captured into graphs: what a launch looks like depends on the number of entries and on
+    `short`, and the device reads the plan. A kernel's first use compiles and loads it, which must not happen
+    during a capture: `prepare` does it beforehand.
     """
 
     def __init__(
@@ -153,12 +161,15 @@ class PagedDecode:
         shape = self.shape
         return config_for(shape.group, shape.head_dim, entries, 1 if shape.fp8_kv else 2)
 
+    def variants(self, max_entries: int) -> list[Variant]:
+        """All that batches of up to `max_entries` are run by."""
+        if self.forced is not None:
+            return [self.forced]
+        return variants_for(self.shape, max_entries, self.multiprocessors)
+
     def prepare(self, max_entries: int) -> None:
         """Compiles and loads all that batches of up to `max_entries` need. CompileError, DriverError."""
-        wanted = (
-            self.variant(entries, short) for entries in range(1, max_entries + 1) for short in (False, True)
-        )
-        variants = [variant for variant in dict.fromkeys(wanted) if variant is not None]
+        variants = self.variants(max_entries)
         constants = [defines(self.shape, variant) for variant in variants]
         compile_many(source(), "paged_decode", architecture(self.device), constants)()
         for variant in variants:

@@ -8,6 +8,7 @@ it stand families of kernels (kernels.product), which are handed in: this module
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,15 +64,30 @@ class Choices:
         self._by_name[pick.family].run(product, x, weight, out, eps, pick.config)
         return True
 
-    def put(self, product: Product, rows: int, pick: Pick | None, reason: str = "") -> None:
+    def put(self, product: Product, rows: int, pick: Pick | None) -> None:
         """Another kernel, None for cuBLAS, for a measured number of rows and those in between that take its
-        choice; reason, for the start-up table. No graph may have been captured. CompileError, DriverError.
+        choice. No graph may have been captured. CompileError, DriverError.
         """
         by_rows = self.table[product]
         smaller = max((measured for measured in by_rows if measured < rows), default=0)
         if pick is not None:
             self._by_name[pick.family].prepare(product, range(smaller + 1, rows + 1), pick.config)
-        by_rows[rows] = dataclasses.replace(by_rows[rows], variant=pick, reason=reason)
+        by_rows[rows] = dataclasses.replace(by_rows[rows], variant=pick)
+
+    def remark(self, product: Product, rows: int, reason: str) -> None:
+        """One more reason for a choice, for the start-up table."""
+        choice = self.table[product][rows]
+        reasons = "; ".join(part for part in (choice.reason, reason) if part)
+        self.table[product][rows] = dataclasses.replace(choice, reason=reasons)
+
+    def fingerprint(self) -> str:
+        """Of what serves: times of whole steps depend on it."""
+        picks = [
+            f"{product} {rows} {choice.variant}"
+            for product, by_rows in self.table.items()
+            for rows, choice in by_rows.items()
+        ]
+        return hashlib.sha256("\n".join(sorted(picks)).encode()).hexdigest()[:16]
 
     def explain(self) -> list[tuple[str, str, str]]:
         """Rows for the start-up table: what, which, why."""
@@ -194,7 +210,8 @@ class _Probe:
         """Whether the file has a choice, and not that of a family which has refused by now."""
         if choice is None:
             return False
-        return choice.variant is None or choice.variant.family in self.serving[product]
+        picks = (choice.variant, *choice.near)
+        return all(pick is None or pick.family in self.serving[product] for pick in picks)
 
     def candidates(self, product: Product, rows: int) -> list[Pick]:
         """What is measured besides cuBLAS."""
@@ -289,6 +306,6 @@ class _Probe:
 def _near(chosen: Pick | None, times: Mapping[Pick, float], theirs: float) -> tuple[Pick | None, ...]:
     """The others, cuBLAS among them, fastest first, as far as they are near. theirs: cuBLAS's time."""
     seconds: dict[Pick | None, float] = {None: theirs}
-    seconds |= {pick: times[pick] for pick in times}
+    seconds.update(times.items())
     others = sorted((pick for pick in seconds if pick != chosen), key=lambda pick: seconds[pick])
     return tuple(pick for pick in others if seconds[pick] <= NEAR * seconds[chosen])[:MOST_NEAR]

@@ -1,5 +1,6 @@
 """How long something takes on a GPU."""
 
+import contextlib
 import statistics
 from collections.abc import Callable
 
@@ -31,7 +32,12 @@ class GraphTimer:
             self.stream.synchronize()
             # torch.cuda.graph would also collect garbage, which takes longer than all the rest.
             graph.capture_begin()
-            body()
+            try:
+                body()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                    graph.capture_end()
+                raise
             graph.capture_end()
         times: list[float] = []
         for i in range(self.replays + 1):

@@ -7,7 +7,7 @@ what is left, and the graphs are captured for good.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -123,18 +123,15 @@ def build(
     staging = StepStaging(buckets, device)
     runner = GpuRunner(network, staging, terminal_ids, stream, use_graphs)
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
-    # By themselves products are measured before there is a network; what kernels are wanted depends on both.
-    tuned = config.linear_backend == "auto" and network.pdl and use_graphs
-    if tuned:
-        choose_products(network, linears.choices, sizes.max_rows, sizes.max_model_len, None)
+    # Kernels are compiled for what is known to be chosen, and measuring the rest needs them.
+    choose = partial(_choose_products, network, config, use_graphs, sizes)
+    choose(None)
     compiled = runner.compile()
     clock.lap("kernels")
-    if tuned:
-        with torch.cuda.stream(stream):
-            make = partial(_cache, model, sizes=sizes, kept=kept, device=device)
-            measured = choose_products(network, linears.choices, sizes.max_rows, sizes.max_model_len, make)
-        compiled += runner.compile() if measured else 0
-        clock.lap("products")
+    with torch.cuda.stream(stream):
+        measured = choose(partial(_cache, model, sizes=sizes, kept=kept, device=device))
+    compiled += runner.compile() if measured else 0
+    clock.lap("products")
     if maker is not None:
         _prepare_te(runner, network, linears, passages, sizes, model, kept)
         clock.lap("calibration")
@@ -238,6 +235,19 @@ def _prepare_te(
     network.cache = _cache(model, TRIAL_BLOCKS, sizes, kept, device)
 
 
+def _choose_products(
+    network: Network,
+    config: EngineConfig,
+    use_graphs: bool,
+    sizes: Sizes,
+    make_cache: Callable[[int], PagedKV] | None,
+) -> bool:
+    """See choose_products. Without graphs, or where kernels do not start early, neighbours hardly matter."""
+    if config.linear_backend != "auto" or not use_graphs or not network.pdl or network.linears.te:
+        return False
+    return choose_products(network, network.linears.choices, sizes.max_rows, sizes.max_model_len, make_cache)
+
+
 def _choose_paths(
     network: Network,
     buckets: Buckets,
@@ -250,7 +260,8 @@ def _choose_paths(
 ) -> list[Feature]:
     """With a cache of its own, after which there is the trial's again. kept: what keys and values are in."""
     device = network.weights.embedding.device
-    wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, config.linear_backend)
+    linear = f"{config.linear_backend} {network.linears.choices.fingerprint()}"
+    wanted = Wanted(config.decode_path, blocked, buckets.decode, sizes.max_model_len, linear)
     with torch.cuda.stream(stream):
         choices = choose_paths(
             network, wanted, lambda blocks: _cache(model, blocks, sizes, kept, device), installed()

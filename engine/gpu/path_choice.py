@@ -22,6 +22,7 @@ from engine.gpu.path_trial import (
     Trial,
     blocks_for,
     fill,
+    own_cache,
     positions_for,
 )
 from engine.gpu.paths import LIBRARY, Library, StepKernels, make_kernels, spec_of
@@ -113,19 +114,15 @@ def choose_paths(
         return Choices({}, "as asked")
     if asked == "auto" and wanted.blocked is not None:
         return Choices({}, wanted.blocked)
-    kept = network.cache
     try:
-        choice = _Choice(network, wanted, *_open(network, library, capability))
-        choices = choice.run(make_cache, timer, file)
+        with own_cache(network):
+            choice = _Choice(network, wanted, *_open(network, library, capability))
+            choices = choice.run(make_cache, timer, file)
     except (_Refused, torch.OutOfMemoryError) as error:
         network.paths.close()
         if asked != "auto":
             raise FlagUnavailable(f"decode_path is {asked}, but {error}") from error
         return Choices({}, str(error))
-    finally:
-        network.cache = kept
-        network.step_counter.zero_()
-        network.rows.block_tables.zero_()  # the other cache may have fewer blocks
     network.paths.table = choices.table
     if not choices.table:
         network.paths.close()

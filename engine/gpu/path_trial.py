@@ -1,5 +1,6 @@
 """Decode steps over random rows in a cache of their own: what a path must get right before it serves."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,18 @@ class Trial:
         after = torch.where(live, self.inputs.token_positions + 1, 0)
         if not torch.equal(self.network.scratch.entry_positions[: self.shape.tokens], after):
             yield Fault(f"the next positions are wrong {where}")
+
+
+@contextlib.contextmanager
+def own_cache(network: Network) -> Iterator[None]:
+    """What trials put in the place of the network's cache, and write into its rows, is gone afterwards."""
+    kept = network.cache
+    try:
+        yield
+    finally:
+        network.cache = kept
+        network.step_counter.zero_()
+        network.rows.block_tables.zero_()  # the other cache may have fewer blocks
 
 
 def fill(cache: PagedKV) -> None:

@@ -18,11 +18,11 @@ import torch
 
 from engine.gpu.cache import PagedKV
 from engine.gpu.network import Network
-from engine.gpu.path_trial import CONTEXT, Trial, blocks_for, fill
+from engine.gpu.path_trial import CONTEXT, Trial, blocks_for, fill, own_cache
 from engine.gpu.step_file import step_file
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError, write_atomically
-from kernels.probe import Choices
+from kernels.probe import MEASURED_ROWS, Choices
 from kernels.probe_file import cache_key, decode_pick, encode_pick
 from kernels.product import Pick, Product
 from kernels.timing import GraphTimer, Timer
@@ -54,60 +54,75 @@ def choose_products(
     make_cache: a cache of so many blocks, which takes the place of the network's own meanwhile; None: only
     what the file knows is put. timer, file: for tests. Where memory does not suffice, what is there stays.
     """
-    buckets = [rows for rows in TUNED_ROWS if rows <= max_rows and _alternatives(choices, rows)]
+    least = dict(zip(MEASURED_ROWS[1:], MEASURED_ROWS, strict=False))  # rows that a smaller choice serves
+    buckets = [rows for rows in TUNED_ROWS if least[rows] < max_rows and _alternatives(choices, rows)]
     if not buckets:
         return False
     file = file or step_file("products", network.weights.embedding.device)
-    known = read_picks(file, choices)
-    keys = {rows: _key(network, choices, rows) for rows in buckets}
-    missing = [rows for rows in buckets if keys[rows] not in known] if make_cache is not None else []
-    kept, position = network.cache, min(CONTEXT, max_model_len) - 1
-    assert kept is not None
-    try:
-        if missing and make_cache is not None:
-            cache = make_cache(blocks_for(max(missing), kept.block_size, position))
-            fill(cache)
-            network.cache = cache
-        for rows in missing:
-            trial = Trial.of(network, rows, [position] * rows)
-            measure = partial(timer or GraphTimer(REPLAYS), partial(trial.run, "graph"))
-            known[keys[rows]] = _Search(choices, rows, measure).run()
-    except torch.OutOfMemoryError as error:
-        _log.info("products are chosen by themselves: %s", error)
-    finally:
-        network.cache = kept
-        if missing:
-            network.step_counter.zero_()
-            network.rows.block_tables.zero_()  # the other cache may have fewer blocks
+    known, measured, position = read_picks(file, choices), False, min(CONTEXT, max_model_len) - 1
     for rows in buckets:
-        _put(choices, rows, known.get(keys[rows], {}), "in whole steps the fastest")
-    if missing:
+        live = min(rows, max_rows)
+        key = _key(network, choices, rows, live, position)
+        if key not in known and make_cache is not None:
+            timer = timer or GraphTimer(REPLAYS)
+            try:
+                known[key] = _measured(network, choices, rows, live, position, make_cache, timer)
+            except torch.OutOfMemoryError as error:
+                _log.info("products of %d rows are chosen by themselves: %s", rows, error)
+                break
+            measured = True
+        before = {product: choices.table[product][rows].variant for product in known.get(key, {})}
+        _put(choices, rows, known.get(key, {}))
+        for product, pick in before.items():
+            if choices.table[product][rows].variant != pick:
+                choices.remark(product, rows, "in whole steps the fastest")
+    if measured:
         write_picks(file, known)
-    return bool(missing)
+    return measured
+
+
+def _measured(
+    network: Network,
+    choices: Choices,
+    rows: int,
+    live: int,
+    position: int,
+    make_cache: Callable[[int], PagedKV],
+    timer: Timer,
+) -> Picks:
+    """For steps of so many live rows, which take the choice for `rows`; nothing has changed afterwards."""
+    assert network.cache is not None
+    with own_cache(network):
+        cache = make_cache(blocks_for(live, network.cache.block_size, position))
+        fill(cache)
+        network.cache = cache
+        trial = Trial.of(network, live, [position] * live)
+        return _Search(choices, rows, partial(timer, partial(trial.run, "graph"))).run()
 
 
 def _alternatives(choices: Choices, rows: int) -> bool:
     return any(by_rows[rows].near for by_rows in choices.table.values() if rows in by_rows)
 
 
-def _key(network: Network, choices: Choices, rows: int) -> str:
+def _key(network: Network, choices: Choices, rows: int, live: int, position: int) -> str:
     """What times of whole steps depend on, beside device and kernels."""
     assert network.cache is not None
-    kept = network.cache.layers[0][0]
+    kept, layers = network.cache.layers[0][0], network.weights.layers
     products = " | ".join(cache_key(product, rows, network.pdl) for product in choices.table)
-    attention = f"{network.attention.name} {kept.dtype} {tuple(kept.shape[1:])}"
-    return f"{products} | {len(network.weights.layers)} layers | {attention}"
+    rotary, extras = layers[0].rotary, sum(layer.value_embedding is not None for layer in layers)
+    attention = f"{network.attention.name} {rotary.heads} heads, {kept.dtype} {tuple(kept.shape[1:])}"
+    step = f"{live} rows of {position + 1} keys, windows {network.windows}"
+    return f"{products} | {len(layers)} layers, {extras} with value embeddings | {attention} | {step}"
 
 
-def _put(choices: Choices, rows: int, picks: Picks, reason: str = "") -> bool:
+def _put(choices: Choices, rows: int, picks: Picks) -> bool:
     """False where one of them cannot be made ready; the others are put."""
     fine = True
     for product, pick in picks.items():
-        there = choices.table[product][rows]
-        if (there.variant, there.reason) == (pick, reason):
+        if choices.table[product][rows].variant == pick:
             continue
         try:
-            choices.put(product, rows, pick, reason)
+            choices.put(product, rows, pick)
         except (CompileError, DriverError) as error:
             _log.info("%s does not serve %d rows: %s", pick, rows, error)
             fine = False
@@ -116,8 +131,8 @@ def _put(choices: Choices, rows: int, picks: Picks, reason: str = "") -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """For one number of rows. measure: seconds of a step with what `choices` has. known: of what has been
-    measured, by the picks of all products in their order.
+    """For one number of rows; leaves the choices as it has found them. measure: seconds of a step with what
+    they are. known: of what has been measured, by the picks of all products in their order.
     """
 
     choices: Choices
@@ -133,6 +148,12 @@ class _Search:
             if self.rows in found
         }
         starts = self._starts(near)
+        try:
+            return self._best(starts, near)
+        finally:
+            _put(self.choices, self.rows, starts[0])
+
+    def _best(self, starts: Sequence[Picks], near: Mapping[Product, Sequence[Pick | None]]) -> Picks:
         least = min(map(self._seconds, starts))
         limit = least * (HOPELESS if self.rows <= SHORT_KERNELS else 1.0)
         worth = [start for start in starts if self._seconds(start) <= limit]
@@ -140,7 +161,6 @@ class _Search:
         best = self._descend(best, near)
         if self._seconds(best) > (1 - BETTER) * self._seconds(starts[0]):
             best = starts[0]
-        _put(self.choices, self.rows, best)
         alone, seconds = (1e3 * self._seconds(picks) for picks in (starts[0], best))
         _log.info("products of %d rows: %.3f ms a step, %.3f as each is alone", self.rows, seconds, alone)
         return best
@@ -174,9 +194,13 @@ class _Search:
             if not _put(self.choices, self.rows, picks):
                 self.known[key] = math.inf
                 return math.inf
-            seconds = self.measure()
-            if seconds < min(self.known.values(), default=0.0):
-                seconds = max(seconds, self.measure())
+            try:
+                seconds = self.measure()
+                if seconds < min(self.known.values(), default=0.0):
+                    seconds = max(seconds, self.measure())
+            except (CompileError, DriverError) as error:
+                _log.info("a step of %d rows cannot be measured: %s", self.rows, error)
+                seconds = math.inf
             self.known[key] = seconds
         return self.known[key]
 
@@ -185,8 +209,8 @@ class _Search:
 
 
 def read_picks(path: Path, choices: Choices) -> dict[str, Picks]:
-    """By key, of products that `choices` has. A file that is missing or damaged knows nothing, nor does an
-    entry that lacks one of them or names a kernel of no family here.
+    """By key, of those of its products that `choices` has. A file that is missing or damaged knows nothing,
+    nor does an entry with a kernel of no family here.
     """
     families = {family.name: family for family in choices.families}
     found: dict[str, Picks] = {}

@@ -68,7 +68,7 @@ class Landing:
         )
 
     def begin_behind(self, previous: torch.cuda.Event) -> None:
-        """previous: behind all that has been queued."""
+        """Before anything of this step is queued. previous: behind the step in front."""
         self.began = self.started if previous.query() else previous  # type: ignore[no-untyped-call]
         if self.began is self.started:
             self.started.record()
@@ -106,11 +106,11 @@ class GpuRunner:
         network, slot = self.network, self._launched % RING
         landing, before = self._landings[slot], self._landings[slot - 1]
         with torch.cuda.stream(self._stream), torch.inference_mode():
+            landing.begin_behind(before.ended)
             network.rows.stage(plan, self._terminal_ids)
             staged = self._staging.stage(plan)
             full = network.rows.needs_full(plan)
-            landing.begin_behind(before.ended)
-            self._graphs_for(staged, plan).run(staged.shape, full)
+            self._run(staged, plan, full)
             self._launched += 1  # as the device's own counter: what fails later must not put them apart
             landing.ended.record()
             if full:
@@ -128,6 +128,11 @@ class GpuRunner:
         # The paths write logits for every token in order, and nothing that prompts could be scored with.
         in_order = len(staged.entries) == len(plan.chunks) and not plan.scored
         return self._path_graphs if in_order and self._by_path(staged.shape) else self._decode_graphs
+
+    def _run(self, staged: Staged, plan: Plan, full: bool) -> None:
+        graphs, shape = self._graphs_for(staged, plan), staged.shape
+        # Attention's form for short rows is none of the paths'.
+        graphs.run(shape._replace(short=False) if graphs is self._path_graphs else shape, full)
 
     def path_of(self, rows: int) -> StepPath:
         """What steps of so many decoding rows go by now."""
@@ -231,7 +236,7 @@ class GpuRunner:
             self.network.paths.bind(self.network.cache)
             self._mixed_graphs.prepare(mixed)
             self._decode_graphs.prepare(decode)
-            self._path_graphs.prepare([shape for shape in by_path if self._by_path(shape)])
+            self._path_graphs.prepare([s for s in by_path if self._by_path(s) and not s.short])
         torch.cuda.synchronize(self._stream.device)
 
     def _shapes(self) -> tuple[list[StepShape], list[StepShape]]:

@@ -22,7 +22,9 @@ def step_file(kind: str, device: torch.device) -> Path:
         nvrtc = "none"
     folder, here = Path(kernels.__file__).parent, Path(__file__).parent
     sources = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu", ".cuh", ".h"))
-    sources += [here / "path_choice.py", here / "product_choice.py"]
+    sources += [
+        here / name for name in ("network.py", "path_choice.py", "path_trial.py", "product_choice.py")
+    ]
     text = "\0".join(path.read_text() for path in sources)
     versions = [caps.name, caps.driver or "", torch.__version__, nvrtc]
     name = re.sub(r"[^\w.]+", "-", "-".join(versions))

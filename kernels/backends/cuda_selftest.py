@@ -24,8 +24,7 @@ def cuda_fault(spec: AttentionSpec) -> str | None:
     """
     kernel = kernel_for(spec)
     kernel.prepare(spec.max_rows)  # all forms at one time
-    variants = dict.fromkeys(map(kernel.variant, range(1, spec.max_rows + 1)))
-    for variant in (variant for variant in variants if variant is not None):
+    for variant in kernel.variants(spec.max_rows):
         kernel.forced = variant
         tested = CudaBackend(spec, kernel)
         # Every warp fills each of its stages several times, and rows are cut into several units.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels.cluster import Shape
-from kernels.paged_decode import Launch, Variant, defines, fill, fresh_mismatch, variant_for
+from kernels.paged_decode import Launch, Variant, defines, fill, fresh_mismatch, variant_for, variants_for
 from kernels.triton.decode import DecodeWorkspace, Fresh, plan_decode
 from tests.kernels.cluster_cases import Batch
 from tests.kernels.conftest import HostCode
@@ -168,6 +168,15 @@ def test_blocks_fit_a_multiprocessor() -> None:
                 other = variant_for(shape, entries, 132)
                 assert other is not None and other.plan == variant.plan, "keys are cut in one way"
                 assert (1 if variant.warps == 8 else 2) * (variant.shared_bytes(shape) + 1024) <= 228 * 1024
+
+
+def test_every_form_that_serves_is_made_ready_and_tested() -> None:
+    """The one for short rows, too, which is another kernel."""
+    shape = Shape(16, 16, 128, 16, False)
+    assert variants_for(shape, 4, 132) == [Variant(8, 2, 1)]
+    assert variants_for(shape, 8, 132) == [Variant(8, 2, 1), Variant(8, 1, 1)]
+    for entries, short in product(range(1, 65), (False, True)):
+        assert variant_for(shape, entries, 132, short) in variants_for(shape, 64, 132)
 
 
 def test_only_what_follows_a_launch_of_the_same_plan_reads_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,11 +73,14 @@ class Clock:
     choices: Choices
     seconds: Callable[[Picks], float]
     seen: list[Picks] = field(default_factory=list)
+    live: Mapping[int, int] = field(
+        default_factory=lambda: {8: 8, 16: 16}
+    )  # rows of a step, and its choice's
 
     def __call__(self, body: Callable[[], None]) -> float:
         trial = body.args if hasattr(body, "args") else ()
         assert trial == ("graph",)
-        rows = body.func.__self__.shape.tokens  # type: ignore[attr-defined]
+        rows = self.live[body.func.__self__.shape.tokens]  # type: ignore[attr-defined]
         self.seen.append(tuple(self.choices.pick(product, rows) for product in (A, B, C)))  # type: ignore[arg-type]
         return self.seconds(self.seen[-1])
 
@@ -89,12 +92,18 @@ def parts() -> tuple[object, Network]:
 
 
 def run(
-    parts: tuple[object, Network], given: Choices, clock: Clock, file: Path, most: int = 8, cold: bool = True
+    parts: tuple[object, Network],
+    given: Choices,
+    clock: Clock,
+    file: Path,
+    most: int = 8,
+    cold: bool = True,
+    longest: int = 64,
 ) -> bool:
     model, network = parts
     make = (lambda blocks: cache_of(model, blocks)) if cold else None  # type: ignore[arg-type]
     before = network.cache
-    measured = choose_products(network, given, most, 64, make, timer=clock, file=file)
+    measured = choose_products(network, given, most, longest, make, timer=clock, file=file)
     assert network.cache is before and not network.rows.block_tables.any()
     assert network.step_counter.item() == 0
     return measured
@@ -160,7 +169,8 @@ def test_what_is_known_is_not_measured(parts: tuple[object, Network], tmp_path: 
         clock = Clock(again, seconds)
         assert not run(parts, again, clock, file, most=16, cold=cold) and not clock.seen
         assert served(again) == served(again, 16) == wanted and red.ready
-    # Another attention is another question, and so is a kernel that is not there any more.
+    # Shorter rows are another question, and so is a kernel that is not there any more.
+    assert run(parts, choices()[0], Clock(given, seconds), file, most=16, longest=32)
     for text in ("{}", "3", file.read_text().replace('"red"', '"green"'), ""):
         file.write_text(text)
         assert read_picks(file, given) == {}
@@ -179,6 +189,33 @@ def test_a_kernel_that_cannot_be_made_ready_does_not_serve(
 
     assert run(parts, given, Clock(given, seconds), tmp_path / "p.json")
     assert served(given) == (RED[0], BLUE[1], None)
+
+
+def test_the_largest_step_may_lie_between(parts: tuple[object, Network], tmp_path: Path) -> None:
+    """Its rows take the next choice above, which is then measured with as many rows as there are."""
+    given, *_ = choices()
+    clock = Clock(given, lambda picks: 1.0 - 0.1 * (picks[0] == RED[1]), live={8: 8, 12: 16})
+    assert run(parts, given, clock, tmp_path / "p.json", most=12)
+    assert served(given) == served(given, 16) == (RED[1], BLUE[0], None)
+    given, *_ = choices()
+    assert not run(parts, given, Clock(given, lambda picks: 1.0), tmp_path / "q.json", most=4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, CompileError])
+def test_what_fails_while_it_is_measured_does_not_stay(
+    error: type[Exception], parts: tuple[object, Network], tmp_path: Path
+) -> None:
+    """Of memory that gives out nothing stays; a kernel that fails is not taken."""
+    given, *_ = choices()
+
+    def seconds(picks: Picks) -> float:
+        if picks[1] != BLUE[0]:
+            raise error("no")
+        return 1.0 - 0.1 * (picks[0] == RED[1])
+
+    measured = run(parts, given, Clock(given, seconds), tmp_path / "p.json")
+    assert measured == (error is CompileError)
+    assert served(given) == ((RED[1] if measured else RED[0]), BLUE[0], None)
 
 
 def test_without_memory_for_a_trial_all_stays(
