@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.gpu import product_choice
+from engine.gpu import build, product_choice
 from engine.gpu.network import Network
 from engine.gpu.product_choice import BETTER, choose_products, read_picks
+from engine.messages import EngineConfig
 from kernels.nvrtc import CompileError
 from kernels.probe import Choices
 from kernels.probe_file import Choice
@@ -228,3 +229,23 @@ def test_without_memory_for_a_trial_all_stays(
     given, *_ = choices()
     run(parts, given, Clock(given, lambda picks: 1.0), tmp_path / "p.json")
     assert served(given) == (RED[0], BLUE[0], None)
+
+
+@pytest.mark.parametrize("change", ["", "cublas", "no graphs", "not early", "te"])
+def test_only_what_is_chosen_by_measurement_is_searched(
+    change: str, parts: tuple[object, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, network = parts
+    asked: list[tuple[object, ...]] = []
+
+    def choose(*given: object) -> bool:
+        asked.append(given)
+        return True
+
+    monkeypatch.setattr(build, "choose_products", choose)
+    monkeypatch.setattr(network, "pdl", change != "not early")
+    monkeypatch.setattr(network.linears, "te", [object()] if change == "te" else [])
+    config = EngineConfig(linear_backend="cublas" if change == "cublas" else "auto")
+    sizes = build.Sizes(16, 64, 64, 16)
+    assert build._choose_products(network, config, change != "no graphs", sizes, None) == (not change)
+    assert asked == ([] if change else [(network, network.linears.choices, 16, 64, None)])
