@@ -152,7 +152,7 @@ static void run_fiber() {
     body(kernel);
     if (!f.copies.empty()) fail("a thread ended before its copies had landed");
     if (!f.products.empty()) fail("a thread ended before its products");
-    if (f.home->running == 1 && copies_touch(*f.home)) fail("a block ended while a copy read or wrote its memory");
+    if (f.home->running == 1 && copies_touch(*f.home)) fail("a block ended before its copies had landed");
     f.done = true, f.home->running--, world.changes++;
     for (;;) yield();
 }
