@@ -1,18 +1,22 @@
 """The file in which kernels.probe keeps what it has measured."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from kernels import quantize
 from kernels.nvrtc import cache_folder, write_atomically
 from kernels.product import CUBLAS, Family, Pick, Product
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +52,23 @@ def cache_key(product: Product, rows: int, pdl: bool) -> str:
 
 
 def read_cache(path: Path, families: Sequence[Family]) -> dict[str, Choice]:
-    """Choices by key. A file that is missing or damaged knows nothing, nor does an entry of another form or
-    with another family's kernel."""
+    """Choices by key; an entry with another family's kernel is none."""
     by_name = {family.name: family for family in families}
-    found: dict[str, Choice] = {}
+    return read_entries(path, lambda entry: _decode(entry, by_name))
+
+
+def read_entries(path: Path, decode: Callable[[Mapping[str, object]], T]) -> dict[str, T]:
+    """What `decode` makes of a file's entries, by key. A file that is missing or damaged knows nothing, nor
+    does an entry of which decode says KeyError, TypeError or ValueError."""
+    found: dict[str, T] = {}
     try:
         entries: Mapping[str, Mapping[str, object]] = json.loads(path.read_text())
         items = list(entries.items())
     except (OSError, ValueError, AttributeError):
         return {}
     for key, entry in items:
-        try:
-            found[key] = _decode(entry, by_name)
-        except (ValueError, TypeError, AttributeError, KeyError):
-            continue
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+            found[key] = decode(entry)
     return found
 
 

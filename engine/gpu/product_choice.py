@@ -23,7 +23,7 @@ from engine.gpu.step_file import step_file
 from kernels.cuda_driver import DriverError
 from kernels.nvrtc import CompileError, write_atomically
 from kernels.probe import MEASURED_ROWS, Choices
-from kernels.probe_file import cache_key, decode_pick, encode_pick
+from kernels.probe_file import cache_key, decode_pick, encode_pick, read_entries
 from kernels.product import Pick, Product
 from kernels.timing import GraphTimer, Timer
 
@@ -209,26 +209,14 @@ class _Search:
 
 
 def read_picks(path: Path, choices: Choices) -> dict[str, Picks]:
-    """By key, of those of its products that `choices` has. A file that is missing or damaged knows nothing,
-    nor does an entry with a kernel of no family here.
-    """
+    """By key, of its products that `choices` has; an entry with a kernel of no family here is none."""
     families = {family.name: family for family in choices.families}
-    found: dict[str, Picks] = {}
-    try:
-        entries: Mapping[str, Mapping[str, object]] = json.loads(path.read_text())
-        items = list(entries.items())
-    except (OSError, ValueError, AttributeError):
-        return {}
-    for key, entry in items:
-        try:
-            found[key] = {
-                product: decode_pick(entry[str(product)], families)
-                for product in choices.table
-                if str(product) in entry
-            }
-        except (ValueError, TypeError, KeyError):
-            continue
-    return found
+    by_name = {str(product): product for product in choices.table}
+
+    def decode(entry: Mapping[str, object]) -> Picks:
+        return {by_name[name]: decode_pick(pick, families) for name, pick in entry.items() if name in by_name}
+
+    return read_entries(path, decode)
 
 
 def write_picks(path: Path, known: Mapping[str, Picks]) -> None:

@@ -131,8 +131,9 @@ class GpuRunner:
 
     def _run(self, staged: Staged, plan: Plan, full: bool) -> None:
         graphs, shape = self._graphs_for(staged, plan), staged.shape
-        # Attention's form for short rows is none of the paths'.
-        graphs.run(shape._replace(short=False) if graphs is self._path_graphs else shape, full)
+        if shape.short and graphs is self._path_graphs:  # that form of attention is none of the paths'
+            shape = shape._replace(short=False)
+        graphs.run(shape, full)
 
     def path_of(self, rows: int) -> StepPath:
         """What steps of so many decoding rows go by now."""
