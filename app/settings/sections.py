@@ -169,7 +169,7 @@ class Gpu:
         "auto",
         choice("auto", "cublas", "skinny", "streamed", "triton"),
         "products of small batches: auto measures at start; cublas, skinny, streamed (on a Hopper) and "
-        "triton force one",
+        "triton force one, up to 64 rows",
         metavar="NAME",
     )
     decode_path: DecodePathName = option(
