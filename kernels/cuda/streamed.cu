@@ -5,8 +5,8 @@
 // the left operand, x as the right one, whose width is the number of rows. The ring is small enough that two blocks
 // share a multiprocessor: the weights of the next kernel come while this one adds up what its blocks have.
 //
-// When all is multiplied each block sends its sums to the blocks of its cluster that finish these outputs, which add up
-// what all have sent. So each output is summed in the order of K in a block and in that of the blocks: a row's bits depend
+// When all is multiplied each block sends its sums to the other blocks of its cluster that finish these outputs, which add
+// up what all have found. So each output is summed in the order of K in a block and in that of the blocks: a row's bits depend
 // on S, but on neither TILES nor the other rows nor their number.
 //
 // Compile-time: K, a multiple of TILE; TILES, 1 to 4; S; ROWS of x in a slot, 8 to 64; STAGES of the ring; BLOCKS that
@@ -26,9 +26,9 @@ enum Flags { NORM = 1, RELU2 = 2, SWIGLU = 4, ACCUMULATE = 8, DEPENDENT = 16 };
 
 struct Memory {
     unsigned char* ring;  // [STAGES][OUTPUTS of W, ROWS of x][TILE]; in the end this block's sums, [OUTPUTS][PITCH]
-    float* sums;          // [S][SHARE][PITCH], that the blocks have sent
+    float* sums;          // [S][SHARE][PITCH], that the other blocks have sent
     float* own_squares;   // [ROWS], of this block's part of K
-    float* squares;       // [S][ROWS], that the blocks have sent
+    float* squares;       // [S][ROWS], that the other blocks have sent
     Barrier *full, *empty, *sent;
 };
 
@@ -119,10 +119,10 @@ DEVICE void keep_sums(float* to, const float (&sums)[TILES][ROWS / 2]) {
         }
 }
 
-// Each block gets the sums of its outputs, and all squares.
+// Each block gets the sums of its outputs, and all squares. (Such a copy is for another block's memory.)
 DEVICE void send(const Memory& m, int rank, bool norm) {
     const int peer = thread_index();
-    if (peer >= S) return;
+    if (peer >= S || peer == rank) return;
     copy_to_peer(m.sums + rank * SHARE * PITCH, peer, (float*)m.ring + peer * SHARE * PITCH, SHARE_BYTES, m.sent);
     if (norm) copy_to_peer(m.squares + rank * ROWS, peer, m.own_squares, SQUARE_BYTES, m.sent);
 }
@@ -168,21 +168,27 @@ struct Output { u16* out; int m, n, stride, first, rank, flags; float eps; };
 DEVICE float factor_of(const Memory& m, const Output& o, int row) {
     float sum = 0.0f;
 #pragma unroll
-    for (int block = 0; block < S; block++) sum += m.squares[block * ROWS + row];
+    for (int block = 0; block < S; block++) sum += (block == o.rank ? m.own_squares : m.squares + block * ROWS)[row];
     return inverse_root(sum / K + o.eps);
 }
 
+// Where a block's sums of this one's share are: what has been sent, or this block's own.
+DEVICE const float* sums_of(const Memory& m, int block, int rank) {
+    return (block == rank ? (const float*)m.ring : m.sums) + block * SHARE * PITCH;
+}
+
 // Four outputs of a row, from `output` of this block's share on.
-DEVICE float4 added(const Memory& m, int row, int output, float factor) {
-    float v[4];
+DEVICE float4 added(const Memory& m, int rank, int row, int output, float factor) {
+    const int at = output * PITCH + row;
+    float v[4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float* const at = m.sums + (output + i) * PITCH + row;
-        v[i] = at[0];
+    for (int block = 0; block < S; block++) {
+        const float* const from = sums_of(m, block, rank) + at;
 #pragma unroll
-        for (int block = 1; block < S; block++) v[i] += at[block * SHARE * PITCH];
-        v[i] = times(v[i], factor);
+        for (int i = 0; i < 4; i++) v[i] = block ? v[i] + from[i * PITCH] : from[i * PITCH];
     }
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = times(v[i], factor);
     return float4{v[0], v[1], v[2], v[3]};
 }
 
@@ -225,7 +231,7 @@ DEVICE void finish(const Memory& m, const Output& o, const uint2 (&before)[EACH]
         const int column = o.first + o.rank * SHARE + item.quad * 4;
         if (item.row >= o.m || item.quad >= QUADS || column >= o.n) continue;
         const float factor = o.flags & NORM ? factor_of(m, o, item.row) : 1.0f;
-        store_four(o, item.row, column, added(m, item.row, item.quad * 4, factor), before[i]);
+        store_four(o, item.row, column, added(m, o.rank, item.row, item.quad * 4, factor), before[i]);
     }
 }
 
@@ -236,7 +242,7 @@ DEVICE void finish_gated(const Memory& m, const Output& o) {
         const int output = item.quad / 2 * 16 + item.quad % 2 * 4;
         if (item.row >= o.m || item.quad >= QUADS / 2 || o.first + o.rank * SHARE + output >= o.n) continue;
         const float factor = o.flags & NORM ? factor_of(m, o, item.row) : 1.0f;
-        const float4 gate = added(m, item.row, output, factor), up = added(m, item.row, output + 8, factor);
+        const float4 gate = added(m, o.rank, item.row, output, factor), up = added(m, o.rank, item.row, output + 8, factor);
         const float4 v = {gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z), gated(gate.w, up.w)};
         store_four(o, item.row, (o.first + o.rank * SHARE) / 2 + item.quad * 4, v, uint2{0, 0});
     }
@@ -268,7 +274,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) streamed(const GRID_CONSTANT Tens
         init_barrier(memory.sent);
         order_before_copies();
         order_barriers();
-        expect_bytes(memory.sent, S * (SHARE_BYTES + (flags & NORM ? SQUARE_BYTES : 0)));
+        expect_bytes(memory.sent, (S - 1) * (SHARE_BYTES + (flags & NORM ? SQUARE_BYTES : 0)));
     }
     block_barrier();
     if (S > 1) cluster_arrive_relaxed();
