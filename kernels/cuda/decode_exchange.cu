@@ -28,11 +28,11 @@ DEVICE Place behind(const Place& first, int count) {
 // Whether a chunk has come. Parity alone would let a warp pass that is a round early: the number says whether the slot is
 // this chunk's already, and is looked at first, for it changes before the barrier does.
 DEVICE bool landed(const Place& place) {
-    return *number_of(place.slot) == place.chunk && try_barrier(full_of(place.slot), place.turn & 1);
+    return number_in(place.slot) == place.chunk && try_barrier(full_of(place.slot), place.turn & 1);
 }
 // The same without a branch and without waiting, for several to be looked at together.
 DEVICE bool has_landed(const Place& place) {
-    const bool own = *number_of(place.slot) == place.chunk;
+    const bool own = number_in(place.slot) == place.chunk;
     return test_barrier(full_of(place.slot), place.turn & 1) & own;
 }
 

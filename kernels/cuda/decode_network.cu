@@ -141,7 +141,10 @@ template <class T> DEVICE T* memory(int place) {
 DEVICE unsigned char* slot_of(int slot) { return memory<unsigned char>(slot * SLOT_BYTES); }
 DEVICE Barrier* full_of(int slot) { return memory<Barrier>(AT_FULL) + slot; }
 DEVICE Barrier* empty_of(int slot) { return memory<Barrier>(AT_EMPTY) + slot; }
-DEVICE volatile int* number_of(int slot) { return memory<volatile int>(AT_NUMBER) + slot; }
+// The number of the chunk in a slot. Consumers look at it whenever they like, also while it is written: the barrier, which
+// they look at next, decides. (tests/gpu/sanitize.py knows these two by name.)
+DEVICE int number_in(int slot) { return memory<const volatile int>(AT_NUMBER)[slot]; }
+DEVICE void set_number(int slot, int chunk) { memory<volatile int>(AT_NUMBER)[slot] = chunk; }
 
 // Where a word of x, two channels, is in shared memory: of each four the first and the third, then the others, so that a
 // lane loads those of its column at one time. (What is split is placed only then.)

@@ -39,10 +39,11 @@ DEVICE int open_slot(Producer& p, int bytes) {
             while ((int)(cycles() - p.next) < 0) {}
             spent(ON_PACE, free);
             p.next = cycles() + (u32)(p.pace * (bytes / 64) / (CHUNK_BYTES / 64));
-            *number_of(slot) = p.chunk;
+            set_number(slot, p.chunk);
             expect_bytes(full_of(slot), bytes);
         }
     }
+    warp_barrier();  // the slot is free for copies by all lanes
     p.over = warp_from(p.over, 0);
     p.chunk++;
     if (p.over) return -1;
@@ -240,7 +241,7 @@ KERNEL void __launch_bounds__(ALL_THREADS, 1) decode_step(const Step s, int inde
     if (thread < SLOTS) {
         init_barrier(full_of(thread), 1);
         init_barrier(empty_of(thread), SUBS);
-        *number_of(thread) = -1;
+        set_number(thread, -1);
     }
     if (thread < SPENT) memory<u32>(AT_TRACE)[thread] = 0;
     if (thread == 0) *memory<Clock>(AT_CLOCK) = Clock{nanoseconds(), (u32*)s.failed};

@@ -135,6 +135,12 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same with f16 inputs.
+DEVICE void multiply_add_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // d[16x8] += a[16x32] b[32x8] of e4m3, with four numbers where the other has two: a0 is row g, k 4c to 4c+3, a2 k 4c+16 on.
 DEVICE void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -205,10 +211,20 @@ DEVICE u32 transpose(u32 pair) {
 }
 
 // Thread block clusters: a barrier in two halves, and stores into another block's shared memory. Relaxed: tells
-// only that this block runs; nothing that it wrote need be visible.
-DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// only that this block runs; nothing that it wrote need be visible. Lanes that have gone different ways meet first, for the
+// instruction is one of whole warps, and illegal otherwise.
+DEVICE void cluster_arrive_relaxed() {
+    warp_barrier();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+}
+DEVICE void cluster_arrive() {
+    warp_barrier();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+DEVICE void cluster_wait() {
+    warp_barrier();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 DEVICE u32 peer_address(const void* pointer, int peer) {
     u32 address;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(peer));
@@ -315,8 +331,22 @@ DEVICE u32 to_e4m3_pair(float low, float high) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
     return pair;
 }
+DEVICE u32 to_f16_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+// Of two e4m3, in the low half, the same numbers.
+DEVICE u32 f16_of_e4m3(u32 bytes) {
+    u32 pair;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((unsigned short)bytes));
+    return pair;
+}
 DEVICE u32 low_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
 DEVICE u32 high_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
+// The bytes of both words' low halves, in turn; of their high halves.
+DEVICE u32 low_bytes(u32 first, u32 second) { return __byte_perm(first, second, 0x5140); }
+DEVICE u32 high_bytes(u32 first, u32 second) { return __byte_perm(first, second, 0x7362); }
 // bits & mask | more, in one instruction, which the compiler makes two of where both are constants.
 DEVICE u32 and_or(u32 bits, u32 mask, u32 more) {
     u32 d;

@@ -3,11 +3,19 @@
 `python -m tests.gpu.sanitize [TOOL...]`: memcheck and racecheck unless other tools (synccheck, initcheck) are
 named; `--only skinny`, `streamed`, `cluster`, `paged` or `decode` runs one part. Ends with 0 when no tool
 finds anything and all results are right, 1 when one does, 2 where there is no compute-sanitizer.
+
+Two kinds of races in decode steps are known and only counted. Words that others poll are meant to be looked
+at while they are written: which chunk a slot of the ring has, and what blocks of a cluster send each other.
+And in the ring the tool does not follow the order of a copy and of reads of what came to the same slot
+before or after by warps that do not wait for that copy themselves: it goes through barriers of other warps
+and the producer's, one after the other. tests/kernels/test_decode_step.py looks at the ring instead, with
+copies that come late.
 """
 
 import argparse
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +25,17 @@ from itertools import product
 
 import torch
 
+from kernels import nvrtc
+
 TOOLS = ("memcheck", "racecheck")
 FOLDERS = "/usr/local/cuda*/bin"
 SECONDS = 50  # of a tool
 FOUND = 9  # the sanitizer's exit status when it has found something
 LINES = 60  # of a tool's report that are shown
+MARK = "=" * 9  # in front of a tool's lines
+ACCESS = re.compile(r"(?:Read|Write) access at (.+?)\+0x")
+POLLED = ("number_in(", "set_number(", "put_to_peer(Word", "get_shared(", "get2_shared(")
+READERS = ("multiply<", "hold<", "score_tile<Bulk", "add_tile<Bulk", "scale_of<Bulk", "clear_unseen<Bulk")
 # Heads, kv heads, rows of `paged`.
 ROTATED = ((2, 2, 3), (8, 1, 140), (16, 16, 20))
 
@@ -176,8 +190,33 @@ PARTS: dict[str, Callable[[], None]] = {
 }
 
 
+def is_known(accesses: set[str]) -> bool:
+    """Whether a race between these functions is of one of the two kinds."""
+    names = {name.removeprefix("void ").removeprefix("float ") for name in accesses}
+    others = {name for name in names if not name.startswith("copy_bulk(")}
+    ring = len(names) > len(others) > 0 and all(name.startswith(READERS) for name in others)
+    return bool(names) and (ring or all(name.startswith(POLLED) for name in names))
+
+
+def without_known(report: str) -> tuple[str, int, int]:
+    """A tool's report without races that are known; how many they are, and how many findings are left."""
+    left: list[str] = []
+    known = others = 0
+    for entry in re.split(rf"(?m)^(?={MARK} (?:Error|Warning|Invalid|Program hit|Uninitialized))", report):
+        if is_known(set(ACCESS.findall(entry))):
+            known += 1
+            left += [line for line in entry.splitlines() if not line.startswith(MARK)]
+            left += [line for line in entry.splitlines() if "SUMMARY" in line]
+            continue
+        others += entry.startswith(MARK) and "COMPUTE-SANITIZER" not in entry.splitlines()[0]
+        left += entry.splitlines()
+    return "\n".join(left), known, others
+
+
 def launch(parts: list[str]) -> None:
-    """In the process that a tool looks at."""
+    """In the process that a tool looks at, which shall know the names of functions."""
+    plain = nvrtc._options
+    nvrtc._options = lambda arch, defines: [*plain(arch, defines), "-lineinfo"]
     for name in parts:
         PARTS[name]()
         torch.cuda.synchronize()
@@ -221,14 +260,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     plain = [sys.executable, "-m", "tests.gpu.sanitize", "--launch"]
     plain += [word for part in parts for word in ("--only", part)]
-    options = ["--error-exitcode", str(FOUND), "--report-api-errors", "no"]
+    options = ["--error-exitcode", str(FOUND), "--report-api-errors", "no", "--print-limit", "100000"]
     found = 0
     # Without a tool first: what is wrong by itself is told plainly, and all is compiled when a tool looks on.
     for tool in ("", *given.tools):
         began = time.monotonic()
         status, output = supervised([sanitizer, "--tool", tool, *options, *plain] if tool else plain)
+        output, known, others = without_known(output)
+        if status == FOUND and known and not others:
+            status = 0
         word = "nothing found" if status == 0 else "ERRORS" if status == FOUND else f"failed ({status})"
-        print(f"== {tool or 'no tool'}: {word}, {time.monotonic() - began:.0f} s", flush=True)
+        about = f", {known} races that are known" if known else ""
+        print(f"== {tool or 'no tool'}: {word}{about}, {time.monotonic() - began:.0f} s", flush=True)
         lines = output.splitlines()
         print("\n".join(lines if len(lines) <= LINES else [*lines[:LINES], f"... {len(lines)} lines in all"]))
         found |= status != 0

@@ -126,27 +126,28 @@ def test_resident_grid(cluster: int, pdl: bool, cooperative: bool, shared: int, 
 def test_words_to_peers(cluster: int) -> None:
     kernel, grid = module().kernel("pass_on", 64), 8 * cluster
     out = torch.zeros(grid, dtype=torch.int32, device="cuda")
-    kernel.launch(grid, 32, argument_addresses(PassOn(out.data_ptr(), cluster)), cluster=cluster)
+    given = PassOn(out.data_ptr(), cluster)
+    kernel.launch(grid, 32, argument_addresses(given), cluster=cluster)
     number = torch.arange(grid)
     assert torch.equal(out.cpu(), (number // cluster * cluster + (number - 1) % cluster).int())
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
 def test_a_grid_that_cannot_be_resident_is_refused(cluster: int) -> None:
-    kernel = module().kernel("add_up", 100_000)
+    kernel, given = module().kernel("add_up", 100_000), AddUp()
     room = kernel.resident_blocks(THREADS, cluster)
     with pytest.raises(
         DriverError, match=f"{room + cluster} blocks .* cannot all be resident, {room} blocks"
     ):
-        kernel.launch(room + cluster, THREADS, argument_addresses(AddUp()), cluster=cluster, cooperative=True)
+        kernel.launch(room + cluster, THREADS, argument_addresses(given), cluster=cluster, cooperative=True)
 
 
 def test_errors_of_the_driver_are_named() -> None:
-    kernel = module().kernel("pass_on", 64)
+    kernel, given = module().kernel("pass_on", 64), PassOn()
     with pytest.raises(
         DriverError, match=r"launch of pass_on, 7 blocks of 32 threads in clusters of 2.*CUDA_"
     ):
-        kernel.launch(7, 32, argument_addresses(PassOn()), cluster=2)
+        kernel.launch(7, 32, argument_addresses(given), cluster=2)
     with pytest.raises(DriverError, match="find nothing: CUDA_ERROR_NOT_FOUND"):
         module().kernel("nothing")
     with pytest.raises(

@@ -57,6 +57,49 @@ def test_what_tools_find(
     assert all(word in shown for word in words) and shown.count("output") == len(used)
 
 
+RACE = """========= Error: Race reported between Write access at {writer}+0x9400 in decode_step:1101
+=========     and Read access at {reader}+0xde10 in decode_step:1100 [72 hazards]
+=========     and Read access at {reader}+0xe050 in decode_step:1100 [68 hazards]
+========= """
+NUMBERS = ("set_number(int, int)", "number_in(int)")
+MULTIPLY = "void multiply<(int)1, (bool)1, (int)1, (bool)0>(int, int, int, int, unsigned int)"
+KEYS = ("copy_bulk(void *, const void *, int, unsigned long long *)", MULTIPLY)
+MAIL = ("put_to_peer(Word *, int, unsigned int, unsigned int)", "get_shared(const Word *)")
+
+
+@pytest.mark.parametrize(
+    ("races", "result", "words"),
+    [
+        ([NUMBERS, KEYS, MAIL], 0, "racecheck: nothing found, 3 races that are known"),
+        ([NUMBERS, (KEYS[0], "store_sums(int)")], 1, "racecheck: ERRORS, 1 races"),
+        ([(NUMBERS[0], MULTIPLY)], 1, "racecheck: ERRORS, "),
+        ([(KEYS[0], KEYS[0])], 1, "racecheck: ERRORS, "),
+    ],
+)
+def test_races_that_are_known(
+    races: list[tuple[str, str]],
+    result: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are no errors, and do not hide any."""
+    blocks = [RACE.format(writer=writer, reader=reader) for writer, reader in races]
+    report = "\n".join(
+        ["========= COMPUTE-SANITIZER", *blocks, "results are right", "========= RACECHECK SUMMARY: 2"]
+    )
+
+    def supervised(command: list[str]) -> tuple[int, str]:
+        return (sanitize.FOUND, report) if "racecheck" in command else (0, "results are right")
+
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: "/opt/compute-sanitizer")
+    monkeypatch.setattr(sanitize, "supervised", supervised)
+    assert sanitize.main(["racecheck"]) == result
+    shown = capsys.readouterr().out
+    assert words in shown and shown.count("results are right") == 2
+    assert shown.count("Race reported") == sum(race not in (NUMBERS, KEYS, MAIL) for race in races)
+
+
 def test_plans_are_made_where_triton_is_interpreted() -> None:
     """In such a process as a tool looks at, with Triton's kernel in place of the one that is looked at."""
     if importlib.util.find_spec("triton") is None:
