@@ -20,6 +20,7 @@ STEPS = ((4096, 4), (2048, 3))
 MAX_CLUSTER = 8  # what every device with clusters can launch
 MAX_GROUP = 8  # columns of a tensor-core product
 TILE = 16  # keys
+MOST_APART = 1 << 31  # numbers from page to page, which are products of 32 bits
 WARPS = 8  # of a block, which has a multiprocessor to itself
 LONG_FOR_TWO = 2048  # keys; benchmarks/results/clusters-*.json
 # Keys and values in flight on a multiprocessor. Alone, half as much again is a little faster; between other
@@ -371,6 +372,8 @@ def mismatch(
             return f"{name} is {list(pages.shape)}, must be [blocks, {', '.join(map(str, page))}]"
         if pages.stride(1) != shape.head_dim:
             return f"keys of {name} are {pages.stride(1)} numbers apart; a head's keys must follow each other"
+        if pages.stride(0) >= MOST_APART:
+            return f"blocks of {name} are {pages.stride(0)} numbers apart, must be less than {MOST_APART}"
     if out.shape != (entries, shape.heads * shape.head_dim):
         return f"out is {list(out.shape)}, must be [{entries}, {shape.heads * shape.head_dim}]"
     if rows.shape != (entries,) or positions.shape != (entries,) or block_tables.dim() != 2:

@@ -14,50 +14,55 @@ struct Tiles {
     Pages keys, values;
     const int* table;
     int first, count;
-    uint4* stages;           // [STAGES][Woven::STAGE]
+    unsigned char* stages;   // [STAGES] of STAGE_BYTES
     int pages, upcoming;     // a lane knows the page of one of the next 32 tiles, and of one of the 32 after those
+    Targets to;
 };
+constexpr int STAGE_BYTES = Woven::STAGE * 16;
 
 DEVICE int page_of(const Tiles& t, int i) { return i < t.count ? t.table[(t.first + i * WARPS) / TILES_OF_PAGE] : 0; }
 
 // Tiles are fetched in order.
-DEVICE void fetch(Tiles& t, int i, int stage) {
+DEVICE void fetch(Tiles& t, int i, unsigned char* stage) {
     if (i % 32 == 0 && i > 0) {
         t.pages = t.upcoming;
         t.upcoming = page_of(t, i + 32 + lane_index());
     }
     const int page = warp_from(t.pages, i % 32), start = (t.first + i * WARPS) % TILES_OF_PAGE * TILE;
-    if (i < t.count) copy_tile(t.stages + stage * Woven::STAGE, t.keys, t.values, page, start);
+    if (i < t.count) copy_tile(stage, t.to, t.keys, t.values, page, start);
     commit_copies();
 }
 
 DEVICE void fetch_first(Tiles& t) {
     t.pages = page_of(t, lane_index());
     t.upcoming = page_of(t, lane_index() + 32);
+    t.to = targets_of_lane();
 #pragma unroll
-    for (int i = 0; i < STAGES; i++) fetch(t, i, i);
+    for (int i = 0; i < STAGES; i++) fetch(t, i, t.stages + i * STAGE_BYTES);
 }
 
 // Attention to keys `seen` to `last` of the row, as far as they lie in these tiles. What has been found takes the place of
 // the tiles, and the heads' maxima and sums go to `stats`.
 DEVICE void attend_tiles(Tiles& t, const Query& query, int seen, int last, float scale, float2* stats) {
     const int lane = lane_index();
-    float o[D / 64][4][4] = {};
-    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};  // of heads 2c and 2c+1; the sum is this lane's
+    Found found;
+    const Places<Woven> places = places_of_lane<Woven>();
     int turn = 0;
+    unsigned char* stage = t.stages;
 #pragma unroll 1
     for (int i = 0; i < t.count; i++) {
-        uint4* const stage = t.stages + turn * Woven::STAGE;
         const int tile = t.first + i * WARPS, low = seen - tile * TILE, high = last - tile * TILE;
         wait_for_groups<STAGES - 1>();
         warp_barrier();  // what other lanes have brought is there, too
-        if (NUMBER > 1 && (low > 0 || high < TILE - 1)) clear_unseen<Woven>(stage, low, high, lane);
-        attend_tile<Woven>(stage, query, low, high, scale, lane, o, most, total);
+        if (low > 0 || high < TILE - 1) clear_unseen<Woven>(stage, low, high, lane);
+        attend_tile<Woven>(stage, places, query, low, high, scale, lane, found);
         warp_barrier();  // all lanes have read this tile
-        fetch(t, i + STAGES, turn);
-        if (++turn == STAGES) turn = 0;
+        fetch(t, i + STAGES, stage);
+        const bool again = ++turn == STAGES;
+        stage = again ? t.stages : stage + STAGE_BYTES;
+        if (again) turn = 0;
     }
-    keep_found<GROUP>((float4*)t.stages, stats, o, most, total, lane);
+    keep_found<GROUP>((float4*)t.stages, stats, found, lane);
 }
 
 DEVICE void store(u16* out, const Part& part) {

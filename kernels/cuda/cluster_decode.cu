@@ -49,10 +49,10 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) cluster_decode(
     const int mine = first + rank * length + warp, stop = min(first + rank * length + length, last);
     const u16* const key_scales = k_scales + kv_head * s_head;
     const u16* const value_scales = v_scales + kv_head * s_head;
-    Tiles tiles = {{k_pages + kv_head * k_head * NUMBER / 2, k_block * NUMBER / 2, key_scales, s_block},
-                   {v_pages + kv_head * v_head * NUMBER / 2, v_block * NUMBER / 2, value_scales, s_block},
+    Tiles tiles = {{k_pages + kv_head * k_head * NUMBER / 2, (int)(k_block * NUMBER / 2), key_scales, (int)s_block},
+                   {v_pages + kv_head * v_head * NUMBER / 2, (int)(v_block * NUMBER / 2), value_scales, (int)s_block},
                    block_tables + row * table_stride, mine, max(0, (stop - mine + WARPS - 1) / WARPS),
-                   (uint4*)(sums + warp * ROOM), 0, 0};
+                   (unsigned char*)(sums + warp * ROOM), 0, 0, {}};
     fetch_first(tiles);
     attend_tiles(tiles, query, seen, position, scale, stats + warp * GROUP);
     block_barrier();

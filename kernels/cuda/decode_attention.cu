@@ -52,23 +52,23 @@ DEVICE Halves norm_weights(const u16* weights) { return weights_of(ORDER == NORM
 DEVICE void attend_tiles(const Step& s, int row, int position, int chunk, int count) {
     const int lane = lane_index(), reader = warp_index() % READERS;
     const Query query = query_of(own_queries(), D);
-    float o[D / 64][4][4] = {};
-    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+    const Places<Bulk> places = places_of_lane<Bulk>();
+    Found found;
 #pragma unroll 1
     for (int j = 0; j < count; j++) {
         const int tile = (rank_index() + j * TEAM) * READERS + reader;
         const Place place = place_of(chunk + j);
         const bool landed = wait_for_chunks<1>(place);
-        uint4* const stage = (uint4*)slot_of(place.slot) + reader * Bulk::STAGE;
+        unsigned char* const stage = slot_of(place.slot) + reader * Bulk::STAGE * 16;
         const int high = position - 1 - tile * TILE;
         if (high >= 0) {
-            if (NUMBER > 1 && high < TILE - 1) clear_unseen<Bulk>(stage, 0, high, lane);
-            attend_tile<Bulk>(stage, query, 0, high, s.score_scale, lane, o, most, total);
+            if (high < TILE - 1) clear_unseen<Bulk>(stage, 0, high, lane);
+            attend_tile<Bulk>(stage, places, query, 0, high, s.score_scale, lane, found);
         }
         warp_barrier();
         if (lane < SUBS / READERS && landed) arrive(empty_of(place.slot));  // as often as the barrier counts
     }
-    keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), o, most, total, lane);
+    keep_found<GROUP>(sums_of(row, reader), stats_of(row, reader), found, lane);
 }
 
 // The rank that would read the new token's tile has the new token; it writes it when nothing of that tile is on its way

@@ -113,6 +113,12 @@ DEVICE float head_max(float value) {
     return value;
 }
 
+// Two e4m3 as bf16. Shifted into bf16's place the exponent, whose bias is 7 where bf16's is 127, is too small by 120.
+DEVICE u32 from_e4m3(u32 pair) {
+    const u32 apart = (pair & 0xffu) | (pair & 0xff00u) << 8;  // a byte in each half
+    return multiply_add_pair(and_or(apart << 8, 0x80008000u, apart << 4 & 0x07f007f0u), 0x7b807b80u, 0x80008000u);
+}
+
 // A head in bytes, with its scale (kernels/kv8.py). Returns what these stand for.
 DEVICE Halves quantized(unsigned char* bytes, u16* scale_to, const Halves& x) {
     const Halves finite = {{or_zero(x.left[0]), or_zero(x.left[1])}, {or_zero(x.right[0]), or_zero(x.right[1])}};
@@ -133,8 +139,8 @@ DEVICE Halves quantized(unsigned char* bytes, u16* scale_to, const Halves& x) {
         *(u16*)(bytes + D / 2 + lane * 2) = (u16)right;
     }
     if (lane == 0) *scale_to = to_bf16(scale);
-    const auto first = [&](u32 pair) { return low_half(even_bytes(pair)) * scale; };
-    const auto second = [&](u32 pair) { return low_half(odd_bytes(pair)) * scale; };
+    const auto first = [&](u32 pair) { return low_half(from_e4m3(pair)) * scale; };
+    const auto second = [&](u32 pair) { return high_half(from_e4m3(pair)) * scale; };
     return Halves{{first(left), second(left)}, {first(right), second(right)}};
 }
 #endif

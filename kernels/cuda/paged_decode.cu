@@ -205,12 +205,12 @@ KERNEL void __launch_bounds__(WARPS * 32, BLOCKS) paged_decode(const Launch a) {
     const bool has_new = fresh && item.end > item.position;
     const int last = has_new ? item.position - 1 : item.end - 1;  // key in the pages
     const int first = item.start / TILE + warp, beyond = last / TILE + (last >= 0);
-    Tiles tiles = {{a.k_pages + kv_head * a.k_head * NUMBER / 2, a.k_block * NUMBER / 2,
-                    a.k_scales + kv_head * a.s_head, a.s_block},
-                   {a.v_pages + kv_head * a.v_head * NUMBER / 2, a.v_block * NUMBER / 2,
-                    a.v_scales + kv_head * a.s_head, a.s_block},
+    Tiles tiles = {{a.k_pages + kv_head * a.k_head * NUMBER / 2, (int)(a.k_block * NUMBER / 2),
+                    a.k_scales + kv_head * a.s_head, (int)a.s_block},
+                   {a.v_pages + kv_head * a.v_head * NUMBER / 2, (int)(a.v_block * NUMBER / 2),
+                    a.v_scales + kv_head * a.s_head, (int)a.s_block},
                    a.block_tables + item.row * a.table_stride, first, max(0, (beyond - first + WARPS - 1) / WARPS),
-                   (uint4*)(m.sums + warp * ROOM), 0, 0};
+                   (unsigned char*)(m.sums + warp * ROOM), 0, 0, {}};
     fetch_first(tiles);
     if (ahead) wait_for_previous();
 

@@ -169,15 +169,28 @@ template <int K> static void multiply(Warp& w, float (&d)[4]) {
     }
     meet(w.meeting, 32);
 }
-void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+template <float (&LOW)(u32), float (&HIGH)(u32)>
+static void multiply_pairs(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     Warp& w = *self().warp;
     const int lane = me->thread & 31, g = lane / 4, c = lane % 4;
-    const auto put_in = [c](float* numbers, u32 pair) {
-        numbers[2 * c] = low_half(pair), numbers[2 * c + 1] = high_half(pair);
-    };
+    const auto put_in = [c](float* numbers, u32 pair) { numbers[2 * c] = LOW(pair), numbers[2 * c + 1] = HIGH(pair); };
     put_in(w.a[g], a0), put_in(w.a[g + 8], a1), put_in(w.a[g] + 8, a2), put_in(w.a[g + 8] + 8, a3);
     put_in(w.b[g], b0), put_in(w.b[g] + 8, b1);
     multiply<16>(w, d);
+}
+void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    multiply_pairs<low_half, high_half>(d, a0, a1, a2, a3, b0, b1);
+}
+static float from_f16(u32 bits) {
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    float size = exponent ? ldexpf(1024 + mantissa, exponent - 25) : ldexpf(mantissa, -24);
+    if (exponent == 31) size = mantissa ? NAN : INFINITY;
+    return bits & 0x8000 ? -size : size;
+}
+static float low_f16(u32 pair) { return from_f16(pair & 0xffff); }
+static float high_f16(u32 pair) { return from_f16(pair >> 16); }
+void multiply_add_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    multiply_pairs<low_f16, high_f16>(d, a0, a1, a2, a3, b0, b1);
 }
 
 void begin_products() {
@@ -305,6 +318,17 @@ static u32 to_e4m3(float value) {
     const u32 eighths = (u32)std::nearbyint(std::ldexp(size, 4 - exponent));  // 8 to 16
     return sign | ((u32)(exponent - 1 + 7) * 8 + eighths - 8);
 }
+static u32 to_f16(float value) {
+    const u32 sign = bits_of(value) >> 16 & 0x8000;
+    if (value != value) return 0x7fff;
+    const float size = std::fabs(value);
+    if (size >= 65520.0f) return sign | 0x7c00;
+    const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
+    const u32 bits = (u32)std::nearbyint(std::ldexp(size, 10 - exponent));  // 1024 of them are one of the exponent
+    return sign | (bits + ((exponent + 14) << 10));
+}
+u32 to_f16_pair(float low, float high) { return to_f16(low) | to_f16(high) << 16; }
+u32 f16_of_e4m3(u32 bytes) { return to_f16_pair(from_e4m3(bytes & 255), from_e4m3(bytes >> 8 & 255)); }
 u32 to_e4m3_pair(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
 u64 nanoseconds() { return world.round * world.options.round_nanoseconds; }
 u32 cycles() { yield(); return (u32)nanoseconds(); }  // what waits for a time lets the others go on

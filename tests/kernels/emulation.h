@@ -99,6 +99,7 @@ void wait_for_barrier(Barrier* barrier, int parity);
 // Tensor-core products are computed from the fragment layout that the instruction set documents, not from what a
 // kernel assumes.
 void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+void multiply_add_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 void multiply_add_e4m3(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 
 // Products out of shared memory, which is read when they are waited for: not before, as the device might, but never
@@ -153,8 +154,14 @@ static inline u32 to_bf16_pair(float low, float high) { return to_bf16(low) | (u
 static inline float times(float a, float b) { return a * b; }
 static inline float rounded(float value) { return low_half(to_bf16(value)); }
 u32 to_e4m3_pair(float low, float high);
+u32 to_f16_pair(float low, float high);
+u32 f16_of_e4m3(u32 bytes);
 static inline u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
 static inline u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }
+static inline u32 low_bytes(u32 first, u32 second) {
+    return (first & 0xff) | (second & 0xff) << 8 | (first & 0xff00) << 8 | (second & 0xff00) << 16;
+}
+static inline u32 high_bytes(u32 first, u32 second) { return low_bytes(first >> 16, second >> 16); }
 static inline u32 and_or(u32 bits, u32 mask, u32 more) { return (bits & mask) | more; }
 static inline u32 multiply_add_pair(u32 a, u32 b, u32 c) {
     const auto exact = [](float x, float y, float z) { return (float)((double)x * y + z); };

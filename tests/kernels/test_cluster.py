@@ -135,6 +135,8 @@ def test_mismatches_are_named() -> None:
     assert "block_tables must" in wrong(block_tables=torch.zeros(4, 2, dtype=torch.int32).T)
     assert "scales come with" in wrong(scales=(torch.zeros(1), torch.zeros(1)))
     assert "follow each other" in wrong(v_pages=torch.zeros(5, 16, 2, 64, **bf16))
+    apart = torch.zeros(2048, **bf16).as_strided((1, 16, 2, 64), (1 << 31, 64, 1024, 1))
+    assert "blocks of k_pages are 2147483648 numbers apart" in wrong(k_pages=apart)
 
 
 def test_mismatches_of_eight_bits_are_named() -> None:
