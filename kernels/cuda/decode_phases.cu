@@ -106,6 +106,9 @@ DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
 DEVICE void down_phase(const Step& s, const Layer* layer, int& chunk, u32 tag) {
     constexpr int PLACES = QKV_MAIL + FOUND_MAIL;
     const int start = rank_index() * SHARE, items = owned_units() * ROWS * 8 * TEAM;
+    // Who has no inputs waits for one all the same: in a chain it may be here before the layer in front has ended, and what it
+    // sends would take the place of sums that are still to be read.
+    if (SHARE * (TEAM - 1) >= INNER && start >= INNER) await(s.inner, tag);
     product<Cut<SHARE>, false, 1>(
         chunk, TEAM_UNITS, Inputs{s.inner + start / 2, INNER / 2, INNER - start, tag},
         [&](int, int, int) { return Early{}; },

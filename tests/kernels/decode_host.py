@@ -63,6 +63,16 @@ def emulate_launch(
     assert status == 0, library.failure()
 
 
+def emulate_at_once(
+    build: Build, cut: Cut, net: StepNetwork, step: StepArguments, first: int, seed: int
+) -> None:
+    """A chain's kernels from the first-th on, none of which waits for those in front of it to end."""
+    library, shared, count = build(net.spec, cut), shared_bytes(net.spec, cut), len(launches(net.spec, cut))
+    time = ctypes.c_longlong(1)
+    status = library.emulate_at_once(shared, ctypes.byref(step), first, count - first, seed, time)
+    assert status == 0, library.failure()
+
+
 def emulate(
     build: Build, cut: Cut, net: StepNetwork, given: Case, seed: int = 0, memory: StepMemory | None = None
 ) -> Case:

@@ -37,6 +37,7 @@ from tests.kernels.decode_host import (
     Build,
     check,
     emulate,
+    emulate_at_once,
     emulate_launch,
     not_narrowed,
     run,
@@ -44,6 +45,9 @@ from tests.kernels.decode_host import (
     widened,
 )
 
+# Half of each team of four has no outputs of attention.
+NARROW = replace(SMALL, heads=4, kv_heads=4, inner=512, padded_inner=512)
+AT_ONCE = 3  # the first of a chain's kernels that run at once
 BROAD_SPECS = {"broad": BROAD, "wider": WIDER, "broader": BROADER, "eight": EIGHT}
 slow = pytest.mark.slow  # compiling a form takes a second or two; each run has one of each sort
 
@@ -310,13 +314,42 @@ def test_teams_of_other_sizes(build: Build, team: int) -> None:
     ids=["resident", "all inputs", "chained", "chained, all inputs"],
 )
 def test_blocks_without_outputs_of_attention(build: Build, cut: Cut) -> None:
-    """Half of each team: they go from attention to the MLP, whose sums then lie where attention's did."""
-    net = network(replace(SMALL, heads=4, kv_heads=4, inner=512, padded_inner=512))
+    """They go from attention to the MLP, whose sums then lie where attention's did."""
+    net = network(NARROW)
     cut = replace(cut, team=4, rows=2)
     wanted = emulate(build, cut, net, case(net.spec, [70, 15]))
     check(net, wanted)
     for seed in (1, 2, 3):
         same(wanted, emulate(build, cut, net, case(net.spec, [70, 15]), seed))
+
+
+@pytest.mark.parametrize(
+    ("spec", "cut"),
+    some(
+        (
+            ("two ranks have no inputs", replace(SMALL, inner=416, padded_inner=1024), CHAINED),
+            ("all have some", replace(SMALL, inner=1024, padded_inner=1024), CHAINED),
+            ("all inputs", replace(SMALL, inner=416, padded_inner=1024), WHOLE_CHAINED),
+            ("blocks without outputs", NARROW, CHAINED),
+            ("all inputs, blocks without outputs", NARROW, WHOLE_CHAINED),
+            ("swiglu", replace(LLAMA, inner=416, padded_inner=1024), CHAINED),
+        ),
+        {"two ranks have no inputs"},
+    ),
+)
+def test_kernels_of_a_chain_may_run_at_once(build: Build, spec: StepSpec, cut: Cut) -> None:
+    """All but the first layer's up to the MLP's last product: no block writes where another has to read."""
+    net, cut = network(spec), replace(cut, team=4, rows=2)
+    wanted = emulate(build, cut, net, case(net.spec, [70, 15]))
+    for seed in (1, 2, 3):
+        given = case(net.spec, [70, 15])
+        memory = memory_of(net, given, cut.team, cut.rows)
+        step = arguments_of(net, memory, given)
+        for phase in range(AT_ONCE):
+            emulate_launch(build, cut, net, step, 0, phase, seed)
+        emulate_at_once(build, cut, net, step, AT_ONCE, seed)
+        assert int(memory.failed) == 0
+        same(wanted, given)
 
 
 # Kernels of a chain run one after the other here, and never wait.
