@@ -20,7 +20,7 @@ STEPS = ((4096, 4), (2048, 3))
 MAX_CLUSTER = 8  # what every device with clusters can launch
 MAX_GROUP = 8  # columns of a tensor-core product
 TILE = 16  # keys
-MOST_APART = 1 << 31  # numbers from page to page, which are products of 32 bits
+MOST_APART = 1 << 31  # from page to page, in numbers: kernels keep that in 32 bits
 WARPS = 8  # of a block, which has a multiprocessor to itself
 LONG_FOR_TWO = 2048  # keys; benchmarks/results/clusters-*.json
 # Keys and values in flight on a multiprocessor. Alone, half as much again is a little faster; between other
@@ -364,6 +364,8 @@ def mismatch(
         numbers |= {"k_scales": scales[0], "v_scales": scales[1]}
         if any(x.shape != k_pages.shape[:3] or x.stride() != scales[0].stride() for x in scales):
             return f"scales must both be {list(k_pages.shape[:3])}, with the same strides"
+        if scales[0].stride(0) >= MOST_APART:
+            return f"blocks of k_scales are {scales[0].stride(0)} apart, must be less than {MOST_APART}"
     indices = {"block_tables": block_tables, "rows": rows, "positions": positions}
     if q.shape != (entries, shape.heads, shape.head_dim):
         return f"q is {list(q.shape)}, must be [entries, {shape.heads}, {shape.head_dim}]"

@@ -65,7 +65,7 @@ template <class At> DEVICE Places<At> places_of_lane() {
 constexpr float LOWEST = -3.0e38f;
 
 // One kv head's keys or values, and their scales. block: two bytes each from page to page, whatever the numbers have;
-// scale_block: scales. Both are less than 2^31, which kernels/cluster.py sees to.
+// scale_block: scales. Both have 31 bits, which kernels/cluster.py sees to.
 struct Pages {
     const u16* base;
     int block;
@@ -200,13 +200,13 @@ DEVICE uint4 operands(uint4 key, int part) {
     const u32 low = part ? key.z : key.x, high = part ? key.w : key.y;
     return uint4{f16_of_e4m3(low), f16_of_e4m3(low >> 16), f16_of_e4m3(high), f16_of_e4m3(high >> 16)};
 }
-DEVICE void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+DEVICE void multiply_keys(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     multiply_add_f16(d, a0, a1, a2, a3, b0, b1);
 }
 #else
 constexpr int PARTS = 1;
 DEVICE uint4 operands(uint4 key, int) { return key; }
-DEVICE void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+DEVICE void multiply_keys(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     multiply_add(d, a0, a1, a2, a3, b0, b1);
 }
 #endif
@@ -215,12 +215,12 @@ DEVICE void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 
 // and of the others. In the end the scores of this lane's heads are the sums that `scores_of` makes of them.
 DEVICE void add_scores(float (&first)[4], float (&second)[4], uint4 k0, uint4 k1, const u32 (&q)[Query::PAIRS]) {
     if constexpr (SPREAD) {
-        multiply(first, k0.x, k0.y, k0.z, k0.w, q[0], q[1]);
-        multiply(second, k1.x, k1.y, k1.z, k1.w, q[0], q[1]);
+        multiply_keys(first, k0.x, k0.y, k0.z, k0.w, q[0], q[1]);
+        multiply_keys(second, k1.x, k1.y, k1.z, k1.w, q[0], q[1]);
     }
     else {
-        multiply(first, k0.x, k1.x, k0.y, k1.y, q[0], q[1]);
-        multiply(second, k0.z, k1.z, k0.w, k1.w, q[2], q[3]);
+        multiply_keys(first, k0.x, k1.x, k0.y, k1.y, q[0], q[1]);
+        multiply_keys(second, k0.z, k1.z, k0.w, k1.w, q[2], q[3]);
     }
 }
 template <class At>
@@ -272,7 +272,10 @@ struct Found {
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #ifdef KV_FP8
-    int exponent = 15;  // of the largest scale of values, plus 127: `o` is 2^141 / 2^exponent as much, so that f16 has weights
+    // Of the largest scale of values, which are positive or no numbers, plus 127: `o` is 2^141 / 2^exponent as much, so that
+    // f16 has weights times scales. They are rounded no coarser than by bf16 from 2^-28 of the largest scale on, whatever
+    // weight that has, and lost from 2^-38 on.
+    int exponent = 15;
 #endif
 };
 

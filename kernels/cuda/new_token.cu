@@ -113,7 +113,8 @@ DEVICE float head_max(float value) {
     return value;
 }
 
-// Two e4m3 as bf16. Shifted into bf16's place the exponent, whose bias is 7 where bf16's is 127, is too small by 120.
+// Two e4m3 as bf16. Shifted into bf16's place the exponent, whose bias is 7 where bf16's is 127, is too small by 120;
+// the product mends that, also for numbers below the normal ones.
 DEVICE u32 from_e4m3(u32 pair) {
     const u32 apart = (pair & 0xffu) | (pair & 0xff00u) << 8;  // a byte in each half
     return multiply_add_pair(and_or(apart << 8, 0x80008000u, apart << 4 & 0x07f007f0u), 0x7b807b80u, 0x80008000u);

@@ -26,9 +26,9 @@ enum Flags { NORM = 1, RELU2 = 2, SWIGLU = 4, ACCUMULATE = 8, DEPENDENT = 16 };
 
 struct Memory {
     unsigned char* ring;  // [STAGES][OUTPUTS of W, ROWS of x][TILE]; in the end this block's sums, [OUTPUTS][PITCH]
-    float* sums;          // [S][SHARE][PITCH], that the other blocks have sent
+    float* sums;          // [S][SHARE][PITCH], that the other blocks have sent; nothing of this one
     float* own_squares;   // [ROWS], of this block's part of K
-    float* squares;       // [S][ROWS], that the other blocks have sent
+    float* squares;       // [S][ROWS], likewise
     Barrier *full, *empty, *sent;
 };
 

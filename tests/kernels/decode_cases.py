@@ -181,7 +181,7 @@ def case(spec: StepSpec, positions: list[int], seed: int = 1, device: str = "cpu
         if position < 0:
             rows[entry] = -1
     if spec.fp8_kv:
-        # What nobody has written has a scale that is no number, and bytes that stand for the largest.
+        # What nobody has written has a scale that is no number, and bytes that are no numbers.
         scales = [quantize_kv(memory)[1] for memory in pages]
         pages = [_quantized(memory) for memory in pages]
     x = torch.randn(count, spec.width, generator=random).bfloat16()
@@ -205,7 +205,7 @@ def case(spec: StepSpec, positions: list[int], seed: int = 1, device: str = "cpu
 
 def _quantized(memory: torch.Tensor) -> torch.Tensor:
     values = quantize_kv(memory)[0].view(torch.int8)
-    return torch.where(memory.isnan(), 0x7E, values).view(FORMAT)
+    return torch.where(memory.isnan(), 0x7F, values).view(FORMAT)
 
 
 def _full(weight: Weight) -> torch.Tensor:

@@ -3,7 +3,7 @@ cluster_decode.cu run thread by thread on the host (emulation.h)."""
 
 import ctypes
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from kernels.cluster import (
 )
 from tests.kernels.cluster_cases import Batch, stretches, twin
 from tests.kernels.conftest import HostCode
+from tests.kernels.triton.paged import exact_attention
 from tests.tiers import tiered
 
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=64, block_size=16)
@@ -163,6 +164,10 @@ def test_mismatches_of_eight_bits_are_named() -> None:
     assert "k_pages is torch.bfloat16, must be float8_e4m3fn" in wrong(k_pages=whole)
     assert "scales must both be" in wrong(scales=(far, far[:4]))
     assert "k_scales must have unit stride" in wrong(scales=(far, far))
+    apart = torch.zeros(32, dtype=torch.bfloat16).as_strided((1, 16, 2), (1 << 31, 1, 16))
+    one = torch.zeros(1, 2, 16, 64, dtype=torch.uint8).view(torch.float8_e4m3fn).transpose(1, 2)
+    found = wrong(k_pages=one, v_pages=one, scales=(apart, apart))
+    assert "blocks of k_scales are 2147483648 apart" in found
     assert "k_scales is torch.float32" in wrong(scales=(far.float(), far.float()))
 
 
@@ -283,6 +288,10 @@ def test_keys_and_values_of_eight_bits(case: tuple[object, ...], build: Build) -
     batch.check(scale, window)  # type: ignore[arg-type]
 
 
+# Powers of two that are scales: with the smallest one, and the smallest number, bf16 still has all bits.
+FACTORS = [-114, -60, -17, -2, 3, 13, 60, 110]
+
+
 def test_every_number_of_eight_bits_is_read_exactly(build: Build) -> None:
     """One key for each: its weight is one, and the value comes out as it is, scales of any size included."""
     shape, variant = Shape(1, 1, 64, 16, True), Variant(1, 1, 1)
@@ -291,7 +300,7 @@ def test_every_number_of_eight_bits_is_read_exactly(build: Build) -> None:
     assert batch.pages.scales is not None
     expected = {}
     for row in range(8):
-        block, factor = int(batch.pages.tables[row, 0]), 2.0 ** (5 * row - 17)
+        block, factor = int(batch.pages.tables[row, 0]), 2.0 ** FACTORS[row]
         numbers = codes[(torch.arange(64) + 32 * row) % len(codes)]
         batch.pages.v_pages.view(torch.uint8)[block, 0, 0] = numbers
         batch.pages.scales[1][block, 0, 0] = factor
@@ -299,6 +308,30 @@ def test_every_number_of_eight_bits_is_read_exactly(build: Build) -> None:
     emulate(build(shape, variant), shape, variant, batch, 0.1, None)
     for entry, row in enumerate(batch.rows.tolist()):
         assert row < 0 or torch.equal(batch.out[entry].float(), expected[row])
+
+
+@pytest.mark.parametrize(
+    "powers",
+    [range(-100, 100, 20), range(80, -120, -20), [-115, *[40] * 9]],
+    ids=["rising", "falling", "one step"],
+)
+def test_scales_of_many_sizes_in_one_row(powers: Sequence[int], build: Build) -> None:
+    """Of each tile's values another: every head is as near to float64 as with scales of one size."""
+    shape, variant = Shape(4, 2, 64, 16, True), Variant(1, 2, 1)
+    batch = Batch.of([160, 100, 17], 4, 2, 64, 16, True, True).cpu()
+    assert batch.pages.scales is not None
+    for row, values in enumerate(batch.pages.values):
+        for index, tile in enumerate(values.split(16)):
+            batch.pages.scales[1][int(batch.pages.tables[row, index])] *= 2.0 ** powers[index]
+            tile *= 2.0 ** powers[index]
+    emulate(build(shape, variant), shape, variant, batch, 0.1, None)
+    for entry, row in enumerate(batch.rows.tolist()):
+        if row < 0:
+            continue
+        given = batch.query[entry : entry + 1], batch.pages.keys[row], batch.pages.values[row]
+        exact = exact_attention(*given, int(batch.positions[entry]), 0.1, None).view(4, 64)
+        off = (batch.out[entry].view(4, 64).double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+        assert off.max() < 5e-3, off
 
 
 def test_scores_of_any_size(build: Build) -> None:

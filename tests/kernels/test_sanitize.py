@@ -74,6 +74,7 @@ MAIL = ("put_to_peer(Word *, int, unsigned int, unsigned int)", "get_shared(cons
         ([NUMBERS, (KEYS[0], "store_sums(int)")], 1, "racecheck: ERRORS, 1 races"),
         ([(NUMBERS[0], MULTIPLY)], 1, "racecheck: ERRORS, "),
         ([(KEYS[0], KEYS[0])], 1, "racecheck: ERRORS, "),
+        ([(NUMBERS[0], MAIL[1])], 1, "racecheck: ERRORS, "),
     ],
 )
 def test_races_that_are_known(
@@ -94,10 +95,30 @@ def test_races_that_are_known(
 
     monkeypatch.setattr(sanitize, "find_sanitizer", lambda: "/opt/compute-sanitizer")
     monkeypatch.setattr(sanitize, "supervised", supervised)
-    assert sanitize.main(["racecheck"]) == result
+    assert sanitize.main(["racecheck", "--only", "decode"]) == result
     shown = capsys.readouterr().out
     assert words in shown and shown.count("results are right") == 2
     assert shown.count("Race reported") == sum(race not in (NUMBERS, KEYS, MAIL) for race in races)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "decode: results are right\n========= Target application returned an error",
+        "decode: results are right\n========= Internal Sanitizer Error: no more memory",
+        "AssertionError: 0.5",
+    ],
+)
+def test_known_races_hide_nothing_else(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither other words of the tool nor results that are wrong."""
+    race = RACE.format(writer=NUMBERS[0], reader=NUMBERS[1])
+
+    def supervised(command: list[str]) -> tuple[int, str]:
+        return (sanitize.FOUND, f"{race}\n{after}") if "racecheck" in command else (0, "results are right")
+
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: "/opt/compute-sanitizer")
+    monkeypatch.setattr(sanitize, "supervised", supervised)
+    assert sanitize.main(["racecheck", "--only", "decode"]) == 1
 
 
 def test_plans_are_made_where_triton_is_interpreted() -> None:
