@@ -272,9 +272,8 @@ struct Found {
     float o[D / 64][4][4] = {};
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
 #ifdef KV_FP8
-    // Of the largest scale of values, which are positive or no numbers, plus 127: `o` is 2^141 / 2^exponent as much, so that
-    // f16 has weights times scales. They are rounded no coarser than by bf16 from 2^-28 of the largest scale on, whatever
-    // weight that has, and lost from 2^-38 on.
+    // Of the largest scale of values (positive or no number) plus 127: `o` is 2^141 / 2^exponent as much, so that f16 has
+    // weights times scales: no coarser than bf16 down to 2^-28 of the largest scale, and lost from 2^-38 on.
     int exponent = 15;
 #endif
 };
